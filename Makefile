@@ -1,0 +1,45 @@
+# The few commands people need. Each creates the environment and installs everything it needs.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+# One thread per process: two processes of one thread each are the best use of a small CPU,
+# and PyTorch's OpenMP threads spin under load unless told to sleep.
+export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: help demo test test-all lint bench clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	touch $@
+
+$(VENV)/installed-hosts: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev,hosts]'
+	touch $@
+
+demo: $(VENV)/installed  ## Train sac, sac-era and sac-era-exact on a real task and draw the report (about eight minutes)
+	$(BIN)/python examples/demo.py
+
+lint: $(VENV)/installed  ## Style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint  ## What CI runs: style, types and the tests
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
+
+test-all: lint $(VENV)/installed-hosts  ## `test` and everything slow: host libraries, long runs, the browser
+	$(BIN)/python -m pytest -n 2
+
+bench: $(VENV)/installed-hosts  ## Every benchmark, side by side with what it is compared to
+	$(BIN)/python benchmarks/activations.py
+	$(BIN)/python benchmarks/sac_update.py
+
+clean:  ## Remove the environment and caches, never results
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,23 @@
+"""Output activations that put a floor under the entropy of whatever a network outputs.
+
+The method is ERA, Entropy Regularizing Activation (arXiv 2510.08549). The activations live in
+`entropyfloor.torch` and `entropyfloor.jax`; importing this package imports neither framework.
+"""
+
+import importlib
+from types import ModuleType
+
+__version__ = "0.1.0"
+
+_ROOMS = ("control", "jax", "report", "runs", "targets", "torch")
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import a room on first use, so that `entropyfloor.torch` works after `import entropyfloor`."""
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_ROOMS])
