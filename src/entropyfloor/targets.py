@@ -1,0 +1,268 @@
+"""Entropy targets: rules, units, feasibility and calibration. Plain floats, no framework.
+
+Entropies are in nats. `target_entropy` is that of the whole action vector, `entropy_per_dim` is its share
+per action dimension; this file is the only place that converts between them. Section numbers are those of
+arXiv 2510.08549; what is marked *ours* is not in the paper.
+"""
+
+import math
+import re
+from functools import cache
+
+LOG_SQRT_2PIE = 0.5 * math.log(2 * math.pi * math.e)
+"""Entropy of a standard normal."""
+
+TRUNCATED_LOG_STD_RANGE = (-50.0, 3.0)
+"""Range of log(σ / half-width) that the truncated head solves in. At the upper end the policy is within
+1e-5 nats per dimension of the uniform one, so a wider σ could not be told apart in single precision."""
+
+_RULE = re.compile(r"(?P<sign>[+-]?)\s*(?P<factor>\d*\.?\d*)\s*\*?\s*A\s*(?:/\s*(?P<divisor>\d+\.?\d*))?")
+
+
+# --- rules and units -------------------------------------------------------------------------------------
+
+
+def resolve(rule: str | float, action_dim: int) -> float:
+    """Target entropy of the whole action vector from a rule in the action dimension `A`.
+
+    Args:
+        rule: A number of nats, or text such as `"-A/2"`, `"-A"`, `"-0.3A"`, `"0.25*A"`, `"-3"`.
+        action_dim: `A`.
+
+    Returns:
+        `target_entropy` in nats.
+
+    Raises:
+        ValueError: The rule cannot be read or is not finite.
+    """
+    if isinstance(rule, str):
+        text = rule.strip()
+        match = _RULE.fullmatch(text)
+        try:
+            if match is None:
+                target = float(text)
+            else:
+                factor = float(match["factor"] or 1.0) / float(match["divisor"] or 1.0)
+                target = -factor * action_dim if match["sign"] == "-" else factor * action_dim
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(
+                f"target entropy rule {rule!r} cannot be read: write a number of nats or a multiple of A, "
+                "such as -A/2 or 0.25*A"
+            ) from None
+    else:
+        target = float(rule)
+    return _finite("target_entropy", target)
+
+
+def per_dim(target_entropy: float, action_dim: int) -> float:
+    """Share of `target_entropy` that falls on one action dimension, in nats."""
+    return target_entropy / action_dim
+
+
+def total(entropy_per_dim: float, action_dim: int) -> float:
+    """Entropy of the whole action vector from an equal share per dimension, in nats."""
+    return entropy_per_dim * action_dim
+
+
+# --- continuous targets ----------------------------------------------------------------------------------
+
+
+def gaussian_entropy_max(action_dim: int, log_std_max: float) -> float:
+    """Largest entropy of a diagonal Gaussian: Eq. 10 with every σ at its maximum."""
+    return action_dim * (log_std_max + LOG_SQRT_2PIE)
+
+
+def truncated_normal_entropy(loc: float, log_std: float, low: float = -1.0, high: float = 1.0) -> float:
+    """Entropy of one coordinate of a Gaussian truncated to [low, high] (Eq. 5), for `loc` inside."""
+    std = math.exp(log_std)
+    a, b = (loc - low) / std, (high - loc) / std
+    mass = 0.5 * (math.erf(a / math.sqrt(2)) + math.erf(b / math.sqrt(2)))
+    edge = (a * math.exp(-0.5 * a * a) + b * math.exp(-0.5 * b * b)) / math.sqrt(2 * math.pi)
+    return LOG_SQRT_2PIE + log_std + math.log(mass) - 0.5 * edge / mass
+
+
+def truncated_entropy_max(action_dim: int, log_std_max: float, low: float = -1.0, high: float = 1.0) -> float:
+    """Largest entropy that a truncated Gaussian reaches *in every state*: that of `loc` on a bound."""
+    return action_dim * truncated_normal_entropy(high, log_std_max, low, high)
+
+
+def check_log_std_bounds(log_std_min: float, log_std_max: float) -> None:
+    """Raise `ValueError` unless both bounds are finite and in order."""
+    if not (math.isfinite(log_std_min) and math.isfinite(log_std_max) and log_std_min < log_std_max):
+        raise ValueError(
+            f"log_std_min={log_std_min} must be finite and below log_std_max={log_std_max}: "
+            "swap or widen the bounds"
+        )
+
+
+def check_gaussian(target_entropy: float | None, action_dim: int, log_std_min: float, log_std_max: float) -> None:
+    """Raise `ValueError` unless Eq. 11 can meet the target within its bounds.
+
+    Args:
+        target_entropy: Nats; None where the target is an array, which is clamped instead of checked.
+        action_dim: Number of action dimensions.
+        log_std_min: Lower bound of log σ.
+        log_std_max: Upper bound of log σ.
+    """
+    _action_dim(action_dim)
+    check_log_std_bounds(log_std_min, log_std_max)
+    if target_entropy is not None:
+        most = gaussian_entropy_max(action_dim, log_std_max)
+        _feasible(target_entropy, most, action_dim, f"log_std_max={log_std_max}")
+
+
+def check_truncated_normal(
+    target_entropy: float | None,
+    action_dim: int,
+    log_std_min: float,
+    log_std_max: float,
+    low: float,
+    high: float,
+) -> None:
+    """Raise `ValueError` unless the truncated policy can meet the target in every state.
+
+    Args:
+        target_entropy: Nats; None where the target is an array, which is clamped instead of checked.
+        action_dim: Number of action dimensions.
+        log_std_min: Lower bound of log σ.
+        log_std_max: Upper bound of log σ.
+        low: Lower bound of the action.
+        high: Upper bound of the action.
+    """
+    _action_dim(action_dim)
+    check_log_std_bounds(log_std_min, log_std_max)
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"low={low} must be finite and below high={high}: swap or widen the action bounds")
+    least, most = (limit + math.log((high - low) / 2) for limit in TRUNCATED_LOG_STD_RANGE)
+    if log_std_min < least or log_std_max > most:
+        raise ValueError(
+            f"log σ in [{log_std_min}, {log_std_max}] leaves [{least:.4g}, {most:.4g}], the range in which the "
+            f"entropy on [{low}, {high}] can be resolved: beyond it the policy is a point or uniform, so "
+            "narrow the bounds"
+        )
+    if target_entropy is not None:
+        reachable = truncated_entropy_max(action_dim, log_std_max, low, high)
+        _feasible(target_entropy, reachable, action_dim, f"log_std_max={log_std_max} and loc on a bound")
+
+
+# --- discrete targets ------------------------------------------------------------------------------------
+#
+# Eq. 15 is κ_i = least + (T - least) softmax(z)_i with T = log τ / τ and `least` = (C - T)/(n - 1): a line
+# between `least` at probability 0 and T at probability 1. `least` is all that a floor decides.
+
+
+def softmax_kappa_range(num_classes: int, min_entropy: float, tau: float, floor: str) -> tuple[float, float]:
+    """Both ends of κ in Eq. 15: (value at probability 0, value at probability 1).
+
+    Args:
+        num_classes: n ≥ 2.
+        min_entropy: Floor in nats.
+        tau: τ > e.
+        floor: `"paper"` for the paper's constant, whose true floor is far higher than it says;
+            `"calibrated"` (*ours*) for the constant whose one-hot limit has exactly `min_entropy`.
+
+    Raises:
+        ValueError: n < 2, τ ≤ e, an unknown `floor`, or a floor out of reach.
+    """
+    if isinstance(num_classes, bool) or int(num_classes) != num_classes or num_classes < 2:
+        raise ValueError(f"num_classes={num_classes} must be a whole number of at least 2")
+    if not (math.isfinite(tau) and tau > math.e):
+        raise ValueError(f"tau={tau} must be finite and above e = 2.71828…: the paper uses 4")
+    top = math.log(tau) / tau
+    if floor == "calibrated":
+        least, most = 0.0, math.log(num_classes)
+    elif floor == "paper":
+        least, most = max(0.0, 1 + math.log(top)), 1 + math.log(num_classes * top)
+    else:
+        raise ValueError(f"floor={floor!r} must be 'calibrated' or 'paper'")
+    if not (least < min_entropy < most or (floor == "paper" and min_entropy == least)):
+        raise ValueError(
+            f"min_entropy={min_entropy} nats is outside ({least:.6g}, {most:.6g}), what {num_classes} classes "
+            f"allow with floor={floor!r} and tau={tau}: choose a floor inside"
+        )
+    if floor == "paper":
+        return (math.exp(min_entropy - 1) - top) / (num_classes - 1), top
+    return _calibrated_kappa(int(num_classes), float(min_entropy), float(tau)), top
+
+
+def calibrated_constant(num_classes: int, min_entropy: float, tau: float = 4.0) -> float:
+    """The C of Eq. 15 whose least entropy over all logits is exactly `min_entropy` (*ours*)."""
+    least, top = softmax_kappa_range(num_classes, min_entropy, tau, "calibrated")
+    return top + (num_classes - 1) * least
+
+
+def top1_cap(num_classes: int, min_entropy: float, tau: float = 4.0, floor: str = "calibrated") -> float:
+    """Largest top-1 probability that is left under the floor: that of the one-hot limit."""
+    least, _ = softmax_kappa_range(num_classes, min_entropy, tau, floor)
+    return 1 / (1 + tau * (num_classes - 1) * math.exp(inverse_kappa(least)))
+
+
+def min_entropy_for_top1(num_classes: int, top1: float, tau: float = 4.0) -> float:
+    """Largest calibrated floor that still reaches the top-1 probability `top1`.
+
+    Label smoothing ε asks for `top1 = 1 - ε + ε/n`.
+
+    Raises:
+        ValueError: `top1` is not between 1/n and 1.
+    """
+    if not 1 / num_classes < top1 < 1:
+        raise ValueError(f"top1={top1} must lie between 1/n = {1 / num_classes:.6g} and 1")
+    rest = math.log((1 - top1) / (top1 * tau * (num_classes - 1)))  # the other classes' z' when the top is -log τ
+    return _one_hot_entropy(num_classes, rest, tau)
+
+
+def inverse_kappa(kappa: float) -> float:
+    """h⁻¹(κ) = W₋₁(-κ), the x ≤ -1 with -x eˣ = κ, for 0 < κ ≤ 1/e."""
+    t = max(-1 - math.log(kappa), 0.0)
+    y = t + math.sqrt(2 * t)  # an upper bound of the root of y - log(1 + y) = t, with x = -1 - y
+    for _ in range(60):
+        if y <= 0:
+            break
+        step = (y - math.log1p(y) - t) * (1 + y) / y
+        y -= step
+        if abs(step) <= 1e-16 * y:
+            break
+    return -1 - y
+
+
+@cache
+def _calibrated_kappa(num_classes: int, min_entropy: float, tau: float) -> float:
+    """Solve for the κ of the losing classes at which the one-hot limit has entropy `min_entropy`."""
+    below, above = -1e3, -math.log(tau)  # the losing classes' z': none of the mass, an equal share of it
+    for _ in range(200):
+        middle = 0.5 * (below + above)
+        if _one_hot_entropy(num_classes, middle, tau) < min_entropy:
+            below = middle
+        else:
+            above = middle
+    return -above * math.exp(above)
+
+
+def _one_hot_entropy(num_classes: int, rest: float, tau: float) -> float:
+    """Entropy of the logits (-log τ, rest, …, rest), in nats."""
+    others = (num_classes - 1) * math.exp(rest)
+    mass = 1 / tau + others
+    return math.log(mass) + (math.log(tau) / tau - rest * others) / mass
+
+
+# --- checks ----------------------------------------------------------------------------------------------
+
+
+def _finite(name: str, value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"{name}={value} must be a finite number of nats")
+    return value
+
+
+def _action_dim(action_dim: int) -> None:
+    if isinstance(action_dim, bool) or int(action_dim) != action_dim or action_dim < 1:
+        raise ValueError(f"action_dim={action_dim} must be a whole number of at least 1")
+
+
+def _feasible(target_entropy: float, most: float, action_dim: int, under: str) -> None:
+    _finite("target_entropy", target_entropy)
+    if target_entropy > most:
+        raise ValueError(
+            f"target_entropy={target_entropy} nats is above {most:.6g}, the most that {action_dim} dimension(s) "
+            f"can promise with {under}: lower the target or raise log_std_max"
+        )
