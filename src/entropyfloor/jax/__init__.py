@@ -1,0 +1,9 @@
+"""The activations, modules and distributions for JAX."""
+
+from entropyfloor.extras import require
+
+require("jax", "jax", "flax")
+
+from entropyfloor.jax import distributions, functional, nn  # noqa: E402
+
+__all__ = ["distributions", "functional", "nn"]

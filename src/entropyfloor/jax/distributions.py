@@ -1,0 +1,147 @@
+"""Bounded Gaussian policies for JAX. `entropyfloor.torch.distributions` is the same page for PyTorch.
+
+The last axis is the event: `log_prob` and `entropy` sum over it. `entropy` is that of the *bounded* policy, in
+nats. Half-precision parameters are computed in float32. The classes are pytrees: they pass through `jit` and
+`vmap`. Their methods are those of distrax.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from entropyfloor.jax import functional as F
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, PRNGKeyArray
+
+__all__ = ["TanhNormal", "TruncatedNormal"]
+
+LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TanhNormal:
+    """tanh(u) with u ~ N(loc, scale²), per coordinate (Eq. 4).
+
+    Args:
+        loc: Mean of u, `[..., D]`.
+        scale: Standard deviation of u, `[..., D]`, positive.
+    """
+
+    loc: Float[Array, "*batch D"]
+    scale: Float[Array, "*batch D"]
+
+    def sample(self, *, seed: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*sample D"]:
+        """Reparametrised sample, with gradients to `loc` and `scale`."""
+        return jnp.tanh(self._base_sample(seed, sample_shape))
+
+    def sample_and_log_prob(
+        self, *, seed: PRNGKeyArray, sample_shape: tuple[int, ...] = ()
+    ) -> tuple[Float[Array, "*sample D"], Float[Array, "*sample"]]:
+        """Sample and its log-density, exact where tanh has saturated."""
+        base = self._base_sample(seed, sample_shape)
+        return jnp.tanh(base), self._log_prob_of_base(base)
+
+    def log_prob(self, value: Float[Array, "*sample D"]) -> Float[Array, "*sample"]:
+        """Log-density; a value on ±1 is taken one rounding step inside, so that it is finite."""
+        value = F._floating(value, "value")
+        limit = 1 - jnp.finfo(value.dtype).eps
+        return self._log_prob_of_base(jnp.arctanh(value.clip(-limit, limit)))
+
+    def entropy(self) -> Float[Array, "*batch"]:
+        """Entropy of the squashed policy, by quadrature."""
+        loc, scale = _parameters(self.loc, self.scale)
+        return F.tanh_normal_entropy(loc, jnp.log(scale)).sum(-1)
+
+    def mode(self) -> Float[Array, "*batch D"]:
+        """tanh(loc): the median, and what agents act with in evaluation; not the peak of the density."""
+        return jnp.tanh(self.loc)
+
+    def _base_sample(self, seed: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Array:
+        loc, scale = _parameters(self.loc, self.scale)
+        return loc + scale * jax.random.normal(seed, sample_shape + loc.shape, loc.dtype)
+
+    def _log_prob_of_base(self, base: Array) -> Array:
+        loc, scale = _parameters(self.loc, self.scale)
+        density = -0.5 * ((base - loc) / scale) ** 2 - jnp.log(scale) - LOG_SQRT_2PI
+        return (density - F._log_sech_squared(base)).sum(-1)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TruncatedNormal:
+    """N(loc, scale²) restricted to [low, high], per coordinate (Eq. 5).
+
+    Args:
+        loc: Mean before truncation, `[..., D]`; outside [low, high] it is clamped into it, as in
+            `era_truncated_normal`, so that the two always agree.
+        scale: Standard deviation before truncation, `[..., D]`, positive.
+        low: Lower bound.
+        high: Upper bound.
+    """
+
+    loc: Float[Array, "*batch D"]
+    scale: Float[Array, "*batch D"]
+    low: float = field(default=-1.0, metadata={"static": True})
+    high: float = field(default=1.0, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ValueError(f"low={self.low} must be below high={self.high}: swap the bounds")
+
+    def sample(self, *, seed: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*sample D"]:
+        """Reparametrised sample by the inverse of the distribution function, with gradients to both parameters."""
+        loc, scale = self._inside()
+        # Measured from loc, both tails are resolved alike: the mass lies in (-below, above).
+        below, above = self._mass_beside_loc(loc, scale)
+        signed = jax.random.uniform(seed, sample_shape + loc.shape, loc.dtype) * (below + above) - below
+        limit = 1 - jnp.finfo(loc.dtype).eps
+        base = math.sqrt(2) * lax.erf_inv((2 * signed).clip(-limit, limit))
+        return (loc + scale * base).clip(self.low, self.high)
+
+    def sample_and_log_prob(
+        self, *, seed: PRNGKeyArray, sample_shape: tuple[int, ...] = ()
+    ) -> tuple[Float[Array, "*sample D"], Float[Array, "*sample"]]:
+        """Sample and its log-density."""
+        value = self.sample(seed=seed, sample_shape=sample_shape)
+        return value, self._log_density(value).sum(-1)
+
+    def log_prob(self, value: Float[Array, "*sample D"]) -> Float[Array, "*sample"]:
+        """Log-density: finite on [low, high], bounds included; -inf outside."""
+        value = F._floating(value, "value")
+        inside = (value >= self.low) & (value <= self.high)
+        return jnp.where(inside, self._log_density(value), -jnp.inf).sum(-1)
+
+    def entropy(self) -> Float[Array, "*batch"]:
+        """Entropy of the truncated policy, in closed form."""
+        loc, scale = self._inside()
+        return F.truncated_normal_entropy(loc, jnp.log(scale), low=self.low, high=self.high).sum(-1)
+
+    def mode(self) -> Float[Array, "*batch D"]:
+        """The peak of the density: loc."""
+        return self._inside()[0]
+
+    def _inside(self) -> tuple[Array, Array]:
+        loc, scale = _parameters(self.loc, self.scale)
+        return loc.clip(self.low, self.high), scale
+
+    def _mass_beside_loc(self, loc: Array, scale: Array) -> tuple[Array, Array]:
+        below = 0.5 * lax.erf((loc - self.low) / (math.sqrt(2) * scale))
+        above = 0.5 * lax.erf((self.high - loc) / (math.sqrt(2) * scale))
+        return below, above
+
+    def _log_density(self, value: Array) -> Array:
+        loc, scale = self._inside()
+        below, above = self._mass_beside_loc(loc, scale)
+        return -0.5 * ((value - loc) / scale) ** 2 - jnp.log(scale) - LOG_SQRT_2PI - jnp.log(below + above)
+
+
+def _parameters(loc: Array, scale: Array) -> list[Array]:
+    return jnp.broadcast_arrays(F._floating(loc, "loc"), F._floating(scale, "scale"))

@@ -1,0 +1,242 @@
+"""The activations as flax.linen modules. `entropyfloor.torch.nn` is the same page for PyTorch.
+
+A module checks its target when it is built. None but `ResidualEntropy` and `ERALinear` has parameters.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array, lax
+
+from entropyfloor import targets
+from entropyfloor.jax import functional as F
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["ERAGaussian", "ERALinear", "ERASoftmax", "ERATruncatedNormal", "ResidualEntropy"]
+
+
+class ERAGaussian(nn.Module):
+    """`era_gaussian` (Eq. 11), or with `batch_level=True` `era_gaussian_batch` (Eq. 36).
+
+    At batch level the running mean of `M`, carried as its log, is kept as `BatchNorm` keeps its statistics: in
+    the collection `batch_stats`, updated where that is mutable and `use_running_average` is False.
+
+    Args:
+        action_dim: D.
+        target_entropy: H0 in nats for the whole action.
+        log_std_min: Lower bound of log σ.
+        log_std_max: Upper bound of log σ.
+        mode: `"pin"` or `"floor"`.
+        batch_level: Meet the target on average over the batch instead of in every state.
+        momentum: Weight of a new batch in the running mean.
+    """
+
+    action_dim: int
+    target_entropy: float
+    log_std_min: float = -8.0
+    log_std_max: float = 0.0
+    mode: F.Mode = "pin"
+    batch_level: bool = False
+    momentum: float = 0.1
+
+    def __post_init__(self) -> None:
+        targets.check_gaussian(self.target_entropy, self.action_dim, self.log_std_min, self.log_std_max)
+        _check_mode(self.mode, self.action_dim, self.batch_level)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self, raw_log_std: Float[Array, "*batch D"], use_running_average: bool = False
+    ) -> Float[Array, "*batch D"]:
+        """log σ from the raw network output."""
+        _check_last_axis(raw_log_std, self.action_dim, "action_dim")
+        low, high = self.log_std_min, self.log_std_max
+        if not self.batch_level:
+            return F.era_gaussian(
+                raw_log_std, self.target_entropy, log_std_min=low, log_std_max=high, mode=self.mode
+            )
+        # The initial value is the log of Σ_j e^0, the statistic of a network that starts at zero.
+        running = self.variable("batch_stats", "log_mean_exp_sum", lambda: jnp.log(jnp.float32(self.action_dim)))
+        log_std, batch = F.era_gaussian_batch(
+            raw_log_std,
+            self.target_entropy,
+            log_std_min=low,
+            log_std_max=high,
+            log_mean_exp_sum=running.value if use_running_average else None,
+        )
+        if not use_running_average and not self.is_initializing() and self.is_mutable_collection("batch_stats"):
+            old = running.value + jnp.log1p(-self.momentum)
+            running.value = jnp.logaddexp(old, lax.stop_gradient(batch) + jnp.log(self.momentum))
+        return log_std
+
+
+class ERATruncatedNormal(nn.Module):
+    """`era_truncated_normal`: the floor holds for the truncated policy that acts (*ours*).
+
+    Args:
+        action_dim: D.
+        target_entropy: H0 in nats for the whole action.
+        log_std_min: Lower bound of log σ.
+        log_std_max: Upper bound of log σ.
+        low: Lower bound of the action.
+        high: Upper bound of the action.
+        mode: `"pin"` or `"floor"`.
+    """
+
+    action_dim: int
+    target_entropy: float
+    log_std_min: float = -8.0
+    log_std_max: float = 0.0
+    low: float = -1.0
+    high: float = 1.0
+    mode: F.Mode = "pin"
+
+    def __post_init__(self) -> None:
+        targets.check_truncated_normal(
+            self.target_entropy, self.action_dim, self.log_std_min, self.log_std_max, self.low, self.high
+        )
+        _check_mode(self.mode, self.action_dim)
+        super().__post_init__()
+
+    def __call__(
+        self, loc: Float[Array, "*batch D"], raw_log_std: Float[Array, "*batch D"]
+    ) -> Float[Array, "*batch D"]:
+        """log σ before truncation, from the mean before truncation and the raw network output."""
+        _check_last_axis(loc, self.action_dim, "action_dim")
+        return F.era_truncated_normal(
+            loc,
+            raw_log_std,
+            self.target_entropy,
+            log_std_min=self.log_std_min,
+            log_std_max=self.log_std_max,
+            low=self.low,
+            high=self.high,
+            mode=self.mode,
+        )
+
+
+class ERASoftmax(nn.Module):
+    """`era_softmax` on the last axis.
+
+    Args:
+        num_classes: n.
+        min_entropy: Floor in nats.
+        tau: τ > e.
+        floor: `"calibrated"` or `"paper"`.
+        inverse: `"exact"` or `"paper"`.
+    """
+
+    num_classes: int
+    min_entropy: float
+    tau: float = 4.0
+    floor: Literal["calibrated", "paper"] = "calibrated"
+    inverse: Literal["exact", "paper"] = "exact"
+
+    def __post_init__(self) -> None:
+        targets.softmax_kappa_range(self.num_classes, self.min_entropy, self.tau, self.floor)
+        if self.inverse not in ("exact", "paper"):
+            raise ValueError(f"inverse={self.inverse!r} must be 'exact' or 'paper'")
+        super().__post_init__()
+
+    def __call__(self, logits: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
+        """Logits with the floor under them."""
+        _check_last_axis(logits, self.num_classes, "num_classes")
+        return F.era_softmax(logits, self.min_entropy, tau=self.tau, floor=self.floor, inverse=self.inverse)
+
+
+class ERALinear(nn.Module):
+    """A `Dense` classifier with `era_softmax` behind it, and the same parameters, `kernel` and `bias`.
+
+    Args:
+        in_features: Width of the features.
+        out_features: Number of classes.
+        min_entropy: Floor in nats.
+        bias: Whether the linear layer has a bias.
+        tau: τ > e.
+        floor: `"calibrated"` or `"paper"`.
+        inverse: `"exact"` or `"paper"`.
+    """
+
+    in_features: int
+    out_features: int
+    min_entropy: float
+    bias: bool = True
+    tau: float = 4.0
+    floor: Literal["calibrated", "paper"] = "calibrated"
+    inverse: Literal["exact", "paper"] = "exact"
+
+    def __post_init__(self) -> None:
+        targets.softmax_kappa_range(self.out_features, self.min_entropy, self.tau, self.floor)
+        super().__post_init__()
+
+    def setup(self) -> None:
+        """Share the scope with the linear layer, so that its parameters keep their names."""
+        self.linear = nn.Dense(self.out_features, use_bias=self.bias)
+        nn.share_scope(self, self.linear)
+
+    def __call__(self, features: Float[Array, "*batch i"]) -> Float[Array, "*batch n"]:
+        """Logits with the floor under them."""
+        _check_last_axis(features, self.in_features, "in_features")
+        logits = self.linear(features)
+        return F.era_softmax(logits, self.min_entropy, tau=self.tau, floor=self.floor, inverse=self.inverse)
+
+
+class ResidualEntropy(nn.Module):
+    """The learned residual entropy δ̂ ≥ 0 of Eq. 12, one number for all states.
+
+    Give `target_entropy + stop_gradient(δ̂)` to `era_gaussian` and minimise the loss: δ̂ grows while the bounded
+    policy is below its target. `module.bind(variables).value` reads δ̂;
+    `module.apply(variables, entropy, method="loss")` is the loss.
+
+    Args:
+        target_entropy: H0 in nats for the whole action.
+        initial: The parameter before softplus; 0 starts δ̂ at log 2.
+    """
+
+    target_entropy: float
+    initial: float = 0.0
+
+    def __post_init__(self) -> None:
+        targets.resolve(self.target_entropy, action_dim=1)
+        super().__post_init__()
+
+    def setup(self) -> None:
+        """The one parameter."""
+        self.raw = self.param("raw", nn.initializers.constant(self.initial), ())
+
+    @property
+    def value(self) -> Float[Array, ""]:
+        """δ̂ = softplus(raw), in nats."""
+        return jax.nn.softplus(self.raw)
+
+    def __call__(self) -> Float[Array, ""]:
+        """δ̂, in nats."""
+        return self.value
+
+    def loss(self, policy_entropy: Float[Array, "*batch"]) -> Float[Array, ""]:
+        """`E[δ̂ (H[π] - H0)]` with the entropy of the bounded policy detached (Eq. 12)."""
+        return (self.value * (lax.stop_gradient(policy_entropy) - self.target_entropy)).mean()
+
+
+def _check_mode(mode: str, action_dim: int, batch_level: bool = False) -> None:
+    """Refuse what cannot work; warn of what works but says nothing."""
+    floor = F._is_floor(mode)
+    if batch_level and floor:
+        raise ValueError("batch_level=True has no mode='floor': choose one of them")
+    if action_dim == 1 and not floor and not batch_level:
+        warnings.warn(
+            "with action_dim=1 the softmax of Eq. 11 is 1, so the network has no say in σ: use mode='floor'",
+            stacklevel=4,
+        )
+
+
+def _check_last_axis(x: Array, size: int, name: str) -> None:
+    if x.shape[-1] != size:
+        raise ValueError(f"input of shape {x.shape} does not end in {name}={size}")

@@ -1,0 +1,9 @@
+"""The activations, modules and distributions for PyTorch."""
+
+from entropyfloor.extras import require
+
+require("torch", "torch")
+
+from entropyfloor.torch import distributions, functional, nn  # noqa: E402
+
+__all__ = ["distributions", "functional", "nn"]

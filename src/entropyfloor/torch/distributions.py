@@ -1,0 +1,175 @@
+"""Bounded Gaussian policies for PyTorch. `entropyfloor.jax.distributions` is the same page for JAX.
+
+The last axis is the event: `log_prob` and `entropy` sum over it. `entropy` is that of the *bounded* policy, in
+nats. Half-precision parameters are computed in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+from torch.types import _size
+
+from entropyfloor.torch import functional as F
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["TanhNormal", "TruncatedNormal"]
+
+LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+
+
+class _Bounded(Distribution):
+    """A Gaussian per coordinate, bounded by a subclass; independent over the last axis."""
+
+    has_rsample = True
+    arg_constraints = {  # noqa: RUF012
+        "loc": constraints.independent(constraints.real, 1),
+        "scale": constraints.independent(constraints.positive, 1),
+    }
+
+    def __init__(
+        self,
+        loc: Float[Tensor, "*batch D"],
+        scale: Float[Tensor, "*batch D"],
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        loc, scale = F._floating(loc, "loc"), F._floating(scale, "scale")
+        self.loc, self.scale = torch.broadcast_tensors(loc, scale)
+        if self.loc.ndim == 0:
+            raise ValueError("loc and scale are scalars: the last axis is the action, pass [..., action_dim]")
+        super().__init__(self.loc.shape[:-1], self.loc.shape[-1:], validate_args=validate_args)
+
+    def _uniform(self, sample_shape: _size) -> Tensor:
+        shape = self._extended_shape(sample_shape)
+        return torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device)
+
+
+class TanhNormal(_Bounded):
+    """tanh(u) with u ~ N(loc, scale²), per coordinate (Eq. 4).
+
+    Args:
+        loc: Mean of u, `[..., D]`.
+        scale: Standard deviation of u, broadcastable with `loc`, positive.
+    """
+
+    support = constraints.independent(constraints.interval(-1.0, 1.0), 1)
+
+    def rsample(self, sample_shape: _size = torch.Size()) -> Float[Tensor, "*sample D"]:  # noqa: B008
+        """Reparametrised sample, with gradients to `loc` and `scale`."""
+        return torch.tanh(self._base_sample(sample_shape))
+
+    def rsample_and_log_prob(
+        self,
+        sample_shape: _size = torch.Size(),  # noqa: B008
+    ) -> tuple[Float[Tensor, "*sample D"], Float[Tensor, "*sample"]]:
+        """Sample and its log-density, exact where tanh has saturated."""
+        base = self._base_sample(sample_shape)
+        return torch.tanh(base), self._log_prob_of_base(base)
+
+    def log_prob(self, value: Float[Tensor, "*sample D"]) -> Float[Tensor, "*sample"]:
+        """Log-density; a value on ±1 is taken one rounding step inside, so that it is finite."""
+        if self._validate_args:
+            self._validate_sample(value)
+        limit = 1 - torch.finfo(self.loc.dtype).eps
+        return self._log_prob_of_base(torch.atanh(F._floating(value, "value").clamp(-limit, limit)))
+
+    def entropy(self) -> Float[Tensor, "*batch"]:
+        """Entropy of the squashed policy, by quadrature."""
+        return F.tanh_normal_entropy(self.loc, self.scale.log()).sum(-1)
+
+    @property
+    def mode(self) -> Float[Tensor, "*batch D"]:
+        """tanh(loc): the median, and what agents act with in evaluation; not the peak of the density."""
+        return torch.tanh(self.loc)
+
+    def _base_sample(self, sample_shape: _size) -> Tensor:
+        shape = self._extended_shape(sample_shape)
+        return self.loc + self.scale * torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+
+    def _log_prob_of_base(self, base: Tensor) -> Tensor:
+        standard = (base - self.loc) / self.scale
+        density = -0.5 * standard**2 - self.scale.log() - LOG_SQRT_2PI
+        return (density - F._log_sech_squared(base)).sum(-1)
+
+
+class TruncatedNormal(_Bounded):
+    """N(loc, scale²) restricted to [low, high], per coordinate (Eq. 5).
+
+    Args:
+        loc: Mean before truncation, `[..., D]`; outside [low, high] it is clamped into it, as in
+            `era_truncated_normal`, so that the two always agree.
+        scale: Standard deviation before truncation, broadcastable with `loc`, positive.
+        low: Lower bound.
+        high: Upper bound.
+    """
+
+    def __init__(
+        self,
+        loc: Float[Tensor, "*batch D"],
+        scale: Float[Tensor, "*batch D"],
+        low: float = -1.0,
+        high: float = 1.0,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        if not low < high:
+            raise ValueError(f"low={low} must be below high={high}: swap the bounds")
+        self.low, self.high = low, high
+        super().__init__(loc, scale, validate_args=validate_args)
+        self.loc = self.loc.clamp(low, high)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """[low, high] per coordinate."""
+        return constraints.independent(constraints.interval(self.low, self.high), 1)
+
+    def rsample(self, sample_shape: _size = torch.Size()) -> Float[Tensor, "*sample D"]:  # noqa: B008
+        """Reparametrised sample by the inverse of the distribution function, with gradients to both parameters."""
+        # Measured from loc, both tails are resolved alike: the mass lies in (-below, above).
+        below, above = self._mass_beside_loc()
+        signed = self._uniform(sample_shape) * (below + above) - below
+        limit = 1 - torch.finfo(signed.dtype).eps
+        base = math.sqrt(2) * torch.erfinv((2 * signed).clamp(-limit, limit))
+        return (self.loc + self.scale * base).clamp(self.low, self.high)
+
+    def rsample_and_log_prob(
+        self,
+        sample_shape: _size = torch.Size(),  # noqa: B008
+    ) -> tuple[Float[Tensor, "*sample D"], Float[Tensor, "*sample"]]:
+        """Sample and its log-density."""
+        value = self.rsample(sample_shape)
+        return value, self._log_density(value).sum(-1)
+
+    def log_prob(self, value: Float[Tensor, "*sample D"]) -> Float[Tensor, "*sample"]:
+        """Log-density: finite on [low, high], bounds included; -inf outside."""
+        if self._validate_args:
+            self._validate_sample(value)
+        value = F._floating(value, "value")
+        inside = (value >= self.low) & (value <= self.high)
+        return torch.where(inside, self._log_density(value), -torch.inf).sum(-1)
+
+    def entropy(self) -> Float[Tensor, "*batch"]:
+        """Entropy of the truncated policy, in closed form."""
+        return F.truncated_normal_entropy(self.loc, self.scale.log(), low=self.low, high=self.high).sum(-1)
+
+    @property
+    def mode(self) -> Float[Tensor, "*batch D"]:
+        """The peak of the density: loc."""
+        return self.loc
+
+    def _mass_beside_loc(self) -> tuple[Tensor, Tensor]:
+        below = 0.5 * torch.erf((self.loc - self.low) / (math.sqrt(2) * self.scale))
+        above = 0.5 * torch.erf((self.high - self.loc) / (math.sqrt(2) * self.scale))
+        return below, above
+
+    def _log_density(self, value: Tensor) -> Tensor:
+        below, above = self._mass_beside_loc()
+        standard = (value - self.loc) / self.scale
+        return -0.5 * standard**2 - self.scale.log() - LOG_SQRT_2PI - torch.log(below + above)

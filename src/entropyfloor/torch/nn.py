@@ -1,0 +1,250 @@
+"""The activations as modules, for PyTorch. `entropyfloor.jax.nn` is the same page for JAX.
+
+A module checks its target when it is built. None but `ResidualEntropy` and `ERALinear` has parameters.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from entropyfloor import targets
+from entropyfloor.torch import functional as F
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["ERAGaussian", "ERALinear", "ERASoftmax", "ERATruncatedNormal", "ResidualEntropy"]
+
+
+class ERAGaussian(nn.Module):
+    """`era_gaussian` (Eq. 11), or with `batch_level=True` `era_gaussian_batch` (Eq. 36).
+
+    At batch level the running mean of `M`, carried as its log, is kept as `BatchNorm` keeps its statistics:
+    updated in training, used in evaluation.
+
+    Args:
+        action_dim: D.
+        target_entropy: H0 in nats for the whole action.
+        log_std_min: Lower bound of log σ.
+        log_std_max: Upper bound of log σ.
+        mode: `"pin"` or `"floor"`.
+        batch_level: Meet the target on average over the batch instead of in every state.
+        momentum: Weight of a new batch in the running mean.
+    """
+
+    log_mean_exp_sum: Tensor
+
+    def __init__(
+        self,
+        action_dim: int,
+        target_entropy: float,
+        *,
+        log_std_min: float = -8.0,
+        log_std_max: float = 0.0,
+        mode: F.Mode = "pin",
+        batch_level: bool = False,
+        momentum: float = 0.1,
+    ) -> None:
+        super().__init__()
+        targets.check_gaussian(target_entropy, action_dim, log_std_min, log_std_max)
+        _check_mode(mode, action_dim, batch_level)
+        self.action_dim, self.target_entropy = action_dim, target_entropy
+        self.log_std_min, self.log_std_max = log_std_min, log_std_max
+        self.mode, self.batch_level, self.momentum = mode, batch_level, momentum
+        if batch_level:  # log of Σ_j e^0, the statistic of a network that starts at zero
+            self.register_buffer("log_mean_exp_sum", torch.tensor(float(action_dim)).log())
+
+    def forward(self, raw_log_std: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        """log σ from the raw network output."""
+        _check_last_axis(raw_log_std, self.action_dim, "action_dim")
+        low, high = self.log_std_min, self.log_std_max
+        if not self.batch_level:
+            return F.era_gaussian(
+                raw_log_std, self.target_entropy, log_std_min=low, log_std_max=high, mode=self.mode
+            )
+        running = None if self.training else self.log_mean_exp_sum
+        log_std, batch = F.era_gaussian_batch(
+            raw_log_std, self.target_entropy, log_std_min=low, log_std_max=high, log_mean_exp_sum=running
+        )
+        if self.training:
+            old = self.log_mean_exp_sum + torch.log1p(self.log_mean_exp_sum.new_tensor(-self.momentum))
+            new = batch.detach().to(old.dtype) + old.new_tensor(self.momentum).log()
+            self.log_mean_exp_sum.copy_(torch.logaddexp(old, new))
+        return log_std
+
+    def extra_repr(self) -> str:
+        """The fields that decide the output."""
+        return (
+            f"action_dim={self.action_dim}, target_entropy={self.target_entropy}, "
+            f"log_std=[{self.log_std_min}, {self.log_std_max}], mode={self.mode!r}, batch_level={self.batch_level}"
+        )
+
+
+class ERATruncatedNormal(nn.Module):
+    """`era_truncated_normal`: the floor holds for the truncated policy that acts (*ours*).
+
+    Args:
+        action_dim: D.
+        target_entropy: H0 in nats for the whole action.
+        log_std_min: Lower bound of log σ.
+        log_std_max: Upper bound of log σ.
+        low: Lower bound of the action.
+        high: Upper bound of the action.
+        mode: `"pin"` or `"floor"`.
+    """
+
+    def __init__(
+        self,
+        action_dim: int,
+        target_entropy: float,
+        *,
+        log_std_min: float = -8.0,
+        log_std_max: float = 0.0,
+        low: float = -1.0,
+        high: float = 1.0,
+        mode: F.Mode = "pin",
+    ) -> None:
+        super().__init__()
+        targets.check_truncated_normal(target_entropy, action_dim, log_std_min, log_std_max, low, high)
+        _check_mode(mode, action_dim)
+        self.action_dim, self.target_entropy, self.mode = action_dim, target_entropy, mode
+        self.log_std_min, self.log_std_max, self.low, self.high = log_std_min, log_std_max, low, high
+
+    def forward(
+        self, loc: Float[Tensor, "*batch D"], raw_log_std: Float[Tensor, "*batch D"]
+    ) -> Float[Tensor, "*batch D"]:
+        """log σ before truncation, from the mean before truncation and the raw network output."""
+        _check_last_axis(loc, self.action_dim, "action_dim")
+        return F.era_truncated_normal(
+            loc,
+            raw_log_std,
+            self.target_entropy,
+            log_std_min=self.log_std_min,
+            log_std_max=self.log_std_max,
+            low=self.low,
+            high=self.high,
+            mode=self.mode,
+        )
+
+    def extra_repr(self) -> str:
+        """The fields that decide the output."""
+        return (
+            f"action_dim={self.action_dim}, target_entropy={self.target_entropy}, "
+            f"log_std=[{self.log_std_min}, {self.log_std_max}], bounds=[{self.low}, {self.high}], "
+            f"mode={self.mode!r}"
+        )
+
+
+class ERASoftmax(nn.Module):
+    """`era_softmax` on the last axis.
+
+    Args:
+        num_classes: n.
+        min_entropy: Floor in nats.
+        tau: τ > e.
+        floor: `"calibrated"` or `"paper"`.
+        inverse: `"exact"` or `"paper"`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        min_entropy: float,
+        *,
+        tau: float = 4.0,
+        floor: Literal["calibrated", "paper"] = "calibrated",
+        inverse: Literal["exact", "paper"] = "exact",
+    ) -> None:
+        super().__init__()
+        targets.softmax_kappa_range(num_classes, min_entropy, tau, floor)
+        if inverse not in ("exact", "paper"):
+            raise ValueError(f"inverse={inverse!r} must be 'exact' or 'paper'")
+        self.num_classes, self.min_entropy = num_classes, min_entropy
+        self.tau, self.floor, self.inverse = tau, floor, inverse
+
+    def forward(self, logits: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
+        """Logits with the floor under them."""
+        _check_last_axis(logits, self.num_classes, "num_classes")
+        return F.era_softmax(logits, self.min_entropy, tau=self.tau, floor=self.floor, inverse=self.inverse)
+
+    def extra_repr(self) -> str:
+        """The fields that decide the output."""
+        return (
+            f"num_classes={self.num_classes}, min_entropy={self.min_entropy}, tau={self.tau}, "
+            f"floor={self.floor!r}, inverse={self.inverse!r}"
+        )
+
+
+class ERALinear(nn.Linear):
+    """A `Linear` classifier with `era_softmax` behind it, and the same state-dict keys.
+
+    Args:
+        in_features: Width of the features.
+        out_features: Number of classes.
+        min_entropy: Floor in nats.
+        bias: Whether the linear layer has a bias.
+        **options: `tau`, `floor`, `inverse` of `ERASoftmax`; `device`, `dtype` of `Linear`.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, min_entropy: float, *, bias: bool = True, **options: Any
+    ) -> None:
+        placement = {name: options.pop(name) for name in ("device", "dtype") if name in options}
+        activation = ERASoftmax(out_features, min_entropy, **options)
+        super().__init__(in_features, out_features, bias=bias, **placement)
+        self.activation = activation
+
+    def forward(self, input: Float[Tensor, "*batch i"]) -> Float[Tensor, "*batch n"]:  # noqa: A002
+        """Logits with the floor under them."""
+        return self.activation(super().forward(input))
+
+
+class ResidualEntropy(nn.Module):
+    """The learned residual entropy δ̂ ≥ 0 of Eq. 12, one number for all states.
+
+    Give `target_entropy + residual.value.detach()` to `era_gaussian` and minimise `residual.loss(entropy)`:
+    δ̂ grows while the bounded policy is below its target.
+
+    Args:
+        target_entropy: H0 in nats for the whole action.
+        initial: The parameter before softplus; 0 starts δ̂ at log 2.
+    """
+
+    def __init__(self, target_entropy: float, initial: float = 0.0) -> None:
+        super().__init__()
+        self.target_entropy = targets.resolve(target_entropy, action_dim=1)
+        self.raw = nn.Parameter(torch.tensor(float(initial)))
+
+    @property
+    def value(self) -> Float[Tensor, ""]:
+        """δ̂ = softplus(raw), in nats."""
+        return nn.functional.softplus(self.raw)
+
+    def forward(self) -> Float[Tensor, ""]:
+        """δ̂, in nats."""
+        return self.value
+
+    def loss(self, policy_entropy: Float[Tensor, "*batch"]) -> Float[Tensor, ""]:
+        """`E[δ̂ (H[π] - H0)]` with the entropy of the bounded policy detached (Eq. 12)."""
+        return (self.value * (policy_entropy.detach() - self.target_entropy)).mean()
+
+
+def _check_mode(mode: str, action_dim: int, batch_level: bool = False) -> None:
+    """Refuse what cannot work; warn of what works but says nothing."""
+    floor = F._is_floor(mode)
+    if batch_level and floor:
+        raise ValueError("batch_level=True has no mode='floor': choose one of them")
+    if action_dim == 1 and not floor and not batch_level:
+        warnings.warn(
+            "with action_dim=1 the softmax of Eq. 11 is 1, so the network has no say in σ: use mode='floor'",
+            stacklevel=3,
+        )
+
+
+def _check_last_axis(x: Tensor, size: int, name: str) -> None:
+    if x.shape[-1] != size:
+        raise ValueError(f"input of shape {tuple(x.shape)} does not end in {name}={size}")
