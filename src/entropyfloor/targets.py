@@ -88,7 +88,7 @@ def truncated_entropy_max(action_dim: int, log_std_max: float, low: float = -1.0
 
 def check_log_std_bounds(log_std_min: float, log_std_max: float) -> None:
     """Raise `ValueError` unless both bounds are finite and in order."""
-    if not (math.isfinite(log_std_min) and math.isfinite(log_std_max) and log_std_min < log_std_max):
+    if not (is_finite(log_std_min) and is_finite(log_std_max) and log_std_min < log_std_max):
         raise ValueError(
             f"log_std_min={log_std_min} must be finite and below log_std_max={log_std_max}: "
             "swap or widen the bounds"
@@ -131,7 +131,7 @@ def check_truncated_normal(
     """
     _action_dim(action_dim)
     check_log_std_bounds(log_std_min, log_std_max)
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+    if not (is_finite(low) and is_finite(high) and low < high):
         raise ValueError(f"low={low} must be finite and below high={high}: swap or widen the action bounds")
     least, most = (limit + math.log((high - low) / 2) for limit in TRUNCATED_LOG_STD_RANGE)
     if log_std_min < least or log_std_max > most:
@@ -166,7 +166,7 @@ def softmax_kappa_range(num_classes: int, min_entropy: float, tau: float, floor:
     """
     if isinstance(num_classes, bool) or int(num_classes) != num_classes or num_classes < 2:
         raise ValueError(f"num_classes={num_classes} must be a whole number of at least 2")
-    if not (math.isfinite(tau) and tau > math.e):
+    if not (is_finite(tau) and tau > math.e):
         raise ValueError(f"tau={tau} must be finite and above e = 2.71828…: the paper uses 4")
     top = math.log(tau) / tau
     if floor == "calibrated":
@@ -248,8 +248,13 @@ def _one_hot_entropy(num_classes: int, rest: float, tau: float) -> float:
 # --- checks ----------------------------------------------------------------------------------------------
 
 
+def is_finite(value: float) -> bool:
+    """Whether `value` is a number, in comparisons alone: compilers can trace them, not `math.isfinite`."""
+    return -math.inf < value < math.inf
+
+
 def _finite(name: str, value: float) -> float:
-    if not math.isfinite(value):
+    if not is_finite(value):
         raise ValueError(f"{name}={value} must be a finite number of nats")
     return value
 

@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 Mode = Literal["pin", "floor"]
+Rule = tuple[list[float], list[float]]  # nodes and weights: plain numbers, which compilers take as constants
 SQRT_2PI = math.sqrt(2 * math.pi)
 
 
@@ -277,7 +278,7 @@ def project_gaussian(
     """
     log_std = _floating(log_std, "log_std")
     number = _number(target_entropy)
-    if number is not None and not math.isfinite(number):
+    if number is not None and not targets.is_finite(number):
         raise ValueError(f"target_entropy={number} must be a finite number of nats")
     missing = _array(target_entropy, dim) - jnp.expand_dims(gaussian_entropy(log_std, dim), dim)
     return log_std + missing.clip(min=0.0) / log_std.shape[dim]
@@ -462,7 +463,7 @@ def _implicit(value: Array, *slopes: tuple[Array, Array]) -> Array:
     return value
 
 
-def _constant(values: np.ndarray, like: Array) -> Array:
+def _constant(values: list[float], like: Array) -> Array:
     return jnp.asarray(values, like.dtype)
 
 
@@ -471,20 +472,20 @@ def _log_sech_squared(u: Array) -> Array:
     return 2 * (math.log(2) - jnp.abs(u) - jnp.log1p(jnp.exp(-2 * jnp.abs(u))))
 
 
-def _trapezoid(limit: float, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _trapezoid(limit: float, count: int) -> Rule:
     """Nodes and weights of the standard normal's expectation."""
     nodes = np.linspace(-limit, limit, count)
     weights = np.exp(-0.5 * nodes**2)
-    return nodes, weights / weights.sum()
+    return nodes.tolist(), (weights / weights.sum()).tolist()
 
 
-def _legendre(count: int, length: float) -> tuple[np.ndarray, np.ndarray]:
+def _legendre(count: int, length: float) -> Rule:
     """Gauss-Legendre nodes and weights on [0, length]."""
     nodes, weights = np.polynomial.legendre.leggauss(count)
-    return 0.5 * length * (nodes + 1), 0.5 * length * weights
+    return (0.5 * length * (nodes + 1)).tolist(), (0.5 * length * weights).tolist()
 
 
 _TRAPEZOID = _trapezoid(9.0, 65)
 _LEGENDRE_UNIT = _legendre(6, 1.0)
 _nodes, _weights = _legendre(40, 18.0)
-_LEGENDRE_TAIL = _nodes, _weights * np.log1p(np.exp(-2 * _nodes))
+_LEGENDRE_TAIL = _nodes, [w * math.log1p(math.exp(-2 * v)) for v, w in zip(_nodes, _weights, strict=True)]
