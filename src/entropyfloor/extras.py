@@ -20,5 +20,5 @@ def require(extra: str, *modules: str) -> None:
             if error.name != module:  # the module is there; something it needs is not
                 raise
             raise ImportError(
-                f"entropyfloor[{extra}] needs {module!r}, which is not installed: pip install 'entropyfloor[{extra}]'"
+                f"{module!r} is not installed: pip install 'entropyfloor[{extra}]' brings it"
             ) from None

@@ -244,7 +244,7 @@ def era_truncated_normal(
     mu, log_scale = _unit(loc, low, high)
     bounds = log_std_min - log_scale, log_std_max - log_scale
 
-    most, _, by_mu = _unit_entropy(lax.stop_gradient(mu), jnp.full_like(mu, bounds[1]))
+    most, _, by_mu = _unit_entropy(lax.stop_gradient(mu), jnp.full_like(mu, bounds[1]), bounds[1])
     most = _implicit(most, (mu, by_mu))
     target = _array(target_entropy, -1) - mu.shape[-1] * log_scale
     gap = target - most.sum(-1, keepdims=True)
@@ -255,7 +255,7 @@ def era_truncated_normal(
     entropy = most + gap * jax.nn.softmax(raw, -1)
 
     root = _unit_log_std(lax.stop_gradient(mu), lax.stop_gradient(entropy), *bounds)
-    _, by_log_std, by_mu = _unit_entropy(lax.stop_gradient(mu), root)
+    _, by_log_std, by_mu = _unit_entropy(lax.stop_gradient(mu), root, bounds[1])
     log_std = _implicit(root, (entropy, 1 / by_log_std), (mu, -by_mu / by_log_std))
     return log_std.clip(*bounds) + log_scale
 
@@ -365,12 +365,12 @@ def _unit(loc: Array, low: float, high: float) -> tuple[Array, float]:
     return (loc.clip(low, high) - 0.5 * (low + high)) / half, math.log(half)
 
 
-def _unit_entropy(mu: Array, log_std: Array) -> tuple[Array, Array, Array]:
+def _unit_entropy(mu: Array, log_std: Array, log_std_max: float = math.inf) -> tuple[Array, Array, Array]:
     """H of the Gaussian truncated to [-1, 1] for |μ| ≤ 1, with ∂H/∂log σ and ∂H/∂μ.
 
     With u = (x - μ)/σ: `∂H/∂log σ = ½ Var(u²)` and `∂H/∂μ = Cov(u², u) / 2σ`. Both ends of the range of u have
     opposite signs, so that nothing cancels in the normaliser; but Var and Cov in closed form do cancel where
-    the range is short, and are integrated there.
+    the range is short, and are integrated there: a branch that `log_std_max`, if it rules it out, saves.
     """
     std = jnp.exp(log_std)
     a, b = ((1 + mu) / std).clip(max=30.0), ((1 - mu) / std).clip(max=30.0)  # φ(30) = 0
@@ -381,6 +381,8 @@ def _unit_entropy(mu: Array, log_std: Array) -> tuple[Array, Array, Array]:
     half_var = 1 - 0.5 * (edge + a**3 * pa + b**3 * pb + edge * edge)
     cov = (pa - pb) * (1 + edge) + a * a * pa - b * b * pb
 
+    if log_std_max <= math.log(2):  # then a + b = 2/σ ≥ 1
+        return entropy, half_var, cov / (2 * std)
     nodes, weights = (_constant(c, mu) for c in _LEGENDRE_UNIT)
     short = a + b < 1
     width = jnp.where(short, a + b, 1.0)
@@ -411,7 +413,7 @@ def _unit_log_std(mu: Array, entropy: Array, log_std_min: float, log_std_max: fl
     log_std = entropy - targets.LOG_SQRT_2PIE - 0.25 * jnp.log(-jnp.expm1(nearly)) + bound
     for _ in range(4 if mu.dtype == jnp.float64 else 3):
         log_std = log_std.clip(log_std_min - 2, log_std_max)
-        value, slope, _ = _unit_entropy(mu, log_std)
+        value, slope, _ = _unit_entropy(mu, log_std, log_std_max)
         log_std = log_std + (entropy - value) / slope
     return log_std.clip(log_std_min - 2, log_std_max + 1)
 

@@ -245,7 +245,7 @@ def era_truncated_normal(
     bounds = log_std_min - log_scale, log_std_max - log_scale
 
     top = torch.full_like(mu, bounds[1], requires_grad=False)
-    most, _, by_mu = _unit_entropy(mu.detach(), top)
+    most, _, by_mu = _unit_entropy(mu.detach(), top, bounds[1])
     most = _implicit(most, (mu, by_mu))
     target = _array(target_entropy, -1) - mu.shape[-1] * log_scale
     gap = target - most.sum(-1, keepdim=True)
@@ -256,7 +256,7 @@ def era_truncated_normal(
     entropy = most + gap * raw.softmax(-1)
 
     root = _unit_log_std(mu.detach(), entropy.detach(), *bounds)
-    _, by_log_std, by_mu = _unit_entropy(mu.detach(), root)
+    _, by_log_std, by_mu = _unit_entropy(mu.detach(), root, bounds[1])
     log_std = _implicit(root, (entropy, 1 / by_log_std), (mu, -by_mu / by_log_std))
     return log_std.clamp(*bounds) + log_scale
 
@@ -377,12 +377,12 @@ def _unit(loc: Tensor, low: float, high: float) -> tuple[Tensor, float]:
     return (loc.clamp(low, high) - 0.5 * (low + high)) / half, math.log(half)
 
 
-def _unit_entropy(mu: Tensor, log_std: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _unit_entropy(mu: Tensor, log_std: Tensor, log_std_max: float = math.inf) -> tuple[Tensor, Tensor, Tensor]:
     """H of the Gaussian truncated to [-1, 1] for |μ| ≤ 1, with ∂H/∂log σ and ∂H/∂μ.
 
     With u = (x - μ)/σ: `∂H/∂log σ = ½ Var(u²)` and `∂H/∂μ = Cov(u², u) / 2σ`. Both ends of the range of u have
     opposite signs, so that nothing cancels in the normaliser; but Var and Cov in closed form do cancel where
-    the range is short, and are integrated there.
+    the range is short, and are integrated there: a branch that `log_std_max`, if it rules it out, saves.
     """
     std = log_std.exp()
     a, b = ((1 + mu) / std).clamp(max=30.0), ((1 - mu) / std).clamp(max=30.0)  # φ(30) = 0
@@ -393,6 +393,8 @@ def _unit_entropy(mu: Tensor, log_std: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     half_var = 1 - 0.5 * (edge + a**3 * pa + b**3 * pb + edge * edge)
     cov = (pa - pb) * (1 + edge) + a * a * pa - b * b * pb
 
+    if log_std_max <= math.log(2):  # then a + b = 2/σ ≥ 1
+        return entropy, half_var, cov / (2 * std)
     nodes, weights = (_constant(c, mu) for c in _LEGENDRE_UNIT)
     short = a + b < 1
     width = torch.where(short, a + b, 1.0)
@@ -423,7 +425,7 @@ def _unit_log_std(mu: Tensor, entropy: Tensor, log_std_min: float, log_std_max: 
     log_std = entropy - targets.LOG_SQRT_2PIE - 0.25 * torch.log(-torch.expm1(nearly)) + bound
     for _ in range(4 if mu.dtype == torch.float64 else 3):
         log_std = log_std.clamp(log_std_min - 2, log_std_max)
-        value, slope, _ = _unit_entropy(mu, log_std)
+        value, slope, _ = _unit_entropy(mu, log_std, log_std_max)
         log_std = log_std + (entropy - value) / slope
     return log_std.clamp(log_std_min - 2, log_std_max + 1)
 
