@@ -151,7 +151,9 @@ def check_truncated_normal(
 # between `least` at probability 0 and T at probability 1. `least` is all that a floor decides.
 
 
-def softmax_kappa_range(num_classes: int, min_entropy: float, tau: float, floor: str) -> tuple[float, float]:
+def softmax_kappa_range(
+    num_classes: int, min_entropy: float, tau: float, floor: str, inverse: str = "exact"
+) -> tuple[float, float]:
     """Both ends of κ in Eq. 15: (value at probability 0, value at probability 1).
 
     Args:
@@ -160,14 +162,17 @@ def softmax_kappa_range(num_classes: int, min_entropy: float, tau: float, floor:
         tau: τ > e.
         floor: `"paper"` for the paper's constant, whose true floor is far higher than it says;
             `"calibrated"` (*ours*) for the constant whose one-hot limit has exactly `min_entropy`.
+        inverse: `"exact"` or `"paper"`, the h⁻¹ that the calibrated constant is for.
 
     Raises:
-        ValueError: n < 2, τ ≤ e, an unknown `floor`, or a floor out of reach.
+        ValueError: n < 2, τ ≤ e, an unknown option, or a floor out of reach.
     """
     if isinstance(num_classes, bool) or int(num_classes) != num_classes or num_classes < 2:
         raise ValueError(f"num_classes={num_classes} must be a whole number of at least 2")
     if not (is_finite(tau) and tau > math.e):
         raise ValueError(f"tau={tau} must be finite and above e = 2.71828…: the paper uses 4")
+    if inverse not in INVERSES:
+        raise ValueError(f"inverse={inverse!r} must be 'exact' or 'paper'")
     top = math.log(tau) / tau
     if floor == "calibrated":
         least, most = 0.0, math.log(num_classes)
@@ -182,7 +187,7 @@ def softmax_kappa_range(num_classes: int, min_entropy: float, tau: float, floor:
         )
     if floor == "paper":
         return (math.exp(min_entropy - 1) - top) / (num_classes - 1), top
-    return _calibrated_kappa(int(num_classes), float(min_entropy), float(tau)), top
+    return _calibrated_kappa(int(num_classes), float(min_entropy), float(tau), inverse), top
 
 
 def calibrated_constant(num_classes: int, min_entropy: float, tau: float = 4.0) -> float:
@@ -193,12 +198,12 @@ def calibrated_constant(num_classes: int, min_entropy: float, tau: float = 4.0) 
 
 def top1_cap(num_classes: int, min_entropy: float, tau: float = 4.0, floor: str = "calibrated") -> float:
     """Largest top-1 probability that is left under the floor: that of the one-hot limit."""
-    least, _ = softmax_kappa_range(num_classes, min_entropy, tau, floor)
-    return 1 / (1 + tau * (num_classes - 1) * math.exp(inverse_kappa(least)))
+    least, top = softmax_kappa_range(num_classes, min_entropy, tau, floor)
+    return 1 / (1 + (num_classes - 1) * math.exp(inverse_kappa(least) - inverse_kappa(top)))
 
 
-def min_entropy_for_top1(num_classes: int, top1: float, tau: float = 4.0) -> float:
-    """Largest calibrated floor that still reaches the top-1 probability `top1`.
+def min_entropy_for_top1(num_classes: int, top1: float) -> float:
+    """Largest calibrated floor that still reaches the top-1 probability `top1`, whatever τ.
 
     Label smoothing ε asks for `top1 = 1 - ε + ε/n`.
 
@@ -207,8 +212,7 @@ def min_entropy_for_top1(num_classes: int, top1: float, tau: float = 4.0) -> flo
     """
     if not 1 / num_classes < top1 < 1:
         raise ValueError(f"top1={top1} must lie between 1/n = {1 / num_classes:.6g} and 1")
-    rest = math.log((1 - top1) / (top1 * tau * (num_classes - 1)))  # the other classes' z' when the top is -log τ
-    return _one_hot_entropy(num_classes, rest, tau)
+    return _one_hot_entropy(num_classes, math.log(top1 * (num_classes - 1) / (1 - top1)))
 
 
 def inverse_kappa(kappa: float) -> float:
@@ -225,24 +229,33 @@ def inverse_kappa(kappa: float) -> float:
     return -1 - y
 
 
+def inverse_kappa_paper(kappa: float) -> float:
+    """The paper's approximation of h⁻¹(κ), below Eq. 15."""
+    return -0.25 - math.sqrt(2 * max(-1 - math.log(kappa), 0.0)) + 0.75 * math.log(kappa)
+
+
+INVERSES = {"exact": inverse_kappa, "paper": inverse_kappa_paper}
+
+
 @cache
-def _calibrated_kappa(num_classes: int, min_entropy: float, tau: float) -> float:
+def _calibrated_kappa(num_classes: int, min_entropy: float, tau: float, inverse: str) -> float:
     """Solve for the κ of the losing classes at which the one-hot limit has entropy `min_entropy`."""
-    below, above = -1e3, -math.log(tau)  # the losing classes' z': none of the mass, an equal share of it
-    for _ in range(200):
+    solve, log_top = INVERSES[inverse], math.log(math.log(tau) / tau)
+    highest = solve(math.exp(log_top))
+    below, above = -700.0, log_top  # log κ of the losing classes: none of the mass, an equal share of it
+    for _ in range(100):
         middle = 0.5 * (below + above)
-        if _one_hot_entropy(num_classes, middle, tau) < min_entropy:
+        if _one_hot_entropy(num_classes, highest - solve(math.exp(middle))) < min_entropy:
             below = middle
         else:
             above = middle
-    return -above * math.exp(above)
+    return math.exp(above)
 
 
-def _one_hot_entropy(num_classes: int, rest: float, tau: float) -> float:
-    """Entropy of the logits (-log τ, rest, …, rest), in nats."""
-    others = (num_classes - 1) * math.exp(rest)
-    mass = 1 / tau + others
-    return math.log(mass) + (math.log(tau) / tau - rest * others) / mass
+def _one_hot_entropy(num_classes: int, gap: float) -> float:
+    """Entropy of one logit that is `gap` above n - 1 equal ones, in nats."""
+    others = (num_classes - 1) * math.exp(-gap)
+    return math.log1p(others) + others * gap / (1 + others)
 
 
 # --- checks ----------------------------------------------------------------------------------------------

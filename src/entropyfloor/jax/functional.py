@@ -324,14 +324,12 @@ def era_softmax(
         ValueError: n < 2, an infeasible floor, τ ≤ e, an unknown option, integer input.
     """
     logits = _floating(logits, "logits")
-    least, top = targets.softmax_kappa_range(logits.shape[dim], min_entropy, tau, floor)
+    least, top = targets.softmax_kappa_range(logits.shape[dim], min_entropy, tau, floor, inverse)
     kappa = jax.nn.softmax(logits, dim) * (top - least) + least
     if inverse == "exact":
         return _inverse_kappa(kappa)
-    if inverse == "paper":
-        log_kappa = jnp.log(kappa)
-        return 0.75 * log_kappa - 0.25 - jnp.sqrt(-2 * (log_kappa + 1))
-    raise ValueError(f"inverse={inverse!r} must be 'exact' or 'paper'")
+    log_kappa = jnp.log(kappa)
+    return 0.75 * log_kappa - 0.25 - jnp.sqrt(2 * (-1 - log_kappa).clip(min=jnp.finfo(kappa.dtype).eps))
 
 
 @jax.custom_jvp

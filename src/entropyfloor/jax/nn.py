@@ -140,9 +140,7 @@ class ERASoftmax(nn.Module):
     inverse: Literal["exact", "paper"] = "exact"
 
     def __post_init__(self) -> None:
-        targets.softmax_kappa_range(self.num_classes, self.min_entropy, self.tau, self.floor)
-        if self.inverse not in ("exact", "paper"):
-            raise ValueError(f"inverse={self.inverse!r} must be 'exact' or 'paper'")
+        targets.softmax_kappa_range(self.num_classes, self.min_entropy, self.tau, self.floor, self.inverse)
         super().__post_init__()
 
     def __call__(self, logits: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
@@ -173,7 +171,7 @@ class ERALinear(nn.Module):
     inverse: Literal["exact", "paper"] = "exact"
 
     def __post_init__(self) -> None:
-        targets.softmax_kappa_range(self.out_features, self.min_entropy, self.tau, self.floor)
+        targets.softmax_kappa_range(self.out_features, self.min_entropy, self.tau, self.floor, self.inverse)
         super().__post_init__()
 
     def setup(self) -> None:

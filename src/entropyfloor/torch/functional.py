@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+from torch.fx.experimental.symbolic_shapes import guard_scalar
 
 from entropyfloor import targets
 
@@ -325,17 +326,18 @@ def era_softmax(
         ValueError: n < 2, an infeasible floor, τ ≤ e, an unknown option, integer input.
     """
     logits = _floating(logits, "logits")
-    least, top = _softmax_kappa_range(logits.shape[dim], min_entropy, tau, floor)
+    least, top = _softmax_kappa_range(
+        logits.shape[dim], guard_scalar(min_entropy), guard_scalar(tau), floor, inverse
+    )
     kappa = logits.softmax(dim) * (top - least) + least
     if inverse == "exact":
         return _InverseKappa.apply(kappa)
-    if inverse == "paper":
-        log_kappa = kappa.log()
-        return 0.75 * log_kappa - 0.25 - torch.sqrt(-2 * (log_kappa + 1))
-    raise ValueError(f"inverse={inverse!r} must be 'exact' or 'paper'")
+    log_kappa = kappa.log()
+    return 0.75 * log_kappa - 0.25 - torch.sqrt(2 * (-1 - log_kappa).clamp(min=torch.finfo(kappa.dtype).eps))
 
 
-# A constant to compilers, and so must be its arguments: solved once per (n, floor, τ) and cached in `targets`.
+# A constant to compilers: solved once per (n, floor, τ) and cached in `targets`. `guard_scalar` above keeps its
+# arguments from turning into symbols when they change between calls.
 _softmax_kappa_range = torch.compiler.assume_constant_result(targets.softmax_kappa_range)
 
 

@@ -160,9 +160,7 @@ class ERASoftmax(nn.Module):
         inverse: Literal["exact", "paper"] = "exact",
     ) -> None:
         super().__init__()
-        targets.softmax_kappa_range(num_classes, min_entropy, tau, floor)
-        if inverse not in ("exact", "paper"):
-            raise ValueError(f"inverse={inverse!r} must be 'exact' or 'paper'")
+        targets.softmax_kappa_range(num_classes, min_entropy, tau, floor, inverse)
         self.num_classes, self.min_entropy = num_classes, min_entropy
         self.tau, self.floor, self.inverse = tau, floor, inverse
 

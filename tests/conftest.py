@@ -1,0 +1,76 @@
+"""Both backends behind one small face, so that every property is written once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import entropyfloor.jax
+import entropyfloor.torch
+
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)
+hypothesis.settings.load_profile("repeatable")
+torch.set_num_threads(1)
+jax.config.update("jax_enable_x64", True)  # float32 arrays stay float32; float64 ones become possible
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What a test needs of a framework."""
+
+    name: str
+    functional: ModuleType
+    nn: ModuleType
+    array: Callable[[Any, str], Any]
+
+    def numpy(self, x: Any) -> np.ndarray:
+        """Float64 NumPy copy."""
+        return x.detach().double().numpy() if self.name == "torch" else np.asarray(x, np.float64)
+
+    def value_and_grads(self, function: Callable, *arrays: Any) -> tuple[np.ndarray, list[np.ndarray]]:
+        """`function(*arrays)` and the gradients of its sum weighted by a fixed cotangent."""
+        if self.name == "torch":
+            arrays = tuple(a.clone().requires_grad_() for a in arrays)
+            out = function(*arrays)
+            cotangent = torch.tensor(weights(out.shape), dtype=out.dtype)
+            grads = torch.autograd.grad((out * cotangent).sum(), arrays)
+        else:
+            out = function(*arrays)
+            grads = jax.grad(
+                lambda *a: (function(*a) * weights(out.shape)).sum(), argnums=tuple(range(len(arrays)))
+            )(*arrays)
+        return self.numpy(out), [self.numpy(g) for g in grads]
+
+
+def weights(shape: tuple[int, ...]) -> np.ndarray:
+    """A cotangent without symmetry, the same for every backend and the reference."""
+    return np.cos(1.7 * np.arange(np.prod(shape, dtype=int)) + 0.3).reshape(shape)
+
+
+BACKENDS = {
+    "torch": Backend(
+        "torch",
+        entropyfloor.torch.functional,
+        entropyfloor.torch.nn,
+        lambda x, dtype="float64": torch.tensor(np.asarray(x, np.float64)).to(getattr(torch, dtype)),
+    ),
+    "jax": Backend(
+        "jax",
+        entropyfloor.jax.functional,
+        entropyfloor.jax.nn,
+        lambda x, dtype="float64": jnp.asarray(np.asarray(x, np.float64)).astype(dtype),
+    ),
+}
+
+
+@pytest.fixture(scope="session", params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """PyTorch, then JAX."""
+    return BACKENDS[request.param]

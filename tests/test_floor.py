@@ -1,0 +1,187 @@
+"""The promise: entropy recomputed in float64 from what the function returned is never below its target."""
+
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import reference
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def structured(size, rng):
+    """Rows of raw outputs or logits that have broken floors before."""
+    one_hot, two_hot = np.zeros(size), np.zeros(size)
+    one_hot[size // 2] = two_hot[0] = two_hot[-1] = 1e4
+    return np.stack(
+        [
+            np.zeros(size),
+            np.full(size, 1e4),
+            np.full(size, -1e4),
+            one_hot,
+            -one_hot,
+            two_hot,
+            -two_hot,
+            np.linspace(-1e4, 1e4, size),
+            np.linspace(-10, 10, size),
+            rng.normal(size=size),
+            1e4 * rng.choice([-1.0, 1.0], size=size),
+            30 * rng.standard_t(2, size=size).clip(-300, 300),
+        ]
+    )
+
+
+def locations(rows, size, rng):
+    """Means inside, near, on and outside the bounds."""
+    loc = np.tanh(2 * rng.normal(size=(rows, size)))
+    loc[1::5], loc[2::5], loc[3::5], loc[4::5] = 1.0, -1.0, 0.0, rng.choice([-1.0, 1.0, 0.999, 7.0], size=size)
+    return loc
+
+
+def check_continuous(backend, dtype, size, share, mode, seed):
+    rng = np.random.default_rng(seed)
+    raw = structured(size, rng)
+    loc = locations(len(raw), size, rng)
+    F = backend.functional
+    for head, highest in (("gaussian", reference.LOG_SQRT_2PIE), ("truncated", 0.566)):
+        target = size * (highest - 4 * share)
+        inputs = [backend.array(x, dtype) for x in ((raw,) if head == "gaussian" else (loc, raw))]
+        if head == "gaussian":
+            log_std, grads = backend.value_and_grads(
+                partial(F.era_gaussian, target_entropy=target, mode=mode), *inputs
+            )
+            entropy = reference.gaussian_entropy(log_std)
+        else:
+            log_std, grads = backend.value_and_grads(
+                partial(F.era_truncated_normal, target_entropy=target, mode=mode), *inputs
+            )
+            entropy = reference.truncated_normal_entropy(backend.numpy(inputs[0]), log_std).sum(-1)
+        assert np.isfinite(log_std).all()
+        assert all(np.isfinite(g).all() for g in grads)
+        assert (log_std >= -8).all()
+        assert (log_std <= 1e-6).all()
+        assert (entropy >= target - 1e-5 * size).all(), (head, entropy.min() - target)
+        if mode == "pin":
+            free = (log_std > -8 + 1e-4).all(-1)
+            np.testing.assert_allclose(entropy[free], target, rtol=0, atol=1e-5 * size)
+
+
+@pytest.mark.parametrize("mode", ["pin", "floor"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1, 2, 6, 21, 61, 256])
+def test_continuous_floor(backend, dtype, size, mode):
+    for share in (0.0, 0.3, 1.0):
+        check_continuous(backend, dtype, size, share, mode, seed=size)
+
+
+@given(st.integers(1, 40), st.floats(0, 2), st.sampled_from(["pin", "floor"]), st.integers(0, 2**31))
+def test_continuous_floor_anywhere(size, share, mode, seed):
+    from conftest import BACKENDS
+
+    check_continuous(BACKENDS["torch"], "float32", size, share, mode, seed)
+
+
+def check_discrete(backend, dtype, n, min_entropy, options, seed):
+    logits = backend.array(structured(n, np.random.default_rng(seed)), dtype)
+    out, (grad,) = backend.value_and_grads(
+        lambda z: backend.functional.era_softmax(z, min_entropy, **options), logits
+    )
+    assert np.isfinite(out).all()
+    assert np.isfinite(grad).all()
+    assert (reference.categorical_entropy(out) >= min_entropy - 1e-4).all()
+    rows, winners = np.arange(len(out)), backend.numpy(logits).argmax(-1)
+    np.testing.assert_allclose(out[rows, winners], out.max(-1), rtol=3e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"inverse": "paper"}, {"floor": "paper"}, {"tau": 2.72}, {"tau": 30.0}])
+@pytest.mark.parametrize("n", [2, 3, 10, 1000, 10_000])
+def test_discrete_floor(backend, n, options):
+    tau = options.get("tau", 4.0)
+    most = 1 + math.log(n * math.log(tau) / tau) if "floor" in options else math.log(n)
+    for share in (0.05, 0.5, 0.95):
+        for dtype in DTYPES:
+            check_discrete(backend, dtype, n, share * most, options, seed=n)
+
+
+@given(st.integers(2, 300), st.floats(0.01, 0.99), st.integers(0, 2**31))
+def test_discrete_floor_anywhere(n, share, seed):
+    from conftest import BACKENDS
+
+    check_discrete(BACKENDS["torch"], "float32", n, share * math.log(n), {}, seed)
+
+
+def test_argmax_is_kept_where_the_gap_can_be_resolved(backend):
+    logits = np.random.default_rng(0).normal(size=(500, 10))
+    for options in ({}, {"floor": "paper"}, {"inverse": "paper"}):
+        out = backend.numpy(backend.functional.era_softmax(backend.array(logits, "float32"), 0.6, **options))
+        top = np.sort(logits, -1)
+        clear = top[:, -1] - top[:, -2] > 1e-5
+        np.testing.assert_array_equal(out.argmax(-1)[clear], logits.argmax(-1)[clear])
+
+
+def test_the_calibrated_floor_is_reached(backend):
+    """It means what it says: the one-hot limit has exactly the floor's entropy."""
+    out = backend.functional.era_softmax(backend.array(1e4 * np.eye(10)[:1], "float64"), 0.6)
+    np.testing.assert_allclose(reference.categorical_entropy(backend.numpy(out)), 0.6, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [1, 6])
+def test_floor_mode_spans_the_whole_range(backend, size):
+    F, loc = backend.functional, backend.array(np.linspace(-0.9, 0.9, size)[None], "float64")
+    target = -0.5 * size
+    span = {
+        "gaussian": (
+            lambda m: F.gaussian_entropy(F.era_gaussian(m * (loc * 0 + 1), target, mode="floor")),
+            size * reference.LOG_SQRT_2PIE,
+        ),
+        "truncated": (
+            lambda m: F.truncated_normal_entropy(
+                loc, F.era_truncated_normal(loc, m * (loc * 0 + 1), target, mode="floor")
+            ).sum(-1),
+            reference.truncated_normal_entropy(backend.numpy(loc), 0.0).sum(),
+        ),
+    }
+    for entropy, most in span.values():
+        at = [backend.numpy(entropy(backend.array([m], "float64"))).item() for m in (1e3, -1e3)]
+        assert at == pytest.approx([target, most], abs=1e-9)
+        _, (slope,) = backend.value_and_grads(entropy, backend.array([[0.0]], "float64"))
+        assert abs(slope.sum() / np.cos(0.3)) >= 0.04 * (most - target)
+
+
+def test_array_targets_are_clamped_to_what_is_feasible(backend):
+    F, raw = backend.functional, backend.array(np.ones((2, 4)), "float32")
+    target = backend.array([-2.0, 1e3], "float32")
+    entropy = backend.numpy(F.gaussian_entropy(F.era_gaussian(raw, target)))
+    assert entropy == pytest.approx([-2.0, 4 * reference.LOG_SQRT_2PIE], abs=1e-5)
+    unclamped = backend.numpy(F.gaussian_entropy(F.era_gaussian(raw, target, clamp=False)))
+    assert unclamped[1] == pytest.approx(1e3, rel=1e-5)
+    log_std = F.era_truncated_normal(raw * 0.5, raw, target)
+    assert backend.numpy(log_std)[1] == pytest.approx([0.0] * 4, abs=1e-5)
+
+
+def test_what_cannot_be_promised_is_refused(backend):
+    F, x = backend.functional, backend.array(np.zeros((2, 3)), "float32")
+    integers = backend.array(np.zeros((2, 3)), "int32")
+    for call, message in (
+        (lambda: F.era_gaussian(x, 5.0), r"target_entropy=5.0 .* above 4\.25682.*lower the target or raise"),
+        (lambda: F.era_gaussian(x, float("nan")), "target_entropy=nan"),
+        (lambda: F.era_gaussian(x, -1.0, log_std_min=1.0), r"log_std_min=1.0 .* below log_std_max=0.0"),
+        (lambda: F.era_gaussian(x, -1.0, mode="pni"), "mode='pni' must be 'pin' or 'floor'"),
+        (lambda: F.era_gaussian(integers, -1.0), "raw_log_std has dtype .*int32"),
+        (lambda: F.era_gaussian_batch(x[0], -1.0), r"no batch axis"),
+        (lambda: F.era_truncated_normal(x, x, 1.8), r"target_entropy=1.8 .* above 1\.69828.*loc on a bound"),
+        (lambda: F.era_truncated_normal(x, x[:, :2], -1.0), "must have the same shape"),
+        (lambda: F.era_truncated_normal(x, x, -1.0, low=1.0, high=-1.0), "low=1.0 .* below high=-1.0"),
+        (lambda: F.era_truncated_normal(x, x, -1.0, log_std_max=9.0), "narrow the bounds"),
+        (lambda: F.project_gaussian(x, float("nan")), "target_entropy=nan"),
+        (lambda: F.era_softmax(x, 1.2), r"min_entropy=1.2 .*1\.09861.*choose a floor inside"),
+        (lambda: F.era_softmax(x[:, :1], 0.1), "num_classes=1"),
+        (lambda: F.era_softmax(x, 0.5, inverse="fast"), "inverse='fast'"),
+        (lambda: F.era_softmax(integers, 0.5), "logits has dtype"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()

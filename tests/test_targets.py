@@ -1,0 +1,87 @@
+"""Rules, feasibility and calibration in plain floats."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import reference
+from entropyfloor import targets
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [("-A/2", -3), ("-A", -6), ("A", 6), ("-0.3A", -1.8), ("0.25*A", 1.5), (" -3 ", -3), (-2.5, -2.5)],
+)
+def test_rules(rule, expected):
+    assert targets.resolve(rule, action_dim=6) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("rule", ["", "B/2", "-A/0", "A/", "nan", float("inf")])
+def test_rules_that_cannot_be_read(rule):
+    with pytest.raises(ValueError, match=r"target.entropy"):
+        targets.resolve(rule, action_dim=6)
+
+
+def test_shares():
+    assert targets.total(targets.per_dim(-3.0, 6), 6) == -3.0
+
+
+def test_truncated_entropy_is_the_references():
+    for loc in (0.0, 0.5, 0.9, 1.0):
+        for log_std in (-5.0, -1.0, 0.0, 2.0):
+            ours = targets.truncated_normal_entropy(loc, log_std)
+            assert ours == pytest.approx(float(reference.truncated_normal_entropy(loc, log_std)), abs=1e-12)
+    assert targets.truncated_entropy_max(1, 0.0) == pytest.approx(0.5661, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("n", "floor", "constant", "cap"),
+    [
+        (10, 0.6, 0.5259718849, 0.88724),
+        (100, 0.6, 0.5153551416, 0.92655),
+        (1000, 1.2, 0.6986521775, 0.87952),
+    ],
+)
+def test_calibration(n, floor, constant, cap):
+    assert targets.calibrated_constant(n, floor) == pytest.approx(constant, abs=1e-10)
+    assert targets.top1_cap(n, floor) == pytest.approx(cap, abs=1e-5)
+
+
+def test_caps_of_the_papers_constant():
+    assert targets.top1_cap(10, 0.6, floor="paper") == pytest.approx(0.792, abs=5e-4)
+    assert targets.top1_cap(1000, 1.2, floor="paper") == pytest.approx(0.726, abs=5e-4)
+
+
+@given(st.integers(2, 10_000), st.floats(0.01, 0.99))
+def test_floor_for_top1_inverts_the_cap(n, share):
+    floor = share * math.log(n)
+    assert targets.min_entropy_for_top1(n, targets.top1_cap(n, floor)) == pytest.approx(floor, rel=1e-6)
+
+
+@given(st.floats(-690, -1.001))
+def test_inverse_kappa_is_lamberts(log_kappa):
+    kappa = math.exp(log_kappa)
+    x = targets.inverse_kappa(kappa)
+    assert x + math.log(-x) == pytest.approx(log_kappa, rel=1e-13)
+    np.testing.assert_allclose(x, reference.inverse_exact(kappa), rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((1, 0.5, 4.0, "calibrated"), "num_classes=1 .* at least 2"),
+        ((10, 2.4, 4.0, "calibrated"), r"min_entropy=2.4 .*2\.30259.*choose a floor inside"),
+        ((10, 2.25, 4.0, "paper"), r"min_entropy=2.25 .*2\.2429.*choose a floor inside"),
+        ((10, 0.0, 4.0, "calibrated"), "min_entropy=0.0"),
+        ((10, float("nan"), 4.0, "calibrated"), "min_entropy=nan"),
+        ((10, 0.6, 2.7, "calibrated"), "tau=2.7 .* above e"),
+        ((10, 0.6, float("nan"), "calibrated"), "tau=nan"),
+        ((10, 0.6, 4.0, "exact"), "floor='exact' must be"),
+    ],
+)
+def test_discrete_targets_out_of_reach(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        targets.softmax_kappa_range(*arguments)
