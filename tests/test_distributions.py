@@ -1,0 +1,142 @@
+"""The bounded policies: densities that integrate to one, entropies, samples and their gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import reference
+from entropyfloor.jax import distributions as J
+from entropyfloor.torch import distributions as T
+
+KINDS = ("TanhNormal", "TruncatedNormal")
+LOC, SCALE = np.array([-0.9, 0.0, 0.5, 1.0]), np.array([0.05, 0.3, 1.0, 0.7])
+both = pytest.mark.parametrize("framework", ["torch", "jax"])
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def build(framework, kind, loc=LOC, scale=SCALE, dtype="float64"):
+    if framework == "torch":
+        return getattr(T, kind)(*(torch.tensor(x, dtype=getattr(torch, dtype)) for x in (loc, scale)))
+    return getattr(J, kind)(*(jnp.asarray(x, dtype) for x in (loc, scale)))
+
+
+def array(framework, x, dtype="float64"):
+    return torch.tensor(x, dtype=getattr(torch, dtype)) if framework == "torch" else jnp.asarray(x, dtype)
+
+
+def samples(framework, policy, count, seed=0):
+    if framework == "torch":
+        torch.manual_seed(seed)
+        value, log_prob = policy.rsample_and_log_prob(torch.Size((count,)))
+    else:
+        value, log_prob = policy.sample_and_log_prob(seed=jax.random.key(seed), sample_shape=(count,))
+    return value, log_prob
+
+
+@both
+@kinds
+def test_density_integrates_to_one(framework, kind):
+    x = np.tanh(np.linspace(-12, 12, 40_001))
+    for loc, scale in zip(LOC, SCALE, strict=True):
+        policy = build(framework, kind, [loc], [scale])
+        p = np.exp(np.asarray(policy.log_prob(array(framework, x[:, None]))))
+        assert np.trapezoid(p, x) == pytest.approx(1, abs=1e-5)
+
+
+@both
+@kinds
+def test_entropy_is_that_of_the_bounded_policy(framework, kind):
+    policy = build(framework, kind)
+    exact = {"TanhNormal": reference.tanh_normal_entropy, "TruncatedNormal": reference.truncated_normal_entropy}
+    entropy = float(policy.entropy())
+    assert entropy == pytest.approx(exact[kind](LOC, np.log(SCALE)).sum(), abs=1e-9)
+    value, log_prob = samples(framework, policy, 200_000)
+    log_prob = np.asarray(log_prob)
+    error = 4 * log_prob.std() / np.sqrt(log_prob.size)
+    assert abs(entropy + log_prob.mean()) < error
+    assert error < 0.03
+    # The log-density of the sample is the density at the sample, wherever tanh has not saturated.
+    inside = (np.abs(np.asarray(value)) < 1 - 1e-9).all(-1)
+    np.testing.assert_allclose(np.asarray(policy.log_prob(value))[inside], log_prob[inside], atol=1e-5)
+
+
+@both
+@kinds
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_log_prob_is_finite_at_and_near_the_bounds(framework, kind, dtype):
+    edge = np.nextafter(np.array(1, dtype), 0, dtype=dtype)
+    policy = build(framework, kind, np.zeros(1), np.full(1, 0.3), dtype)
+    at = array(framework, np.array([[-1], [-edge], [edge], [1]], dtype), dtype)
+    assert np.isfinite(np.asarray(policy.log_prob(at))).all()
+
+
+@both
+def test_truncation_excludes_what_is_outside(framework):
+    policy = build(framework, "TruncatedNormal", [0.0], [0.5])
+    if framework == "torch":
+        checked = T.TruncatedNormal(policy.loc, policy.scale, validate_args=True)
+        with pytest.raises(ValueError, match="support"):
+            checked.log_prob(array(framework, [1.5]))
+        policy = T.TruncatedNormal(policy.loc, policy.scale, validate_args=False)
+    assert float(policy.log_prob(array(framework, [1.5]))) == -np.inf
+    outside = build(framework, "TruncatedNormal", [3.0], [0.5])
+    clamped = build(framework, "TruncatedNormal", [1.0], [0.5])
+    assert float(outside.entropy()) == float(clamped.entropy())
+
+
+@both
+@kinds
+def test_mode_is_what_acts_in_evaluation(framework, kind):
+    policy = build(framework, kind)
+    mode = policy.mode if framework == "torch" else policy.mode()
+    np.testing.assert_allclose(np.asarray(mode), np.tanh(LOC) if kind == "TanhNormal" else LOC)
+
+
+@both
+@kinds
+def test_samples_carry_gradients_to_both_parameters(framework, kind):
+    """Against central differences at the same random numbers."""
+    loc, scale = LOC[1:3], SCALE[1:3]
+
+    def total(loc, scale):
+        return float(np.asarray(samples(framework, build(framework, kind, loc, scale), 50)[0]).sum())
+
+    h = 1e-6
+    expected = [
+        np.array([(total(loc + h * e, scale) - total(loc - h * e, scale)) / (2 * h) for e in np.eye(2)]),
+        np.array([(total(loc, scale + h * e) - total(loc, scale - h * e)) / (2 * h) for e in np.eye(2)]),
+    ]
+    if framework == "torch":
+        leaves = [torch.tensor(x, requires_grad=True) for x in (loc, scale)]
+        grads = torch.autograd.grad(samples("torch", getattr(T, kind)(*leaves), 50)[0].sum(), leaves)
+    else:
+        grads = jax.grad(lambda m, s: samples("jax", getattr(J, kind)(m, s), 50)[0].sum(), argnums=(0, 1))(
+            jnp.asarray(loc), jnp.asarray(scale)
+        )
+    for grad, value in zip(grads, expected, strict=True):
+        np.testing.assert_allclose(np.asarray(grad), value, rtol=1e-5)
+
+
+@kinds
+def test_extreme_parameters_give_finite_samples_and_gradients(kind):
+    loc = torch.tensor([1.0, -1.0, 0.0, 0.999] * 50, requires_grad=True)
+    scale = torch.tensor([3e-4, 1e-2, 1.0, 7.0] * 50, requires_grad=True)
+    torch.manual_seed(0)
+    value, log_prob = getattr(T, kind)(loc, scale).rsample_and_log_prob(torch.Size((500,)))
+    assert (value.abs() <= 1).all()
+    assert log_prob.isfinite().all()
+    for grad in torch.autograd.grad(value.sum() + log_prob.sum(), (loc, scale)):
+        assert grad.isfinite().all()
+
+
+@kinds
+def test_policies_pass_through_jax_transformations(kind):
+    @jax.jit
+    def entropies(loc, scale):
+        return jax.vmap(lambda m, s: getattr(J, kind)(m, s))(loc, scale)
+
+    loc, scale = jnp.asarray(LOC)[:, None], jnp.asarray(SCALE)[:, None]
+    policy = entropies(loc, scale)
+    np.testing.assert_allclose(policy.entropy(), getattr(J, kind)(loc, scale).entropy())

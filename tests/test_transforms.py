@@ -1,0 +1,106 @@
+"""Eager, compiled, mapped and differentiated: the same numbers, in both frameworks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from entropyfloor.jax import functional as J
+from entropyfloor.torch import functional as T
+
+rng = np.random.default_rng(0)
+RAW, LOC = rng.normal(size=(4, 6)).astype(np.float32), np.tanh(rng.normal(size=(4, 6))).astype(np.float32)
+
+FUNCTIONS = {
+    "era_gaussian": lambda F, loc, raw: F.era_gaussian(raw, -3.0),
+    "era_gaussian/floor": lambda F, loc, raw: F.era_gaussian(raw, -3.0, mode="floor"),
+    "era_truncated_normal": lambda F, loc, raw: F.era_truncated_normal(loc, raw, -3.0),
+    "era_truncated_normal/floor": lambda F, loc, raw: F.era_truncated_normal(loc, raw, -3.0, mode="floor"),
+    "era_softmax": lambda F, loc, raw: F.era_softmax(raw, 0.6),
+    "era_softmax/paper": lambda F, loc, raw: F.era_softmax(raw, 0.6, floor="paper", inverse="paper"),
+    "entropy_from_logits": lambda F, loc, raw: F.entropy_from_logits(raw),
+    "gaussian_entropy": lambda F, loc, raw: F.gaussian_entropy(raw),
+    "truncated_normal_entropy": lambda F, loc, raw: F.truncated_normal_entropy(loc, raw),
+    "tanh_normal_entropy": lambda F, loc, raw: F.tanh_normal_entropy(loc, raw),
+    "project_gaussian": lambda F, loc, raw: F.project_gaussian(raw, 3.0),
+}
+NAMES = pytest.mark.parametrize("name", FUNCTIONS)
+close = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@NAMES
+def test_torch(name):
+    def function(loc, raw):
+        return FUNCTIONS[name](T, loc, raw)
+
+    def loss(loc, raw):
+        return function(loc, raw).sum()
+
+    loc, raw = torch.tensor(LOC), torch.tensor(RAW)
+    eager = function(loc, raw)
+    torch.testing.assert_close(torch.func.vmap(function)(loc, raw), eager, **close)
+    leaf = raw.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(loss(loc, leaf), leaf)
+    torch.testing.assert_close(torch.func.grad(loss, argnums=1)(loc, raw), grad, **close)
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss, argnums=1))(loc, raw), grad, **close)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = function(loc.bfloat16(), raw.bfloat16())
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, function(loc.bfloat16().float(), raw.bfloat16().float()), **close)
+
+
+# The whole graph is captured, forward and backward, and run by the ahead-of-time backend: generating C++ for it
+# would test the compiler and take minutes.
+@NAMES
+def test_torch_compile(name):
+    torch._dynamo.reset()
+
+    def function(loc, raw):
+        return FUNCTIONS[name](T, loc, raw)
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    loc, raw = torch.tensor(LOC), torch.tensor(RAW, requires_grad=True)
+    torch.testing.assert_close(compiled(loc, raw), function(loc, raw), **close)
+    grads = [torch.autograd.grad(f(loc, raw).sum(), raw)[0] for f in (compiled, function)]
+    torch.testing.assert_close(*grads, **close)
+
+
+def test_torch_compile_takes_targets_that_change():
+    torch._dynamo.reset()
+    raw = torch.tensor(RAW)
+    for function, arguments in ((T.era_gaussian, (-3.0, -2.0, -1.0)), (T.era_softmax, (0.6, 0.7, 0.8))):
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        for argument in arguments:
+            torch.testing.assert_close(compiled(raw, argument), function(raw, argument), **close)
+
+
+@NAMES
+def test_jax(name):
+    def function(loc, raw):
+        return FUNCTIONS[name](J, loc, raw)
+
+    def loss(loc, raw):
+        return function(loc, raw).sum()
+
+    loc, raw = jnp.asarray(LOC), jnp.asarray(RAW)
+    eager = function(loc, raw)
+    np.testing.assert_allclose(jax.jit(function)(loc, raw), eager, **close)
+    np.testing.assert_allclose(jax.vmap(function)(loc, raw), eager, **close)
+    grad = jax.grad(loss, argnums=1)(loc, raw)
+    np.testing.assert_allclose(jax.jit(jax.vmap(jax.grad(loss, argnums=1)))(loc, raw), grad, **close)
+    direction = jnp.ones_like(raw)
+    _, slope = jax.jvp(lambda r: loss(loc, r), (raw,), (direction,))
+    np.testing.assert_allclose(slope, (grad * direction).sum(), rtol=1e-4, atol=1e-4)
+
+
+def test_targets_are_checked_under_a_trace():
+    with pytest.raises(ValueError, match="lower the target"):
+        jax.jit(lambda raw: J.era_gaussian(raw, 50.0))(RAW)
+    with pytest.raises(ValueError, match="choose a floor"):
+        jax.jit(lambda raw: J.era_softmax(raw, 3.0))(RAW)
+
+
+def test_the_inverse_has_second_derivatives():
+    z = torch.tensor(RAW[:1], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: T.era_softmax(x, 0.6), z)
