@@ -22,7 +22,7 @@ class DMControl(gymnasium.Env[Any, Any]):
         task: Such as `walker-run` or `ball_in_cup-catch`.
     """
 
-    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012: Gymnasium's own way
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
     render_mode = "rgb_array"
 
     def __init__(self, task: str) -> None:

@@ -21,6 +21,7 @@ class Standard(gymnasium.Wrapper[Any, Any, Any, Any]):
     def __init__(self, env: AnyEnv, seed: int) -> None:
         super().__init__(env)
         self._seed: int | None = seed
+        self._running = False
         self._flatten = None if isinstance(env.observation_space, spaces.Box) else env.observation_space
         size = spaces.flatdim(env.observation_space)
         self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
@@ -39,15 +40,23 @@ class Standard(gymnasium.Wrapper[Any, Any, Any, Any]):
         """Start an episode; everything random in it follows from `seed`."""
         seed, self._seed = self._seed if seed is None else seed, None
         observation, info = self.env.reset(seed=seed, options=options)
+        self._running = True
         return self._flat(observation), info
 
     def step(self, action: Any) -> Step:
-        """Apply an action; a continuous one is taken from [-1, 1] to the simulator's own range."""
+        """Apply an action; a continuous one is taken from [-1, 1] to the simulator's own range.
+
+        Raises:
+            RuntimeError: There is no episode to step in. Some simulators would quietly begin the next one.
+        """
+        if not self._running:
+            raise RuntimeError("the episode is over: call reset first")
         if self._bounds is not None:
             low, high = self._bounds
             unit = np.clip(np.asarray(action, np.float64), -1.0, 1.0)
             action = (low + 0.5 * (unit.reshape(low.shape) + 1.0) * (high - low)).astype(self._dtype())
         observation, reward, terminated, truncated, info = self.env.step(action)
+        self._running = not (terminated or truncated)
         return self._flat(observation), float(reward), bool(terminated), bool(truncated), info
 
     def _dtype(self) -> np.dtype[Any]:
