@@ -82,7 +82,7 @@ def truncated_normal_entropy(
     loc, log_std = jnp.broadcast_arrays(_floating(loc, "loc"), _floating(log_std, "log_std"))
     mu, log_scale = _unit(loc, low, high)
     log_sigma = log_std - log_scale
-    entropy, by_log_std, by_mu = _unit_entropy(lax.stop_gradient(mu), lax.stop_gradient(log_sigma))
+    entropy, by_log_std, by_mu, *_ = _unit_entropy(lax.stop_gradient(mu), lax.stop_gradient(log_sigma))
     return _implicit(entropy + log_scale, (mu, by_mu), (log_sigma, by_log_std))
 
 
@@ -244,7 +244,7 @@ def era_truncated_normal(
     mu, log_scale = _unit(loc, low, high)
     bounds = log_std_min - log_scale, log_std_max - log_scale
 
-    most, _, by_mu = _unit_entropy(lax.stop_gradient(mu), jnp.full_like(mu, bounds[1]), bounds[1])
+    most, _, by_mu, *_ = _unit_entropy(lax.stop_gradient(mu), jnp.full_like(mu, bounds[1]), bounds[1])
     most = _implicit(most, (mu, by_mu))
     target = _array(target_entropy, -1) - mu.shape[-1] * log_scale
     gap = target - most.sum(-1, keepdims=True)
@@ -254,8 +254,7 @@ def era_truncated_normal(
         gap = gap * jax.nn.sigmoid(raw.mean(-1, keepdims=True) - slack)
     entropy = most + gap * jax.nn.softmax(raw, -1)
 
-    root = _unit_log_std(lax.stop_gradient(mu), lax.stop_gradient(entropy), *bounds)
-    _, by_log_std, by_mu = _unit_entropy(lax.stop_gradient(mu), root, bounds[1])
+    root, by_log_std, by_mu = _unit_log_std(lax.stop_gradient(mu), lax.stop_gradient(entropy), *bounds)
     log_std = _implicit(root, (entropy, 1 / by_log_std), (mu, -by_mu / by_log_std))
     return log_std.clip(*bounds) + log_scale
 
@@ -363,60 +362,74 @@ def _unit(loc: Array, low: float, high: float) -> tuple[Array, float]:
     return (loc.clip(low, high) - 0.5 * (low + high)) / half, math.log(half)
 
 
-def _unit_entropy(mu: Array, log_std: Array, log_std_max: float = math.inf) -> tuple[Array, Array, Array]:
-    """H of the Gaussian truncated to [-1, 1] for |μ| ≤ 1, with ∂H/∂log σ and ∂H/∂μ.
+def _unit_entropy(mu: Array, log_std: Array, log_std_max: float = math.inf) -> tuple[Array, ...]:
+    """H of the Gaussian truncated to [-1, 1] for |μ| ≤ 1, with H_s, H_μ, H_ss / H_s and H_sμ, where s = log σ.
 
-    With u = (x - μ)/σ: `∂H/∂log σ = ½ Var(u²)` and `∂H/∂μ = Cov(u², u) / 2σ`. Both ends of the range of u have
-    opposite signs, so that nothing cancels in the normaliser; but Var and Cov in closed form do cancel where
-    the range is short, and are integrated there: a branch that `log_std_max`, if it rules it out, saves.
+    With t = (x - μ) / √2σ, of density ∝ exp(-t²) on [-a, b], they are cumulants: `H_s = 2 Var(t²)`,
+    `H_μ = Cov(t², t) √2/σ`, `H_ss = 4 κ(t², t², t²) - 4 H_s`, `H_sμ = κ(t², t², t) 2√2/σ - 4 H_μ`. Both ends have
+    opposite signs, so that nothing cancels in the normaliser; but the cumulants in closed form do cancel where the
+    range is short, and are integrated there: a branch that `log_std_max`, if it rules it out, saves.
     """
-    std = jnp.exp(log_std)
-    a, b = ((1 + mu) / std).clip(max=30.0), ((1 - mu) / std).clip(max=30.0)  # φ(30) = 0
-    mass = 0.5 * (lax.erf(a / math.sqrt(2)) + lax.erf(b / math.sqrt(2)))
-    pa, pb = jnp.exp(-0.5 * a * a) / (SQRT_2PI * mass), jnp.exp(-0.5 * b * b) / (SQRT_2PI * mass)
-    edge = a * pa + b * pb
-    entropy = targets.LOG_SQRT_2PIE + log_std + jnp.log(mass) - 0.5 * edge
-    half_var = 1 - 0.5 * (edge + a**3 * pa + b**3 * pb + edge * edge)
-    cov = (pa - pb) * (1 + edge) + a * a * pa - b * b * pb
+    scale = jnp.exp(-log_std.clip(min=-40.0)) * math.sqrt(0.5)  # σ < e⁻⁴⁰ would overflow, and is as good as 0
+    a, b = (1 + mu) * scale, (1 - mu) * scale
+    aa, bb = a * a, b * b
+    mass = lax.erf(a) + lax.erf(b)
+    norm = 2 / math.sqrt(math.pi) / mass
+    # Integration by parts leaves the moments of t as sums (even) and differences (odd) over the ends.
+    a0, b0 = jnp.exp(-aa) * norm, jnp.exp(-bb) * norm
+    a2, b2 = aa * a0, bb * b0
+    a4, b4 = aa * a2, bb * b2
+    edge1, edge3, edge5 = a * a0 + b * b0, a * a2 + b * b2, a * a4 + b * b4
+    square = 1 - edge1
+    entropy = log_std + jnp.log(mass) + (targets.LOG_SQRT_2PIE - math.log(2)) - 0.5 * edge1
+    by_log_std = 1 - 0.5 * edge1 * (1 + edge1) - edge3
+    cov = 0.5 * (a0 - b0) * (1 + edge1) + (a2 - b2)
+    third = square * (15 - square * square - 6 * by_log_std) - 10 * edge3 - 4 * edge5  # 8 κ(t², t², t²)
+    mixed = 2 * (a4 - b4) + (a0 - b0) * (2 * square - by_log_std - 0.5 * square * square) - 2 * square * cov
+    bend = 0.5 * third / by_log_std - 4
 
-    if log_std_max <= math.log(2):  # then a + b = 2/σ ≥ 1
-        return entropy, half_var, cov / (2 * std)
-    nodes, weights = (_constant(c, mu) for c in _LEGENDRE_UNIT)
-    short = a + b < 1
-    width = jnp.where(short, a + b, 1.0)
-    u = width[..., None] * nodes - jnp.where(short, a, 0.5)[..., None]
-    p = jnp.exp(-0.5 * u * u) * weights
-    norm = p.sum(-1)
-    p = p / norm[..., None]
-    square = (p * u * u).sum(-1)
-    deviation = p * (u * u - square[..., None])
-    entropy = jnp.where(short, math.log(2) + jnp.log(norm) + 0.5 * square, entropy)
-    half_var = jnp.where(short, 0.5 * (deviation * u * u).sum(-1), half_var)
-    cov = jnp.where(short, (deviation * u).sum(-1), cov)
-    return entropy, half_var, cov / (2 * std)
+    if log_std_max > math.log(2):  # else a + b = √2/σ ≥ √½
+        nodes, weights = (_constant(c, mu) for c in _LEGENDRE_UNIT)
+        short = a + b < math.sqrt(0.5)
+        t = jnp.where(short, a + b, 0.5)[..., None] * nodes - jnp.where(short, a, 0.25)[..., None]
+        p = jnp.exp(-t * t) * weights
+        norm = p.sum(-1)
+        p = p / norm[..., None]
+        square = (p * t * t).sum(-1)
+        v = t * t - square[..., None]
+        w = t - (p * t).sum(-1)[..., None]
+        var = (p * v * v).sum(-1)
+        entropy = jnp.where(short, math.log(2) + jnp.log(norm) + square, entropy)
+        by_log_std = jnp.where(short, 2 * var, by_log_std)
+        bend = jnp.where(short, 2 * (p * v**3).sum(-1) / var - 4, bend)
+        cov_short = (p * v * w).sum(-1)
+        cov = jnp.where(short, 2 * cov_short, cov)
+        mixed = jnp.where(short, 4 * (p * v * v * w).sum(-1) - 8 * cov_short, mixed)
+    return entropy, by_log_std, cov * scale, bend, mixed * scale
 
 
-def _unit_log_std(mu: Array, entropy: Array, log_std_min: float, log_std_max: float) -> Array:
-    """log σ at which the Gaussian truncated to [-1, 1] has the given entropy: Newton from a fitted start.
+def _unit_log_std(mu: Array, entropy: Array, log_std_min: float, log_std_max: float) -> tuple[Array, Array, Array]:
+    """log σ at which the Gaussian truncated to [-1, 1] has the given entropy, with ∂H/∂log σ and ∂H/∂μ there.
 
     The start has the right form at both ends, log σ = H - log √(2πe) where σ is small and -¼ log(log 2 - H) where
-    the policy is nearly uniform; what the bounds add between them is a polynomial in the nearness of the bound and
-    in the width e^H, fitted to 0.09. Three steps then leave 3e-7, the fourth 2e-12.
+    the policy is nearly uniform; what the bounds add between them was fitted by least squares, reweighted towards
+    the largest error, over |μ| ≤ 1 and log σ ≤ 1.2: to 0.026. One step of Halley leaves 1e-4, the second 1e-12;
+    its slopes are carried over to the root by their own derivatives.
     """
     entropy = entropy.clip(min=log_std_min)  # below it σ is under its bound, whatever μ
-    nearly = (4 * (entropy - math.log(2))).clip(max=-jnp.finfo(mu.dtype).eps)
-    width = jnp.exp(entropy)
-    z, r = width / (width + 0.6 * (1 - jnp.abs(mu))), 0.5 * width
-    bound = sum((c0 + c1 * r) * z**power for power, (c0, c1) in enumerate(_START))
-    log_std = entropy - targets.LOG_SQRT_2PIE - 0.25 * jnp.log(-jnp.expm1(nearly)) + bound
-    for _ in range(4 if mu.dtype == jnp.float64 else 3):
+    x = 0.25 * jnp.exp(2 * entropy.clip(min=-40.0))  # (e^H / 2)²
+    z = (x / (x + (1 - jnp.abs(mu)) ** 2)) ** 4  # nearness of the bound
+    bound = z * (1.874 + z * (1.213 * z - 2.397)) + x * (0.097 * z - 0.177)
+    nearly = (1 - x * x).clip(min=jnp.finfo(mu.dtype).eps)
+    log_std = entropy - targets.LOG_SQRT_2PIE - 0.25 * jnp.log(nearly) + bound
+    for _ in range(2):
         log_std = log_std.clip(log_std_min - 2, log_std_max)
-        value, slope, _ = _unit_entropy(mu, log_std, log_std_max)
-        log_std = log_std + (entropy - value) / slope
-    return log_std.clip(log_std_min - 2, log_std_max + 1)
-
-
-_START = ((-0.091, 5.523), (0.356, -22.08), (-1.777, 27.793), (2.292, -11.317))
+        value, by_log_std, by_mu, bend, mixed = _unit_entropy(mu, log_std, log_std_max)
+        newton = (entropy - value) / by_log_std
+        step = newton / (1 + 0.5 * bend * newton).clip(min=0.5)  # ½ is reached where the entropy is out of reach
+        log_std = log_std + step
+    by_log_std = by_log_std * (1 + bend * step).clip(min=0.25)
+    return log_std.clip(log_std_min - 2, log_std_max + 1), by_log_std, by_mu + mixed * step
 
 
 # --- small parts -----------------------------------------------------------------------------------------
