@@ -32,11 +32,11 @@ class TanhNormal:
 
     Args:
         loc: Mean of u, `[..., D]`.
-        scale: Standard deviation of u, `[..., D]`, positive.
+        scale: Standard deviation of u, broadcastable with `loc`, positive.
     """
 
-    loc: Float[Array, "*batch D"]
-    scale: Float[Array, "*batch D"]
+    loc: Float[Array, "*#batch #D"]
+    scale: Float[Array, "*#batch #D"] | Float[Array, ""]
 
     def sample(self, *, seed: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*sample D"]:
         """Reparametrised sample, with gradients to `loc` and `scale`."""
@@ -62,7 +62,7 @@ class TanhNormal:
 
     def mode(self) -> Float[Array, "*batch D"]:
         """tanh(loc): the median, and what agents act with in evaluation; not the peak of the density."""
-        return jnp.tanh(self.loc)
+        return jnp.tanh(_parameters(self.loc, self.scale)[0])
 
     def _base_sample(self, seed: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Array:
         loc, scale = _parameters(self.loc, self.scale)
@@ -82,13 +82,13 @@ class TruncatedNormal:
     Args:
         loc: Mean before truncation, `[..., D]`; outside [low, high] it is clamped into it, as in
             `era_truncated_normal`, so that the two always agree.
-        scale: Standard deviation before truncation, `[..., D]`, positive.
+        scale: Standard deviation before truncation, broadcastable with `loc`, positive.
         low: Lower bound.
         high: Upper bound.
     """
 
-    loc: Float[Array, "*batch D"]
-    scale: Float[Array, "*batch D"]
+    loc: Float[Array, "*#batch #D"]
+    scale: Float[Array, "*#batch #D"] | Float[Array, ""]
     low: float = field(default=-1.0, metadata={"static": True})
     high: float = field(default=1.0, metadata={"static": True})
 

@@ -72,8 +72,10 @@ class ERAGaussian(nn.Module):
             log_mean_exp_sum=running.value if use_running_average else None,
         )
         if not use_running_average and not self.is_initializing() and self.is_mutable_collection("batch_stats"):
-            old = running.value + jnp.log1p(-self.momentum)
-            running.value = jnp.logaddexp(old, lax.stop_gradient(batch) + jnp.log(self.momentum))
+            # Neither half-precision variables nor float64 input change the type: a scan could not carry it.
+            old = F._floating(running.value, "log_mean_exp_sum")
+            new = lax.stop_gradient(batch).astype(old.dtype) + jnp.log(self.momentum)
+            running.value = jnp.logaddexp(old + jnp.log1p(-self.momentum), new)
         return log_std
 
 
@@ -207,12 +209,12 @@ class ResidualEntropy(nn.Module):
 
     def setup(self) -> None:
         """The one parameter."""
-        self.raw = self.param("raw", nn.initializers.constant(self.initial), ())
+        self.raw = self.param("raw", nn.initializers.constant(self.initial), (), jnp.float32)
 
     @property
     def value(self) -> Float[Array, ""]:
         """δ̂ = softplus(raw), in nats."""
-        return jax.nn.softplus(self.raw)
+        return jax.nn.softplus(F._floating(self.raw, "raw"))
 
     def __call__(self) -> Float[Array, ""]:
         """δ̂, in nats."""
@@ -220,7 +222,8 @@ class ResidualEntropy(nn.Module):
 
     def loss(self, policy_entropy: Float[Array, "*batch"]) -> Float[Array, ""]:
         """`E[δ̂ (H[π] - H0)]` with the entropy of the bounded policy detached (Eq. 12)."""
-        return (self.value * (lax.stop_gradient(policy_entropy) - self.target_entropy)).mean()
+        entropy = lax.stop_gradient(F._floating(policy_entropy, "policy_entropy"))
+        return (self.value * (entropy - self.target_entropy)).mean()
 
 
 def _check_mode(mode: str, action_dim: int, batch_level: bool = False) -> None:

@@ -35,8 +35,8 @@ class _Bounded(Distribution):
 
     def __init__(
         self,
-        loc: Float[Tensor, "*batch D"],
-        scale: Float[Tensor, "*batch D"],
+        loc: Float[Tensor, "*#batch #D"],
+        scale: Float[Tensor, "*#batch #D"] | Float[Tensor, ""],
         *,
         validate_args: bool | None = None,
     ) -> None:
@@ -112,8 +112,8 @@ class TruncatedNormal(_Bounded):
 
     def __init__(
         self,
-        loc: Float[Tensor, "*batch D"],
-        scale: Float[Tensor, "*batch D"],
+        loc: Float[Tensor, "*#batch #D"],
+        scale: Float[Tensor, "*#batch #D"] | Float[Tensor, ""],
         low: float = -1.0,
         high: float = 1.0,
         *,

@@ -5,8 +5,10 @@ A module checks its target when it is built. None but `ResidualEntropy` and `ERA
 
 from __future__ import annotations
 
+import math
 import warnings
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ class ERAGaussian(nn.Module):
     """`era_gaussian` (Eq. 11), or with `batch_level=True` `era_gaussian_batch` (Eq. 36).
 
     At batch level the running mean of `M`, carried as its log, is kept as `BatchNorm` keeps its statistics:
-    updated in training, used in evaluation.
+    updated in training, used in evaluation. It stays in float32 when the module is cast to half precision.
 
     Args:
         action_dim: D.
@@ -56,7 +58,7 @@ class ERAGaussian(nn.Module):
         self.log_std_min, self.log_std_max = log_std_min, log_std_max
         self.mode, self.batch_level, self.momentum = mode, batch_level, momentum
         if batch_level:  # log of Σ_j e^0, the statistic of a network that starts at zero
-            self.register_buffer("log_mean_exp_sum", torch.tensor(float(action_dim)).log())
+            self.register_buffer("log_mean_exp_sum", torch.tensor(math.log(action_dim), dtype=torch.float32))
 
     def forward(self, raw_log_std: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """log σ from the raw network output."""
@@ -75,6 +77,14 @@ class ERAGaussian(nn.Module):
             new = batch.detach().to(old.dtype) + old.new_tensor(self.momentum).log()
             self.log_mean_exp_sum.copy_(torch.logaddexp(old, new))
         return log_std
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `to`, `half`, … come through. In bfloat16 the running mean would round each small update away."""
+        kept = self._buffers.get("log_mean_exp_sum")
+        super()._apply(fn, recurse)
+        if kept is not None and self.log_mean_exp_sum.dtype.itemsize < 4:
+            self.log_mean_exp_sum = kept.to(self.log_mean_exp_sum.device)
+        return self
 
     def extra_repr(self) -> str:
         """The fields that decide the output."""
@@ -220,7 +230,7 @@ class ResidualEntropy(nn.Module):
     @property
     def value(self) -> Float[Tensor, ""]:
         """δ̂ = softplus(raw), in nats."""
-        return nn.functional.softplus(self.raw)
+        return nn.functional.softplus(F._floating(self.raw, "raw"))
 
     def forward(self) -> Float[Tensor, ""]:
         """δ̂, in nats."""
@@ -228,7 +238,8 @@ class ResidualEntropy(nn.Module):
 
     def loss(self, policy_entropy: Float[Tensor, "*batch"]) -> Float[Tensor, ""]:
         """`E[δ̂ (H[π] - H0)]` with the entropy of the bounded policy detached (Eq. 12)."""
-        return (self.value * (policy_entropy.detach() - self.target_entropy)).mean()
+        entropy = F._floating(policy_entropy, "policy_entropy").detach()
+        return (self.value * (entropy - self.target_entropy)).mean()
 
 
 def _check_mode(mode: str, action_dim: int, batch_level: bool = False) -> None:
