@@ -1,0 +1,240 @@
+"""Writing a run directory, so that a kill at any moment loses nothing that was on disk."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import tomli_w
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as dump_arrays
+
+from entropyfloor.runs import machine
+from entropyfloor.runs.record import CONFIG, METRICS, STATUS, read_config, read_lines
+from entropyfloor.runs.vocabulary import QUANTITIES
+
+FORMAT = 1
+"""Of a checkpoint. A reader refuses what it does not know."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything a trainer needs to continue."""
+
+    step: int
+    arrays: dict[str, np.ndarray]
+    state: dict[str, Any]
+
+
+class Run:
+    """A run directory that is being written. Build it with `Run.create` or `Run.open`.
+
+    Example:
+        >>> run = Run.create(Path("runs/example"), {"domain": "control", "seed": 0})
+        >>> with run.recording():
+        ...     run.log(1000, {"return": 12.5, "realised_entropy": -3.0, "floor": -3.0})
+        ...     run.save(1000, {"weight": np.zeros(3)}, {"episode": 1})
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        self.path, self.config = path, config
+        self._step, self._seconds = 0, 0.0
+        self._since = time.perf_counter()
+
+    @classmethod
+    def create(cls, path: Path, config: Mapping[str, Any]) -> Run:
+        """Begin a run in a new directory.
+
+        Args:
+            path: Where; must not hold a run yet.
+            config: Every setting, in what TOML can hold; settings that are None are left out.
+
+        Raises:
+            ValueError: There is a run in `path` already.
+        """
+        if (path / CONFIG).exists():
+            raise ValueError(f"{path} holds a run already: choose another directory, resume it, or delete it")
+        path.mkdir(parents=True, exist_ok=True)
+        known = {name: value for name, value in config.items() if value is not None}
+        _replace(path / "machine.json", _json(machine.describe()))
+        (path / METRICS).touch()
+        _replace(path / CONFIG, tomli_w.dumps(known).encode())  # last: a directory with a config is a run
+        return cls(path, known)
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """The run in `path`, to be continued.
+
+        Raises:
+            ValueError: There is none.
+        """
+        return cls(path, read_config(path))
+
+    def log(self, step: int, quantities: Mapping[str, float]) -> None:
+        """Append one line to the metrics. What is not finite is written as null.
+
+        Raises:
+            ValueError: A name that is not in the vocabulary.
+        """
+        if unknown := sorted(set(quantities) - set(QUANTITIES)):
+            raise ValueError(f"unknown quantities {unknown}: name them in entropyfloor/runs/vocabulary.py first")
+        plain = {name: float(value) for name, value in quantities.items()}
+        self._append(step, {name: value if math.isfinite(value) else None for name, value in plain.items()})
+        self._step = step
+
+    def save(
+        self, step: int, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any], *, keep: int = 2
+    ) -> Path:
+        """Write a checkpoint beside the others, then rename it, then drop all but the last `keep`.
+
+        Args:
+            step: Where the run is.
+            arrays: Parameters, optimiser state, replay, …
+            state: What JSON can hold: counters, states of generators, …
+            keep: How many checkpoints stay.
+
+        Returns:
+            Its directory.
+        """
+        home = self.path / "checkpoints"
+        final, partial = home / f"{step:012d}", home / f".{step:012d}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        data = dump_arrays({name: np.asarray(array, order="C") for name, array in arrays.items()})
+        header = {"format": FORMAT, "step": step, "checksum": zlib.crc32(data), "state": dict(state)}
+        _write(partial / "arrays.safetensors", data)
+        _write(partial / "state.json", _json(header))
+        if final.exists():  # the same step again: after a resume, or at the end
+            shutil.rmtree(final)
+        partial.rename(final)
+        _sync(home)
+        for old in self.checkpoints()[:-keep]:
+            shutil.rmtree(old)
+        return final
+
+    def checkpoints(self) -> list[Path]:
+        """Directories of complete checkpoints, oldest first."""
+        home = self.path / "checkpoints"
+        return sorted(path for path in home.glob("[0-9]*") if path.is_dir())
+
+    def latest(self) -> Checkpoint | None:
+        """The last checkpoint, or None.
+
+        Raises:
+            ValueError: It is damaged or of another format.
+        """
+        saved = self.checkpoints()
+        return _load(saved[-1]) if saved else None
+
+    def resume(self) -> Checkpoint | None:
+        """Continue from the last checkpoint, or from the start if there is none.
+
+        What was logged after it stays in the file; readers drop it, as the run goes that way again.
+        """
+        checkpoint = self.latest()
+        with self._locked():
+            with (self.path / METRICS).open("r+b") as file:  # a kill may have cut the last line short
+                content = file.read()
+                file.truncate(content.rfind(b"\n") + 1)
+            lines = read_lines(self.path)
+            self._seconds = max((line["seconds"] for line in lines), default=0.0)
+            self._since = time.perf_counter()
+            self._step = checkpoint.step if checkpoint else -1  # -1: nothing of what was logged stands
+            self._append(self._step, {"event": "resumed"})
+        return checkpoint
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Keep `status.json` true while the body trains, and other processes out of the directory.
+
+        Raises:
+            ValueError: Another process is recording this run.
+        """
+        with self._locked():
+            self._status("running")
+            try:
+                yield
+            except KeyboardInterrupt:
+                self._status("interrupted", "stopped by the user")
+                raise
+            except BaseException as error:
+                self._status("failed", f"{type(error).__name__}: {error}")
+                raise
+            self._status("finished")
+
+    def _append(self, step: int, values: dict[str, Any]) -> None:
+        seconds = round(self._seconds + time.perf_counter() - self._since, 3)
+        with (self.path / METRICS).open("ab", buffering=0) as file:  # one write: a line is whole or it is last
+            file.write(_json({"step": step, "seconds": seconds, **values}))
+
+    def _status(self, state: str, reason: str | None = None) -> None:
+        status = {"state": state, "reason": reason, "step": self._step, "time": machine.now()}
+        _replace(self.path / STATUS, _json(status))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the run for this process; the system lets go of it even when the process is killed."""
+        with (self.path / METRICS).open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"another process is writing {self.path}: wait for it or stop it") from None
+            yield
+
+
+def _load(path: Path) -> Checkpoint:
+    try:
+        header = json.loads((path / "state.json").read_bytes())
+        data = (path / "arrays.safetensors").read_bytes()
+        if header["format"] != FORMAT:
+            raise ValueError(f"its format is {header['format']}, this version reads {FORMAT}")
+        if zlib.crc32(data) != header["checksum"]:
+            raise ValueError("the checksum of its arrays is wrong")
+        return Checkpoint(header["step"], load_arrays(data), header["state"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ValueError(
+            f"checkpoint {path} cannot be used: {error}. Delete this directory to continue from the one before"
+        ) from error
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        _flush(file)
+
+
+def _flush(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """A reader sees the old file or the new one, never a part."""
+    beside = path.with_name(f".{path.name}.partial")
+    _write(beside, data)
+    beside.replace(path)
+
+
+def _sync(directory: Path) -> None:
+    """Make a rename in `directory` survive a power cut."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

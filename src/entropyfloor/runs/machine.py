@@ -1,0 +1,83 @@
+"""What a result was measured with."""
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PACKAGES = (
+    *("entropyfloor", "numpy", "jax", "flax", "optax", "torch", "gymnasium", "mujoco", "dm_control"),
+    *("timm", "transformers", "trl", "accelerate"),
+)
+
+
+def describe() -> dict[str, Any]:
+    """Versions, hardware, command line, commit of this package's sources, and the time."""
+    return {
+        "versions": {"python": platform.python_version(), **_versions()},
+        "hardware": {
+            "cpu": _cpu(),
+            "cores": os.cpu_count(),
+            "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+            "gpu": _gpu(),
+        },
+        "system": platform.platform(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": _commit(),
+        "started": now(),
+    }
+
+
+def now() -> str:
+    """UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu() -> str:
+    """The processor's name, which `platform.processor` does not know on Linux."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _gpu() -> str | None:
+    """Names of NVIDIA GPUs, without importing a framework that would claim them."""
+    return _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that this file is in; marked where sources were changed since."""
+    here = str(Path(__file__).parent)
+    commit = _output("git", "-C", here, "rev-parse", "HEAD")
+    if commit is None or _output("git", "-C", here, "ls-files", "__init__.py") is None:
+        return None  # installed, perhaps inside somebody else's repository
+    return commit + ("-modified" if _output("git", "-C", here, "status", "--porcelain", "-uno") else "")
+
+
+def _output(*command: str) -> str | None:
+    """What a program says, or None if it is absent, fails or says nothing."""
+    if shutil.which(command[0]) is None:
+        return None
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    return result.stdout.strip() or None if result.returncode == 0 else None

@@ -1,0 +1,35 @@
+"""The names of everything that a trainer logs: one flat vocabulary, so that a plot never asks who wrote it."""
+
+from typing import NamedTuple
+
+
+class Quantity(NamedTuple):
+    """What a name means."""
+
+    label: str
+    unit: str = ""
+
+
+QUANTITIES: dict[str, Quantity] = {
+    # evaluation
+    "return": Quantity("Return"),
+    "episode_length": Quantity("Episode length", "agent steps"),
+    # entropy, always beside its floor
+    "realised_entropy": Quantity("Realised entropy of the acting policy, mean over states", "nats"),
+    "realised_entropy/min": Quantity("Realised entropy of the acting policy, least over states", "nats"),
+    "realised_entropy/q05": Quantity("Realised entropy of the acting policy, 5 % quantile over states", "nats"),
+    "floor": Quantity("Promised entropy", "nats"),
+    "residual_entropy": Quantity("Residual entropy δ̂", "nats"),
+    "clamped_share": Quantity("Share of infeasible targets that were clamped"),
+    "clipped_share": Quantity("Share of log σ on its lower bound"),
+    "alpha": Quantity("Temperature α"),
+    # learning
+    "loss/actor": Quantity("Loss of the actor"),
+    "loss/critic": Quantity("Loss of the critics"),
+    "loss/alpha": Quantity("Loss of α"),
+    "q/mean": Quantity("Mean Q of the batch"),
+    "grad_norm/actor": Quantity("Gradient norm of the actor"),
+    "grad_norm/critic": Quantity("Gradient norm of the critics"),
+    # the machine
+    "steps_per_second": Quantity("Environment steps per second", "1/s"),
+}
