@@ -1,0 +1,145 @@
+"""The command line: `entropyfloor train control`, `entropyfloor report`, `entropyfloor doctor`.
+
+Each command imports what it needs when it is called, so that a report needs no simulator and help appears at once.
+"""
+
+import importlib
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from entropyfloor import __version__
+from entropyfloor.extras import require
+
+require("report", "rich", "tyro")
+
+import tyro  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+T = TypeVar("T")
+
+
+def train_control(args: Sequence[str]) -> None:
+    """Train an agent on a simulator."""
+    from entropyfloor.control.config import ControlConfig
+    from entropyfloor.control.train import resume, train
+
+    def parse(
+        config: tyro.conf.OmitArgPrefixes[ControlConfig], resume: Path | None = None
+    ) -> tuple[ControlConfig, Path | None]:
+        """Train an agent on a simulator.
+
+        Args:
+            config: Settings.
+            resume: Continue the run in this directory, with the settings that it began with.
+        """
+        return config, resume
+
+    config, path = _parse(parse, "train control", args)
+    if path is not None and config != ControlConfig():
+        raise ValueError("--resume goes alone: a resumed run keeps the settings that it began with")
+    path = train(config) if path is None else resume(path)
+    Console(soft_wrap=True).print(f"run: {path}\nreport: entropyfloor report {path}")
+
+
+def report(args: Sequence[str]) -> None:
+    """Draw runs: learning curves, and realised entropy beside its floor."""
+    from entropyfloor.report import write_report
+
+    def parse(
+        paths: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("runs"),), out: Path = Path("report")
+    ) -> tuple[tuple[Path, ...], Path]:
+        """Draw runs: learning curves, and realised entropy beside its floor.
+
+        Args:
+            paths: Run directories, or directories that hold some.
+            out: Where the page and the figures go.
+        """
+        return paths, out
+
+    paths, out = _parse(parse, "report", args)
+    Console(soft_wrap=True).print(f"page: {write_report(paths, out).resolve().as_uri()}")
+
+
+def doctor(args: Sequence[str]) -> None:
+    """Say what this machine and this installation can do."""
+    from entropyfloor.runs import machine
+
+    def parse() -> None:
+        """Say what this machine and this installation can do."""
+
+    _parse(parse, "doctor", args)
+    found = machine.describe()
+    table = Table(show_header=False, box=None)
+    for name, value in {**found["hardware"], "system": found["system"]}.items():
+        table.add_row(name.replace("_", " "), "none found" if value is None else str(value))
+    table.add_row("free disk here", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GB")
+    for name, version in found["versions"].items():
+        table.add_row(name, version)
+    for room in ("torch", "jax", "control", "report"):
+        try:
+            importlib.import_module(f"entropyfloor.{room}")
+            state = "[green]ready[/]"
+        except ImportError as error:
+            state = f"[red]{error}[/]"
+        table.add_row(f"entropyfloor.{room}", state)
+    Console(soft_wrap=True).print(table)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train control": train_control,
+    "report": report,
+    "doctor": doctor,
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit status: 0, 1 for a run that failed, 2 for a command that cannot be carried out, 130 for Ctrl-C.
+    """
+    args = sys.argv[1:] if args is None else list(args)
+    if args == ["--version"]:
+        print(f"entropyfloor {__version__}")  # noqa: T201
+        return 0
+    for name, command in COMMANDS.items():
+        words = name.split()
+        if args[: len(words)] == words:
+            return _guarded(command, args[len(words) :])
+    wanted = args in ([], ["-h"], ["--help"])
+    lines = [f"  entropyfloor {name:<16}{command.__doc__}" for name, command in COMMANDS.items()]
+    head = "" if wanted else f"error: there is no command {' '.join(args)!r}\n\n"
+    usage = f"{head}Commands (each explains itself with --help):\n" + "\n".join(
+        [*lines, "  entropyfloor --version"]
+    )
+    print(usage, file=sys.stdout if wanted else sys.stderr)
+    return 0 if wanted else 2
+
+
+def _guarded(command: Callable[[Sequence[str]], None], args: Sequence[str]) -> int:
+    """One line instead of a traceback where the message already says what is wrong and the way out."""
+    error_console = Console(stderr=True, soft_wrap=True, markup=False)
+    try:
+        command(args)
+    except (ValueError, ImportError) as error:
+        error_console.print(f"error: {error}")
+        return 2
+    except (OSError, FloatingPointError) as error:
+        error_console.print(f"failed: {error}")
+        return 1
+    except KeyboardInterrupt as error:
+        error_console.print(f"stopped{': ' if error.args else ''}{error}")
+        return 130
+    return 0
+
+
+def _parse(function: Callable[..., T], name: str, args: Sequence[str]) -> T:
+    return tyro.cli(function, prog=f"entropyfloor {name}", args=args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Evaluation: what the policy earns, and how much entropy it really has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from entropyfloor.control.heads import Distribution
+
+Params = Any
+CHUNK = 1024
+"""States per call when entropies are measured: one shape, one compilation."""
+
+
+class Evaluator:
+    """Plays episodes with the mode action and measures the acting policy in every state that it visits.
+
+    Args:
+        env: An environment of its own, so that training is not disturbed.
+        distribution: `(actor parameters, observations) → π(·|s)`.
+        seeds: One episode each, the same in every evaluation.
+        log_std_min: Lower bound of log σ, to count how often it binds.
+    """
+
+    def __init__(
+        self,
+        env: gymnasium.Env[Any, Any],
+        distribution: Callable[[Params, Array], Distribution],
+        seeds: Sequence[int],
+        log_std_min: float,
+    ) -> None:
+        self._env = env
+        self._seeds = seeds
+        self._mode = jax.jit(lambda actor, observation: distribution(actor, observation).mode())
+
+        def measure(actor: Params, observation: Array) -> tuple[Array, Array]:
+            policy = distribution(actor, observation)
+            clipped = jnp.log(policy.scale) < log_std_min + 1e-4
+            return policy.entropy(), clipped.mean(axis=-1, dtype=jnp.float32)
+
+        self._measure = jax.jit(measure)
+
+    def __call__(self, actor: Params) -> dict[str, float]:
+        """Mean return and length, and the entropy (nats) of the acting policy over visited states."""
+        returns, lengths, visited = [], [], []
+        for seed in self._seeds:
+            observation, _ = self._env.reset(seed=seed)
+            total, length, running = 0.0, 0, True
+            while running:
+                visited.append(observation)
+                action = np.asarray(self._mode(actor, observation))
+                observation, reward, terminated, truncated, _ = self._env.step(action)
+                total, length, running = total + float(reward), length + 1, not (terminated or truncated)
+            returns.append(total)
+            lengths.append(length)
+        entropy, clipped = self.measure(actor, np.stack(visited))
+        return {
+            "return": float(np.mean(returns)),
+            "episode_length": float(np.mean(lengths)),
+            "realised_entropy": float(entropy.mean()),
+            "realised_entropy/min": float(entropy.min()),
+            "realised_entropy/q05": float(np.quantile(entropy, 0.05)),
+            "clipped_share": float(clipped.mean()),
+        }
+
+    def measure(self, actor: Params, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Entropy of π(·|s), and the share of its log σ on the lower bound, in each of `[N, obs]` states."""
+        count = len(observations)
+        padded = np.pad(observations, ((0, -count % CHUNK), (0, 0)), mode="edge")
+        chunks = [self._measure(actor, chunk) for chunk in padded.reshape(-1, CHUNK, padded.shape[-1])]
+        entropy, clipped = (np.concatenate(parts)[:count] for parts in zip(*chunks, strict=True))
+        return entropy.astype(np.float64), clipped
