@@ -1,0 +1,12 @@
+"""From run directories to one page: learning curves, and the realised entropy beside its floor.
+
+Only files are read, never a trainer. Needs the `report` extra.
+"""
+
+from entropyfloor.extras import require
+
+require("report", "jinja2", "matplotlib", "scipy")
+
+from entropyfloor.report.page import write_report  # noqa: E402
+
+__all__ = ["write_report"]

@@ -1,0 +1,339 @@
+"""The page: what was promised and what the policies did, in words, figures and tables, in one file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from base64 import b64encode
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from entropyfloor.report import plots
+from entropyfloor.report.records import (
+    MEASURED,
+    NOT_A_DIFFERENCE,
+    TOLERANCE,
+    UNSET,
+    Comparison,
+    Group,
+    Seed,
+    compare,
+    differences,
+    distinct,
+)
+from entropyfloor.report.statistics import Interval, iqm_interval, mean_interval
+
+_STATES = {"running": "running or killed", "created": "created, never started"}
+"""A killed process cannot say so."""
+MINUS = "\N{MINUS SIGN}"
+
+
+def write_report(paths: Sequence[Path], out: Path) -> Path:
+    """Draw the runs at or below `paths`, and say what became of their floors.
+
+    Writes `<env>-return`, `<env>-entropy` (each environment) and `overview` (the first environment), each as PNG
+    and SVG, `table.csv` with the numbers of every seed, and `index.html`, which holds the figures itself and loads
+    nothing. Each file is written beside its place and then moved there. The same runs give the same bytes.
+
+    Args:
+        paths: Run directories, or directories that hold some.
+        out: Directory of the report; it is made if it does not exist.
+
+    Returns:
+        The page.
+
+    Raises:
+        ValueError: No run, a damaged one, two runs with the same settings and seed, or not one evaluation; the
+            message names the path.
+    """
+    comparisons = compare([Path(path) for path in paths])
+    drawn = [comparison for comparison in comparisons if comparison.groups]
+    look = plots.looks(drawn)
+    out.mkdir(parents=True, exist_ok=True)
+    figures: dict[str, list[Picture]] = {}
+    for comparison in drawn:
+        env = comparison.env
+        name = re.sub(r"[^A-Za-z0-9.]+", "-", env).strip("-")
+        figures[env] = [
+            _picture(out, f"{name}-return", plots.return_figure(comparison, look), _return_alt(comparison)),
+            _picture(out, f"{name}-entropy", plots.entropy_figure(comparison, look), _entropy_alt(comparison)),
+        ]
+    _picture(out, "overview", plots.overview_figure(drawn[0], look), "")
+    _write(out / "table.csv", _csv(comparisons).encode())
+    _write(out / "index.html", _page(comparisons, figures).encode())
+    return out / "index.html"
+
+
+# --- in words --------------------------------------------------------------------------------------------
+
+
+def sentence(group: Group) -> str:
+    """What the group promised, and what its acting policy did.
+
+    The average is that of the last evaluation that all seeds have; the least value is that of all evaluations, as
+    a floor is promised for every state at any time.
+    """
+    mean = group.values("realised_entropy")[:, -1].mean()
+    had = f"its acting policy had {nats(mean)} on average and {nats(group.least)} at the least"
+    if group.floor is None:
+        return f"{group.label} promised nothing; {had} (nats)."
+    if group.promise == "target":
+        return f"{group.label} promised nothing, its loss steers to {nats(group.floor)} nats; {had}."
+    n = len(group.seeds)
+    end = (
+        f"below the floor in {_seeds(group.broken, n)}"
+        if group.broken
+        else f"the floor was kept in {_seeds(n, n)}"
+    )
+    return f"{group.label} promised {nats(group.floor)} nats; {had}: {end}."
+
+
+def _seeds(some: int, n: int) -> str:
+    if some < n:
+        return f"{some} of {n} seeds"
+    return {1: "its one seed", 2: "both seeds"}.get(n, f"all {n} seeds")
+
+
+def verdict(group: Group) -> str:
+    """What became of the floor, in a word or two."""
+    if group.promise != "floor" or group.floor is None:
+        return "no floor"
+    if not group.broken:
+        return "kept"
+    return f"broken by {significant(group.floor - group.least)} nats"
+
+
+def lead(comparisons: Iterable[Comparison]) -> str:
+    """The outcome in one sentence."""
+    promised = [group for comparison in comparisons for group in comparison.groups if group.promise == "floor"]
+    if not promised:
+        return "No agent here promised a floor."
+    kept = sum(not group.broken for group in promised)
+    if len(promised) == 1:
+        return f"One floor was promised, and it was {'kept' if kept else 'broken'}."
+    return f"Of {len(promised)} promised floors, {kept or 'none'} {'were' if kept > 1 else 'was'} kept."
+
+
+def _return_alt(comparison: Comparison) -> str:
+    ends = [
+        f"{group.label} ended at {_interval(mean_interval(group.values('return')[:, -1]))}"
+        for group in comparison.groups
+    ]
+    return f"Learning curves on {comparison.env}: return against environment steps. {'; '.join(ends)}."
+
+
+def _entropy_alt(comparison: Comparison) -> str:
+    told = " ".join(sentence(group) for group in comparison.groups)
+    return f"Realised entropy on {comparison.env} against environment steps. {told}"
+
+
+# --- numbers ---------------------------------------------------------------------------------------------
+
+
+def nats(value: float) -> str:
+    """An entropy with two decimals."""
+    return f"{value:.2f}".replace("-0.00", "0.00").replace("-", MINUS)
+
+
+def significant(value: float) -> str:
+    """Two digits that count: an excess may be 4 nats or 0.001."""
+    return np.format_float_positional(float(f"{value:.2g}"), trim="-").replace("-", MINUS)
+
+
+def plain(value: float, like: float | None = None) -> str:
+    """A return or a rate, with as many decimals as its size, or that of `like`, deserves."""
+    size = abs(value if like is None else like)
+    return f"{value:,.{0 if size >= 1000 else 1 if size >= 10 else 2}f}".replace("-", MINUS)
+
+
+def _interval(interval: Interval) -> str:
+    value, low, high = map(float, interval[:3])
+    if not np.isfinite(low):
+        return plain(value)
+    return f"{plain(value)} [{plain(low, like=value)}, {plain(high, like=value)}]"
+
+
+# --- tables ----------------------------------------------------------------------------------------------
+
+
+def _row(group: Group) -> dict[str, str]:
+    """A line of the table of results."""
+    final = group.values("return")[:, -1]
+    n = len(final)
+    rates = [rate for seed in group.seeds if (rate := _rate(seed)) is not None]
+    floor = "none" if group.floor is None else nats(group.floor)
+    return {
+        "label": group.label,
+        "n": str(n),
+        "step": f"{group.steps[-1]:,}",
+        "return": _interval(mean_interval(final)),
+        "iqm": _interval(iqm_interval(final)) if n >= 3 else "n < 3",
+        "floor": f"{floor} (target)" if group.promise == "target" else floor,
+        "entropy": nats(group.values("realised_entropy")[:, -1].mean()),
+        "least": nats(group.least),
+        "verdict": verdict(group),
+        "rate": plain(float(np.mean(rates))) if rates else "not logged",
+    }
+
+
+def _run(seed: Seed) -> dict[str, str]:
+    """A line of the table of runs."""
+    status = seed.record.status
+    told = [text for text in (status.get("reason"), seed.note) if text]
+    return {
+        "label": seed.label,
+        "seed": str(seed.number),
+        "state": _STATES.get(state := status.get("state", "unknown"), state),
+        "step": f"{seed.steps[-1]:,}" if seed.steps.size else "none",
+        "steps": f"{seed.record.config['steps']:,}" if "steps" in seed.record.config else "unknown",
+        "return": plain(seed.values["return"][-1]) if seed.steps.size else "none",
+        "told": "; ".join(told),
+        "path": str(seed.record.path),
+        "started": str(seed.record.machine.get("started", "unknown")),
+        "ended": str(status.get("time") or "unknown"),
+        "command": str(seed.record.machine.get("command", "unknown")),
+    }
+
+
+def _rate(seed: Seed) -> float | None:
+    """Median, as compiling and evaluating make single intervals slow."""
+    rates = seed.record.series("steps_per_second")[1]
+    rates = rates[np.isfinite(rates)]
+    return float(np.median(rates)) if rates.size else None
+
+
+def _settings(runs: Sequence[Seed]) -> tuple[list[tuple[str, str]], list[str], list[list[str]]]:
+    """Settings that all runs share, names of those that differ, and a line of these for each label."""
+    configs = [run.record.config for run in runs]
+    names = differences(configs)
+    common = [(name, str(configs[0][name])) for name in sorted(set(configs[0]) - {*names, *NOT_A_DIFFERENCE})]
+    lines = distinct([run.label, *(str(run.record.config.get(name, UNSET)) for name in names)] for run in runs)
+    return common, names, lines
+
+
+def _machines(runs: Sequence[Seed]) -> list[dict[str, Any]]:
+    """Each combination of hardware, versions and commit, with the number of runs that it did."""
+    found = [
+        {name: run.record.machine.get(name) or UNSET for name in ("hardware", "versions", "commit", "system")}
+        for run in runs
+    ]
+    return [{**machine, "runs": found.count(machine)} for machine in distinct(found)]
+
+
+def _csv(comparisons: Iterable[Comparison]) -> str:
+    """One line a run: its numbers at the last step that all seeds of its group have, unrounded."""
+    file = io.StringIO()
+    names = (
+        "env",
+        "label",
+        "seed",
+        "state",
+        "step",
+        *MEASURED,
+        "least",
+        "floor",
+        "promise",
+        "steps_per_second",
+        "path",
+    )
+    writer = csv.DictWriter(file, names, lineterminator="\n")
+    writer.writeheader()
+    for comparison in comparisons:
+        rows = [_raw(seed) for seed in comparison.unused]
+        for group in comparison.groups:
+            last = {name: group.values(name)[:, -1].tolist() for name in MEASURED}
+            for i, seed in enumerate(group.seeds):
+                measured = {name: values[i] for name, values in last.items()}
+                rows.append(
+                    {
+                        **_raw(seed),
+                        "step": group.steps[-1],
+                        **measured,
+                        "least": seed.least,
+                        "promise": group.promise,
+                    }
+                )
+        for row in sorted(rows, key=lambda row: (row["label"], row["seed"])):
+            writer.writerow({"env": comparison.env, **row})
+    return file.getvalue()
+
+
+def _raw(seed: Seed) -> dict[str, Any]:
+    """What is known of a run without an evaluation."""
+    return {
+        "label": seed.label,
+        "seed": seed.number,
+        "state": seed.record.status.get("state"),
+        "floor": seed.floor,
+        "steps_per_second": _rate(seed),
+        "path": seed.record.path,
+    }
+
+
+# --- files -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as the page holds it."""
+
+    name: str
+    source: str
+    alt: str
+
+
+def _picture(out: Path, name: str, figure: Figure, alt: str) -> Picture:
+    image = plots.svg(figure)
+    _write(out / f"{name}.svg", image)
+    _write(out / f"{name}.png", plots.png(figure))
+    return Picture(name, f"data:image/svg+xml;base64,{b64encode(image).decode()}", alt)
+
+
+def _page(comparisons: Sequence[Comparison], figures: dict[str, list[Picture]]) -> str:
+    environment = Environment(
+        loader=PackageLoader("entropyfloor.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    runs = [run for comparison in comparisons for run in comparison.runs]
+    common, names, lines = _settings(runs)
+    return environment.get_template("page.html").render(
+        lead=lead(comparisons),
+        sections=[
+            {
+                "env": comparison.env,
+                "sentences": [sentence(group) for group in comparison.groups],
+                "figures": figures.get(comparison.env, []),
+                "rows": [_row(group) for group in comparison.groups],
+                "runs": [_run(run) for run in comparison.runs],
+                "open": [
+                    _run(run)
+                    for run in comparison.runs
+                    if run.note is not None or run.record.status.get("state") != "finished"
+                ],
+            }
+            for comparison in comparisons
+        ],
+        runs=[_run(run) for run in runs],
+        tolerance=f"{TOLERANCE:g}",
+        common=common,
+        names=names,
+        lines=lines,
+        machines=_machines(runs),
+    )
+
+
+def _write(path: Path, data: bytes) -> None:
+    """A reader sees the old file or the new one, never a part."""
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_bytes(data)
+    beside.replace(path)

@@ -1,0 +1,205 @@
+"""Learning curves, and the realised entropy beside its floor.
+
+Figures are built without `pyplot`, so nothing global changes, and are the same bytes for the same runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from textwrap import fill
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from entropyfloor.report.records import Comparison, Group, Promise
+from entropyfloor.report.statistics import mean_interval
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe and Ito's palette for all kinds of colour vision, without yellow, which is pale on white, and without
+black, which is the floor's."""
+MARKERS = ("o", "s", "^", "D", "v", "P")
+DASHES = (0, (3, 2))
+INK, MUTED = "#1a1a1a", "#8a8a8a"
+
+SINGLE, WIDE = 6.4, 11.0  # inches
+RC: dict[Any, Any] = {
+    "axes.edgecolor": MUTED,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
+    "font.size": 10,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "svg.fonttype": "none",  # text stays text: it can be read aloud, searched and selected
+    "svg.hashsalt": "entropyfloor",
+    "text.color": INK,
+    "text.parse_math": False,  # a label is a label, whatever characters it has
+    "xtick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.color": MUTED,
+    "ytick.labelcolor": INK,
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a label is drawn, in every figure of a report."""
+
+    colour: str
+    marker: str
+
+
+Panel = Callable[[Axes, Sequence[Group], dict[str, Look]], list[Line2D]]
+"""Draws into axes, and returns what its legend needs beside the labels."""
+
+
+def looks(comparisons: Sequence[Comparison]) -> dict[str, Look]:
+    """One look a label; where the colours are used up, the markers tell them apart."""
+    names = sorted({group.label for comparison in comparisons for group in comparison.groups})
+    n = len(COLOURS)
+    return {name: Look(COLOURS[i % n], MARKERS[i // n % len(MARKERS)]) for i, name in enumerate(names)}
+
+
+def return_figure(comparison: Comparison, look: dict[str, Look]) -> Figure:
+    """Return against environment steps: mean over seeds, with its 95 % interval."""
+    return _figure(SINGLE, comparison, look, [_draw_return])
+
+
+def entropy_figure(comparison: Comparison, look: dict[str, Look]) -> Figure:
+    """Realised entropy against environment steps: its mean and its least value, beside what was promised."""
+    return _figure(SINGLE, comparison, look, [_draw_entropy])
+
+
+def overview_figure(comparison: Comparison, look: dict[str, Look]) -> Figure:
+    """Both panels side by side."""
+    return _figure(WIDE, comparison, look, [_draw_return, _draw_entropy])
+
+
+def png(figure: Figure) -> bytes:
+    """The figure at 200 dots an inch."""
+    return _save(figure, format="png", dpi=200, metadata={"Software": None})
+
+
+def svg(figure: Figure) -> bytes:
+    """The figure with text as text, and without a date."""
+    return _save(figure, format="svg", metadata={"Date": None, "Creator": None})
+
+
+def _save(figure: Figure, **options: Any) -> bytes:
+    file = BytesIO()
+    with matplotlib.rc_context(RC):
+        figure.savefig(file, **options)
+    return file.getvalue()
+
+
+def _figure(width: float, comparison: Comparison, look: dict[str, Look], panels: Sequence[Panel]) -> Figure:
+    with matplotlib.rc_context(RC):
+        figure = Figure(facecolor="white", layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
+        keys = [_key(group, look[group.label]) for group in comparison.groups]
+        for axes, draw in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            keys += draw(axes, comparison.groups, look)
+            axes.set_xlabel("Environment steps")
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axes.xaxis.set_major_locator(MaxNLocator(6))
+            axes.tick_params(length=0)
+            axes.set_axisbelow(True)
+        longest = max(len(line) for key in keys for line in str(key.get_label()).splitlines())
+        columns = max(1, int(width / (0.7 + 0.075 * longest)))  # inches: the handle, and what a letter takes
+        columns = min(columns, len(keys), 4)
+        lines = -(-len(keys) // columns)
+        figure.set_size_inches(width, 3.8 + 0.25 * lines)
+        figure.suptitle(comparison.env, x=0.01, ha="left", fontsize=13, fontweight="bold")
+        figure.legend(handles=keys, loc="outside lower center", ncols=columns)
+        return figure
+
+
+def _key(group: Group, look: Look) -> Line2D:
+    label = fill(f"{group.label} (n = {len(group.seeds)})", 60)
+    return Line2D([], [], color=look.colour, marker=look.marker, ms=5, lw=2, label=label)
+
+
+def _draw_return(axes: Axes, groups: Sequence[Group], look: dict[str, Look]) -> list[Line2D]:
+    for group in groups:
+        _draw_mean(axes, group, "return", look[group.label])
+    returns = np.concatenate([seed.values["return"] for group in groups for seed in group.seeds])
+    low, high = returns.min(), returns.max()
+    room = max(0.5 * (high - low), 1e-3 * abs(high), 1e-9)  # with two seeds a band can be twelve times as wide
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(max(bottom, low - room), min(top, high + room))
+    axes.set_title("Return")
+    return []
+
+
+def _draw_entropy(axes: Axes, groups: Sequence[Group], look: dict[str, Look]) -> list[Line2D]:
+    for group in groups:
+        _draw_mean(axes, group, "realised_entropy", look[group.label])
+        dashes: dict[str, Any] = {"color": look[group.label].colour, "ls": DASHES}
+        axes.plot(group.steps, group.values("realised_entropy/min").min(axis=0), lw=1.6, zorder=3, **dashes)
+        for steps, values in group.tails("realised_entropy/min"):
+            axes.plot(steps, values, lw=0.8, alpha=0.6, zorder=3, **dashes)
+    bottom = _limit_entropy(axes, groups)
+    cut = [group for group in groups if group.least < bottom]
+    for line, group in enumerate(reversed(cut)):  # what leaves the panel is said
+        text = f"\N{BLACK DOWN-POINTING SMALL TRIANGLE} {group.label}: least {_number(round(group.least, 1))}"
+        place = (0.015, 0.03 + 0.065 * line)
+        axes.text(*place, text, transform=axes.transAxes, fontsize=9, zorder=6)
+    axes.set_title("Realised entropy of the acting policy (nats)")
+    keys = [
+        Line2D([], [], color=MUTED, lw=2, label="mean over states"),
+        Line2D([], [], color=MUTED, lw=1.6, ls=DASHES, label="least over states and seeds"),
+    ]
+    floors = _promised(groups, "floor")
+    for floor in floors:
+        axes.axhline(floor, color="black", lw=1.0, zorder=5)
+        keys.append(Line2D([], [], color="black", lw=1.0, label=f"promised floor, {_number(floor)} nats"))
+    if floors:
+        axes.axhspan(bottom, floors[0], color="black", alpha=0.05, lw=0, zorder=0)
+    for target in sorted(set(_promised(groups, "target")) - set(floors)):
+        axes.axhline(target, color="black", lw=1.2, ls=":", zorder=5)
+        keys.append(Line2D([], [], color="black", lw=1.2, ls=":", label=f"target, {_number(target)} nats"))
+    return keys
+
+
+def _promised(groups: Iterable[Group], promise: Promise) -> list[float]:
+    return sorted({group.floor for group in groups if group.promise == promise and group.floor is not None})
+
+
+def _limit_entropy(axes: Axes, groups: Sequence[Group]) -> float:
+    """Show whole what agents with a floor did; what falls much deeper than they do is cut. Returns the bottom."""
+    top = max(float(seed.values["realised_entropy"].max()) for group in groups for seed in group.seeds)
+    focus = [group for group in groups if group.promise == "floor"] or groups
+    low = min(min(group.least, top if group.floor is None else group.floor) for group in focus)
+    span = max(top - low, 1.0)  # a curve that lies on its floor needs an axis too
+    bottom = max(min(group.least for group in groups), low - span)
+    axes.set_ylim(bottom := min(bottom, low) - 0.08 * span, max(top, low) + 0.08 * span)
+    return bottom
+
+
+def _draw_mean(axes: Axes, group: Group, name: str, look: Look) -> None:
+    """Mean and interval where every seed was evaluated, then the single seeds that went further."""
+    mean = mean_interval(group.values(name))
+    points: dict[str, Any] = {"marker": look.marker, "ms": 3.5, "markevery": max(1, len(group.steps) // 15)}
+    axes.plot(group.steps, mean.value, color=look.colour, lw=2.2, zorder=4, **points)
+    axes.fill_between(group.steps, mean.low, mean.high, color=look.colour, alpha=0.16, lw=0, zorder=2)
+    for steps, values in group.tails(name):
+        axes.plot(steps, values, color=look.colour, lw=0.8, alpha=0.6, zorder=3)
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}".replace("-", "\N{MINUS SIGN}")

@@ -1,0 +1,217 @@
+"""From run directories to comparisons: which runs may be averaged, and up to where."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from entropyfloor.runs import Record, find_runs, read_run
+
+MEASURED = ("return", "realised_entropy", "realised_entropy/min")
+"""What an evaluation measures; a step counts as evaluated where all of these were logged."""
+
+NOT_A_DIFFERENCE = frozenset({"seed", "out", "threads"})
+"""Settings in which runs of one label may differ."""
+
+TOLERANCE = 1e-3
+"""Nats. A floor is broken where the realised entropy is below it by more than this."""
+
+UNSET = "unset"
+"""Shown for a setting that a run does not have."""
+
+Promise = Literal["floor", "target", "nothing"]
+
+
+@dataclass(frozen=True)
+class Seed:
+    """The evaluations of one run. All arrays are `[evaluations]`."""
+
+    record: Record
+    label: str
+    steps: np.ndarray
+    values: dict[str, np.ndarray]
+    """The quantities of `MEASURED`, all finite."""
+    floor: float | None
+    """Entropy that was logged as promised, in nats."""
+    note: str | None
+    """Why the run is not used, or not to its end."""
+
+    @property
+    def number(self) -> int:
+        """The seed itself."""
+        return int(self.record.config["seed"])
+
+    @property
+    def least(self) -> float:
+        """The least entropy in any state at any evaluation, in nats."""
+        return float(self.values["realised_entropy/min"].min())
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but their seed: one curve."""
+
+    label: str
+    seeds: tuple[Seed, ...]
+
+    @cached_property
+    def steps(self) -> np.ndarray:
+        """Steps at which every seed was evaluated; only there is an average taken."""
+        return reduce(np.intersect1d, (seed.steps for seed in self.seeds))
+
+    def values(self, name: str) -> np.ndarray:
+        """A quantity at `steps`, `[seeds, steps]`."""
+        return np.stack([seed.values[name][np.isin(seed.steps, self.steps)] for seed in self.seeds])
+
+    def tails(self, name: str) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Steps and values of single seeds from where `steps` ends, for seeds that went further."""
+        ends = [(seed, seed.steps >= self.steps[-1]) for seed in self.seeds]
+        return [(seed.steps[end], seed.values[name][end]) for seed, end in ends if end.sum() > 1]
+
+    @property
+    def floor(self) -> float | None:
+        """Entropy that was logged as promised, in nats."""
+        return self.seeds[0].floor
+
+    @property
+    def promise(self) -> Promise:
+        """Whether the head promises a floor, the loss steers to a target, or nothing was promised."""
+        if self.floor is None:
+            return "nothing"
+        return "target" if self.seeds[0].record.config.get("head") == "clip" else "floor"
+
+    @property
+    def least(self) -> float:
+        """The least entropy in any state at any evaluation of any seed, in nats."""
+        return min(seed.least for seed in self.seeds)
+
+    @property
+    def broken(self) -> int:
+        """Number of seeds whose entropy was below a promised floor by more than `TOLERANCE`."""
+        if self.promise != "floor" or self.floor is None:
+            return 0
+        return sum(self.floor - seed.least > TOLERANCE for seed in self.seeds)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that ran in one environment."""
+
+    env: str
+    groups: tuple[Group, ...]
+    unused: tuple[Seed, ...]
+    """Runs without an evaluation."""
+
+    @property
+    def runs(self) -> list[Seed]:
+        """Every run, by label and seed."""
+        used = [seed for group in self.groups for seed in group.seeds]
+        return sorted([*used, *self.unused], key=lambda seed: (seed.label, seed.number))
+
+
+def compare(paths: Sequence[Path]) -> list[Comparison]:
+    """Read the runs at or below `paths` and sort them by environment and label.
+
+    Args:
+        paths: Run directories, or directories that hold some.
+
+    Returns:
+        Comparisons by environment, groups by label, seeds by number.
+
+    Raises:
+        ValueError: No run, a damaged one, two runs with the same settings and seed, or not one evaluation.
+    """
+    records = [read_run(path) for path in find_runs(*paths)]
+    by_env: defaultdict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        for name in ("env", "agent", "seed"):
+            if name not in record.config:
+                raise ValueError(f"{record.path} has no {name!r} in its config: the report compares control runs")
+        by_env[record.config["env"]].append(record)
+    comparisons = [_comparison(env, by_env[env]) for env in sorted(by_env)]
+    if not any(comparison.groups for comparison in comparisons):
+        raise ValueError(
+            f"no run was evaluated yet, {records[0].path} among them: an evaluation logs {', '.join(MEASURED)}"
+        )
+    return comparisons
+
+
+def labels(records: Sequence[Record]) -> list[str]:
+    """One label a run: its agent, and the settings in which runs of this agent differ.
+
+    So nothing is averaged over different settings, and nobody has to look for what was different.
+    """
+    by_agent: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for record in records:
+        by_agent[record.config["agent"]].append(record.config)
+    different = {agent: differences(configs) for agent, configs in by_agent.items()}
+    return [
+        ", ".join([agent, *(f"{name}={config.get(name, UNSET)}" for name in different[agent])])
+        for config in (record.config for record in records)
+        for agent in [config["agent"]]
+    ]
+
+
+def differences(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of the settings in which configs differ, other than `NOT_A_DIFFERENCE`."""
+    names = sorted(set().union(*configs) - NOT_A_DIFFERENCE)
+    return [name for name in names if len(distinct(config.get(name, UNSET) for config in configs)) > 1]
+
+
+def distinct(values: Iterable[Any]) -> list[Any]:
+    """Values without repetition, in their order; TOML's lists and tables are compared too."""
+    found: dict[Hashable, Any] = {repr(value): value for value in values}
+    return list(found.values())
+
+
+def _comparison(env: str, records: Sequence[Record]) -> Comparison:
+    seeds: defaultdict[str, dict[int, Seed]] = defaultdict(dict)
+    for record, label in zip(records, labels(records), strict=True):
+        seed = _evaluations(record, label)
+        if (twin := seeds[label].setdefault(seed.number, seed)) is not seed:
+            raise ValueError(
+                f"{twin.record.path} and {record.path} are both {label} on {env} with seed {seed.number}: "
+                "leave one out, or the seed counts twice"
+            )
+    groups, unused = [], []
+    for label in sorted(seeds):
+        runs = [seeds[label][number] for number in sorted(seeds[label])]
+        unused += [run for run in runs if not run.steps.size]
+        if used := tuple(run for run in runs if run.steps.size):
+            groups.append(_checked(Group(label, used)))
+    return Comparison(env, tuple(groups), tuple(unused))
+
+
+def _evaluations(record: Record, label: str) -> Seed:
+    """A run up to its first evaluation that is not finite."""
+    series = {name: dict(zip(*map(np.ndarray.tolist, record.series(name)), strict=True)) for name in MEASURED}
+    steps = sorted(set.intersection(*(set(values) for values in series.values())))
+    values = np.array([[series[name][step] for step in steps] for name in MEASURED])
+    bad = ~np.isfinite(values)
+    note = None if steps else "no evaluation yet"
+    if bad.any():  # later numbers of a run that broke down would look like results
+        end = int(bad.any(axis=0).argmax())
+        names = [name for name, wrong in zip(MEASURED, bad[:, end], strict=True) if wrong]
+        note = f"{' and '.join(names)} not finite at step {steps[end]:,}: not used from there on"
+        steps, values = steps[:end], values[:, :end]
+    floors = np.unique(record.series("floor")[1])
+    if len(floors) > 1 or not np.isfinite(floors).all():
+        raise ValueError(f"{record.path}: the floor must be one finite number, it is {floors.tolist()}")
+    floor = float(floors[0]) if len(floors) else None
+    return Seed(record, label, np.array(steps, np.int64), dict(zip(MEASURED, values, strict=True)), floor, note)
+
+
+def _checked(group: Group) -> Group:
+    """The group, if its seeds can be averaged."""
+    paths = ", ".join(str(seed.record.path) for seed in group.seeds)
+    if not group.steps.size:
+        raise ValueError(f"{group.label}: there is no step at which all of these runs were evaluated: {paths}")
+    if len(found := distinct(seed.floor for seed in group.seeds)) > 1:
+        raise ValueError(f"{group.label}: the settings are the same, but the floors are {found}: {paths}")
+    return group

@@ -1,0 +1,489 @@
+"""Reports: what is averaged with what, the intervals, and what the page says."""
+
+import csv
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from io import BytesIO
+from pathlib import Path
+
+import hypothesis.strategies as st
+import matplotlib
+import matplotlib.image
+import numpy as np
+import pytest
+from hypothesis import given
+
+from entropyfloor.report import write_report
+from entropyfloor.report.page import lead, nats, plain, sentence, significant, verdict
+from entropyfloor.report.plots import entropy_figure, looks, overview_figure, png, return_figure, svg
+from entropyfloor.report.records import compare
+from entropyfloor.report.statistics import iqm, iqm_interval, mean_interval
+from entropyfloor.runs import Run
+
+NASTY = '<script>alert(1)</script> $a$ & "b"'
+HEADS = {"sac": "clip", "sac-no-entropy": "clip", "sac-era": "era", "sac-era-exact": "era-exact"}
+
+
+def write(
+    root,
+    agent="sac-era-exact",
+    seed=0,
+    *,
+    env="dmc/walker-walk",
+    returns=(10.0, 20.0, 30.0),
+    mean=-3.0,
+    least=-3.0,
+    floor=-3.0,
+    every=1000,
+    error=None,
+    name=None,
+    **settings,
+):
+    """A real run directory; `least` is that of the last evaluation, and of those before it 0.1 more."""
+    path = root / (name or f"{env}/{agent}/{seed}-{'-'.join(map(str, settings.values()))}")
+    config = {"domain": "control", "agent": agent, "env": env, "seed": seed, "steps": 2000, "head": HEADS[agent]}
+    run = Run.create(path, {**config, "out": str(path), **settings})
+    try:
+        with run.recording():
+            for i, value in enumerate(returns):
+                last = i == len(returns) - 1
+                entropy = {"realised_entropy": mean, "realised_entropy/min": least + (0.0 if last else 0.1)}
+                promised = {} if floor is None else {"floor": floor}
+                run.log(i * every, {"return": value, **entropy, **promised})
+                run.log(i * every, {"loss/actor": 1.0, "steps_per_second": 100.0 + i})
+            if error is not None:
+                raise error
+    except (FloatingPointError, KeyboardInterrupt):
+        pass
+    return path
+
+
+def group(root):
+    """The only group of the only comparison."""
+    [comparison] = compare([root])
+    [only] = comparison.groups
+    return only
+
+
+# --- statistics ------------------------------------------------------------------------------------------
+
+
+def test_mean_interval_by_hand():
+    # s = √(5/3), t(0.975, 3) = 3.182446 from a printed table
+    mean, low, high, n = mean_interval([1.0, 2.0, 3.0, 4.0])
+    half = 3.182446 * math.sqrt(5 / 3) / 2
+    assert (mean, n) == (2.5, 4)
+    np.testing.assert_allclose([low, high], [2.5 - half, 2.5 + half], rtol=1e-6)
+    # two seeds 2 apart: s/√2 = 1, so the half-width is t(0.975, 1) itself
+    np.testing.assert_allclose(mean_interval([[1.0], [3.0]]).high, [2.0 + 12.706205], rtol=1e-6)
+
+
+def test_one_seed_has_no_interval():
+    interval = mean_interval([[1.0, 2.0]])
+    np.testing.assert_array_equal(interval.value, [1.0, 2.0])
+    assert np.isnan([interval.low, interval.high]).all()
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8).filter(lambda x: np.ptp(x) > 1e-3))
+def test_the_interval_contains_the_mean_and_shrinks_with_n(values):
+    few, many = mean_interval(values), mean_interval(values * 3)
+    assert few.low < few.value < few.high
+    assert many.high - many.low < few.high - few.low
+    np.testing.assert_allclose(few.value, many.value, atol=1e-9)
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says():
+    samples = np.random.default_rng(0).normal(7.0, 2.0, size=(5, 20_000))
+    interval = mean_interval(samples)
+    covered = np.mean((interval.low < 7.0) & (interval.high > 7.0))
+    assert abs(covered - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 20_000)
+
+
+def test_iqm_by_hand():
+    assert iqm([100.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, -50.0]) == 2.5  # 1, 2, 3, 4 stay
+    assert iqm([1.0, 2.0, 9.0]) == 4.0  # too few to drop any
+    assert iqm([[0.0, 2.0], [4.0, 100.0]]) == 3.0  # over all tasks together
+
+
+def test_bootstrap_by_hand():
+    # Of the 27 resamples of three seeds one is (0, 0, 0) and one (6, 6, 6): 3.7 %, more than the 2.5 % outside.
+    value, low, high, n = iqm_interval([0.0, 3.0, 6.0])
+    assert (value, low, high, n) == (3.0, 0.0, 6.0, 3)
+    # The IQM of a resample of (0, 0, 0, 1) is above 0 where it has two 1s or more, which is so in 26 % of them;
+    # the mean is in 68 %. The upper bound of a 20 % interval is the 60 % quantile.
+    assert iqm_interval([0.0, 0.0, 0.0, 1.0], confidence=0.2).high == 0.0
+
+
+def test_the_bootstrap_stays_inside_its_tasks_and_is_repeatable():
+    value, low, high, _ = iqm_interval([[1.0, 10.0]] * 3)
+    assert (value, low, high) == (5.5, 5.5, 5.5)  # tasks that were mixed would spread
+    scores = np.random.default_rng(1).normal(size=(5, 2))
+    assert iqm_interval(scores) == iqm_interval(scores)
+
+
+def test_statistics_refuse_what_they_cannot_do():
+    with pytest.raises(ValueError, match="at least one seed"):
+        mean_interval([])
+    with pytest.raises(ValueError, match="finite"):
+        mean_interval([1.0, np.nan])
+    with pytest.raises(ValueError, match="n=2 seeds are too few"):
+        iqm_interval([1.0, 2.0])
+
+
+# --- what is averaged with what --------------------------------------------------------------------------
+
+
+def test_runs_are_grouped_by_environment_and_agent(tmp_path):
+    for env in ("gym/Ant-v4", "dmc/walker-walk"):
+        for seed in (1, 0):
+            write(tmp_path, "sac", seed, env=env, alpha=0.1 if env == "gym/Ant-v4" else 1.0, threads=seed)
+            write(tmp_path, "sac-era", seed, env=env)
+    comparisons = compare([tmp_path])
+    assert [c.env for c in comparisons] == ["dmc/walker-walk", "gym/Ant-v4"]
+    for comparison in comparisons:  # a setting that differs between environments is no difference within one
+        assert [g.label for g in comparison.groups] == ["sac", "sac-era"]
+        assert [[seed.number for seed in g.seeds] for g in comparison.groups] == [[0, 1], [0, 1]]
+
+
+def test_settings_that_differ_are_in_the_label(tmp_path):
+    for alpha in (0.1, 0.2):
+        for seed in (0, 1):
+            write(tmp_path, "sac", seed, alpha=alpha, returns=(alpha, alpha))
+    write(tmp_path, "sac", 0, returns=(5.0, 5.0))
+    write(tmp_path, "sac-era", 0, alpha=7.0)
+    [comparison] = compare([tmp_path])
+    labels = ["sac, alpha=0.1", "sac, alpha=0.2", "sac, alpha=unset", "sac-era"]
+    assert [g.label for g in comparison.groups] == labels
+    returns = [g.values("return")[:, -1].tolist() for g in comparison.groups]
+    assert returns == [[0.1, 0.1], [0.2, 0.2], [5.0], [30.0]]
+
+
+def test_a_seed_counts_once(tmp_path):
+    one, two = write(tmp_path, name="one"), write(tmp_path, name="two")
+    with pytest.raises(ValueError, match=f"{re.escape(str(one))} and {re.escape(str(two))}.*seed 0"):
+        compare([tmp_path])
+    assert len(group(one).seeds) == 1
+
+
+def test_averages_are_taken_where_all_seeds_are(tmp_path):
+    write(tmp_path, seed=0, returns=(1.0, 2.0, 3.0, 4.0))
+    write(tmp_path, seed=1, returns=(5.0, 6.0))
+    runs = group(tmp_path)
+    assert runs.steps.tolist() == [0, 1000]
+    assert runs.values("return").tolist() == [[1.0, 2.0], [5.0, 6.0]]
+    [(steps, values)] = runs.tails("return")  # the longer one goes on alone, from where the average ends
+    assert (steps.tolist(), values.tolist()) == ([1000, 2000, 3000], [2.0, 3.0, 4.0])
+
+
+def test_a_run_that_breaks_down_is_used_up_to_there(tmp_path):
+    write(tmp_path, seed=0, returns=(1.0, 2.0, math.nan, 4.0))
+    runs = group(tmp_path)
+    assert runs.steps.tolist() == [0, 1000]
+    assert runs.seeds[0].note == "return not finite at step 2,000: not used from there on"
+
+
+def test_bad_input_is_named(tmp_path):
+    with pytest.raises(ValueError, match="nowhere"):
+        compare([tmp_path / "nowhere"])
+    with pytest.raises(ValueError, match="no run in"):
+        compare([tmp_path])
+    empty = write(tmp_path / "empty", returns=())
+    with pytest.raises(ValueError, match=f"no run was evaluated yet, {re.escape(str(empty))}"):
+        compare([tmp_path])
+
+    damaged = write(tmp_path / "damaged")
+    (damaged / "metrics.jsonl").write_text('{"step": 0}\nnonsense\n')
+    with pytest.raises(ValueError, match=re.escape(str(damaged))):
+        compare([tmp_path])
+
+    vision = tmp_path / "vision"
+    Run.create(vision, {"domain": "vision", "seed": 0})
+    with pytest.raises(ValueError, match=f"{re.escape(str(vision))} has no 'env'"):
+        compare([vision])
+
+    apart = tmp_path / "apart"
+    write(apart, seed=0)
+    early = Run.create(apart / "early", {**compare([apart])[0].runs[0].record.config, "seed": 1})
+    early.log(1, {"return": 1.0, "realised_entropy": 0.0, "realised_entropy/min": 0.0})
+    with pytest.raises(ValueError, match="no step at which all of these runs were evaluated"):
+        compare([apart])
+
+    moving = write(tmp_path / "moving")
+    Run.open(moving).log(3000, {"floor": -2.0})
+    with pytest.raises(ValueError, match=f"{re.escape(str(moving))}: the floor must be one"):
+        compare([moving])
+
+
+# --- floors, in words ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("least", "kept"), [(-2.0, True), (-3.0009, True), (-3.0011, False)])
+def test_a_floor_is_kept_within_its_tolerance(tmp_path, least, kept):
+    write(tmp_path, least=least)
+    assert verdict(group(tmp_path)) == ("kept" if kept else "broken by 0.0011 nats")
+    assert lead(compare([tmp_path])) == f"One floor was promised, and it was {'kept' if kept else 'broken'}."
+
+
+def test_a_floor_that_was_broken_once_is_broken(tmp_path):
+    path = write(tmp_path)
+    run = Run.open(path)
+    run.log(3000, {"return": 1.0, "realised_entropy": -3.0, "realised_entropy/min": -4.5})
+    run.log(4000, {"return": 1.0, "realised_entropy": -3.0, "realised_entropy/min": -3.0})
+    assert verdict(group(tmp_path)) == "broken by 1.5 nats"
+
+
+def test_sentences(tmp_path):
+    for seed in range(3):
+        write(tmp_path, "sac-era", seed, mean=-5.5, least=-7.3)
+        write(tmp_path, "sac-era-exact", seed, least=-4.0 if seed == 1 else -3.0)
+        write(tmp_path, "sac", seed, mean=-2.0, least=-9.0)
+    write(tmp_path, "sac-no-entropy", mean=-12.0, least=-20.0, floor=None)
+    [comparison] = compare([tmp_path])
+    minus = "\N{MINUS SIGN}"
+    assert [sentence(g).replace(minus, "-") for g in comparison.groups] == [
+        "sac promised nothing, its loss steers to -3.00 nats; "
+        "its acting policy had -2.00 on average and -9.00 at the least.",
+        "sac-era promised -3.00 nats; its acting policy had -5.50 on average and -7.30 at the least: "
+        "below the floor in all 3 seeds.",
+        "sac-era-exact promised -3.00 nats; its acting policy had -3.00 on average and -4.00 at the least: "
+        "below the floor in 1 of 3 seeds.",
+        "sac-no-entropy promised nothing; its acting policy had -12.00 on average and -20.00 at the least (nats).",
+    ]
+    assert [verdict(g) for g in comparison.groups] == [
+        "no floor",
+        "broken by 4.3 nats",
+        "broken by 1 nats",
+        "no floor",
+    ]
+    assert lead([comparison]) == "Of 2 promised floors, none was kept."
+
+
+def test_numbers_have_sensible_digits():
+    assert [nats(x) for x in (-3.004, -0.001, 2.0)] == ["\N{MINUS SIGN}3.00", "0.00", "2.00"]
+    assert [plain(x) for x in (12345.6, 612.34, -0.126)] == ["12,346", "612.3", "\N{MINUS SIGN}0.13"]
+    assert plain(1119.4, like=697.0) == "1,119.4"
+    assert [significant(x) for x in (4.319, 0.00123, 23.7)] == ["4.3", "0.0012", "24"]
+
+
+# --- figures ---------------------------------------------------------------------------------------------
+
+
+def fill(root):
+    """Two environments, all agents, and runs that did not end well."""
+    for seed in range(3):
+        write(root, "sac-era", seed, mean=-5.5, least=-7.3, returns=(0.0, 90.0 + seed, 100.0 + 10 * seed))
+        write(root, "sac-era-exact", seed)
+        write(root, "sac", seed, mean=-2.0, least=-9.0)
+    write(root, "sac-no-entropy", 0, mean=-20.0, least=-60.0, floor=None)
+    ant = {"env": "gym/Ant-v4", "target": NASTY}
+    write(root, "sac-era-exact", 0, name="ant-0", **ant)
+    write(root, "sac-era-exact", 1, name="ant-1", returns=(1.0, 2.0), error=KeyboardInterrupt(), **ant)
+    write(root, "sac-era-exact", 2, name="ant-2", returns=(), error=FloatingPointError(f"loss is {NASTY}"), **ant)
+    write(root, "sac-era-exact", 0, name="ant-3", **ant | {"target": "-A"})
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """Runs as above in `runs`, and their report in `report`."""
+    home = tmp_path_factory.mktemp("report")
+    fill(home / "runs")
+    write_report([home / "runs"], home / "report")
+    return home
+
+
+def test_the_entropy_figure_shows_the_floor_the_mean_and_the_least(filled):
+    [walker, _] = compare([filled])
+    look = looks([walker])
+    [axes] = entropy_figure(walker, look).axes
+    drawn = {(line.get_color(), line.get_linestyle()): np.asarray(line.get_ydata()) for line in axes.lines}
+    era = look["sac-era"].colour
+    np.testing.assert_allclose(drawn[era, "-"], [-5.5] * 3)
+    np.testing.assert_allclose(drawn[era, "--"], [-7.2, -7.2, -7.3])
+    np.testing.assert_allclose(drawn["black", "-"], [-3.0, -3.0])
+    bottom, top = axes.get_ylim()
+    assert -60.0 < bottom < -7.3  # an agent without a floor may leave the panel, one with a floor may not
+    assert top > -2.0
+    assert [text.get_text() for text in axes.texts] == [
+        "\N{BLACK DOWN-POINTING SMALL TRIANGLE} sac-no-entropy: least \N{MINUS SIGN}60"
+    ]
+
+
+def test_a_target_is_not_drawn_as_a_floor(tmp_path):
+    write(tmp_path, "sac", floor=-4.5)
+    [comparison] = compare([tmp_path])
+    figure = entropy_figure(comparison, looks([comparison]))
+    [line] = [line for line in figure.axes[0].lines if line.get_color() == "black"]
+    assert line.get_linestyle() == ":"
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "target, \N{MINUS SIGN}4.5 nats" in labels
+    assert not [label for label in labels if "promised" in label]
+
+
+def test_the_return_figure_shows_mean_interval_and_single_seeds(tmp_path):
+    write(tmp_path, seed=0, returns=(1.0, 2.0, 3.0))
+    write(tmp_path, seed=1, returns=(3.0, 2.5))
+    [comparison] = compare([tmp_path])
+    figure = return_figure(comparison, looks([comparison]))
+    [axes] = figure.axes
+    assert [line.get_ydata().tolist() for line in axes.lines] == [[2.0, 2.25], [2.0, 3.0]]
+    band = axes.collections[0].get_paths()[0].vertices[:, 1]
+    np.testing.assert_allclose([band.min(), band.max()], [2.0 - 12.7062, 2.0 + 12.7062], rtol=1e-5)
+    bottom, top = axes.get_ylim()
+    assert (bottom, top) == (0.0, 4.0)  # half the range of the seeds below and above it, not the whole band
+    assert figure.legends[0].get_texts()[0].get_text() == "sac-era-exact (n = 2)"
+
+
+def test_every_label_looks_different(tmp_path):
+    for i in range(13):
+        write(tmp_path, alpha=float(i), returns=(1.0, 2.0))
+    comparisons = compare([tmp_path])
+    assert len(set(looks(comparisons).values())) == 13
+    image = matplotlib.image.imread(BytesIO(png(overview_figure(comparisons[0], looks(comparisons)))))
+    assert image.shape[1] == 2200
+
+
+def test_files_are_whole_and_the_same_for_the_same_runs(filled, tmp_path):
+    before = dict(matplotlib.rcParams)
+    (tmp_path / "index.html").write_text("an older report")
+    assert write_report([filled / "runs"], tmp_path) == tmp_path / "index.html"
+    assert dict(matplotlib.rcParams) == before
+    names = sorted(path.name for path in tmp_path.iterdir())
+    stems = ["dmc-walker-walk-entropy", "dmc-walker-walk-return", "gym-Ant-v4-entropy", "gym-Ant-v4-return"]
+    figures = [f"{stem}{suffix}" for stem in [*stems, "overview"] for suffix in (".png", ".svg")]
+    assert names == sorted([*figures, "index.html", "table.csv"])
+    for name in names:
+        content = (tmp_path / name).read_bytes()
+        assert content == (filled / "report" / name).read_bytes(), name
+        if name.endswith(".png"):
+            assert matplotlib.image.imread(BytesIO(content)).shape[2] == 4
+        if name.endswith(".svg"):
+            texts = [e.text for e in ElementTree.fromstring(content).iter("{http://www.w3.org/2000/svg}text")]
+            assert "Environment steps" in texts
+            assert any("promised floor" in str(text) for text in texts) == ("return" not in name)
+
+
+def test_svg_does_not_depend_on_what_was_drawn_before(tmp_path):
+    write(tmp_path)
+    [comparison] = compare([tmp_path])
+    look = looks([comparison])
+    first = svg(entropy_figure(comparison, look))
+    svg(overview_figure(comparison, look))
+    assert svg(entropy_figure(comparison, look)) == first
+
+
+# --- the page --------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """Elements, text, and whether what is opened is closed."""
+
+    VOID = ("meta", "img", "br", "link", "input")
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.parts: list[str] = []
+        self.rows: list[list[str]] = []
+        self.feed(path.read_text())
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.parts.append(data)
+        if "td" in self.open or "th" in self.open:
+            self.rows[-1][-1] += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def test_the_page_says_what_happened(filled):
+    page = Page(filled / "report" / "index.html")
+    text = "".join(page.parts).replace("\N{MINUS SIGN}", "-")
+    assert "Of 4 promised floors, 3 were kept." in text
+    assert "sac-era promised -3.00 nats; its acting policy had -5.50 on average and -7.30 at the least" in text
+    assert "below it by more than 0.001 nats" in text
+    # runs that ended badly, with the reason; what they say is shown, not run
+    assert "seed 1: interrupted (stopped by the user), last evaluated at step 1,000 of 2,000" in text
+    assert f"seed 2: failed (FloatingPointError: loss is {NASTY}; no evaluation yet)" in text
+    assert f"sac-era-exact, target={NASTY} promised" in text
+    assert not page.all("script")
+
+    rows = [[cell.replace("\N{MINUS SIGN}", "-") for cell in row] for row in page.rows]
+    # 100, 110, 120: s = 10, t(0.975, 2) = 4.302653
+    iqm_cell = "110.0 [100.0, 120.0]"
+    mean_cell = "110.0 [85.2, 134.8]"
+    era = ["3", "2,000", mean_cell, iqm_cell, "-3.00", "-5.50", "-7.30", "broken by 4.3 nats", "101.0"]
+    assert ["sac-era", *era] in rows
+    assert [
+        "sac-no-entropy",
+        "1",
+        "2,000",
+        "30.0",
+        "n < 3",
+        "none",
+        "-20.00",
+        "-60.00",
+        "no floor",
+        "101.0",
+    ] in rows
+    assert "-3.00 (target)" in next(row for row in rows if row[0] == "sac")
+
+
+def test_the_page_stands_alone_and_can_be_read_aloud(filled):
+    page = Page(filled / "report" / "index.html")
+    images = page.all("img")
+    assert len(images) == 4
+    for image in images:
+        assert image["src"].startswith("data:image/svg+xml;base64,")
+        assert len(image["alt"]) > 50
+    loaded = ("src", "href", "srcset", "data", "action", "style")
+    for tag, attributes in page.elements:
+        assert tag not in ("link", "iframe", "object", "embed", "base")
+        assert not [name for name in loaded if name in attributes and tag != "img"]
+    style = "".join(page.parts)
+    assert "url(" not in style
+    assert "@import" not in style
+    assert page.all("html") == [{"lang": "en"}]
+    assert all(header.get("scope") in ("col", "row") for header in page.all("th"))
+    assert "default-src 'none'" in next(m["content"] for m in page.all("meta") if "http-equiv" in m)
+
+
+def test_the_page_lists_settings_machines_and_commands(tmp_path):
+    write(tmp_path / "runs", "sac", 0, alpha=0.5, tau=0.005)
+    write(tmp_path / "runs", "sac-era", 0, alpha=0.7, tau=0.005)
+    page = Page(write_report([tmp_path / "runs"], tmp_path / "report"))
+    assert ["tau", "0.005"] in page.rows
+    assert ["Agent", "agent", "alpha", "head"] in page.rows
+    assert ["sac-era", "sac-era", "0.7", "era"] in page.rows
+    assert not [row for row in page.rows if row[0] in ("seed", "out")]
+    text = "".join(page.parts)
+    assert f"numpy {np.__version__}" in text
+    assert "memory_gb" in text
+
+
+def test_the_table_holds_the_raw_numbers(filled):
+    with (filled / "report" / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 14
+    row = next(row for row in rows if row["label"] == "sac-era" and row["seed"] == "2")
+    assert float(row["return"]) == 120.0
+    assert (float(row["realised_entropy"]), float(row["least"]), float(row["floor"])) == (-5.5, -7.3, -3.0)
+    assert (row["env"], row["step"], row["promise"]) == ("dmc/walker-walk", "2000", "floor")
+    [failed] = [row for row in rows if row["state"] == "failed"]
+    assert (failed["return"], failed["step"]) == ("", "")
