@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help test test-all lint bench clean
+.PHONY: help demo test test-all lint bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,9 @@ $(VENV)/installed-hosts: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev,hosts]'
 	touch $@
 
+demo: $(VENV)/installed  ## Train three agents for some minutes and draw a page: what was promised, what was done
+	$(BIN)/python examples/demo.py
+
 lint: $(VENV)/installed  ## Style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,8 +37,9 @@ test: lint  ## What CI runs: style, types and the tests
 test-all: lint $(VENV)/installed-hosts  ## `test` and everything slow: host libraries, long runs, the browser
 	$(BIN)/python -m pytest -n 2
 
-bench: $(VENV)/installed  ## The activations beside their plain alternatives and the released approximation
+bench: $(VENV)/installed-hosts  ## The activations beside plain heads, and an update of SAC beside other libraries
 	$(BIN)/python benchmarks/activations.py
+	$(BIN)/python benchmarks/sac_update.py
 
 clean:  ## Remove the environment and caches, never results
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis

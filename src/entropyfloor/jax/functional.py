@@ -9,6 +9,8 @@ outside the graph and carry the derivative of the implicit function theorem; tha
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import jax
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 Mode = Literal["pin", "floor"]
+Pair = tuple[Array, Array]
 Rule = tuple[list[float], list[float]]  # nodes and weights: plain numbers, which compilers take as constants
 SQRT_2PI = math.sqrt(2 * math.pi)
 
@@ -81,9 +84,7 @@ def truncated_normal_entropy(
     """
     loc, log_std = jnp.broadcast_arrays(_floating(loc, "loc"), _floating(log_std, "log_std"))
     mu, log_scale = _unit(loc, low, high)
-    log_sigma = log_std - log_scale
-    entropy, by_log_std, by_mu, *_ = _unit_entropy(lax.stop_gradient(mu), lax.stop_gradient(log_sigma))
-    return _implicit(entropy + log_scale, (mu, by_mu), (log_sigma, by_log_std))
+    return _unit_entropy(mu, log_std - log_scale, math.inf) + log_scale
 
 
 def tanh_normal_entropy(loc: Float[Array, "..."], log_std: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -244,8 +245,7 @@ def era_truncated_normal(
     mu, log_scale = _unit(loc, low, high)
     bounds = log_std_min - log_scale, log_std_max - log_scale
 
-    most, _, by_mu, *_ = _unit_entropy(lax.stop_gradient(mu), jnp.full_like(mu, bounds[1]), bounds[1])
-    most = _implicit(most, (mu, by_mu))
+    most = _unit_entropy(mu, jnp.full_like(mu, bounds[1]), bounds[1])
     target = _array(target_entropy, -1) - mu.shape[-1] * log_scale
     gap = target - most.sum(-1, keepdims=True)
     if clamp:
@@ -254,9 +254,7 @@ def era_truncated_normal(
         gap = gap * jax.nn.sigmoid(raw.mean(-1, keepdims=True) - slack)
     entropy = most + gap * jax.nn.softmax(raw, -1)
 
-    root, by_log_std, by_mu = _unit_log_std(lax.stop_gradient(mu), lax.stop_gradient(entropy), *bounds)
-    log_std = _implicit(root, (entropy, 1 / by_log_std), (mu, -by_mu / by_log_std))
-    return log_std.clip(*bounds) + log_scale
+    return _unit_log_std(mu, entropy, *bounds).clip(*bounds) + log_scale
 
 
 def project_gaussian(
@@ -362,7 +360,33 @@ def _unit(loc: Array, low: float, high: float) -> tuple[Array, float]:
     return (loc.clip(low, high) - 0.5 * (low + high)) / half, math.log(half)
 
 
-def _unit_entropy(mu: Array, log_std: Array, log_std_max: float = math.inf) -> tuple[Array, ...]:
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _unit_entropy(mu: Array, log_std: Array, log_std_max: float) -> Array:
+    """H of the Gaussian truncated to [-1, 1], for |μ| ≤ 1."""
+    return _flat(_unit_derivatives, mu, log_std, log_std_max)[0]
+
+
+@_unit_entropy.defjvp
+def _unit_entropy_jvp(log_std_max: float, primals: Pair, tangents: Pair) -> Pair:
+    mu, log_std = lax.stop_gradient(primals)
+    entropy, by_log_std, by_mu, *_ = _flat(_unit_derivatives, mu, log_std, log_std_max)
+    return entropy, by_mu * tangents[0] + by_log_std * tangents[1]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _unit_log_std(mu: Array, entropy: Array, log_std_min: float, log_std_max: float) -> Array:
+    """log σ at which the Gaussian truncated to [-1, 1] has the given entropy."""
+    return _flat(_unit_root, mu, entropy, log_std_min, log_std_max)[0]
+
+
+@_unit_log_std.defjvp
+def _unit_log_std_jvp(log_std_min: float, log_std_max: float, primals: Pair, tangents: Pair) -> Pair:
+    mu, entropy = lax.stop_gradient(primals)
+    log_std, by_log_std, by_mu = _flat(_unit_root, mu, entropy, log_std_min, log_std_max)
+    return log_std, (tangents[1] - by_mu * tangents[0]) / by_log_std
+
+
+def _unit_derivatives(mu: Array, log_std: Array, log_std_max: float) -> tuple[Array, ...]:
     """H of the Gaussian truncated to [-1, 1] for |μ| ≤ 1, with H_s, H_μ, H_ss / H_s and H_sμ, where s = log σ.
 
     With t = (x - μ) / √2σ, of density ∝ exp(-t²) on [-a, b], they are cumulants: `H_s = 2 Var(t²)`,
@@ -408,7 +432,7 @@ def _unit_entropy(mu: Array, log_std: Array, log_std_max: float = math.inf) -> t
     return entropy, by_log_std, cov * scale, bend, mixed * scale
 
 
-def _unit_log_std(mu: Array, entropy: Array, log_std_min: float, log_std_max: float) -> tuple[Array, Array, Array]:
+def _unit_root(mu: Array, entropy: Array, log_std_min: float, log_std_max: float) -> tuple[Array, Array, Array]:
     """log σ at which the Gaussian truncated to [-1, 1] has the given entropy, with ∂H/∂log σ and ∂H/∂μ there.
 
     The start has the right form at both ends, log σ = H - log √(2πe) where σ is small and -¼ log(log 2 - H) where
@@ -424,12 +448,17 @@ def _unit_log_std(mu: Array, entropy: Array, log_std_min: float, log_std_max: fl
     log_std = entropy - targets.LOG_SQRT_2PIE - 0.25 * jnp.log(nearly) + bound
     for _ in range(2):
         log_std = log_std.clip(log_std_min - 2, log_std_max)
-        value, by_log_std, by_mu, bend, mixed = _unit_entropy(mu, log_std, log_std_max)
+        value, by_log_std, by_mu, bend, mixed = _unit_derivatives(mu, log_std, log_std_max)
         newton = (entropy - value) / by_log_std
         step = newton / (1 + 0.5 * bend * newton).clip(min=0.5)  # ½ is reached where the entropy is out of reach
         log_std = log_std + step
     by_log_std = by_log_std * (1 + bend * step).clip(min=0.25)
     return log_std.clip(log_std_min - 2, log_std_max + 1), by_log_std, by_mu + mixed * step
+
+
+def _flat(function: Callable[..., tuple[Array, ...]], x: Array, y: Array, *bounds: float) -> tuple[Array, ...]:
+    """An elementwise function along one axis: XLA vectorises the last one only, which may be six actions."""
+    return tuple(value.reshape(x.shape) for value in function(x.ravel(), y.ravel(), *bounds))
 
 
 # --- small parts -----------------------------------------------------------------------------------------
@@ -467,13 +496,6 @@ def _gaussian_gap(
     targets.check_gaussian(_number(target), action_dim, log_std_min, log_std_max)
     gap = _array(target, dim) - targets.gaussian_entropy_max(action_dim, log_std_max)
     return gap.clip(max=0.0) if clamp and isinstance(gap, Array) else gap
-
-
-def _implicit(value: Array, *slopes: tuple[Array, Array]) -> Array:
-    """`value`, with the derivative `slope` in each `x` of the pairs (x, slope)."""
-    for x, slope in slopes:
-        value = value + slope * (x - lax.stop_gradient(x))
-    return value
 
 
 def _constant(values: list[float], like: Array) -> Array:

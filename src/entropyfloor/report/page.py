@@ -30,8 +30,7 @@ from entropyfloor.report.records import (
 )
 from entropyfloor.report.statistics import Interval, iqm_interval, mean_interval
 
-_STATES = {"running": "running or killed", "created": "created, never started"}
-"""A killed process cannot say so."""
+_STATES = {"created": "created, never started"}
 MINUS = "\N{MINUS SIGN}"
 
 

@@ -1,0 +1,106 @@
+"""Three agents, two seeds each, one page: the entropy that was promised, and what the acting policy had.
+
+    make demo
+
+`sac` steers to −3 nats by its temperature, `sac-era` promises −3 nats before truncation, `sac-era-exact` promises
+them to the policy that acts. One process a core trains; Ctrl-C saves, and the same command goes on from there.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from entropyfloor.report import write_report
+from entropyfloor.runs import find_runs, read_run
+
+AGENTS = ("sac", "sac-era", "sac-era-exact")
+
+
+@dataclass
+class Demo:
+    """Train `sac`, `sac-era` and `sac-era-exact`, then report on them."""
+
+    env: str = "dmc/walker-walk"
+    """Environment, `suite/task`."""
+    steps: int = 60_000
+    """Environment steps of each run; each action is applied twice."""
+    seeds: int = 2
+    """Runs of each agent."""
+    processes: int = min(os.cpu_count() or 1, len(AGENTS) * 2)
+    """Runs at a time, each on one core."""
+    out: Path = Path("runs/demo")
+    """Where the runs and the page go."""
+
+    # Small and quick: one update an action instead of two, narrow networks. The paper's settings are the defaults.
+    def command(self, agent: str, seed: int) -> list[str]:
+        """What starts a run, or goes on with it."""
+        run = self.out / agent / f"seed-{seed}"
+        train = [sys.executable, "-m", "entropyfloor.cli", "train", "control"]
+        if (run / "config.toml").exists():
+            return [*train, "--resume", str(run)]
+        settings = {
+            "agent": agent,
+            "env": self.env,
+            "seed": seed,
+            "steps": self.steps,
+            "out": run,
+            "action-repeat": 2,
+            "hidden": 128,
+            "updates-per-step": 1,
+            "random-steps": min(2_000, self.steps // 2),
+            "eval-every": max(self.steps // 12, 2),
+            "eval-episodes": 3,
+            "checkpoint-every": max(self.steps // 4, 2),
+        }
+        return [*train, *(word for name, value in settings.items() for word in (f"--{name}", str(value)))]
+
+    async def train(self, agent: str, seed: int, core: asyncio.Semaphore) -> None:
+        """Train one agent in a process of its own, and show what it says."""
+        async with core:
+            process = await asyncio.create_subprocess_exec(
+                *self.command(agent, seed),
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C reaches it once, through us
+            )
+            assert process.stdout is not None
+            try:
+                async for line in process.stdout:
+                    print(f"{agent:<13} seed {seed}  {line.decode()}", end="", flush=True)
+                code = await process.wait()
+            except asyncio.CancelledError:
+                process.send_signal(signal.SIGINT)
+                await process.communicate()
+                raise
+            if code:
+                raise RuntimeError(f"{agent}, seed {seed}, ended with status {code}; its last lines are above")
+
+    async def train_all(self) -> None:
+        """Train what is not finished yet."""
+        done = [read_run(path) for path in find_runs(self.out)] if self.out.exists() else []
+        finished = {(run.config["agent"], run.config["seed"]) for run in done if run.status["state"] == "finished"}
+        core = asyncio.Semaphore(self.processes)
+        async with asyncio.TaskGroup() as group:
+            for seed in range(self.seeds):
+                for agent in AGENTS:
+                    if (agent, seed) not in finished:
+                        group.create_task(self.train(agent, seed, core))
+
+
+def main(demo: Demo) -> None:
+    """Train, then report."""
+    try:
+        asyncio.run(demo.train_all())
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from here")
+    page = write_report([demo.out], demo.out / "report")
+    print(f"\nThe page, to be opened in a browser: {page.resolve().as_uri()}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Demo))
