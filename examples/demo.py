@@ -27,7 +27,7 @@ class Demo:
 
     env: str = "dmc/walker-walk"
     """Environment, `suite/task`."""
-    steps: int = 60_000
+    steps: int = 50_000
     """Environment steps of each run; each action is applied twice."""
     seeds: int = 2
     """Runs of each agent."""
@@ -36,7 +36,7 @@ class Demo:
     out: Path = Path("runs/demo")
     """Where the runs and the page go."""
 
-    # Small and quick: one update an action instead of two, narrow networks. The paper's settings are the defaults.
+    # Small and quick: narrow networks, small batches, one update an action. The defaults are the settings of the paper.
     def command(self, agent: str, seed: int) -> list[str]:
         """What starts a run, or goes on with it."""
         run = self.out / agent / f"seed-{seed}"
@@ -51,9 +51,10 @@ class Demo:
             "out": run,
             "action-repeat": 2,
             "hidden": 128,
+            "batch-size": 128,
             "updates-per-step": 1,
             "random-steps": min(2_000, self.steps // 2),
-            "eval-every": max(self.steps // 12, 2),
+            "eval-every": max(self.steps // 10, 2),
             "eval-episodes": 3,
             "checkpoint-every": max(self.steps // 4, 2),
         }
