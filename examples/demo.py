@@ -27,7 +27,7 @@ class Demo:
 
     env: str = "dmc/walker-walk"
     """Environment, `suite/task`."""
-    steps: int = 50_000
+    steps: int = 40_000
     """Environment steps of each run; each action is applied twice."""
     seeds: int = 2
     """Runs of each agent."""
@@ -36,21 +36,20 @@ class Demo:
     out: Path = Path("runs/demo")
     """Where the runs and the page go."""
 
-    # Small and quick: narrow networks, small batches, one update an action. The defaults are the settings of the paper.
     def command(self, agent: str, seed: int) -> list[str]:
         """What starts a run, or goes on with it."""
         run = self.out / agent / f"seed-{seed}"
         train = [sys.executable, "-m", "entropyfloor.cli", "train", "control"]
         if (run / "config.toml").exists():
             return [*train, "--resume", str(run)]
-        settings = {
+        settings = {  # small and quick; the defaults are those of the paper
             "agent": agent,
             "env": self.env,
             "seed": seed,
             "steps": self.steps,
             "out": run,
             "action-repeat": 2,
-            "hidden": 128,
+            "hidden": 64,
             "batch-size": 128,
             "updates-per-step": 1,
             "random-steps": min(2_000, self.steps // 2),
