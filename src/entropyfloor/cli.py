@@ -17,7 +17,6 @@ require("report", "rich", "tyro")
 
 import tyro  # noqa: E402
 from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
 
 T = TypeVar("T")
 
@@ -42,7 +41,7 @@ def train_control(args: Sequence[str]) -> None:
     if path is not None and config != ControlConfig():
         raise ValueError("--resume goes alone: a resumed run keeps the settings that it began with")
     path = train(config) if path is None else resume(path)
-    Console(soft_wrap=True).print(f"run: {path}\nreport: entropyfloor report {path}")
+    _console().print(f"run: {path}\nreport: entropyfloor report {path}")
 
 
 def report(args: Sequence[str]) -> None:
@@ -61,7 +60,7 @@ def report(args: Sequence[str]) -> None:
         return paths, out
 
     paths, out = _parse(parse, "report", args)
-    Console(soft_wrap=True).print(f"page: {write_report(paths, out).resolve().as_uri()}")
+    _console().print(f"page: {write_report(paths, out).resolve().as_uri()}")
 
 
 def doctor(args: Sequence[str]) -> None:
@@ -73,20 +72,16 @@ def doctor(args: Sequence[str]) -> None:
 
     _parse(parse, "doctor", args)
     found = machine.describe()
-    table = Table(show_header=False, box=None)
-    for name, value in {**found["hardware"], "system": found["system"]}.items():
-        table.add_row(name.replace("_", " "), "none found" if value is None else str(value))
-    table.add_row("free disk here", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GB")
-    for name, version in found["versions"].items():
-        table.add_row(name, version)
+    lines = {name.replace("_", " "): value for name, value in found["hardware"].items()}
+    lines |= {"system": found["system"], "free disk here": f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GB"}
+    lines |= found["versions"]
     for room in ("torch", "jax", "control", "report"):
         try:
             importlib.import_module(f"entropyfloor.{room}")
-            state = "[green]ready[/]"
+            lines[f"entropyfloor.{room}"] = "ready"
         except ImportError as error:
-            state = f"[red]{error}[/]"
-        table.add_row(f"entropyfloor.{room}", state)
-    Console(soft_wrap=True).print(table)
+            lines[f"entropyfloor.{room}"] = str(error)
+    _console().print("\n".join(f"{name:<24}{value or 'none found'}" for name, value in lines.items()))
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -122,7 +117,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _guarded(command: Callable[[Sequence[str]], None], args: Sequence[str]) -> int:
     """One line instead of a traceback where the message already says what is wrong and the way out."""
-    error_console = Console(stderr=True, soft_wrap=True, markup=False)
+    error_console = _console(stderr=True)
     try:
         command(args)
     except (ValueError, ImportError) as error:
@@ -135,6 +130,11 @@ def _guarded(command: Callable[[Sequence[str]], None], args: Sequence[str]) -> i
         error_console.print(f"stopped{': ' if error.args else ''}{error}")
         return 130
     return 0
+
+
+def _console(stderr: bool = False) -> Console:
+    """Text as it is: a path may have brackets."""
+    return Console(stderr=stderr, soft_wrap=True, markup=False)
 
 
 def _parse(function: Callable[..., T], name: str, args: Sequence[str]) -> T:

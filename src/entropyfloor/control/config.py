@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -33,6 +34,12 @@ PLAIN_LOG_STD = (-5.0, 2.0)
 """Bounds of log σ for the plain head. The paper states none; these are the usual ones for SAC (CleanRL)."""
 
 
+_COUNTS = (
+    *("steps", "hidden", "batch_size", "updates_per_step", "replay_capacity", "action_repeat"),
+    *("eval_every", "eval_episodes", "log_every", "checkpoint_every", "random_steps"),
+)
+
+
 @dataclass(frozen=True)
 class ControlConfig:
     """A run of a control agent. What is left at None follows from `agent` and `settings`."""
@@ -59,7 +66,7 @@ class ControlConfig:
     residual_entropy: float = 0.0
     """The constant δ̂ that is added to H0 under `era` heads, in nats."""
     alpha: float = 1.0
-    """Initial α, or α itself where `entropy` is fixed."""
+    """Initial α, or α itself where `entropy` is fixed; `--entropy none` is what leaves it out."""
     log_std_min: float | None = None
     """Lower bound of log σ: -8 under a floor, -5 for the plain head."""
     log_std_max: float | None = None
@@ -101,14 +108,20 @@ class ControlConfig:
     """CPU threads for XLA; 0 leaves the choice to XLA. One process per core beats one process on all of them."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "hidden", "batch_size", "updates_per_step", "replay_capacity", "action_repeat"):
+        for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("eval_every", "eval_episodes", "log_every", "checkpoint_every", "random_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.alpha <= 0:
-            raise ValueError(f"alpha={self.alpha} must be positive: entropy='none' is what leaves it out")
+        for name in ("seed", "threads"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
+        for name in ("discount", "tau"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be between 0 and 1")
+        for name in ("learning_rate", "alpha"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive and finite")
+        if not math.isfinite(self.residual_entropy):
+            raise ValueError(f"residual_entropy={self.residual_entropy} must be finite")
 
     def resolved(self) -> ControlConfig:
         """The same run with nothing left at None."""

@@ -1,0 +1,199 @@
+"""The command line: what it prints, and how it exits."""
+
+import contextlib
+import io
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import entropyfloor
+from entropyfloor.cli import COMMANDS, main
+from entropyfloor.runs import read_run
+
+SIZES = [
+    *("--env", "gym/Pendulum-v1", "--agent", "sac", "--hidden", "8", "--batch-size", "8", "--steps", "60"),
+    *("--random-steps", "20", "--updates-per-step", "1", "--eval-every", "60", "--eval-episodes", "1"),
+    *("--log-every", "20", "--checkpoint-every", "60"),
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Directory of a small run, and the lines that the command printed."""
+    path = tmp_path_factory.mktemp("cli") / "run[bold]"  # brackets are markup to some consoles
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main(["train", "control", *SIZES, "--out", str(path)]) == 0
+    return path, out.getvalue().splitlines()
+
+
+@pytest.fixture
+def trained(finished):
+    return finished[0]
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"entropyfloor {entropyfloor.__version__}\n"
+
+
+@pytest.mark.parametrize("args", [[], ["-h"], ["--help"]])
+def test_without_a_command_the_commands_are_listed(args, capsys):
+    assert main(args) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    for name in ("train control", "report", "doctor"):
+        assert f"entropyfloor {name}" in out
+
+
+@pytest.mark.parametrize("args", [["trian", "control"], ["train"], ["--verbose"]])
+def test_an_unknown_command_is_named(args, capsys):
+    assert main(args) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"there is no command {' '.join(args)!r}" in err
+    assert "entropyfloor train control" in err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_explains_itself(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*name.split(), "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert f"usage: entropyfloor {name}" in out
+    assert COMMANDS[name].__doc__ in " ".join(out.split())
+    if name == "train control":
+        for word in ("--agent", "sac-era-exact", "--resume", "--log-std-min", "--no-ignore-termination"):
+            assert word in out
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["--agent", "ppo"], ["--steps", "many"], ["--steps", "0"], ["--stepz", "5"]],
+)
+def test_settings_that_cannot_be_read_exit_with_2(args, home, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "control", *args])
+    assert stop.value.code == 2
+    assert args[0].strip("-") in capsys.readouterr().err
+    assert not list(home.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--env", "dmc/walker-rum"], "did you mean dmc/walker-run"),
+        (
+            ["--env", "gym/CartPole-v1"],
+            "gym/CartPole-v1 has discrete actions: sac-era-exact needs",
+        ),
+        (["--target-entropy", "99"], "target_entropy=99.0 nats is above"),
+        (["--target-entropy", "a lot"], "rule 'a lot' cannot be read"),
+        (["--distribution", "tanh"], "head='era-exact' is solved for distribution='truncated'"),
+    ],
+)
+def test_what_cannot_be_built_leaves_nothing_behind(args, message, home, capsys):
+    assert main(["train", "control", *args]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not list(home.iterdir())
+
+
+def test_train_then_report(trained, tmp_path, capsys):
+    record = read_run(trained)
+    assert record.status["state"] == "finished"
+    assert (record.config["agent"], record.config["steps"], record.config["out"]) == ("sac", 60, str(trained))
+    assert record.series("return")[0].tolist() == [0, 60]
+    assert record.series("loss/critic")[0].tolist() == [20, 40, 60]
+    out = tmp_path / "a report"
+    assert main(["report", str(trained), "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"page: {(out / 'index.html').as_uri()}\n"
+    page = (out / "index.html").read_text()
+    assert "gym/Pendulum-v1" in page
+
+
+def test_a_run_says_where_it_is_and_what_comes_next(finished, home):
+    path, (*steps, run, report) = finished
+    assert [line.split(" · ")[0] for line in steps] == ["step 0/60", "step 60/60"]
+    assert all("(floor -0.50)" in line for line in steps)
+    assert (run, report) == (f"run: {path}", f"report: entropyfloor report {path}")
+    assert main(report.split()[2:]) == 0
+    assert (home / "report" / "index.html").exists()
+
+
+def test_a_second_run_in_the_same_place_is_refused(trained, capsys):
+    before = (trained / "metrics.jsonl").read_bytes()
+    assert main(["train", "control", *SIZES, "--out", str(trained)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {trained} holds a run already: choose another directory, resume it, or delete it\n"
+    )
+    assert (trained / "metrics.jsonl").read_bytes() == before
+
+
+def test_resume_goes_alone(trained, capsys):
+    before = (trained / "metrics.jsonl").read_bytes()
+    assert main(["train", "control", "--resume", str(trained), "--seed", "1"]) == 2
+    assert "--resume goes alone" in capsys.readouterr().err
+    assert (trained / "metrics.jsonl").read_bytes() == before
+
+
+def test_resume_where_there_is_no_run(home, capsys):
+    assert main(["train", "control", "--resume", str(home)]) == 2
+    assert "no run in" in capsys.readouterr().err
+    assert not list(home.iterdir())
+
+
+@pytest.mark.parametrize(("path", "message"), [(".", "no run in"), ("absent", "absent is not a directory")])
+def test_a_report_of_nothing_is_refused(path, message, home, capsys):
+    assert main(["report", path]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(home.iterdir())
+
+
+def test_a_run_that_fails_exits_with_1(home, capsys):
+    assert main(["train", "control", *SIZES, "--learning-rate", "1e30", "--out", "here"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("failed: loss/")
+    assert err.count("\n") == 1
+    assert read_run(home / "here").status["state"] == "failed"
+
+
+def test_the_doctor_knows_this_machine(capsys):
+    assert main(["doctor"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["jax", jax.__version__] in lines
+    assert ["numpy", np.__version__] in lines
+    assert ["entropyfloor", entropyfloor.__version__] in lines
+    for room in ("torch", "jax", "control", "report"):
+        assert [f"entropyfloor.{room}", "ready"] in lines
+
+
+def test_the_doctor_says_how_to_get_what_is_missing():
+    code = "import sys; sys.modules['gymnasium'] = None; from entropyfloor.cli import main; main(['doctor'])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "pip install 'entropyfloor[control]'" in done.stdout
+
+
+def test_help_needs_no_simulator():
+    code = "import sys; from entropyfloor.cli import main; main([]); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert not {"jax", "torch", "gymnasium", "mujoco", "matplotlib"} & set(done.stdout.split())
+
+
+def test_the_process_exits_with_the_status():
+    done = subprocess.run([sys.executable, "-m", "entropyfloor.cli", "nonsense"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "there is no command 'nonsense'" in done.stderr
