@@ -1,57 +1,101 @@
 """Forward and backward of each activation beside the plain alternative and the released approximation.
 
-Every pair is timed interleaved, one after the other in random order, and reported as the ratio of medians with a
-95 % bootstrap interval. One thread. Run: `python benchmarks/activations.py`.
+PyTorch eager and JAX jitted. Every pair is timed interleaved, one after the other in random order, and reported as
+the ratio of medians with a 95 % bootstrap interval. One thread. Run: `python benchmarks/activations.py`.
 """
 
-import math
-import platform
-import time
-from collections.abc import Callable
+import os
 
+os.environ.update(NPROC="1", XLA_FLAGS="--xla_cpu_multi_thread_eigen=false", OMP_NUM_THREADS="1")
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
-from torch import Tensor
 
-from entropyfloor.torch import functional as F
+import entropyfloor.jax.functional
+import entropyfloor.torch.functional
+from entropyfloor.runs import machine
 
 ROUNDS = 400
+Step = Callable[[], None]
 
 
-def plain_log_std(raw: Tensor) -> Tensor:
+class Torch:
+    """Eager PyTorch."""
+
+    functional, xp = entropyfloor.torch.functional, torch
+    softmax, log_softmax = torch.softmax, torch.log_softmax
+
+    @staticmethod
+    def step(function: Callable, arrays: Sequence[np.ndarray]) -> Step:
+        """One forward and backward."""
+        inputs = [torch.tensor(array, requires_grad=True) for array in arrays]
+
+        def run() -> None:
+            out = function(*inputs)
+            torch.autograd.grad(out, inputs, torch.ones_like(out))
+
+        return run
+
+
+class Jax:
+    """Jitted JAX."""
+
+    functional, xp = entropyfloor.jax.functional, jnp
+    softmax, log_softmax = jax.nn.softmax, jax.nn.log_softmax
+
+    @staticmethod
+    def step(function: Callable, arrays: Sequence[np.ndarray]) -> Step:
+        """One forward and backward."""
+        inputs = [jnp.asarray(array) for array in arrays]
+
+        @jax.jit
+        def both(*inputs: jax.Array) -> Any:
+            out, pull = jax.vjp(function, *inputs)
+            return out, pull(jnp.ones_like(out))
+
+        return lambda: jax.block_until_ready(both(*inputs))
+
+
+def plain_log_std(xp: ModuleType) -> Callable:
     """The tanh-bounded log σ of plain SAC."""
-    return -8 + 4 * (torch.tanh(raw) + 1)
+    return lambda raw: -8 + 4 * (xp.tanh(raw) + 1)
 
 
-def plain_logits(logits: Tensor) -> Tensor:
-    """What a softmax costs that hands logits on."""
-    return logits.log_softmax(-1)
+def approximate_era(xp: ModuleType, softmax: Callable, min_entropy: float = 0.6, tau: float = 4.0) -> Callable:
+    """Eq. 15 as printed, with the paper's approximate inverse, differentiated automatically."""
+
+    def activation(logits: Any) -> Any:
+        n, top = logits.shape[-1], math.log(tau) / tau
+        kappa = top + (math.exp(min_entropy - 1) - n * top) / (n - 1) * (1 - softmax(logits, -1))
+        log_kappa = xp.log(xp.clip(kappa, 0, None))
+        return -0.25 - xp.sqrt(2 * (-1 - log_kappa)) + 0.75 * log_kappa
+
+    return activation
 
 
-def approximate_era(logits: Tensor, min_entropy: float = 0.6, tau: float = 4.0) -> Tensor:
-    """Eq. 15 as printed, with the paper's approximate inverse, differentiated by autograd."""
-    n, top = logits.shape[-1], math.log(tau) / tau
-    share = 1 - logits.softmax(-1)
-    kappa = (top + (math.exp(min_entropy - 1) - n * top) / (n - 1) * share).clamp(min=0)
-    log_kappa = kappa.log()
-    return -0.25 - torch.sqrt(2 * (-1 - log_kappa)) + 0.75 * log_kappa
-
-
-def step(function: Callable[..., Tensor], *inputs: Tensor) -> float:
-    """Seconds of one forward and backward."""
+def timed(step: Step) -> float:
+    """Seconds."""
     start = time.perf_counter()
-    out = function(*inputs)
-    torch.autograd.grad(out, inputs, torch.ones_like(out))
+    step()
     return time.perf_counter() - start
 
 
-def ratio(ours: Callable[[], float], other: Callable[[], float], rounds: int) -> tuple[float, float, float, float]:
+def ratio(ours: Step, other: Step, rounds: int) -> tuple[float, float, float, float]:
     """Median seconds of ours, and its ratio to the other's with a 95 % interval."""
     rng = np.random.default_rng(0)
     seconds = np.empty((rounds, 2))
     for row in seconds:
         for which in rng.permutation(2):
-            row[which] = (ours, other)[which]()
+            row[which] = timed((ours, other)[which])
     seconds = seconds[rounds // 10 :]
     draws = np.median(seconds[rng.integers(len(seconds), size=(1000, len(seconds)))], axis=1)
     low, high = np.quantile(draws[:, 0] / draws[:, 1], [0.025, 0.975])
@@ -59,31 +103,38 @@ def ratio(ours: Callable[[], float], other: Callable[[], float], rounds: int) ->
     return medians[0], medians[0] / medians[1], low, high
 
 
-def main() -> None:
-    """Print one row per pair."""
-    torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, one thread, float32")
-    print(f"{'ours':<28}{'shape':<14}{'beside':<18}{'µs':>9}{'ratio':>8}   95 % interval")
-    generator = torch.Generator().manual_seed(0)
-
-    def row(name: str, ours: Callable, beside: str, other: Callable, shape: tuple[int, ...], pair: bool) -> None:
-        raw = torch.randn(shape, generator=generator).requires_grad_()
-        loc = torch.tanh(torch.randn(shape, generator=generator)).requires_grad_()
-        inputs = (loc, raw) if pair else (raw,)
-        rounds = ROUNDS if raw.numel() < 100_000 else ROUNDS // 4
-        seconds, middle, low, high = ratio(lambda: step(ours, *inputs), lambda: step(other, raw), rounds)
-        print(f"{name:<28}{shape!s:<14}{beside:<18}{1e6 * seconds:>9.0f}{middle:>8.2f}   [{low:.2f}, {high:.2f}]")
-
+def rows(library: type[Torch] | type[Jax]) -> Iterator[tuple[str, Callable, str, Callable, tuple[int, ...]]]:
+    """Our function, what it stands beside, and the shape."""
+    functions, log_softmax = library.functional, library.log_softmax
     for shape in ((256, 6), (256, 61)):
-        target = -0.5 * shape[1]
-        gaussian = lambda raw, h=target: F.era_gaussian(raw, h)  # noqa: E731
-        exact = lambda loc, raw, h=target: F.era_truncated_normal(loc, raw, h)  # noqa: E731
-        row("era_gaussian", gaussian, "tanh-bounded", plain_log_std, shape, False)
-        row("era_truncated_normal", exact, "tanh-bounded", plain_log_std, shape, True)
+        target, plain = -0.5 * shape[1], plain_log_std(library.xp)
+        gaussian = partial(functions.era_gaussian, target_entropy=target)
+        exact = partial(functions.era_truncated_normal, target_entropy=target)
+        yield "era_gaussian", gaussian, "tanh-bounded", plain, shape
+        yield "era_truncated_normal", exact, "tanh-bounded", plain, shape
     for shape in ((128, 10), (1024, 1000)):
-        softmax = lambda z: F.era_softmax(z, 0.6)  # noqa: E731
-        row("era_softmax", softmax, "log-softmax", plain_logits, shape, False)
-        row("era_softmax", softmax, "approximate", approximate_era, shape, False)
+        softmax = partial(functions.era_softmax, min_entropy=0.6)
+        yield "era_softmax", softmax, "log-softmax", lambda logits: log_softmax(logits, -1), shape
+        yield "era_softmax", softmax, "approximate", approximate_era(library.xp, library.softmax), shape
+
+
+def main() -> None:
+    """Print one line per pair."""
+    torch.set_num_threads(1)
+    found = machine.describe()
+    versions = f"torch {found['versions']['torch']}, jax {found['versions']['jax']}"
+    print(f"{found['hardware']['cpu']}, one thread, float32, {found['started']}, {versions}")
+    print(f"{'':<7}{'ours':<22}{'shape':<14}{'beside':<15}{'µs':>9}{'ratio':>8}   95 % interval")
+    rng = np.random.default_rng(0)
+    for library in (Torch, Jax):
+        for name, ours, beside, other, shape in rows(library):
+            raw = rng.standard_normal(shape, np.float32)
+            loc = np.tanh(rng.standard_normal(shape, np.float32))
+            inputs = (loc, raw) if name == "era_truncated_normal" else (raw,)
+            rounds = ROUNDS if raw.size < 100_000 else ROUNDS // 4
+            seconds, middle, low, high = ratio(library.step(ours, inputs), library.step(other, (raw,)), rounds)
+            figures = f"{1e6 * seconds:>9.0f}{middle:>8.2f}   [{low:.2f}, {high:.2f}]"
+            print(f"{library.__name__:<7}{name:<22}{shape!s:<14}{beside:<15}{figures}")
 
 
 if __name__ == "__main__":

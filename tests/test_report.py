@@ -323,16 +323,28 @@ def test_a_target_is_not_drawn_as_a_floor(tmp_path):
 
 def test_the_return_figure_shows_mean_interval_and_single_seeds(tmp_path):
     write(tmp_path, seed=0, returns=(1.0, 2.0, 3.0))
-    write(tmp_path, seed=1, returns=(3.0, 2.5))
+    write(tmp_path, seed=1, returns=(2.0, 2.0))
+    write(tmp_path, seed=2, returns=(3.0, 5.0))
     [comparison] = compare([tmp_path])
     figure = return_figure(comparison, looks([comparison]))
     [axes] = figure.axes
-    assert [line.get_ydata().tolist() for line in axes.lines] == [[2.0, 2.25], [2.0, 3.0]]
+    assert [line.get_ydata().tolist() for line in axes.lines] == [[2.0, 3.0], [2.0, 3.0]]
     band = axes.collections[0].get_paths()[0].vertices[:, 1]
-    np.testing.assert_allclose([band.min(), band.max()], [2.0 - 12.7062, 2.0 + 12.7062], rtol=1e-5)
+    # standard errors 1/√3 and 1, t(0.975, 2) = 4.302653 from a printed table
+    np.testing.assert_allclose([band.min(), band.max()], [3.0 - 4.302653, 3.0 + 4.302653], rtol=1e-5)
     bottom, top = axes.get_ylim()
-    assert (bottom, top) == (0.0, 4.0)  # half the range of the seeds below and above it, not the whole band
-    assert figure.legends[0].get_texts()[0].get_text() == "sac-era-exact (n = 2)"
+    assert (bottom, top) == (-1.0, 7.0)  # half the range of the seeds below and above it, not the whole band
+    assert figure.legends[0].get_texts()[0].get_text() == "sac-era-exact (n = 3)"
+
+
+def test_two_seeds_are_shown_themselves(tmp_path):
+    write(tmp_path, seed=0, returns=(1.0, 2.0, 3.0))
+    write(tmp_path, seed=1, returns=(3.0, 2.5))
+    [comparison] = compare([tmp_path])
+    [axes] = return_figure(comparison, looks([comparison])).axes
+    curves = [line.get_ydata().tolist() for line in axes.lines]
+    assert curves == [[2.0, 2.25], [2.0, 3.0], [1.0, 2.0], [3.0, 2.5]]  # the mean, what went further, the two
+    assert not axes.collections
 
 
 def test_every_label_looks_different(tmp_path):

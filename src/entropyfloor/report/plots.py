@@ -139,7 +139,7 @@ def _draw_return(axes: Axes, groups: Sequence[Group], look: dict[str, Look]) -> 
         _draw_mean(axes, group, "return", look[group.label])
     returns = np.concatenate([seed.values["return"] for group in groups for seed in group.seeds])
     low, high = returns.min(), returns.max()
-    room = max(0.5 * (high - low), 1e-3 * abs(high), 1e-9)  # with two seeds a band can be twelve times as wide
+    room = max(0.5 * (high - low), 1e-3 * abs(high), 1e-9)  # with three seeds a band may dwarf them
     bottom, top = axes.get_ylim()
     axes.set_ylim(max(bottom, low - room), min(top, high + room))
     axes.set_title("Return")
@@ -166,7 +166,7 @@ def _draw_entropy(axes: Axes, groups: Sequence[Group], look: dict[str, Look]) ->
     ]
     floors = _promised(groups, "floor")
     for floor in floors:
-        axes.axhline(floor, color="black", lw=1.0, zorder=5)
+        axes.axhline(floor, color="black", lw=1.0, zorder=2.5)  # a curve that lies on it stays visible
         keys.append(Line2D([], [], color="black", lw=1.0, label=f"promised floor, {_number(floor)} nats"))
     if floors:
         axes.axhspan(bottom, floors[0], color="black", alpha=0.05, lw=0, zorder=0)
@@ -192,13 +192,18 @@ def _limit_entropy(axes: Axes, groups: Sequence[Group]) -> float:
 
 
 def _draw_mean(axes: Axes, group: Group, name: str, look: Look) -> None:
-    """Mean and interval where every seed was evaluated, then the single seeds that went further."""
-    mean = mean_interval(group.values(name))
+    """Mean and interval where every seed was evaluated; single seeds where they are two, or went further."""
+    values = group.values(name)
+    mean = mean_interval(values)
     points: dict[str, Any] = {"marker": look.marker, "ms": 3.5, "markevery": max(1, len(group.steps) // 15)}
     axes.plot(group.steps, mean.value, color=look.colour, lw=2.2, zorder=4, **points)
-    axes.fill_between(group.steps, mean.low, mean.high, color=look.colour, alpha=0.16, lw=0, zorder=2)
-    for steps, values in group.tails(name):
-        axes.plot(steps, values, color=look.colour, lw=0.8, alpha=0.6, zorder=3)
+    single = group.tails(name)
+    if mean.n == 2:  # an interval of two is thirteen times as wide as they are apart, and says less than they do
+        single += [(group.steps, seed) for seed in values]
+    elif mean.n > 2:
+        axes.fill_between(group.steps, mean.low, mean.high, color=look.colour, alpha=0.16, lw=0, zorder=2)
+    for steps, seed in single:
+        axes.plot(steps, seed, color=look.colour, lw=0.8, alpha=0.6, zorder=3)
 
 
 def _number(value: float) -> str:
