@@ -13,17 +13,23 @@ export OMP_WAIT_POLICY ?= passive
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(VENV)/installed: pyproject.toml constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
+
+$(VENV)/installed-demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	$(INSTALL) '.[control,report]'
+	touch $@
+
+$(VENV)/installed: $(VENV)/installed-demo
+	$(INSTALL) '.[all,dev]'
 	touch $@
 
 $(VENV)/installed-hosts: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev,hosts]'
+	$(INSTALL) '.[all,dev,hosts]'
 	touch $@
 
-demo: $(VENV)/installed  ## Train three agents for some minutes and draw a page: what was promised, what was done
+demo: $(VENV)/installed-demo  ## Train three agents for some minutes and draw a page: what was promised, what was done
 	$(BIN)/python examples/demo.py
 
 lint: $(VENV)/installed  ## Style and types
@@ -34,7 +40,7 @@ lint: $(VENV)/installed  ## Style and types
 test: lint  ## What CI runs: style, types and the tests
 	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
-test-all: lint $(VENV)/installed-hosts  ## `test` and everything slow: host libraries, long runs, the browser
+test-all: lint $(VENV)/installed-hosts  ## `test` and everything slow: long runs, the demo, benchmarks beside other libraries
 	$(BIN)/python -m pytest -n 2
 
 bench: $(VENV)/installed-hosts  ## The activations beside plain heads, and an update of SAC beside other libraries

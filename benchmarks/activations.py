@@ -8,6 +8,7 @@ import os
 
 os.environ.update(NPROC="1", XLA_FLAGS="--xla_cpu_multi_thread_eigen=false", OMP_NUM_THREADS="1")
 
+import argparse
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,6 @@ import entropyfloor.jax.functional
 import entropyfloor.torch.functional
 from entropyfloor.runs import machine
 
-ROUNDS = 400
 Step = Callable[[], None]
 
 
@@ -120,6 +120,9 @@ def rows(library: type[Torch] | type[Jax]) -> Iterator[tuple[str, Callable, str,
 
 def main() -> None:
     """Print one line per pair."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=400, help="a quarter of them for the largest shape")
+    total = parser.parse_args().rounds
     torch.set_num_threads(1)
     found = machine.describe()
     versions = f"torch {found['versions']['torch']}, jax {found['versions']['jax']}"
@@ -131,7 +134,7 @@ def main() -> None:
             raw = rng.standard_normal(shape, np.float32)
             loc = np.tanh(rng.standard_normal(shape, np.float32))
             inputs = (loc, raw) if name == "era_truncated_normal" else (raw,)
-            rounds = ROUNDS if raw.size < 100_000 else ROUNDS // 4
+            rounds = total if raw.size < 100_000 else total // 4
             seconds, middle, low, high = ratio(library.step(ours, inputs), library.step(other, (raw,)), rounds)
             figures = f"{1e6 * seconds:>9.0f}{middle:>8.2f}   [{low:.2f}, {high:.2f}]"
             print(f"{library.__name__:<7}{name:<22}{shape!s:<14}{beside:<15}{figures}")

@@ -30,40 +30,41 @@ from entropyfloor.control.replay import Replay, Transition
 from entropyfloor.control.train import build_agent
 from entropyfloor.runs import machine
 
-OBS, ACT, BATCH, STORED = 67, 21, 256, 20_000
-"""Sizes of DeepMind Control's humanoid."""
+BATCH, STORED = 256, 20_000
+HUMANOID, WALKER = (67, 21), (24, 6)
+"""Widths of an observation and an action in DeepMind Control."""
 UPDATES = 8
 """Updates in one call."""
 
 Trainer = Callable[[], None]
+Sizes = tuple[int, int]
 
 
 class Shapes(gymnasium.Env):
     """Spaces alone: the hosts ask for an environment, no step of it is taken."""
 
-    observation_space = spaces.Box(-np.inf, np.inf, (OBS,), np.float32)
-    action_space = spaces.Box(-1.0, 1.0, (ACT,), np.float32)
-
-    def reset(self, **_) -> tuple[np.ndarray, dict]:
-        """Zeros."""
-        return np.zeros(OBS, np.float32), {}
+    def __init__(self, sizes: Sizes) -> None:
+        obs, act = sizes
+        self.observation_space = spaces.Box(-np.inf, np.inf, (obs,), np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, (act,), np.float32)
 
 
-def ours(agent_name: AgentName, hidden: int, **options: object) -> Trainer:
+def ours(agent_name: AgentName, sizes: Sizes, hidden: int, **options: object) -> Trainer:
     """Our update under a preset."""
+    obs, act = sizes
     config = ControlConfig(agent=agent_name, hidden=hidden, **options).resolved()
     nets = (hidden, hidden)
     agent = replace(
-        build_agent(config, ACT),
-        actor=networks.GaussianActor(ACT, nets, layer_norm=False),
+        build_agent(config, act),
+        actor=networks.GaussianActor(act, nets, layer_norm=False),
         critics=networks.Critics(nets, layer_norm=False),
     )
     rng = np.random.default_rng(0)
-    replay = Replay(STORED, OBS, ACT, rng)
+    replay = Replay(STORED, obs, act, rng)
     for _ in range(STORED):
-        replay.add(transition(rng))
+        replay.add(transition(rng, sizes))
     key = jax.random.key(0)
-    state = agent.init(key, OBS, ACT)
+    state = agent.init(key, obs, act)
     update = jax.jit(agent.update_many, donate_argnums=0)
 
     def train() -> None:
@@ -74,42 +75,49 @@ def ours(agent_name: AgentName, hidden: int, **options: object) -> Trainer:
     return train
 
 
-def host(library: object, hidden: int) -> Trainer:
+def host(library: object, sizes: Sizes, hidden: int) -> Trainer:
     """The update of Stable-Baselines3 or SBX, through its own `train`."""
     net_arch = [hidden, hidden]
     model = library.SAC(
-        "MlpPolicy", Shapes(), buffer_size=STORED, batch_size=BATCH, policy_kwargs={"net_arch": net_arch}, seed=0
+        "MlpPolicy",
+        Shapes(sizes),
+        buffer_size=STORED,
+        batch_size=BATCH,
+        policy_kwargs={"net_arch": net_arch},
+        seed=0,
     )
     model.set_logger(sb3.common.logger.Logger(None, []))
     rng = np.random.default_rng(0)
     for _ in range(STORED):
-        row = transition(rng)
+        row = transition(rng, sizes)
         model.replay_buffer.add(
             row.observation[None], row.next_observation[None], row.action[None], row.reward, row.terminated, [{}]
         )
     return lambda: model.train(gradient_steps=UPDATES, batch_size=BATCH)
 
 
-def transition(rng: np.random.Generator) -> Transition:
+def transition(rng: np.random.Generator, sizes: Sizes) -> Transition:
     """Noise: what is learned makes no difference to the time."""
+    obs, act = sizes
     return Transition(
-        rng.standard_normal(OBS, np.float32),
-        rng.uniform(-1, 1, ACT).astype(np.float32),
+        rng.standard_normal(obs, np.float32),
+        rng.uniform(-1, 1, act).astype(np.float32),
         rng.standard_normal(1, np.float32)[0],
         np.float32(0.0),
-        rng.standard_normal(OBS, np.float32),
+        rng.standard_normal(obs, np.float32),
     )
 
 
-def flops(hidden: int) -> float:
+def flops(sizes: Sizes, hidden: int) -> float:
     """Floating-point operations of the matrix products in one update, the least that SAC can do."""
-    actor = OBS * hidden + hidden * hidden + hidden * 2 * ACT
-    critic = (OBS + ACT) * hidden + hidden * hidden + hidden
+    obs, act = sizes
+    actor = obs * hidden + hidden * hidden + hidden * 2 * act
+    critic = (obs + act) * hidden + hidden * hidden + hidden
     target = actor + 2 * critic
     # Backward through a layer costs two products; nobody asks for the gradient of the first layer's input.
-    critics = 2 * (3 * critic - (OBS + ACT) * hidden)
+    critics = 2 * (3 * critic - (obs + act) * hidden)
     # The actor's loss needs no gradient of the critics' weights, and of their input only that of the action.
-    policy = (3 * actor - OBS * hidden) + 2 * (2 * critic - OBS * hidden)
+    policy = (3 * actor - obs * hidden) + 2 * (2 * critic - obs * hidden)
     return 2.0 * BATCH * (target + critics + policy)
 
 
@@ -150,38 +158,40 @@ def ratio(ours: np.ndarray, other: np.ndarray) -> str:
 def main() -> None:
     """Print one table per width."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=60)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     found = machine.describe()
     versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("jax", "flax", "torch"))
     print(f"{found['hardware']['cpu']}, one thread, {found['started']}, {versions},")
     print(f"stable-baselines3 {sb3.__version__}, sbx {sbx.__version__}; {rounds} rounds of {UPDATES} updates")
-    for hidden in (256, 512):
-        limit = matmul_limit(hidden)
-        truncated = {"distribution": "truncated", "entropy": "none"}
+    for name, sizes, hidden in (
+        ("humanoid", HUMANOID, 256),
+        ("humanoid", HUMANOID, 512),
+        ("walker", WALKER, 256),
+    ):
+        limit, least = matmul_limit(hidden), flops(sizes, hidden)
         trainers = {
-            "sac": ours("sac", hidden),
-            "SBX": host(sbx, hidden),
-            "SB3": host(sb3, hidden),
-            "plain head": ours("sac", hidden, **truncated),
-            "sac-era": ours("sac-era", hidden),
-            "sac-era-exact": ours("sac-era-exact", hidden),
+            "sac": ours("sac", sizes, hidden),
+            "SBX": host(sbx, sizes, hidden),
+            "SB3": host(sb3, sizes, hidden),
+            "plain head": ours("sac", sizes, hidden, distribution="truncated", entropy="none"),
+            "sac-era": ours("sac-era", sizes, hidden),
+            "sac-era-exact": ours("sac-era-exact", sizes, hidden),
         }
         seconds = measure(trainers, rounds)
-        print(f"\nhidden {hidden}, batch {BATCH}, observation {OBS}, action {ACT}")
-        print(f"matrix products alone: {flops(hidden) / 1e6:.0f} MFLOP at {limit / 1e9:.0f} GFLOP/s")
+        print(f"\n{name}: observation {sizes[0]}, action {sizes[1]}, batch {BATCH}, hidden {hidden}")
+        print(f"matrix products alone: {least / 1e6:.0f} MFLOP at {limit / 1e9:.0f} GFLOP/s")
         print(f"{'':<15}{'updates per CPU-second':>24}{'share of limit':>16}")
-        for name, values in seconds.items():
+        for trainer, values in seconds.items():
             rate = 1 / np.median(values)
-            print(f"{name:<15}{rate:>24.1f}{rate * flops(hidden) / limit:>15.0%}")
-        for name, other in (
-            ("SBX", "sac"),
-            ("SB3", "sac"),
-            ("sac-era", "plain head"),
-            ("sac-era-exact", "plain head"),
-        ):
-            print(f"time of {name} / time of {other}: {ratio(seconds[name], seconds[other])}")
+            print(f"{trainer:<15}{rate:>24.1f}{rate * least / limit:>15.0%}")
+        pairs = (
+            *(("SBX", "sac"), ("SB3", "sac")),
+            *(("sac-era", "plain head"), ("sac-era-exact", "plain head")),
+        )
+        for one, other in pairs:
+            print(f"time of {one} / time of {other}: {ratio(seconds[one], seconds[other])}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 import tyro
 
 from entropyfloor.report import write_report
-from entropyfloor.runs import find_runs, read_run
+from entropyfloor.runs import read_run
 
 AGENTS = ("sac", "sac-era", "sac-era-exact")
 
@@ -38,7 +38,7 @@ class Demo:
 
     def command(self, agent: str, seed: int) -> list[str]:
         """What starts a run, or goes on with it."""
-        run = self.out / agent / f"seed-{seed}"
+        run = self.path(agent, seed)
         train = [sys.executable, "-m", "entropyfloor.cli", "train", "control"]
         if (run / "config.toml").exists():
             return [*train, "--resume", str(run)]
@@ -85,14 +85,27 @@ class Demo:
 
     async def train_all(self) -> None:
         """Train what is not finished yet."""
-        done = [read_run(path) for path in find_runs(self.out)] if self.out.exists() else []
-        finished = {(run.config["agent"], run.config["seed"]) for run in done if run.status["state"] == "finished"}
         core = asyncio.Semaphore(self.processes)
         async with asyncio.TaskGroup() as group:
             for seed in range(self.seeds):
                 for agent in AGENTS:
-                    if (agent, seed) not in finished:
+                    if not self.finished(agent, seed):
                         group.create_task(self.train(agent, seed, core))
+
+    def finished(self, agent: str, seed: int) -> bool:
+        """Whether an earlier call did this run already."""
+        if not (self.path(agent, seed) / "config.toml").exists():
+            return False
+        run = read_run(self.path(agent, seed))
+        if (run.config["env"], run.config["steps"]) != (self.env, self.steps):
+            sys.exit(
+                f"{run.path} is of {run.config['env']} over {run.config['steps']} steps: choose another --out"
+            )
+        return run.status["state"] == "finished"
+
+    def path(self, agent: str, seed: int) -> Path:
+        """Directory of a run."""
+        return self.out / agent / f"seed-{seed}"
 
 
 def main(demo: Demo) -> None:

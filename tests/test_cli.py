@@ -128,7 +128,7 @@ def test_train_then_report(trained, tmp_path, capsys):
 def test_a_run_says_where_it_is_and_what_comes_next(finished, home):
     path, (*steps, run, report) = finished
     assert [line.split(" · ")[0] for line in steps] == ["step 0/60", "step 60/60"]
-    assert all("(floor -0.50)" in line for line in steps)
+    assert all("(target -0.50)" in line for line in steps)
     assert (run, report) == (f"run: {path}", f"report: entropyfloor report {path}")
     assert main(report.split()[2:]) == 0
     assert (home / "report" / "index.html").exists()
@@ -187,10 +187,21 @@ def test_the_doctor_says_how_to_get_what_is_missing():
     assert "pip install 'entropyfloor[control]'" in done.stdout
 
 
-def test_help_needs_no_simulator():
+@pytest.mark.parametrize(("command", "extra"), [("train control", "control"), ("report", "report")])
+def test_a_missing_extra_is_one_line(command, extra):
+    code = "import sys; sys.modules['tyro'] = None; from entropyfloor.cli import main; "
+    args = [sys.executable, "-c", f"{code} sys.exit(main({command.split()}))"]
+    done = subprocess.run(args, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert f"pip install 'entropyfloor[{extra}]'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_needs_nothing():
     code = "import sys; from entropyfloor.cli import main; main([]); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert not {"jax", "torch", "gymnasium", "mujoco", "matplotlib"} & set(done.stdout.split())
+    assert not {"jax", "torch", "gymnasium", "mujoco", "matplotlib", "tyro", "rich"} & set(done.stdout.split())
 
 
 def test_the_process_exits_with_the_status():

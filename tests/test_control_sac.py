@@ -425,6 +425,7 @@ def test_the_configured_residual_lifts_the_policy_and_not_what_is_promised():
         (("tau", "discount"), (-0.1, 1.1, math.nan)),
         (("learning_rate", "alpha"), (0.0, -1.0, math.inf, math.nan)),
         (("residual_entropy",), (math.inf, math.nan)),
+        (("weight_decay",), (-1.0, math.inf, math.nan)),
     ],
 )
 def test_a_number_out_of_range_is_named(names, values):

@@ -178,6 +178,13 @@ def test_what_cannot_be_promised_is_refused(backend):
         (lambda: F.era_truncated_normal(x, x, -1.0, low=1.0, high=-1.0), "low=1.0 .* below high=-1.0"),
         (lambda: F.era_truncated_normal(x, x, -1.0, log_std_max=9.0), "narrow the bounds"),
         (lambda: F.project_gaussian(x, float("nan")), "target_entropy=nan"),
+        (lambda: F.truncated_normal_entropy(x, x, low=1.0, high=-1.0), "low=1.0 .* below high=-1.0"),
+        # [batch, 1] would broadcast, and mix every state with every other's target
+        (lambda: F.era_gaussian(x, x[:, :1]), r"target_entropy \(2, 1\) must be a scalar or of shape \(2,\)"),
+        (lambda: F.era_gaussian(x, x[0]), r"target_entropy \(3,\) must be a scalar or of shape \(2,\)"),
+        (lambda: F.era_truncated_normal(x, x, x[:, :1]), r"target_entropy \(2, 1\) must be"),
+        (lambda: F.project_gaussian(x, x[:, :1]), r"target_entropy \(2, 1\) must be"),
+        (lambda: F.era_gaussian_batch(x, x[:, 0]), r"target_entropy \(2,\) must be a scalar"),
         (lambda: F.era_softmax(x, 1.2), r"min_entropy=1.2 .*1\.09861.*choose a floor inside"),
         (lambda: F.era_softmax(x[:, :1], 0.1), "num_classes=1"),
         (lambda: F.era_softmax(x, 0.5, inverse="fast"), "inverse='fast'"),
@@ -185,3 +192,12 @@ def test_what_cannot_be_promised_is_refused(backend):
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_a_pin_between_high_bounds_of_sigma(backend):
+    """There the entropy in nats is below log σ_min, which is another scale."""
+    F, loc = backend.functional, backend.array([[0.0, 0.3]])
+    for target, expected in ((1.3855, 1.3855), (0.5, 1.384822)):  # what is out of reach is lifted to σ_min
+        log_std = F.era_truncated_normal(loc, loc, target, log_std_min=0.8, log_std_max=2.0)
+        entropy = reference.truncated_normal_entropy(backend.numpy(loc), backend.numpy(log_std)).sum()
+        assert entropy == pytest.approx(expected, abs=2e-6)

@@ -50,7 +50,8 @@ def write(
             for i, value in enumerate(returns):
                 last = i == len(returns) - 1
                 entropy = {"realised_entropy": mean, "realised_entropy/min": least + (0.0 if last else 0.1)}
-                promised = {} if floor is None else {"floor": floor}
+                name = "target_entropy" if HEADS[agent] == "clip" else "floor"
+                promised = {} if floor is None else {name: floor}
                 run.log(i * every, {"return": value, **entropy, **promised})
                 run.log(i * every, {"loss/actor": 1.0, "steps_per_second": 100.0 + i})
             if error is not None:

@@ -133,6 +133,45 @@ def test_a_damaged_checkpoint_is_refused_with_the_reason(run, file, damage, reas
         run.latest()
 
 
+def test_a_step_is_saved_once(run):
+    path = run.save(5, {"a": np.ones(4)}, {})
+    before = (path / "arrays.safetensors").stat().st_mtime_ns
+    assert run.save(5, {"a": np.ones(4)}, {}) == path
+    assert (path / "arrays.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_kill_while_an_old_checkpoint_is_removed_leaves_no_half_of_one(run, monkeypatch):
+    def killed(path, **_):
+        (path / "state.json").unlink(missing_ok=True)
+        raise SystemExit
+
+    for step in (1, 2):
+        run.save(step, {}, {})
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", killed)
+        with pytest.raises(SystemExit):
+            run.save(3, {}, {})
+    assert [int(path.name) for path in run.checkpoints()] == [2, 3]
+    assert run.latest().step == 3
+    run.save(4, {}, {})
+    assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == [f"{3:012d}", f"{4:012d}"]
+
+
+def test_a_failure_leaves_its_traceback(run):
+    with pytest.raises(ZeroDivisionError), run.recording():
+        _ = 1 / 0
+    assert "_ = 1 / 0" in (run.path / "error.txt").read_text()
+
+
+def test_a_program_that_hangs_does_not_stop_a_run(monkeypatch):
+    def hang(command, **options):
+        raise subprocess.TimeoutExpired(command, options["timeout"])
+
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    monkeypatch.setattr("subprocess.run", hang)
+    assert machine.describe()["hardware"]["gpu"] is None
+
+
 def test_a_half_written_checkpoint_does_not_count(run):
     run.save(1, {"a": np.ones(1)}, {})
     partial = run.path / "checkpoints" / ".000000000002.partial"

@@ -13,11 +13,6 @@ from typing import Annotated, TypeVar
 from entropyfloor import __version__
 from entropyfloor.extras import require
 
-require("report", "rich", "tyro")
-
-import tyro  # noqa: E402
-from rich.console import Console  # noqa: E402
-
 T = TypeVar("T")
 
 
@@ -25,6 +20,9 @@ def train_control(args: Sequence[str]) -> None:
     """Train an agent on a simulator."""
     from entropyfloor.control.config import ControlConfig
     from entropyfloor.control.train import resume, train
+
+    require("control", "tyro")
+    import tyro
 
     def parse(
         config: tyro.conf.OmitArgPrefixes[ControlConfig], resume: Path | None = None
@@ -41,12 +39,15 @@ def train_control(args: Sequence[str]) -> None:
     if path is not None and config != ControlConfig():
         raise ValueError("--resume goes alone: a resumed run keeps the settings that it began with")
     path = train(config) if path is None else resume(path)
-    _console().print(f"run: {path}\nreport: entropyfloor report {path}")
+    print(f"run: {path}\nreport: entropyfloor report {path}")
 
 
 def report(args: Sequence[str]) -> None:
     """Draw runs: learning curves, and realised entropy beside its floor."""
     from entropyfloor.report import write_report
+
+    require("report", "tyro")
+    import tyro
 
     def parse(
         paths: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("runs"),), out: Path = Path("report")
@@ -60,12 +61,14 @@ def report(args: Sequence[str]) -> None:
         return paths, out
 
     paths, out = _parse(parse, "report", args)
-    _console().print(f"page: {write_report(paths, out).resolve().as_uri()}")
+    print(f"page: {write_report(paths, out).resolve().as_uri()}")
 
 
 def doctor(args: Sequence[str]) -> None:
     """Say what this machine and this installation can do."""
     from entropyfloor.runs import machine
+
+    require("report", "tyro")
 
     def parse() -> None:
         """Say what this machine and this installation can do."""
@@ -81,7 +84,7 @@ def doctor(args: Sequence[str]) -> None:
             lines[f"entropyfloor.{room}"] = "ready"
         except ImportError as error:
             lines[f"entropyfloor.{room}"] = str(error)
-    _console().print("\n".join(f"{name:<24}{value or 'none found'}" for name, value in lines.items()))
+    print("\n".join(f"{name:<24}{value or 'none found'}" for name, value in lines.items()))
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -99,7 +102,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     args = sys.argv[1:] if args is None else list(args)
     if args == ["--version"]:
-        print(f"entropyfloor {__version__}")  # noqa: T201
+        print(f"entropyfloor {__version__}")
         return 0
     for name, command in COMMANDS.items():
         words = name.split()
@@ -117,27 +120,23 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _guarded(command: Callable[[Sequence[str]], None], args: Sequence[str]) -> int:
     """One line instead of a traceback where the message already says what is wrong and the way out."""
-    error_console = _console(stderr=True)
     try:
         command(args)
     except (ValueError, ImportError) as error:
-        error_console.print(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except (OSError, FloatingPointError) as error:
-        error_console.print(f"failed: {error}")
+        print(f"failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
-        error_console.print(f"stopped{': ' if error.args else ''}{error}")
+        print(f"stopped{': ' if error.args else ''}{error}", file=sys.stderr)
         return 130
     return 0
 
 
-def _console(stderr: bool = False) -> Console:
-    """Text as it is: a path may have brackets."""
-    return Console(stderr=stderr, soft_wrap=True, markup=False)
-
-
 def _parse(function: Callable[..., T], name: str, args: Sequence[str]) -> T:
+    import tyro
+
     return tyro.cli(function, prog=f"entropyfloor {name}", args=args)
 
 

@@ -78,6 +78,8 @@ class ControlConfig:
     """Width of the two hidden layers."""
     learning_rate: float = 3e-4
     """Of Adam (actor, α) and AdamW (critics)."""
+    weight_decay: float = 1e-4
+    """Of AdamW (critics). The paper states none; this is optax's default."""
     batch_size: int = 256
     """Transitions in an update."""
     updates_per_step: int = 2
@@ -117,6 +119,8 @@ class ControlConfig:
         for name in ("discount", "tau"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be between 0 and 1")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay={self.weight_decay} must be finite and at least 0")
         for name in ("learning_rate", "alpha"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive and finite")

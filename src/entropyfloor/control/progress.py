@@ -9,17 +9,18 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+_AIMS = (("floor", "floor"), ("target", "target_entropy"))
+
 
 class Progress:
     """A bar with the last evaluation, steps per second and the time left.
 
     Args:
         total: Steps of the run.
-        floor: The entropy that is promised, or None.
         every: Steps between redraws, so that drawing costs nothing.
     """
 
-    def __init__(self, total: int, floor: float | None, every: int = 100) -> None:
+    def __init__(self, total: int, every: int = 100) -> None:
         self._console = Console()
         self._bar = Bar(
             BarColumn(),
@@ -29,7 +30,7 @@ class Progress:
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._total, self._floor, self._every = total, floor, every
+        self._total, self._every = total, every
         self._task = self._bar.add_task("", total=total)
         self._first: tuple[int, float] | None = None
         self._last = 0
@@ -55,10 +56,9 @@ class Progress:
 
     def report(self, step: int, metrics: dict[str, float]) -> None:
         """Show an evaluation; without a terminal, print a line."""
-        floor = "none" if self._floor is None else f"{self._floor:.2f}"
-        self._evaluation = (
-            f"return {metrics['return']:.1f} · entropy {metrics['realised_entropy']:.2f} (floor {floor})"
-        )
+        aim = [f"{word} {metrics[name]:.2f}" for word, name in _AIMS if name in metrics]
+        entropy = f"entropy {metrics['realised_entropy']:.2f} ({', '.join(aim) or 'no floor'})"
+        self._evaluation = f"return {metrics['return']:.1f} · {entropy}"
         if not self._console.is_terminal:
             rate = self._rate(step)
             left = f"{(self._total - step) / rate:.0f} s left" if rate else "starting"

@@ -63,9 +63,9 @@ def resume(path: Path) -> Path:
     run = Run.open(path)
     known = {k: v for k, v in run.config.items() if k in ControlConfig.__dataclass_fields__}
     trainer = Trainer(ControlConfig(**known).resolved())
-    checkpoint = run.resume()
-    if checkpoint is not None:
+    if (checkpoint := run.resume()) is not None:
         trainer.restore(checkpoint)
+    del checkpoint  # its replay is copied
     trainer.fit(run)
     return path
 
@@ -87,7 +87,7 @@ def build_agent(config: ControlConfig, action_dim: int) -> SAC:
         networks.Critics(hidden, nets["activation"], nets["critic_layer_norm"]),
         policy,
         actor_optimiser=optax.adam(config.learning_rate),
-        critic_optimiser=optax.adamw(config.learning_rate),
+        critic_optimiser=optax.adamw(config.learning_rate, weight_decay=config.weight_decay),
         alpha_optimiser=optax.adam(config.learning_rate),
         entropy=_set(config.entropy),
         target_entropy=target_entropy,
@@ -123,8 +123,11 @@ class Trainer:
             [self._episode_seed(EVAL_EPISODES, i) for i in range(config.eval_episodes)],
             _set(config.log_std_min),
         )
-        promised = config.entropy == "auto" or heads.promises_floor(_set(config.head))
-        self.floor = agent.target_entropy if promised else None
+        self.promise = {}  # what the entropy is shown beside
+        if heads.promises_floor(_set(config.head)):
+            self.promise = {"floor": agent.target_entropy}
+        elif config.entropy == "auto":
+            self.promise = {"target_entropy": agent.target_entropy}
 
         act_key, update_key = self._key(ACT), self._key(UPDATE)
         self._act = jax.jit(
@@ -145,7 +148,7 @@ class Trainer:
         """Train to the end. Ctrl-C and SIGTERM save a checkpoint first; a second one stops at once."""
         config, metrics = self.config, {}
         clock = _Clock(self.step)
-        with run.recording(), _interruptible() as interrupted, Progress(config.steps, self.floor) as progress:
+        with run.recording(), _interruptible() as interrupted, Progress(config.steps) as progress:
             if self.step == 0:
                 self._evaluate(run, progress)
             while self.step < config.steps and not interrupted.is_set():
@@ -162,14 +165,15 @@ class Trainer:
                     self._evaluate(run, progress)
                 if self._every(config.checkpoint_every):
                     self.save(run)
-            self.save(run)
+            if self.step > 0:
+                self.save(run)
             if interrupted.is_set():
                 raise KeyboardInterrupt(
                     f"saved at step {self.step:,}; continue with: entropyfloor train control --resume {run.path}"
                 )
 
     def save(self, run: Run) -> None:
-        """Write everything that `restore` needs."""
+        """Write everything that `restore` needs, unless it is written."""
         arrays = {f"agent/{name}": np.asarray(leaf) for name, leaf in _named_leaves(self.state)}
         arrays |= {f"replay/{name}": column for name, column in self.replay.arrays().items()}
         arrays["actions"] = np.asarray(self.actions, np.float32).reshape(-1, *_shape(self.env.action_space))
@@ -211,9 +215,7 @@ class Trainer:
             self.observation, _ = self.env.reset(seed=self._episode_seed(TRAIN_EPISODES, self.episode))
 
     def _evaluate(self, run: Run, progress: Progress) -> None:
-        metrics = self.evaluate(self.state.actor)
-        if self.floor is not None:
-            metrics["floor"] = self.floor
+        metrics = self.evaluate(self.state.actor) | self.promise
         run.log(self.step, metrics)
         progress.report(self.step, metrics)
 

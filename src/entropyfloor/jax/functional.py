@@ -152,7 +152,7 @@ def era_gaussian(
         log σ, shaped as `raw_log_std`.
 
     Raises:
-        ValueError: Infeasible or NaN target, crossed bounds, unknown mode, integer input.
+        ValueError: Infeasible or NaN target, crossed bounds, shapes that differ, unknown mode, integer input.
     """
     raw = _floating(raw_log_std, "raw_log_std")
     gap = _gaussian_gap(raw, target_entropy, log_std_min, log_std_max, dim, clamp)
@@ -185,11 +185,13 @@ def era_gaussian_batch(
         log σ shaped as `raw_log_std`, and the log M that was used.
 
     Raises:
-        ValueError: Infeasible or NaN target, crossed bounds, no batch axis, integer input.
+        ValueError: Infeasible or NaN target, crossed bounds, no batch axis, integer input, a target per state.
     """
     raw = _floating(raw_log_std, "raw_log_std")
     if raw.ndim < 2:
         raise ValueError(f"raw_log_std of shape {tuple(raw.shape)} has no batch axis: pass [batch, action_dim]")
+    if jnp.ndim(target_entropy):
+        raise ValueError(f"target_entropy {jnp.shape(target_entropy)} must be a scalar: the batch shares one")
     gap = _gaussian_gap(raw, target_entropy, log_std_min, log_std_max, -1, clamp=True)
     if log_mean_exp_sum is None:
         exp_sum = logsumexp(raw, -1)
@@ -246,7 +248,7 @@ def era_truncated_normal(
     bounds = log_std_min - log_scale, log_std_max - log_scale
 
     most = _unit_entropy(mu, jnp.full_like(mu, bounds[1]), bounds[1])
-    target = _array(target_entropy, -1) - mu.shape[-1] * log_scale
+    target = _array(target_entropy, mu, -1) - mu.shape[-1] * log_scale
     gap = target - most.sum(-1, keepdims=True)
     if clamp:
         gap = gap.clip(max=0.0)
@@ -271,13 +273,13 @@ def project_gaussian(
         log σ, shaped as `log_std`, shifted equally in every dimension up to the floor. It has no upper bound.
 
     Raises:
-        ValueError: NaN target, integer input.
+        ValueError: NaN target, integer input, shapes that differ.
     """
     log_std = _floating(log_std, "log_std")
     number = _number(target_entropy)
     if number is not None and not targets.is_finite(number):
         raise ValueError(f"target_entropy={number} must be a finite number of nats")
-    missing = _array(target_entropy, dim) - jnp.expand_dims(gaussian_entropy(log_std, dim), dim)
+    missing = _array(target_entropy, log_std, dim) - jnp.expand_dims(gaussian_entropy(log_std, dim), dim)
     return log_std + missing.clip(min=0.0) / log_std.shape[dim]
 
 
@@ -356,6 +358,8 @@ def _inverse_kappa_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[A
 
 def _unit(loc: Array, low: float, high: float) -> tuple[Array, float]:
     """Mean in the coordinates where the action runs over [-1, 1], and the log of their scale."""
+    if not low < high:
+        raise ValueError(f"low={low} must be below high={high}")
     half = 0.5 * (high - low)
     return (loc.clip(low, high) - 0.5 * (low + high)) / half, math.log(half)
 
@@ -440,7 +444,7 @@ def _unit_root(mu: Array, entropy: Array, log_std_min: float, log_std_max: float
     the largest error, over |μ| ≤ 1 and log σ ≤ 1.2: to 0.026. One step of Halley leaves 1e-4, the second 1e-12;
     its slopes are carried over to the root by their own derivatives.
     """
-    entropy = entropy.clip(min=log_std_min)  # below it σ is under its bound, whatever μ
+    entropy = entropy.clip(min=min(log_std_min, 0.0))  # below it σ is under its bound, whatever μ
     x = 0.25 * jnp.exp(2 * entropy.clip(min=-40.0))  # (e^H / 2)²
     z = (x / (x + (1 - jnp.abs(mu)) ** 2)) ** 4  # nearness of the bound
     bound = z * (1.874 + z * (1.213 * z - 2.397)) + x * (0.097 * z - 0.177)
@@ -477,9 +481,15 @@ def _number(target: float | Array) -> float | None:
     return None if isinstance(target, Array | np.ndarray) else float(target)
 
 
-def _array(target: float | Array, dim: int) -> float | Array:
-    """The target, ready to broadcast against an array that has the axis `dim`."""
-    return jnp.expand_dims(target, dim) if isinstance(target, Array | np.ndarray) and target.ndim else target
+def _array(target: float | Array, like: Array, dim: int) -> float | Array:
+    """The target, ready to broadcast against `like`, which has the axis `dim` more."""
+    if not isinstance(target, Array | np.ndarray) or target.ndim == 0:
+        return target
+    shape = list(like.shape)
+    del shape[dim]
+    if list(target.shape) != shape:
+        raise ValueError(f"target_entropy {tuple(target.shape)} must be a scalar or of shape {tuple(shape)}")
+    return jnp.expand_dims(target, dim)
 
 
 def _is_floor(mode: str) -> bool:
@@ -494,7 +504,7 @@ def _gaussian_gap(
     """K of Eq. 11: what the target leaves below the largest entropy, ≤ 0."""
     action_dim = raw.shape[dim]
     targets.check_gaussian(_number(target), action_dim, log_std_min, log_std_max)
-    gap = _array(target, dim) - targets.gaussian_entropy_max(action_dim, log_std_max)
+    gap = _array(target, raw, dim) - targets.gaussian_entropy_max(action_dim, log_std_max)
     return gap.clip(max=0.0) if clamp and isinstance(gap, Array) else gap
 
 

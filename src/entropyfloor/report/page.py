@@ -34,7 +34,7 @@ _STATES = {"created": "created, never started"}
 MINUS = "\N{MINUS SIGN}"
 
 
-def write_report(paths: Sequence[Path], out: Path) -> Path:
+def write_report(paths: Sequence[Path | str], out: Path | str) -> Path:
     """Draw the runs at or below `paths`, and say what became of their floors.
 
     Writes `<env>-return`, `<env>-entropy` (each environment) and `overview` (the first environment), each as PNG
@@ -52,7 +52,7 @@ def write_report(paths: Sequence[Path], out: Path) -> Path:
         ValueError: No run, a damaged one, two runs with the same settings and seed, or not one evaluation; the
             message names the path.
     """
-    comparisons = compare([Path(path) for path in paths])
+    comparisons, out = compare([Path(path) for path in paths]), Path(out)
     drawn = [comparison for comparison in comparisons if comparison.groups]
     look = plots.looks(drawn)
     out.mkdir(parents=True, exist_ok=True)

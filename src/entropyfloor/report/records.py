@@ -37,8 +37,10 @@ class Seed:
     steps: np.ndarray
     values: dict[str, np.ndarray]
     """The quantities of `MEASURED`, all finite."""
+    promise: Promise
+    """Whether the head promises a floor, the loss steers to a target, or nothing was promised."""
     floor: float | None
-    """Entropy that was logged as promised, in nats."""
+    """What was promised, or is steered to, in nats."""
     note: str | None
     """Why the run is not used, or not to its end."""
 
@@ -76,15 +78,13 @@ class Group:
 
     @property
     def floor(self) -> float | None:
-        """Entropy that was logged as promised, in nats."""
+        """What was promised, or is steered to, in nats."""
         return self.seeds[0].floor
 
     @property
     def promise(self) -> Promise:
         """Whether the head promises a floor, the loss steers to a target, or nothing was promised."""
-        if self.floor is None:
-            return "nothing"
-        return "target" if self.seeds[0].record.config.get("head") == "clip" else "floor"
+        return self.seeds[0].promise
 
     @property
     def least(self) -> float:
@@ -200,11 +200,20 @@ def _evaluations(record: Record, label: str) -> Seed:
         names = [name for name, wrong in zip(MEASURED, bad[:, end], strict=True) if wrong]
         note = f"{' and '.join(names)} not finite at step {steps[end]:,}: not used from there on"
         steps, values = steps[:end], values[:, :end]
-    floors = np.unique(record.series("floor")[1])
-    if len(floors) > 1 or not np.isfinite(floors).all():
-        raise ValueError(f"{record.path}: the floor must be one finite number, it is {floors.tolist()}")
-    floor = float(floors[0]) if len(floors) else None
-    return Seed(record, label, np.array(steps, np.int64), dict(zip(MEASURED, values, strict=True)), floor, note)
+    measured = dict(zip(MEASURED, values, strict=True))
+    return Seed(record, label, np.array(steps, np.int64), measured, *_promise(record), note)
+
+
+def _promise(record: Record) -> tuple[Promise, float | None]:
+    """What the run logged beside its entropy."""
+    logged: tuple[tuple[Promise, str], ...] = (("floor", "floor"), ("target", "target_entropy"))
+    for promise, name in logged:
+        values = np.unique(record.series(name)[1])
+        if len(values) > 1 or not np.isfinite(values).all():
+            raise ValueError(f"{record.path}: the {promise} must be one finite number, it is {values.tolist()}")
+        if len(values):
+            return promise, float(values[0])
+    return "nothing", None
 
 
 def _checked(group: Group) -> Group:
@@ -212,6 +221,6 @@ def _checked(group: Group) -> Group:
     paths = ", ".join(str(seed.record.path) for seed in group.seeds)
     if not group.steps.size:
         raise ValueError(f"{group.label}: there is no step at which all of these runs were evaluated: {paths}")
-    if len(found := distinct(seed.floor for seed in group.seeds)) > 1:
-        raise ValueError(f"{group.label}: the settings are the same, but the floors are {found}: {paths}")
+    if len(found := distinct((seed.promise, seed.floor) for seed in group.seeds)) > 1:
+        raise ValueError(f"{group.label}: the settings are the same, but the promises are {found}: {paths}")
     return group

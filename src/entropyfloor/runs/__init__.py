@@ -5,6 +5,7 @@
     metrics.jsonl           append-only, one line an event: step, wall seconds, quantities
     checkpoints/<step>/     arrays and plain state, no code; written beside, then renamed
     status.json             running, finished, interrupted or failed with the reason
+    error.txt               where it failed, if it did
 
 A kill at any moment leaves a directory that can be read and resumed. No framework is imported here.
 """

@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import time
+import traceback
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from entropyfloor.runs import machine
 from entropyfloor.runs.record import CONFIG, METRICS, STATUS, read_config, read_lines
 from entropyfloor.runs.vocabulary import QUANTITIES
 
+ERROR = "error.txt"
 FORMAT = 1
 """Of a checkpoint. A reader refuses what it does not know."""
 
@@ -110,18 +112,20 @@ class Run:
         """
         home = self.path / "checkpoints"
         final, partial = home / f"{step:012d}", home / f".{step:012d}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
+        if final.exists():  # the same step of the same run is the same
+            return final
+        for leftover in home.glob(".*"):  # of a kill
+            shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir(parents=True)
         data = dump_arrays({name: np.asarray(array, order="C") for name, array in arrays.items()})
         header = {"format": FORMAT, "step": step, "checksum": zlib.crc32(data), "state": dict(state)}
         _write(partial / "arrays.safetensors", data)
         _write(partial / "state.json", _json(header))
-        if final.exists():  # the same step again: after a resume, or at the end
-            shutil.rmtree(final)
+        _sync(partial)
         partial.rename(final)
         _sync(home)
         for old in self.checkpoints()[:-keep]:
-            shutil.rmtree(old)
+            shutil.rmtree(old.rename(home / f".{old.name}.old"))  # a kill in between leaves no half of one
         return final
 
     def checkpoints(self) -> list[Path]:
@@ -171,6 +175,7 @@ class Run:
                 raise
             except BaseException as error:
                 self._status("failed", f"{type(error).__name__}: {error}")
+                _replace(self.path / ERROR, traceback.format_exc().encode())
                 raise
             self._status("finished")
 

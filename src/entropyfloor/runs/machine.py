@@ -79,5 +79,8 @@ def _output(*command: str) -> str | None:
     """What a program says, or None if it is absent, fails or says nothing."""
     if shutil.which(command[0]) is None:
         return None
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
     return result.stdout.strip() or None if result.returncode == 0 else None

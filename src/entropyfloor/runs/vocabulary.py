@@ -19,6 +19,7 @@ QUANTITIES: dict[str, Quantity] = {
     "realised_entropy/min": Quantity("Realised entropy of the acting policy, least over states", "nats"),
     "realised_entropy/q05": Quantity("Realised entropy of the acting policy, 5 % quantile over states", "nats"),
     "floor": Quantity("Promised entropy", "nats"),
+    "target_entropy": Quantity("Entropy that the loss steers to, on average", "nats"),
     "residual_entropy": Quantity("Residual entropy δ̂", "nats"),
     "clamped_share": Quantity("Share of infeasible targets that were clamped"),
     "clipped_share": Quantity("Share of log σ on its lower bound"),

@@ -152,7 +152,7 @@ def era_gaussian(
         log σ, shaped as `raw_log_std`.
 
     Raises:
-        ValueError: Infeasible or NaN target, crossed bounds, unknown mode, integer input.
+        ValueError: Infeasible or NaN target, crossed bounds, shapes that differ, unknown mode, integer input.
     """
     raw = _floating(raw_log_std, "raw_log_std")
     gap = _gaussian_gap(raw, target_entropy, log_std_min, log_std_max, dim, clamp)
@@ -185,11 +185,13 @@ def era_gaussian_batch(
         log σ shaped as `raw_log_std`, and the log M that was used.
 
     Raises:
-        ValueError: Infeasible or NaN target, crossed bounds, no batch axis, integer input.
+        ValueError: Infeasible or NaN target, crossed bounds, no batch axis, integer input, a target per state.
     """
     raw = _floating(raw_log_std, "raw_log_std")
     if raw.ndim < 2:
         raise ValueError(f"raw_log_std of shape {tuple(raw.shape)} has no batch axis: pass [batch, action_dim]")
+    if isinstance(target_entropy, Tensor) and target_entropy.ndim:
+        raise ValueError(f"target_entropy {tuple(target_entropy.shape)} must be a scalar: the batch shares one")
     gap = _gaussian_gap(raw, target_entropy, log_std_min, log_std_max, -1, clamp=True)
     if log_mean_exp_sum is None:
         exp_sum = raw.logsumexp(-1)
@@ -248,7 +250,7 @@ def era_truncated_normal(
     top = torch.full_like(mu, bounds[1], requires_grad=False)
     most, _, by_mu, *_ = _unit_derivatives(mu.detach(), top, bounds[1])
     most = _implicit(most, (mu, by_mu))
-    target = _array(target_entropy, -1) - mu.shape[-1] * log_scale
+    target = _array(target_entropy, mu, -1) - mu.shape[-1] * log_scale
     gap = target - most.sum(-1, keepdim=True)
     if clamp:
         gap = gap.clamp(max=0.0)
@@ -275,13 +277,13 @@ def project_gaussian(
         log σ, shaped as `log_std`, shifted equally in every dimension up to the floor. It has no upper bound.
 
     Raises:
-        ValueError: NaN target, integer input.
+        ValueError: NaN target, integer input, shapes that differ.
     """
     log_std = _floating(log_std, "log_std")
     number = _number(target_entropy)
     if number is not None and not targets.is_finite(number):
         raise ValueError(f"target_entropy={number} must be a finite number of nats")
-    missing = _array(target_entropy, dim) - gaussian_entropy(log_std, dim).unsqueeze(dim)
+    missing = _array(target_entropy, log_std, dim) - gaussian_entropy(log_std, dim).unsqueeze(dim)
     return log_std + missing.clamp(min=0.0) / log_std.shape[dim]
 
 
@@ -375,6 +377,8 @@ class _InverseKappa(torch.autograd.Function):
 
 def _unit(loc: Tensor, low: float, high: float) -> tuple[Tensor, float]:
     """Mean in the coordinates where the action runs over [-1, 1], and the log of their scale."""
+    if not low < high:
+        raise ValueError(f"low={low} must be below high={high}")
     half = 0.5 * (high - low)
     return (loc.clamp(low, high) - 0.5 * (low + high)) / half, math.log(half)
 
@@ -435,7 +439,7 @@ def _unit_root(
     the largest error, over |μ| ≤ 1 and log σ ≤ 1.2: to 0.026. One step of Halley leaves 1e-4, the second 1e-12;
     its slopes are carried over to the root by their own derivatives.
     """
-    entropy = entropy.clamp(min=log_std_min)  # below it σ is under its bound, whatever μ
+    entropy = entropy.clamp(min=min(log_std_min, 0.0))  # below it σ is under its bound, whatever μ
     x = 0.25 * torch.exp(2 * entropy.clamp(min=-40.0))  # (e^H / 2)²
     z = (x / (x + (1 - mu.abs()) ** 2)) ** 4  # nearness of the bound
     bound = z * (1.874 + z * (1.213 * z - 2.397)) + x * (0.097 * z - 0.177)
@@ -466,9 +470,15 @@ def _number(target: float | Tensor) -> float | None:
     return None if isinstance(target, Tensor) else float(target)
 
 
-def _array(target: float | Tensor, dim: int) -> float | Tensor:
-    """The target, ready to broadcast against an array that has the axis `dim`."""
-    return target.unsqueeze(dim) if isinstance(target, Tensor) and target.ndim else target
+def _array(target: float | Tensor, like: Tensor, dim: int) -> float | Tensor:
+    """The target, ready to broadcast against `like`, which has the axis `dim` more."""
+    if not isinstance(target, Tensor) or target.ndim == 0:
+        return target
+    shape = list(like.shape)
+    del shape[dim]
+    if list(target.shape) != shape:
+        raise ValueError(f"target_entropy {tuple(target.shape)} must be a scalar or of shape {tuple(shape)}")
+    return target.unsqueeze(dim)
 
 
 def _is_floor(mode: str) -> bool:
@@ -483,7 +493,7 @@ def _gaussian_gap(
     """K of Eq. 11: what the target leaves below the largest entropy, ≤ 0."""
     action_dim = raw.shape[dim]
     targets.check_gaussian(_number(target), action_dim, log_std_min, log_std_max)
-    gap = _array(target, dim) - targets.gaussian_entropy_max(action_dim, log_std_max)
+    gap = _array(target, raw, dim) - targets.gaussian_entropy_max(action_dim, log_std_max)
     return gap.clamp(max=0.0) if clamp and isinstance(gap, Tensor) else gap
 
 

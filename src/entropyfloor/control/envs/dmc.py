@@ -48,6 +48,10 @@ class DMControl(gymnasium.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """One control step."""
         timestep = self._env.step(action)
+        if timestep.first():  # dm_control starts anew where somebody goes on behind the end
+            raise RuntimeError(
+                "the episode is over, and this simulator cannot go on: do not ignore termination here"
+            )
         terminated = timestep.last() and timestep.discount == 0.0
         return self._observe(timestep), timestep.reward, terminated, timestep.last() and not terminated, {}
 

@@ -1,0 +1,51 @@
+"""What people run from a clone: the demo and the benchmarks, small."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from entropyfloor.runs import read_run
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*args):
+    return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, timeout=500)
+
+
+@pytest.mark.slow
+def test_the_demo_trains_reports_and_does_nothing_twice(tmp_path):
+    small = [
+        "examples/demo.py",
+        "--env",
+        "gym/Reacher-v4",
+        "--steps",
+        "60",
+        "--seeds",
+        "1",
+        "--out",
+        str(tmp_path),
+    ]
+    first = run(*small)
+    assert first.returncode == 0, first.stdout + first.stderr
+    page = tmp_path / "report" / "index.html"
+    assert first.stdout.endswith(f"{page.as_uri()}\n")
+    for agent in ("sac", "sac-era", "sac-era-exact"):
+        assert f"{agent} promised" in page.read_text()
+        assert read_run(tmp_path / agent / "seed-0").status["state"] == "finished"
+    before = (tmp_path / "sac" / "seed-0" / "metrics.jsonl").read_bytes()
+    assert run(*small).returncode == 0
+    assert (tmp_path / "sac" / "seed-0" / "metrics.jsonl").read_bytes() == before
+    other = run(*small, "--steps", "80")
+    assert other.returncode == 1
+    assert "is of gym/Reacher-v4 over 60 steps: choose another --out" in other.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["activations.py", "sac_update.py"])
+def test_a_benchmark_runs(script):
+    done = run(f"benchmarks/{script}", "--rounds", "4")
+    assert done.returncode == 0, done.stderr
+    assert "95 % interval" in done.stdout or "time of SBX / time of sac" in done.stdout
