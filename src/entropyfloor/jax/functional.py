@@ -333,7 +333,7 @@ def era_softmax(
 
 @jax.custom_jvp
 def _inverse_kappa(kappa: Array) -> Array:
-    """h⁻¹(κ) = W₋₁(-κ) by Halley's method, with `dx/dκ = -e^{-x} / (1 + x)` for a derivative."""
+    """h⁻¹(κ) = W₋₁(-κ) by Halley's method, with `dx/dκ = -e^{-x} / (1 + x) = x / (κ (1 + x))` for a derivative."""
     # With x = -1 - y: y - log(1 + y) = t. The start, from the two ends y ≈ √(2t) + ⅔t and y ≈ t + log t,
     # is good to 0.3 %; one Halley step then reaches single precision, a second one double.
     t = (-1 - jnp.log(kappa)).clip(min=jnp.finfo(kappa.dtype).eps)
@@ -341,7 +341,7 @@ def _inverse_kappa(kappa: Array) -> Array:
     bend = 0.173 * root
     y = root + t * (bend + 2 / 3) / (bend + 1)
     for _ in range(2 if kappa.dtype == jnp.float64 else 1):
-        residual = y - jnp.log1p(y) - t
+        residual = y - jnp.log(1 + y) - t  # not log1p, twice the time: t itself is no better than this
         # Halley: f' = y/(1+y), f'' = 1/(1+y)²
         y = y - 2 * residual * y * (1 + y) / (2 * y * y - residual)
     return -1 - y
@@ -350,7 +350,7 @@ def _inverse_kappa(kappa: Array) -> Array:
 @_inverse_kappa.defjvp
 def _inverse_kappa_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     x = _inverse_kappa(*primals)
-    return x, -tangents[0] * jnp.exp(-x) / (1 + x)
+    return x, tangents[0] * x / (primals[0] * (1 + x))
 
 
 # --- the truncated Gaussian on [-1, 1] -------------------------------------------------------------------
