@@ -92,10 +92,7 @@ def make_policy(
         residual_entropy: float | Float[Array, ""] = 0.0,
     ) -> Distribution:
         loc = jnp.tanh(mean) if truncated else mean
-        target = target_entropy + residual_entropy
-        if isinstance(target, Array) and target.ndim == 0:
-            target = jnp.broadcast_to(target, loc.shape[:-1])
-        scale = jnp.exp(log_std(loc, raw_log_std, target))
+        scale = jnp.exp(log_std(loc, raw_log_std, target_entropy + residual_entropy))
         return TruncatedNormal(loc, scale) if truncated else TanhNormal(loc, scale)
 
     return policy

@@ -29,6 +29,7 @@ from entropyfloor.report.records import (
     distinct,
 )
 from entropyfloor.report.statistics import Interval, iqm_interval, mean_interval
+from entropyfloor.runs import files
 
 _STATES = {"created": "created, never started"}
 MINUS = "\N{MINUS SIGN}"
@@ -65,8 +66,8 @@ def write_report(paths: Sequence[Path | str], out: Path | str) -> Path:
             _picture(out, f"{name}-entropy", plots.entropy_figure(comparison, look), _entropy_alt(comparison)),
         ]
     _picture(out, "overview", plots.overview_figure(drawn[0], look), "")
-    _write(out / "table.csv", _csv(comparisons).encode())
-    _write(out / "index.html", _page(comparisons, figures).encode())
+    files.replace(out / "table.csv", _csv(comparisons).encode())
+    files.replace(out / "index.html", _page(comparisons, figures).encode())
     return out / "index.html"
 
 
@@ -290,8 +291,8 @@ class Picture:
 
 def _picture(out: Path, name: str, figure: Figure, alt: str) -> Picture:
     image = plots.svg(figure)
-    _write(out / f"{name}.svg", image)
-    _write(out / f"{name}.png", plots.png(figure))
+    files.replace(out / f"{name}.svg", image)
+    files.replace(out / f"{name}.png", plots.png(figure))
     return Picture(name, f"data:image/svg+xml;base64,{b64encode(image).decode()}", alt)
 
 
@@ -329,10 +330,3 @@ def _page(comparisons: Sequence[Comparison], figures: dict[str, list[Picture]]) 
         lines=lines,
         machines=_machines(runs),
     )
-
-
-def _write(path: Path, data: bytes) -> None:
-    """A reader sees the old file or the new one, never a part."""
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_bytes(data)
-    beside.replace(path)

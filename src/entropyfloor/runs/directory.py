@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import math
-import os
 import shutil
 import time
 import traceback
@@ -14,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import tomli_w
@@ -22,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as dump_arrays
 
-from entropyfloor.runs import machine
+from entropyfloor.runs import files, machine
 from entropyfloor.runs.record import CONFIG, METRICS, STATUS, read_config, read_lines
 from entropyfloor.runs.vocabulary import QUANTITIES
 
@@ -70,9 +69,9 @@ class Run:
             raise ValueError(f"{path} holds a run already: choose another directory, resume it, or delete it")
         path.mkdir(parents=True, exist_ok=True)
         known = {name: value for name, value in config.items() if value is not None}
-        _replace(path / "machine.json", _json(machine.describe()))
+        files.replace(path / "machine.json", _json(machine.describe()))
         (path / METRICS).touch()
-        _replace(path / CONFIG, tomli_w.dumps(known).encode())  # last: a directory with a config is a run
+        files.replace(path / CONFIG, tomli_w.dumps(known).encode())  # last: a directory with a config is a run
         return cls(path, known)
 
     @classmethod
@@ -119,11 +118,11 @@ class Run:
         partial.mkdir(parents=True)
         data = dump_arrays({name: np.asarray(array, order="C") for name, array in arrays.items()})
         header = {"format": FORMAT, "step": step, "checksum": zlib.crc32(data), "state": dict(state)}
-        _write(partial / "arrays.safetensors", data)
-        _write(partial / "state.json", _json(header))
-        _sync(partial)
+        files.write(partial / "arrays.safetensors", data)
+        files.write(partial / "state.json", _json(header))
+        files.sync(partial)
         partial.rename(final)
-        _sync(home)
+        files.sync(home)
         for old in self.checkpoints()[:-keep]:
             shutil.rmtree(old.rename(home / f".{old.name}.old"))  # a kill in between leaves no half of one
         return final
@@ -175,7 +174,7 @@ class Run:
                 raise
             except BaseException as error:
                 self._status("failed", f"{type(error).__name__}: {error}")
-                _replace(self.path / ERROR, traceback.format_exc().encode())
+                files.replace(self.path / ERROR, traceback.format_exc().encode())
                 raise
             self._status("finished")
 
@@ -186,7 +185,7 @@ class Run:
 
     def _status(self, state: str, reason: str | None = None) -> None:
         status = {"state": state, "reason": reason, "step": self._step, "time": machine.now()}
-        _replace(self.path / STATUS, _json(status))
+        files.replace(self.path / STATUS, _json(status))
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -216,30 +215,3 @@ def _load(path: Path) -> Checkpoint:
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        _flush(file)
-
-
-def _flush(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """A reader sees the old file or the new one, never a part."""
-    beside = path.with_name(f".{path.name}.partial")
-    _write(beside, data)
-    beside.replace(path)
-
-
-def _sync(directory: Path) -> None:
-    """Make a rename in `directory` survive a power cut."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,0 +1,28 @@
+"""Files that are whole, whenever the process or the machine stops."""
+
+import os
+from pathlib import Path
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file, and wait until it is on disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a part."""
+    beside = path.with_name(f".{path.name}.partial")
+    write(beside, data)
+    beside.replace(path)
+
+
+def sync(directory: Path) -> None:
+    """Make a rename in `directory` survive a power cut."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
