@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from jax.experimental.compilation_cache import compilation_cache
 
 import entropyfloor.jax
 import entropyfloor.torch
@@ -74,3 +75,17 @@ BACKENDS = {
 def backend(request: pytest.FixtureRequest) -> Backend:
     """PyTorch, then JAX."""
     return BACKENDS[request.param]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Directory of compiled programs, so that a run that is resumed or repeated does not compile again."""
+    path = tmp_path_factory.mktemp("cache")
+    options = {"jax_compilation_cache_dir": str(path), "jax_persistent_cache_min_compile_time_secs": 0.0}
+    before = {name: getattr(jax.config, name) for name in options}
+    for values in (options, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is options:
+            yield path

@@ -79,7 +79,7 @@ def test_each_command_explains_itself(name, capsys):
 
 @pytest.mark.parametrize(
     "args",
-    [["--agent", "ppo"], ["--steps", "many"], ["--steps", "0"], ["--stepz", "5"]],
+    [["--agent", "td3"], ["--steps", "many"], ["--steps", "0"], ["--stepz", "5"]],
 )
 def test_settings_that_cannot_be_read_exit_with_2(args, home, capsys):
     with pytest.raises(SystemExit) as stop:

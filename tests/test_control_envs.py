@@ -1,9 +1,13 @@
 """Simulators behind one constructor, and the buffer they fill."""
 
+from importlib.util import find_spec
+
+import mujoco
 import numpy as np
 import pytest
 
 from entropyfloor.control.envs import make
+from entropyfloor.control.envs.envpool import CHECKED, EnvPool
 from entropyfloor.control.replay import Replay, Transition
 
 
@@ -76,6 +80,143 @@ def test_repeated_actions_sum_their_rewards():
 def test_unknown_names_are_refused_with_the_nearest(name, message):
     with pytest.raises(ValueError, match=message):
         make(name)
+
+
+needs_envpool = pytest.mark.skipif(find_spec("envpool") is None, reason="envpool is not installed")
+
+
+def test_the_backend_is_offered_only_for_tasks_that_were_checked():
+    with pytest.raises(ValueError, match="was checked for dmc/cheetah-run, "):
+        make("dmc/dog-run", backend="envpool")
+    with pytest.raises(ValueError, match="'native' or 'envpool'"):
+        make("dmc/walker-run", backend="brax")
+
+
+@needs_envpool
+@pytest.mark.parametrize("name", ["dmc/walker-run", "gym/HalfCheetah-v4"])
+def test_an_episode_of_the_other_backend_has_the_same_form(name):
+    native, pool = (make(name, action_repeat=2, backend=backend) for backend in ("native", "envpool"))
+    assert pool.observation_space == native.observation_space
+    assert pool.action_space == native.action_space
+    first, _ = pool.reset(seed=7)
+    assert first.dtype == np.float32
+    pool.action_space.seed(0)
+    actions = [pool.action_space.sample() for _ in range(500)]
+    for step, action in enumerate(actions):
+        last, _, terminated, truncated, _ = pool.step(action)
+        assert not terminated
+        assert truncated == (step == 499)
+    with pytest.raises(RuntimeError, match="call reset"):
+        pool.step(actions[0])
+    second, _ = pool.reset()
+    again = make(name, seed=7, action_repeat=2, backend="envpool")
+    np.testing.assert_array_equal(again.reset()[0], first)
+    for action in actions:
+        final, *_ = again.step(action)
+    np.testing.assert_array_equal(final, last)
+    np.testing.assert_array_equal(again.reset()[0], second)
+    assert (second != first).any()
+    assert (second != last).any()
+    np.testing.assert_array_equal(pool.reset(seed=7 + 2**31)[0], first)
+
+
+@needs_envpool
+def test_the_other_backend_stops_at_a_fall():
+    """Its simulator would begin the next episode there: ignoring the fall is refused instead."""
+    assert fall(backend="envpool")
+    with pytest.raises(RuntimeError, match="cannot go on"):
+        fall(backend="envpool", ignore_termination=True)
+
+
+def rotation(source, target):
+    """The shortest rotation that takes one unit vector to another, as a quaternion."""
+    quaternion = np.append(1 + source @ target, np.cross(source, target))
+    return quaternion / np.linalg.norm(quaternion)
+
+
+def times(left, right):
+    product = np.zeros(4)
+    mujoco.mju_mulQuat(product, left, right)
+    return product
+
+
+def place_gym(env, observation, begins):
+    """What is not observed, the place in the plane and speeds cut off at 10, goes on as the simulator has it."""
+    qpos, qvel = env.data.qpos, env.data.qvel
+    hidden = 2 if env.spec.id in ("Ant-v4", "Swimmer-v4") else 1
+    qpos[hidden:] = observation[: qpos.size - hidden]
+    seen = observation[qpos.size - hidden :][: qvel.size]
+    cut = (np.abs(seen) == 10) & (env.spec.id in ("Hopper-v4", "Walker2d-v4"))
+    qvel[:] = np.where(cut, qvel, seen)
+    if begins:
+        env.set_state(qpos.copy(), qvel.copy())
+
+
+def place_dmc(env, observation, begins):
+    """The same for dm_control; what is not observed is the place in the plane and the azimuth."""
+    physics, at, parts = env._env.physics, 0, {}
+    for key, spec in env._env.observation_spec().items():
+        size = int(np.prod(spec.shape))
+        parts[key], at = observation[at : at + size], at + size
+    qpos, qvel = physics.data.qpos, physics.data.qvel
+    qvel[:] = parts["velocity"]
+    if "torso_vertical" in parts:  # humanoid
+        up = np.array([0.0, 0.0, 1.0]) if begins else np.array(physics.torso_vertical_orientation())
+        frame = np.array([1.0, 0.0, 0.0, 0.0]) if begins else qpos[3:7].copy()
+        qpos[3:7] = times(frame, rotation(parts["torso_vertical"], up))
+        qpos[7:] = parts["joint_angles"]
+        mujoco.mj_kinematics(physics.model.ptr, physics.data.ptr)
+        qpos[2] += parts["head_height"][0] - physics.head_height()
+    elif "orientations" in parts:  # walker: the torso turns about y, the joints about -y, each from its parent on
+        torso, *right, left_thigh, left_leg, left_foot = np.arctan2(
+            parts["orientations"][1::2], parts["orientations"][0::2]
+        )
+        legs = np.array([*right, left_thigh, left_leg, left_foot])
+        parents = np.array([torso, *right[:2], torso, left_thigh, left_leg])
+        qpos[0], qpos[2] = parts["height"][0] - 1.3, torso
+        qpos[3:] = (parents - legs + np.pi) % (2 * np.pi) - np.pi
+    else:
+        qpos[1:] = parts["position"]
+    mujoco.mj_step1(physics.model.ptr, physics.data.ptr)
+
+
+@needs_envpool
+@pytest.mark.parametrize("name", CHECKED)
+def test_both_backends_go_from_one_state_to_the_same_next_one(name):
+    """The native simulator is put into each of envpool's states of 1000 steps, and both take the same action.
+
+    Nearly always they agree to rounding. In one step of some thousands the constraint solvers of the two versions
+    stop apart: 6e-6 of the largest component was the most seen in 3000 steps a task. Rewards are float32.
+    """
+    outer = make(name)
+    outer.reset()
+    native, pool, rng = outer.env.unwrapped, EnvPool(name), np.random.default_rng(0)
+    place = place_dmc if name.startswith("dmc") else place_gym
+    assert pool.observation_space.shape == native.observation_space.shape
+    np.testing.assert_array_equal(pool.action_space.low, native.action_space.low)
+    np.testing.assert_array_equal(pool.action_space.high, native.action_space.high)
+    observation, _ = pool.reset(seed=1)
+    begins, errors = True, []
+    for _ in range(1000):
+        place(native, observation, begins)
+        action = rng.uniform(native.action_space.low, native.action_space.high).astype(np.float32)
+        expected, expected_reward, fell, *_ = native.step(action)
+        observation, reward, terminated, truncated, _ = pool.step(action)
+        if begins and "humanoid" in name:  # at rest, the azimuth shows in the first velocity only
+            qpos, qvel = native._env.physics.data.qpos, native._env.physics.data.qvel
+            seen = observation[-qvel.size :]
+            turn = np.arctan2(seen[1], seen[0]) - np.arctan2(qvel[1], qvel[0])
+            qpos[3:7] = times(np.array([np.cos(turn / 2), 0, 0, np.sin(turn / 2)]), qpos[3:7].copy())
+        else:
+            errors.append(np.abs(observation - expected).max() / max(1, np.abs(expected).max()))
+            assert errors[-1] < 1e-5
+            assert reward == pytest.approx(expected_reward, rel=1e-6, abs=1e-6)
+        assert terminated == fell
+        begins = terminated or truncated
+        if begins:
+            observation, _ = pool.reset()
+            native.reset()
+    assert np.median(errors) < 1e-12
 
 
 def transition(i):

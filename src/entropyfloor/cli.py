@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from entropyfloor import __version__
 from entropyfloor.extras import require
@@ -18,28 +18,72 @@ T = TypeVar("T")
 
 def train_control(args: Sequence[str]) -> None:
     """Train an agent on a simulator."""
-    from entropyfloor.control.config import ControlConfig
-    from entropyfloor.control.train import resume, train
+    from entropyfloor.control.config import CONFIGS
+    from entropyfloor.control.train import resume, train, train_seeds
+
+    require("control", "tyro")
+    import tyro
+
+    agent = _value_of("--agent", args)
+    # The settings are those of the agent's class; a name that does not exist is left to the parser to refuse.
+    kind: Any = CONFIGS.get(agent or "", CONFIGS["sac-era-exact"])
+
+    def parse(
+        config: tyro.conf.OmitArgPrefixes[kind],
+        resume: Path | None = None,
+        seeds: tuple[int, ...] = (),
+    ) -> tuple[kind, Path | None, tuple[int, ...]]:
+        return config, resume, seeds
+
+    parse.__doc__ = f"""Train an agent on a simulator.
+
+        Agents: {", ".join(CONFIGS)}. `--agent ppo --help` shows the settings of PPO, and so on.
+
+        Args:
+            config: Settings.
+            resume: Continue the run in this directory, with the settings that it began with.
+            seeds: Train these instead of `seed`: on CPUs one process a core, on an accelerator all at once. The
+                same command goes on with what it began.
+        """
+    config, path, seeds = _parse(parse, "train control", args)
+    if path is not None and (agent or seeds or config != kind()):
+        raise ValueError("--resume goes alone: a resumed run keeps the settings that it began with")
+    if path is not None:
+        paths = [resume(path)]
+    elif seeds:
+        paths = train_seeds(config, seeds)
+    else:
+        paths = [train(config)]
+    for path in paths:
+        print(f"run: {path}")
+    print(f"report: entropyfloor report {paths[0] if len(paths) == 1 else paths[0].parent}")
+
+
+def evaluate(args: Sequence[str]) -> None:
+    """Play with the trained policy of a run: returns with intervals, and a video."""
+    from entropyfloor.control.evaluate import evaluate as play
 
     require("control", "tyro")
     import tyro
 
     def parse(
-        config: tyro.conf.OmitArgPrefixes[ControlConfig], resume: Path | None = None
-    ) -> tuple[ControlConfig, Path | None]:
-        """Train an agent on a simulator.
+        run: Annotated[Path, tyro.conf.Positional],
+        episodes: int = 100,
+        seed: int = 1_000_000,
+        video: Path | None = None,
+    ) -> tuple[Path, int, int, Path | None]:
+        """Play with the trained policy of a run: returns with intervals, and a video.
 
         Args:
-            config: Settings.
-            resume: Continue the run in this directory, with the settings that it began with.
+            run: A run directory with a checkpoint.
+            episodes: How many.
+            seed: Of the episodes; by default none that training or its evaluations used.
+            video: Film the first episode into this file, .mp4 or .gif.
         """
-        return config, resume
+        return run, episodes, seed, video
 
-    config, path = _parse(parse, "train control", args)
-    if path is not None and config != ControlConfig():
-        raise ValueError("--resume goes alone: a resumed run keeps the settings that it began with")
-    path = train(config) if path is None else resume(path)
-    print(f"run: {path}\nreport: entropyfloor report {path}")
+    run, episodes, seed, video = _parse(parse, "evaluate", args)
+    print(play(run, episodes=episodes, seed=seed, video=video))
 
 
 def report(args: Sequence[str]) -> None:
@@ -89,6 +133,7 @@ def doctor(args: Sequence[str]) -> None:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train control": train_control,
+    "evaluate": evaluate,
     "report": report,
     "doctor": doctor,
 }
@@ -125,13 +170,23 @@ def _guarded(command: Callable[[Sequence[str]], None], args: Sequence[str]) -> i
     except (ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (OSError, FloatingPointError) as error:
-        print(f"failed: {error}", file=sys.stderr)
+    except (OSError, FloatingPointError, RuntimeError) as error:
+        print("; ".join([f"failed: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         print(f"stopped{': ' if error.args else ''}{error}", file=sys.stderr)
         return 130
     return 0
+
+
+def _value_of(option: str, args: Sequence[str]) -> str | None:
+    """What stands behind an option, before the parser knows which options there are."""
+    for i, word in enumerate(args):
+        if word == option and i + 1 < len(args):
+            return args[i + 1]
+        if word.startswith(f"{option}="):
+            return word.split("=", 1)[1]
+    return None
 
 
 def _parse(function: Callable[..., T], name: str, args: Sequence[str]) -> T:

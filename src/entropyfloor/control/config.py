@@ -1,24 +1,51 @@
-"""Everything that a run of `entropyfloor train control` can be told, and the named presets."""
+"""Everything that a run of `entropyfloor train control` can be told, and the named presets.
+
+An agent's settings are those of its class: `SACConfig`, `OBACConfig`, `PPOConfig`. `configure` finds the class.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from entropyfloor.control.agents.sac import EntropyTerm
 from entropyfloor.control.heads import DistributionName, HeadName
+from entropyfloor.control.networks import ActivationName
 
-AgentName = Literal["sac", "sac-no-entropy", "sac-era", "sac-era-exact"]
+SACName = Literal["sac", "sac-no-entropy", "sac-era", "sac-era-exact"]
+OBACName = Literal["obac", "obac-era", "obac-era-exact"]
+PPOName = Literal["ppo", "ppo-clip-higher", "ppo-high-entropy", "eapo", "ppo-era", "ppo-era-exact"]
 Settings = Literal["paper", "release"]
+Backend = Literal["native", "envpool"]
 
-PRESETS: dict[AgentName, dict[str, Any]] = {
-    "sac": {"head": "clip", "distribution": "tanh", "entropy": "auto"},
-    "sac-no-entropy": {"head": "clip", "distribution": "tanh", "entropy": "none"},
-    "sac-era": {"head": "era", "distribution": "truncated", "entropy": "none"},
-    "sac-era-exact": {"head": "era-exact", "distribution": "truncated", "entropy": "none"},
+_PLAIN = {"head": "clip", "distribution": "tanh", "entropy": "auto"}
+_ERA = {"head": "era", "distribution": "truncated", "entropy": "none"}
+_EXACT = {"head": "era-exact", "distribution": "truncated", "entropy": "none"}
+_PLAIN_PPO = {"head": "hard-clip", "distribution": "normal", "global_log_std": True, "entropy_coef": 0.01}
+_ERA_PPO = {"head": "era", "distribution": "normal", "global_log_std": False, "entropy_coef": 0.0}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "sac": _PLAIN,
+    "sac-no-entropy": {**_PLAIN, "entropy": "none"},
+    "sac-era": _ERA,
+    "sac-era-exact": _EXACT,
+    # "Auto-α, target entropy -A": the code that the paper builds on.
+    "obac": {**_PLAIN, "target_entropy": "-A"},
+    "obac-era": _ERA,
+    "obac-era-exact": _EXACT,
+    "ppo": _PLAIN_PPO,
+    # DAPO's ratio, arXiv 2503.14476; the paper tries several and names none.
+    "ppo-clip-higher": {**_PLAIN_PPO, "clip_high": 0.28},
+    # "the agent only on a certain proportion of high-entropy samples": C.1.4; 20 % in arXiv 2506.01939.
+    # With one σ for all states there would be no states of high entropy.
+    "ppo-high-entropy": {**_PLAIN_PPO, "global_log_std": False, "entropy_share": 0.2},
+    # Choe and Kim 2024, arXiv 2407.18143. Its entropy is in the advantage, not in a bonus.
+    "eapo": {**_PLAIN_PPO, "entropy_coef": 0.0, "entropy_critic": True},
+    "ppo-era": _ERA_PPO,
+    "ppo-era-exact": {**_ERA_PPO, "head": "era-exact", "distribution": "truncated"},
 }
-"""The three axes of a comparison: head, distribution, entropy."""
+"""What a name stands for: head, distribution and entropy, and what else makes the agent."""
 
 NETWORKS: dict[Settings, dict[str, Any]] = {
     # "nets (512, 512), LayerNorm, ReLU": arXiv 2510.08549.
@@ -32,22 +59,60 @@ ERA_LOG_STD = (-8.0, 0.0)
 """Bounds of log σ under ERA: "log σ ∈ [-8, 0]", arXiv 2510.08549."""
 PLAIN_LOG_STD = (-5.0, 2.0)
 """Bounds of log σ for the plain head. The paper states none; these are the usual ones for SAC (CleanRL)."""
+HARD_LOG_STD = (-20.0, 2.0)
+"""Bounds of log σ where it is cut: so wide that they bind in accidents only (Stable-Baselines3)."""
 
 
-_COUNTS = (
-    *("steps", "hidden", "batch_size", "updates_per_step", "replay_capacity", "action_repeat"),
-    *("eval_every", "eval_episodes", "log_every", "checkpoint_every", "random_steps"),
-)
+class Range(NamedTuple):
+    """Where a number must be."""
+
+    low: float
+    high: float
+    open: bool = False
+    """Whether the ends themselves are out."""
+
+    def __contains__(self, value: object) -> bool:
+        assert isinstance(value, int | float)
+        return self.low < value < self.high if self.open else self.low <= value <= self.high and value < math.inf
+
+
+COUNT, NATURAL, SHARE = Range(1, math.inf), Range(0, math.inf), Range(0, 1)
+POSITIVE, FINITE = Range(0, math.inf, open=True), Range(-math.inf, math.inf, open=True)
+_WORDS = {
+    COUNT: "at least 1",
+    NATURAL: "finite and at least 0",
+    SHARE: "between 0 and 1",
+    POSITIVE: "positive and finite",
+    FINITE: "finite",
+}
+RANGES = {
+    **dict.fromkeys(("steps", "hidden", "action_repeat", "eval_every", "eval_episodes"), COUNT),
+    **dict.fromkeys(("log_every", "checkpoint_every", "batch_size", "updates_per_step", "random_steps"), COUNT),
+    **dict.fromkeys(("replay_capacity", "num_envs", "rollout_steps", "minibatch_size", "epochs"), COUNT),
+    **dict.fromkeys(("seed", "threads", "weight_decay", "cloning_weight", "value_coef"), NATURAL),
+    **dict.fromkeys(("entropy_coef", "clip_low", "clip_high", "entropy_weight"), NATURAL),
+    **dict.fromkeys(("discount", "tau", "expectile", "gae_lambda", "entropy_share"), SHARE),
+    **dict.fromkeys(("entropy_discount", "entropy_lambda"), SHARE),
+    **dict.fromkeys(("learning_rate", "alpha", "max_grad_norm"), POSITIVE),
+    **dict.fromkeys(("residual_entropy", "log_std_min", "log_std_max"), FINITE),
+}
+
+
+def _names(hint: Any) -> list[str]:
+    """The strings that a type lists, alone or in a union."""
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    return [name for part in get_args(hint) for name in _names(part)]
 
 
 @dataclass(frozen=True)
 class ControlConfig:
-    """A run of a control agent. What is left at None follows from `agent` and `settings`."""
+    """A run of a control agent. What is left at None follows from `agent` and the rest."""
 
-    agent: AgentName = "sac-era-exact"
+    agent: str = "sac-era-exact"
     """Preset of head, distribution and entropy."""
     env: str = "dmc/walker-walk"
-    """Environment, `suite/task`: gym/HalfCheetah-v4, dmc/walker-run, …"""
+    """Environment, `suite/task`: gym/HalfCheetah-v4, dmc/walker-run, humanoid_bench/h1-walk-v0, …"""
     seed: int = 0
     """Everything random follows from it."""
     steps: int = 1_000_000
@@ -58,45 +123,27 @@ class ControlConfig:
     head: HeadName | None = None
     """How raw outputs become log σ; overrides the preset."""
     distribution: DistributionName | None = None
-    """How actions are bounded; overrides the preset."""
-    entropy: EntropyTerm | None = None
-    """What the losses add for entropy: a learned α, a fixed α, nothing; overrides the preset."""
+    """What actions are drawn from, and how they are bounded; overrides the preset."""
     target_entropy: str | None = None
-    """H0 in nats, a number or a rule in the action dimension A: -3, -A/2, 0.25*A. Paper: -A/2."""
-    residual_entropy: float = 0.0
-    """The constant δ̂ that is added to H0 under `era` heads, in nats."""
-    alpha: float = 1.0
-    """Initial α, or α itself where `entropy` is fixed; `--entropy none` is what leaves it out."""
+    """H0 in nats, a number or a rule in the action dimension A: -3, -A/2, 0.25*A."""
     log_std_min: float | None = None
-    """Lower bound of log σ: -8 under a floor, -5 for the plain head."""
+    """Lower bound of log σ: -8 under a floor, -5 for the plain head, -20 where it is cut."""
     log_std_max: float | None = None
-    """Upper bound of log σ: 0 under a floor, 2 for the plain head."""
+    """Upper bound of log σ: 0 under a floor, 2 otherwise."""
 
-    settings: Settings = "paper"
-    """Whose networks: LayerNorm and ReLU (paper), or ELU with LayerNorm in the critics only (release)."""
     hidden: int = 512
     """Width of the two hidden layers."""
     learning_rate: float = 3e-4
-    """Of Adam (actor, α) and AdamW (critics)."""
-    weight_decay: float = 1e-4
-    """Of AdamW (critics). The paper states none; this is optax's default."""
-    batch_size: int = 256
-    """Transitions in an update."""
-    updates_per_step: int = 2
-    """Updates after each action of the agent."""
-    random_steps: int = 5_000
-    """Environment steps with uniform actions before learning starts."""
-    replay_capacity: int = 1_000_000
-    """Transitions that the replay buffer keeps."""
+    """Of every optimiser."""
     discount: float = 0.99
     """γ, for each action of the agent."""
-    tau: float = 0.005
-    """Polyak's τ of the target critics."""
 
     action_repeat: int = 1
     """How often each action is applied."""
     ignore_termination: bool = False
     """Let only the time limit end an episode."""
+    backend: Backend = "native"
+    """Who runs the simulator: the suite itself, or envpool where it has the task."""
 
     eval_every: int = 25_000
     """Environment steps between evaluations."""
@@ -110,37 +157,181 @@ class ControlConfig:
     """CPU threads for XLA; 0 leaves the choice to XLA. One process per core beats one process on all of them."""
 
     def __post_init__(self) -> None:
-        for name in _COUNTS:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("seed", "threads"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
-        for name in ("discount", "tau"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be between 0 and 1")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay={self.weight_decay} must be finite and at least 0")
-        for name in ("learning_rate", "alpha"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive and finite")
-        if not math.isfinite(self.residual_entropy):
-            raise ValueError(f"residual_entropy={self.residual_entropy} must be finite")
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            value, limits = getattr(self, field.name), RANGES.get(field.name)
+            if limits is not None and isinstance(value, int | float) and value not in limits:
+                raise ValueError(f"{field.name}={value} must be {_WORDS[limits]}")
+            names = _names(hints[field.name])
+            if names and isinstance(value, str) and value not in names:
+                raise ValueError(f"{field.name}={value!r} must be one of {', '.join(names)}")
 
     def resolved(self) -> ControlConfig:
         """The same run with nothing left at None."""
-        preset = PRESETS[self.agent]
-        head = self.head or preset["head"]
-        log_std_min, log_std_max = PLAIN_LOG_STD if head in ("clip", "projection") else ERA_LOG_STD
-        # "0.25 per dimension in the script" of the release, on the Gaussian before truncation.
-        target = "0.25*A" if self.settings == "release" and head == "era" else "-A/2"
-        return replace(
-            self,
-            out=self.out or f"runs/{self.env.replace('/', '-')}/{self.agent}/seed-{self.seed}",
-            head=head,
-            distribution=self.distribution or preset["distribution"],
-            entropy=self.entropy or preset["entropy"],
-            target_entropy=self.target_entropy or target,
-            log_std_min=log_std_min if self.log_std_min is None else self.log_std_min,
-            log_std_max=log_std_max if self.log_std_max is None else self.log_std_max,
+        found = replace(self, **self._missing(PRESETS[self.agent]))
+        low, high = {"clip": PLAIN_LOG_STD, "projection": PLAIN_LOG_STD, "hard-clip": HARD_LOG_STD}.get(
+            set_(found.head), ERA_LOG_STD
         )
+        defaults = {
+            **found.defaults(),
+            "out": f"runs/{self.env.replace('/', '-')}/{self.agent}/seed-{self.seed}",
+            "log_std_min": low,
+            "log_std_max": high,
+        }
+        return replace(found, **found._missing(defaults))
+
+    def defaults(self) -> dict[str, Any]:
+        """What the fields that are still None become, once the preset's are filled in."""
+        raise NotImplementedError
+
+    def _missing(self, values: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if getattr(self, name) is None}
+
+
+@dataclass(frozen=True)
+class SACConfig(ControlConfig):
+    """SAC, with and without ERA."""
+
+    agent: SACName = "sac-era-exact"
+    """Preset of head, distribution and entropy."""
+    entropy: EntropyTerm | None = None
+    """What the losses add for entropy: a learned α, a fixed α, nothing; overrides the preset."""
+    residual_entropy: float | Literal["learned"] = 0.0
+    """δ̂, added to H0 under `era` heads: a constant in nats, or learned (Eq. 12)."""
+    clamp_target: bool = True
+    """Stop H0 + a learned δ̂ at what σ_max allows; without it C.1.1 of the paper can be reproduced."""
+    alpha: float = 1.0
+    """Initial α, or α itself where `entropy` is fixed; `--entropy none` is what leaves it out."""
+
+    settings: Settings = "paper"
+    """Whose networks: LayerNorm and ReLU (paper), or ELU with LayerNorm in the critics only (release)."""
+    activation: ActivationName | None = None
+    """Of every hidden layer; overrides `settings`."""
+    actor_layer_norm: bool | None = None
+    """Overrides `settings`."""
+    critic_layer_norm: bool | None = None
+    """Overrides `settings`."""
+    weight_decay: float = 1e-4
+    """Of AdamW (critics). The paper states none; this is optax's default."""
+    batch_size: int = 256
+    """Transitions in an update."""
+    updates_per_step: int = 2
+    """Updates after each action of the agent."""
+    random_steps: int = 5_000
+    """Environment steps with uniform actions before learning starts."""
+    replay_capacity: int = 1_000_000
+    """Transitions that the replay buffer keeps."""
+    tau: float = 0.005
+    """Polyak's τ of the target critics."""
+
+    def defaults(self) -> dict[str, Any]:
+        """Networks of the paper or the release, and their targets."""
+        # "0.25 per dimension in the script" of the release, on the Gaussian before truncation.
+        target = "0.25*A" if self.settings == "release" and self.head == "era" else "-A/2"
+        return {**NETWORKS[self.settings], "target_entropy": target}
+
+
+@dataclass(frozen=True)
+class OBACConfig(SACConfig):
+    """OBAC, with and without ERA: SAC's settings and those of the behaviour policy."""
+
+    agent: OBACName = "obac"  # type: ignore[assignment]
+    """Preset of head, distribution and entropy."""
+    expectile: float = 0.9
+    """Of Vμ: how near to the best that the replay did."""
+    cloning_weight: float = 1e-3
+    """λ of behaviour cloning."""
+
+    def defaults(self) -> dict[str, Any]:
+        """LayerNorm and tanh in the first layer, ELU in the second: the code that the paper builds on."""
+        networks = {"activation": "elu", "actor_layer_norm": False, "critic_layer_norm": False}
+        return {**networks, "target_entropy": "-A/2"}
+
+
+@dataclass(frozen=True)
+class PPOConfig(ControlConfig):
+    """PPO, with and without ERA, for continuous and discrete actions."""
+
+    agent: PPOName = "ppo"
+    """Preset of head, distribution and entropy."""
+    min_entropy: float | None = None
+    """Floor in nats for discrete actions under `era` heads; by default a tenth of log n."""
+    hidden: int = 64
+    """Width of the two hidden layers."""
+    activation: ActivationName = "tanh"
+    """Of every hidden layer."""
+    global_log_std: bool | None = None
+    """One raw log σ for all states, as plain PPO has it, or an output of the network, as ERA needs it."""
+
+    num_envs: int = 1
+    """Environments that are stepped in turn."""
+    rollout_steps: int = 2048
+    """Actions in each environment between updates."""
+    minibatch_size: int = 64
+    """Samples in a gradient step; divides a rollout."""
+    epochs: int = 10
+    """Passes over a rollout."""
+    gae_lambda: float = 0.95
+    """λ of generalised advantage estimation."""
+    clip_low: float = 0.2
+    """The ratio is clipped below 1 minus this."""
+    clip_high: float | None = None
+    """The ratio is clipped above 1 plus this: 0.2; clip-higher takes more."""
+    entropy_coef: float | None = None
+    """Weight of the entropy bonus: 0.01, and none under ERA."""
+    entropy_share: float | None = None
+    """Share of a minibatch, that of highest entropy, that the policy learns from."""
+    value_coef: float = 0.5
+    """Weight of the value loss."""
+    max_grad_norm: float = 0.5
+    """Gradients are scaled down to this norm."""
+    decay_learning_rate: bool = True
+    """Let the learning rate fall to 0 along the run."""
+    normalise_observations: bool = True
+    """By their running mean and deviation."""
+    normalise_rewards: bool = True
+    """By the running deviation of the discounted return."""
+
+    entropy_critic: bool | None = None
+    """EAPO: a second critic, of the trajectory's entropy."""
+    entropy_weight: float = 0.02
+    """EAPO: τ, the weight of the entropy's advantage; the defaults of the three are its authors' for MuJoCo."""
+    entropy_discount: float = 0.99
+    """EAPO: γ_H."""
+    entropy_lambda: float = 0.001
+    """EAPO: λ_H."""
+
+    def defaults(self) -> dict[str, Any]:
+        """The paper's target, and plain PPO where nothing else was said."""
+        return {"target_entropy": "-0.3*A", "clip_high": 0.2, "entropy_share": 1.0, "entropy_critic": False}
+
+
+CONFIGS: dict[str, type[ControlConfig]] = {
+    **dict.fromkeys(("sac", "sac-no-entropy", "sac-era", "sac-era-exact"), SACConfig),
+    **dict.fromkeys(("obac", "obac-era", "obac-era-exact"), OBACConfig),
+    **dict.fromkeys([name for name in PRESETS if "ppo" in name or name == "eapo"], PPOConfig),
+}
+"""The class of each agent's settings."""
+
+
+def configure(agent: str, **settings: Any) -> ControlConfig:
+    """Settings of an agent by its name.
+
+    Example:
+        >>> configure("sac-era-exact", env="dmc/walker-run", seed=1)
+
+    Raises:
+        ValueError: An agent that does not exist, a setting that it does not have, or a number out of range.
+    """
+    if agent not in CONFIGS:
+        raise ValueError(f"agent={agent!r} must be one of {', '.join(CONFIGS)}")
+    known = CONFIGS[agent].__dataclass_fields__
+    if unknown := sorted(set(settings) - set(known)):
+        raise ValueError(f"{agent} has no setting {', '.join(unknown)}: it has {', '.join(known)}")
+    return CONFIGS[agent](agent=agent, **settings)
+
+
+def set_(value: Any) -> Any:
+    """What `resolved()` guarantees."""
+    assert value is not None, "the config is not resolved"
+    return value

@@ -1,101 +1,188 @@
 """From the raw outputs of a network to the policy that acts: a head and a distribution.
 
 The two are independent axes of a comparison. The *head* turns raw outputs into log σ, with or without a floor
-under the entropy; the *distribution* bounds the actions to [-1, 1]. Formulas: `entropyfloor.jax.functional`.
+under the entropy; the *distribution* says what the actions are drawn from. Formulas:
+`entropyfloor.jax.functional`.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from entropyfloor import targets
+from entropyfloor.control.distributions import Categorical, Normal
 from entropyfloor.jax import functional as F
 from entropyfloor.jax.distributions import TanhNormal, TruncatedNormal
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-HeadName = Literal["clip", "era", "era-exact", "era-floor", "projection"]
-DistributionName = Literal["truncated", "tanh"]
-Distribution = TanhNormal | TruncatedNormal
-Policy = Callable[..., Distribution]
-"""`policy(mean, raw_log_std, residual_entropy=0.0)`, both arrays `[..., D]`."""
+HeadName = Literal["clip", "hard-clip", "era", "era-batch", "era-exact", "era-floor", "projection"]
+DistributionName = Literal["truncated", "tanh", "normal"]
+CategoricalHeadName = Literal["clip", "era", "era-exact"]
+Gaussian = TanhNormal | TruncatedNormal | Normal
+Distribution = Gaussian | Categorical
 
 _PINS = ("era", "era-exact")
+_NO_FLOOR = ("clip", "hard-clip")
+MOMENTUM = 0.1
+"""Weight of a new batch in the running mean M of Eq. 36, as in `ERAGaussian`; the paper states none."""
 
 
-def make_policy(
-    head: HeadName,
-    distribution: DistributionName,
-    *,
-    action_dim: int,
-    target_entropy: float,
-    log_std_min: float,
-    log_std_max: float,
-) -> Policy:
-    """The map from raw network outputs to the distribution over actions.
+class HeadState(NamedTuple):
+    """What a head knows beside the outputs of the network: scalars, None where it has no use for them."""
+
+    residual_entropy: Any = None
+    """A learned δ̂, in nats, which is added to H0."""
+    log_mean_exp_sum: Any = None
+    """log M of Eq. 36; None takes that of the batch, as in training."""
+
+
+STATELESS = HeadState()
+
+
+@dataclass(frozen=True)
+class GaussianPolicy:
+    """The map from raw network outputs to the distribution over continuous actions.
 
     Args:
-        head: `clip`: tanh-bounded log σ, no floor. `era`: Eq. 11, a floor under the Gaussian *before* it is
-            bounded. `era-exact` (*ours*): the floor is under the truncated policy itself. `era-floor` (*ours*):
-            the entropy may rise above the floor; exact where the distribution is truncated. `projection`: the
+        head: `clip`: tanh-bounded log σ, no floor. `hard-clip`: log σ cut at its bounds, no floor. `era`: Eq. 11,
+            a floor under the Gaussian *before* it is bounded. `era-batch`: Eq. 36, the same on average over the
+            batch. `era-exact` (*ours*): the floor is under the truncated policy itself. `era-floor` (*ours*): the
+            entropy may rise above the floor; exact where the distribution is truncated. `projection`: the
             baseline, on top of `clip`.
         distribution: `truncated`: loc = tanh(mean), bounded by truncation. `tanh`: loc = mean, squashed.
+            `normal`: loc = mean, unbounded; the environment clips.
         action_dim: D.
-        target_entropy: H0 in nats for the whole action.
+        target_entropy: H0 in nats for the whole action, with δ̂ added where it is a constant.
         log_std_min: Lower bound of log σ.
         log_std_max: Upper bound of log σ.
-
-    Returns:
-        `policy(mean, raw_log_std, residual_entropy)`; the residual entropy δ̂ is added to the target, and may be a
-        number or an array (a learned one).
+        clamp: Whether H0 + a learned δ̂ stops at what σ_max allows; False is for reproducing C.1.1 of the paper.
 
     Raises:
         ValueError: Unknown names, a pair that does not exist, or a target that is out of reach.
     """
-    if head not in get_args(HeadName):
-        raise ValueError(f"head={head!r} must be one of {', '.join(get_args(HeadName))}")
-    if distribution not in get_args(DistributionName):
-        raise ValueError(f"distribution={distribution!r} must be one of {', '.join(get_args(DistributionName))}")
-    truncated = distribution == "truncated"
-    exact = head == "era-exact" or (head == "era-floor" and truncated)
-    if head == "era-exact" and not truncated:
-        raise ValueError("head='era-exact' is solved for distribution='truncated': choose that, or head='era'")
-    targets.check_log_std_bounds(log_std_min, log_std_max)
-    if exact:
-        targets.check_truncated_normal(target_entropy, action_dim, log_std_min, log_std_max, -1.0, 1.0)
-    elif head in ("era", "era-floor"):
-        targets.check_gaussian(target_entropy, action_dim, log_std_min, log_std_max)
-    if action_dim == 1 and head in _PINS:
-        warnings.warn(f"head={head!r} fixes σ where there is one action dimension: use 'era-floor'", stacklevel=2)
-    bounds: dict[str, Any] = {"log_std_min": log_std_min, "log_std_max": log_std_max}
 
-    def log_std(loc: Array, raw: Array, target: float | Array) -> Array:
-        if exact:
-            mode: F.Mode = "pin" if head == "era-exact" else "floor"
-            return F.era_truncated_normal(loc, raw, target, mode=mode, **bounds)
-        if head == "era":
-            return F.era_gaussian(raw, target, **bounds)
-        if head == "era-floor":
-            return F.era_gaussian(raw, target, mode="floor", **bounds)
-        clipped = tanh_bounded(raw, log_std_min, log_std_max)
-        return clipped if head == "clip" else F.project_gaussian(clipped, target)
+    head: HeadName
+    distribution: DistributionName
+    action_dim: int
+    target_entropy: float
+    log_std_min: float
+    log_std_max: float
+    clamp: bool = True
 
-    def policy(
-        mean: Float[Array, "*batch D"],
-        raw_log_std: Float[Array, "*batch D"],
-        residual_entropy: float | Float[Array, ""] = 0.0,
-    ) -> Distribution:
-        loc = jnp.tanh(mean) if truncated else mean
-        scale = jnp.exp(log_std(loc, raw_log_std, target_entropy + residual_entropy))
-        return TruncatedNormal(loc, scale) if truncated else TanhNormal(loc, scale)
+    def __post_init__(self) -> None:
+        head, low, high = self.head, self.log_std_min, self.log_std_max
+        _check_name("head", head, HeadName)
+        _check_name("distribution", self.distribution, DistributionName)
+        if head == "era-exact" and not self._truncated:
+            raise ValueError("head='era-exact' is solved for distribution='truncated': choose that, or head='era'")
+        if head == "era-batch" and not self.clamp:
+            raise ValueError("head='era-batch' always clamps its target: clamp=False is for head='era'")
+        targets.check_log_std_bounds(low, high)
+        if self._exact:
+            targets.check_truncated_normal(self.target_entropy, self.action_dim, low, high, -1.0, 1.0)
+        elif head.startswith("era"):
+            targets.check_gaussian(self.target_entropy, self.action_dim, low, high)
+        if self.action_dim == 1 and head in _PINS:
+            warnings.warn(
+                f"head={head!r} fixes σ where there is one action dimension: use 'era-floor'", stacklevel=3
+            )
 
-    return policy
+    @property
+    def _truncated(self) -> bool:
+        return self.distribution == "truncated"
+
+    @property
+    def _exact(self) -> bool:
+        return self.head == "era-exact" or (self.head == "era-floor" and self._truncated)
+
+    def __call__(
+        self, mean: Float[Array, "*batch D"], raw_log_std: Float[Array, "*batch D"], state: HeadState = STATELESS
+    ) -> Gaussian:
+        """π(·|s) from the outputs of the network."""
+        loc = jnp.tanh(mean) if self._truncated else mean
+        scale = jnp.exp(self._log_std(loc, raw_log_std, state))
+        family = {"truncated": TruncatedNormal, "tanh": TanhNormal, "normal": Normal}[self.distribution]
+        return family(loc, scale)
+
+    def _log_std(self, loc: Array, raw: Array, state: HeadState) -> Array:
+        target: Any = self.target_entropy
+        if state.residual_entropy is not None:  # an array, which is clamped instead of checked: one for each state
+            one = () if self.head == "era-batch" else raw.shape[:-1]
+            target = jnp.broadcast_to(target + state.residual_entropy, one)
+        bounds: dict[str, Any] = {"log_std_min": self.log_std_min, "log_std_max": self.log_std_max}
+        mode: F.Mode = "floor" if self.head == "era-floor" else "pin"
+        if self._exact:
+            return F.era_truncated_normal(loc, raw, target, mode=mode, clamp=self.clamp, **bounds)
+        if self.head in ("era", "era-floor"):
+            return F.era_gaussian(raw, target, mode=mode, clamp=self.clamp, **bounds)
+        if self.head == "era-batch":
+            running = state.log_mean_exp_sum
+            rows = raw if running is None else jnp.atleast_2d(raw)  # one state is enough where M is known
+            log_std, _ = F.era_gaussian_batch(rows, target, log_mean_exp_sum=running, **bounds)
+            return log_std.reshape(raw.shape)
+        if self.head == "hard-clip":
+            return raw.clip(self.log_std_min, self.log_std_max)
+        clipped = tanh_bounded(raw, self.log_std_min, self.log_std_max)
+        return clipped if self.head == "clip" else F.project_gaussian(clipped, target)
+
+    def initial_state(self, residual_entropy: float | None = None) -> HeadState:
+        """δ̂ as given, and the M of a network whose raw outputs are all 0."""
+        running = math.log(self.action_dim) if self.head == "era-batch" else None
+        return HeadState(
+            *(None if x is None else jnp.asarray(x, jnp.float32) for x in (residual_entropy, running))
+        )
+
+    def observe(self, state: HeadState, raw_log_std: Float[Array, "batch D"]) -> HeadState:
+        """The state after a training batch: its log M moves the running one, as BatchNorm's statistics do."""
+        if state.log_mean_exp_sum is None:
+            return state
+        exp_sum = jax.nn.logsumexp(jax.lax.stop_gradient(raw_log_std), axis=-1)
+        batch = jax.nn.logsumexp(exp_sum) - math.log(exp_sum.size)
+        running = jnp.logaddexp(state.log_mean_exp_sum + math.log1p(-MOMENTUM), batch + math.log(MOMENTUM))
+        return state._replace(log_mean_exp_sum=running)
+
+
+@dataclass(frozen=True)
+class CategoricalPolicy:
+    """The map from logits to the distribution over discrete actions.
+
+    Args:
+        head: `clip`: the softmax as it is. `era`: Eq. 15 as printed, whose floor is far above `min_entropy`.
+            `era-exact` (*ours*): calibrated, the floor is `min_entropy`.
+        num_actions: n.
+        min_entropy: The floor in nats, below log n.
+
+    Raises:
+        ValueError: An unknown head, or a floor that is out of reach.
+    """
+
+    head: CategoricalHeadName
+    num_actions: int
+    min_entropy: float
+
+    def __post_init__(self) -> None:
+        _check_name("head for discrete actions", self.head, CategoricalHeadName)
+        if self.head != "clip":
+            targets.softmax_kappa_range(self.num_actions, self.min_entropy, 4.0, self._floor, "exact")
+
+    @property
+    def _floor(self) -> Literal["calibrated", "paper"]:
+        return "calibrated" if self.head == "era-exact" else "paper"
+
+    def __call__(self, logits: Float[Array, "*batch n"]) -> Categorical:
+        """π(·|s) from the outputs of the network."""
+        if self.head == "clip":
+            return Categorical(logits)
+        return Categorical(F.era_softmax(logits, self.min_entropy, floor=self._floor))
 
 
 def tanh_bounded(raw: Float[Array, "..."], low: float, high: float) -> Float[Array, "..."]:
@@ -105,4 +192,9 @@ def tanh_bounded(raw: Float[Array, "..."], low: float, high: float) -> Float[Arr
 
 def promises_floor(head: HeadName) -> bool:
     """Whether the head itself puts a floor under an entropy, be it that of the acting policy or not."""
-    return head != "clip"
+    return head not in _NO_FLOOR
+
+
+def _check_name(what: str, name: str, names: Any) -> None:
+    if name not in get_args(names):
+        raise ValueError(f"{what}={name!r} must be one of {', '.join(get_args(names))}")

@@ -1,4 +1,4 @@
-"""Actor and critics."""
+"""Actors, critics and values."""
 
 from __future__ import annotations
 
@@ -22,67 +22,88 @@ class MLP(nn.Module):
         hidden: Width of each layer.
         activation: Its name in `flax.linen`.
         layer_norm: Whether each layer is normalised before its activation.
+        tanh_first: Make the first layer `Dense` → `LayerNorm` → tanh, whatever the others are (OBAC).
     """
 
     hidden: tuple[int, ...]
     activation: ActivationName = "relu"
     layer_norm: bool = True
+    tanh_first: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
         """The last layer's activations."""
-        for width in self.hidden:
+        for i, width in enumerate(self.hidden):
+            tanh = self.tanh_first and i == 0
             x = nn.Dense(width, kernel_init=nn.initializers.orthogonal(np.sqrt(2)))(x)
-            if self.layer_norm:
+            if self.layer_norm or tanh:
                 x = nn.LayerNorm()(x)
-            x = getattr(nn, self.activation)(x)
+            x = getattr(nn, "tanh" if tanh else self.activation)(x)
         return x
 
 
 class GaussianActor(nn.Module):
-    """Mean and raw log σ of a Gaussian, before any head: `[..., obs] → 2 × [..., D]`."""
+    """Mean and raw log σ of a Gaussian, before any head: `[..., obs] → 2 × [..., D]`.
+
+    Args:
+        action_dim: D.
+        body: The hidden layers.
+        global_log_std: One raw log σ for all states, a parameter that starts at 0, instead of an output.
+    """
 
     action_dim: int
-    hidden: tuple[int, ...]
-    activation: ActivationName = "relu"
-    layer_norm: bool = True
+    body: MLP
+    global_log_std: bool = False
 
     @nn.compact
     def __call__(self, observation: Float[Array, "*batch o"]) -> tuple[Float[Array, "*batch D"], ...]:
         """`(mean, raw_log_std)`."""
-        x = MLP(self.hidden, self.activation, self.layer_norm)(observation)
+        x = self.body(observation)
         # Near zero at the start: the mean in the middle of the actions, the entropy shared out evenly.
+        if self.global_log_std:
+            mean = nn.Dense(self.action_dim, kernel_init=nn.initializers.orthogonal(0.01))(x)
+            raw = self.param("raw_log_std", nn.initializers.zeros, (self.action_dim,), jnp.float32)
+            return mean, jnp.broadcast_to(raw, mean.shape)
         out = nn.Dense(2 * self.action_dim, kernel_init=nn.initializers.orthogonal(0.01))(x)
         mean, raw_log_std = jnp.split(out, 2, axis=-1)
         return mean, raw_log_std
 
 
-class Critic(nn.Module):
-    """Q(s, a): `[..., obs], [..., D] → [...]`."""
+class CategoricalActor(nn.Module):
+    """Logits over `num_actions` discrete actions, before any head: `[..., obs] → ([..., n],)`."""
 
-    hidden: tuple[int, ...]
-    activation: ActivationName = "relu"
-    layer_norm: bool = True
+    num_actions: int
+    body: MLP
 
     @nn.compact
-    def __call__(
-        self, observation: Float[Array, "*batch o"], action: Float[Array, "*batch D"]
-    ) -> Float[Array, "..."]:
-        """The value of each pair."""
-        x = MLP(self.hidden, self.activation, self.layer_norm)(jnp.concatenate([observation, action], axis=-1))
-        return nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0))(x).squeeze(-1)
+    def __call__(self, observation: Float[Array, "*batch o"]) -> tuple[Float[Array, "*batch n"]]:
+        """`(logits,)`, near zero at the start: a uniform policy."""
+        return (nn.Dense(self.num_actions, kernel_init=nn.initializers.orthogonal(0.01))(self.body(observation)),)
+
+
+class Value(nn.Module):
+    """V(s): `[..., obs] → [...]`."""
+
+    body: MLP
+
+    @nn.compact
+    def __call__(self, observation: Float[Array, "*batch o"]) -> Float[Array, "..."]:
+        """The value of each state."""
+        return nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0))(self.body(observation)).squeeze(-1)
 
 
 class Critics(nn.Module):
-    """`size` critics with their own parameters, their values stacked along a first axis: `[size, ...]`.
+    """`size` critics Q(s, a) with their own parameters, their values stacked along a first axis: `[size, ...]`.
 
     One after the other, not a `vmap`: batched products cost XLA transposed copies on CPUs, 4 % of an update of SAC
     at width 256 and 8 % at 512.
+
+    Args:
+        body: The hidden layers of each.
+        size: Number of critics.
     """
 
-    hidden: tuple[int, ...]
-    activation: ActivationName = "relu"
-    layer_norm: bool = True
+    body: MLP
     size: int = 2
 
     @nn.compact
@@ -90,5 +111,6 @@ class Critics(nn.Module):
         self, observation: Float[Array, "*batch o"], action: Float[Array, "*batch D"]
     ) -> Float[Array, "size ..."]:
         """The values of every critic."""
-        members = [Critic(self.hidden, self.activation, self.layer_norm) for _ in range(self.size)]
-        return jnp.stack([member(observation, action) for member in members])
+        pairs = jnp.concatenate([observation, action], axis=-1)
+        members = [Value(self.body.clone(parent=None)) for _ in range(self.size)]
+        return jnp.stack([member(pairs) for member in members])

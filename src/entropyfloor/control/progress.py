@@ -17,11 +17,12 @@ class Progress:
 
     Args:
         total: Steps of the run.
+        label: What stands before it, where several runs share a terminal.
         every: Steps between redraws, so that drawing costs nothing.
     """
 
-    def __init__(self, total: int, every: int = 100) -> None:
-        self._console = Console()
+    def __init__(self, total: int, label: str = "", every: int = 100) -> None:
+        self._console, self._label = Console(), f"{label} · " if label else ""
         self._bar = Bar(
             BarColumn(),
             TaskProgressColumn(),
@@ -51,7 +52,7 @@ class Progress:
             self._first, self._last = (step, time.perf_counter()), step
         elif step - self._last >= self._every or step >= self._total:
             self._last = step
-            description = f"{self._evaluation} · {self._rate(step):,.0f} steps/s"
+            description = f"{self._label}{self._evaluation} · {self._rate(step):,.0f} steps/s"
             self._bar.update(self._task, completed=step, description=description)
 
     def report(self, step: int, metrics: dict[str, float]) -> None:
@@ -63,7 +64,7 @@ class Progress:
             rate = self._rate(step)
             left = f"{(self._total - step) / rate:.0f} s left" if rate else "starting"
             line = f"step {step:,}/{self._total:,} · {self._evaluation} · {rate:,.0f} steps/s · {left}"
-            self._console.print(line, soft_wrap=True)
+            self._console.print(f"{self._label}{line}", soft_wrap=True)
 
     def _rate(self, step: int) -> float:
         if self._first is None:

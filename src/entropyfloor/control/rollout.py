@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from entropyfloor.control.distributions import Categorical
 from entropyfloor.control.heads import Distribution
 
 Params = Any
@@ -18,14 +19,24 @@ CHUNK = 1024
 """States per call when entropies are measured: one shape, one compilation."""
 
 
+class Episode(NamedTuple):
+    """What happened in one."""
+
+    total: float
+    """Sum of rewards."""
+    observations: np.ndarray
+    """The states that were acted in, as the networks take them, `[length, obs]`."""
+
+
 class Evaluator:
     """Plays episodes with the mode action and measures the acting policy in every state that it visits.
 
     Args:
         env: An environment of its own, so that training is not disturbed.
-        distribution: `(actor parameters, observations) → π(·|s)`.
+        distribution: `(actor, observations) → π(·|s)`.
         seeds: One episode each, the same in every evaluation.
         log_std_min: Lower bound of log σ, to count how often it binds.
+        view: Observations as the networks take them.
     """
 
     def __init__(
@@ -34,13 +45,17 @@ class Evaluator:
         distribution: Callable[[Params, Array], Distribution],
         seeds: Sequence[int],
         log_std_min: float,
+        view: Callable[[np.ndarray], np.ndarray] = lambda observations: observations,
     ) -> None:
         self._env = env
         self._seeds = seeds
+        self._view = view
         self._mode = jax.jit(lambda actor, observation: distribution(actor, observation).mode())
 
         def measure(actor: Params, observation: Array) -> tuple[Array, Array]:
             policy = distribution(actor, observation)
+            if isinstance(policy, Categorical):
+                return policy.entropy(), jnp.zeros(observation.shape[:-1])
             clipped = jnp.log(policy.scale) < log_std_min + 1e-4
             return policy.entropy(), clipped.mean(axis=-1, dtype=jnp.float32)
 
@@ -48,26 +63,28 @@ class Evaluator:
 
     def __call__(self, actor: Params) -> dict[str, float]:
         """Mean return and length, and the entropy (nats) of the acting policy over visited states."""
-        returns, lengths, visited = [], [], []
-        for seed in self._seeds:
-            observation, _ = self._env.reset(seed=seed)
-            total, length, running = 0.0, 0, True
-            while running:
-                visited.append(observation)
-                action = np.asarray(self._mode(actor, observation))
-                observation, reward, terminated, truncated, _ = self._env.step(action)
-                total, length, running = total + float(reward), length + 1, not (terminated or truncated)
-            returns.append(total)
-            lengths.append(length)
-        entropy, clipped = self.measure(actor, np.stack(visited))
+        episodes = [self.play(actor, seed) for seed in self._seeds]
+        entropy, clipped = self.measure(actor, np.concatenate([episode.observations for episode in episodes]))
         return {
-            "return": float(np.mean(returns)),
-            "episode_length": float(np.mean(lengths)),
+            "return": float(np.mean([episode.total for episode in episodes])),
+            "episode_length": float(np.mean([len(episode.observations) for episode in episodes])),
             "realised_entropy": float(entropy.mean()),
             "realised_entropy/min": float(entropy.min()),
             "realised_entropy/q05": float(np.quantile(entropy, 0.05)),
             "clipped_share": float(clipped.mean()),
         }
+
+    def play(self, actor: Params, seed: int, watch: Callable[[], None] = lambda: None) -> Episode:
+        """One episode with the mode action; `watch` is called in every state, with the simulator in it."""
+        observation, _ = self._env.reset(seed=seed)
+        visited, total, running = [], 0.0, True
+        while running:
+            visited.append(self._view(observation))
+            watch()
+            action = np.asarray(self._mode(actor, visited[-1]))
+            observation, reward, terminated, truncated, _ = self._env.step(action)
+            total, running = total + float(reward), not (terminated or truncated)
+        return Episode(total, np.stack(visited))
 
     def measure(self, actor: Params, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Entropy of π(·|s), and the share of its log σ on the lower bound, in each of `[N, obs]` states."""

@@ -10,7 +10,7 @@ import time
 import traceback
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from entropyfloor.runs.record import CONFIG, METRICS, STATUS, read_config, read_
 from entropyfloor.runs.vocabulary import QUANTITIES
 
 ERROR = "error.txt"
-FORMAT = 1
+FORMAT = 2
 """Of a checkpoint. A reader refuses what it does not know."""
 
 
@@ -116,16 +116,23 @@ class Run:
         for leftover in home.glob(".*"):  # of a kill
             shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir(parents=True)
-        data = dump_arrays({name: np.asarray(array, order="C") for name, array in arrays.items()})
-        header = {"format": FORMAT, "step": step, "checksum": zlib.crc32(data), "state": dict(state)}
-        files.write(partial / "arrays.safetensors", data)
-        files.write(partial / "state.json", _json(header))
-        files.sync(partial)
+        _dump(partial, step, arrays, state, _fingerprint(self.config))
         partial.rename(final)
         files.sync(home)
         for old in self.checkpoints()[:-keep]:
             shutil.rmtree(old.rename(home / f".{old.name}.old"))  # a kill in between leaves no half of one
         return final
+
+    def keep_failure(self, step: int, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> Path:
+        """Keep what a failure can be looked at with, in the form of a checkpoint that nothing continues from.
+
+        Returns:
+            Its directory.
+        """
+        home = self.path / "failure" / f"{step:012d}"
+        home.mkdir(parents=True, exist_ok=True)
+        _dump(home, step, arrays, state, _fingerprint(self.config))
+        return home
 
     def checkpoints(self) -> list[Path]:
         """Directories of complete checkpoints, oldest first."""
@@ -136,10 +143,10 @@ class Run:
         """The last checkpoint, or None.
 
         Raises:
-            ValueError: It is damaged or of another format.
+            ValueError: It is damaged, of another format, or of a run with other settings.
         """
         saved = self.checkpoints()
-        return _load(saved[-1]) if saved else None
+        return _load(saved[-1], _fingerprint(self.config)) if saved else None
 
     def resume(self) -> Checkpoint | None:
         """Continue from the last checkpoint, or from the start if there is none.
@@ -173,8 +180,10 @@ class Run:
                 self._status("interrupted", "stopped by the user")
                 raise
             except BaseException as error:
-                self._status("failed", f"{type(error).__name__}: {error}")
-                files.replace(self.path / ERROR, traceback.format_exc().encode())
+                error.add_note(f"what was saved is in {self.path}")
+                with suppress(OSError):  # a full disk takes no status either: the first error is the one to report
+                    self._status("failed", f"{type(error).__name__}: {error}")
+                    files.replace(self.path / ERROR, traceback.format_exc().encode())
                 raise
             self._status("finished")
 
@@ -198,7 +207,18 @@ class Run:
             yield
 
 
-def _load(path: Path) -> Checkpoint:
+def _dump(
+    path: Path, step: int, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any], settings: int
+) -> None:
+    """Arrays and plain state, no code."""
+    data = dump_arrays({name: np.asarray(array, order="C") for name, array in arrays.items()})
+    checksums = {"checksum": zlib.crc32(data), "settings": settings}
+    files.write(path / "arrays.safetensors", data)
+    files.write(path / "state.json", _json({"format": FORMAT, "step": step, **checksums, "state": dict(state)}))
+    files.sync(path)
+
+
+def _load(path: Path, settings: int) -> Checkpoint:
     try:
         header = json.loads((path / "state.json").read_bytes())
         data = (path / "arrays.safetensors").read_bytes()
@@ -206,11 +226,19 @@ def _load(path: Path) -> Checkpoint:
             raise ValueError(f"its format is {header['format']}, this version reads {FORMAT}")
         if zlib.crc32(data) != header["checksum"]:
             raise ValueError("the checksum of its arrays is wrong")
+        if header["settings"] != settings:
+            raise ValueError("it belongs to a run with other settings")
         return Checkpoint(header["step"], load_arrays(data), header["state"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(
             f"checkpoint {path} cannot be used: {error}. Delete this directory to continue from the one before"
         ) from error
+
+
+def _fingerprint(config: Mapping[str, Any]) -> int:
+    """Of the settings: where a run lies is not one of them, it may be moved."""
+    settings = {name: value for name, value in config.items() if name != "out"}
+    return zlib.crc32(json.dumps(settings, sort_keys=True).encode())
 
 
 def _json(value: Any) -> bytes:

@@ -14,6 +14,7 @@ QUANTITIES: dict[str, Quantity] = {
     # evaluation
     "return": Quantity("Return"),
     "episode_length": Quantity("Episode length", "agent steps"),
+    "train/return": Quantity("Return of the episodes that training played, with their exploration"),
     # entropy, always beside its floor
     "realised_entropy": Quantity("Realised entropy of the acting policy, mean over states", "nats"),
     "realised_entropy/min": Quantity("Realised entropy of the acting policy, least over states", "nats"),
@@ -27,8 +28,19 @@ QUANTITIES: dict[str, Quantity] = {
     # learning
     "loss/actor": Quantity("Loss of the actor"),
     "loss/critic": Quantity("Loss of the critics"),
+    "loss/entropy_critic": Quantity("Loss of the critic of the trajectory's entropy"),
+    "loss/behaviour_critic": Quantity("Loss of the critics of the behaviour policy"),
+    "loss/behaviour_value": Quantity("Loss of the value of the behaviour policy"),
     "loss/alpha": Quantity("Loss of α"),
     "q/mean": Quantity("Mean Q of the batch"),
+    "q/std": Quantity("Standard deviation of Q over the batch"),
+    "q/behaviour_mean": Quantity("Mean Q of the behaviour policy over the batch"),
+    "cloning": Quantity("Whether the last update cloned the replay's actions: 1 or 0"),
+    "policy_entropy": Quantity("Entropy of the policy that learns, mean over the batch", "nats"),
+    "approx_kl": Quantity("KL divergence of an update, estimated", "nats"),
+    "clip_fraction": Quantity("Share of samples whose ratio was clipped"),
+    "explained_variance": Quantity("Share of the variance of returns that the value explains"),
+    "learning_rate": Quantity("Learning rate"),
     "grad_norm/actor": Quantity("Gradient norm of the actor"),
     "grad_norm/critic": Quantity("Gradient norm of the critics"),
     # the machine

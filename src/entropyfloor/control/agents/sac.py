@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,9 @@ import optax
 from flax import linen as nn
 from jax import Array
 
-from entropyfloor.control.heads import Distribution, Policy
+from entropyfloor.control.heads import Gaussian, GaussianPolicy, HeadState
 from entropyfloor.control.replay import Transition
+from entropyfloor.jax import functional as F
 
 if TYPE_CHECKING:
     from jaxtyping import Float, PRNGKeyArray
@@ -26,6 +27,7 @@ EntropyTerm = Literal["auto", "fixed", "none"]
 """What the losses add: α learned, α fixed, or nothing (ERA: the floor is in the policy already)."""
 Metrics = dict[str, Array]
 Params = Any
+State = TypeVar("State", bound=Any)
 
 
 # --- losses ----------------------------------------------------------------------------------------------
@@ -63,19 +65,33 @@ def alpha_loss(
     return -jnp.exp(log_alpha) * (jax.lax.stop_gradient(log_prob) + target_entropy).mean()
 
 
+def residual_loss(raw: Float[Array, ""], entropy: Float[Array, "..."], target_entropy: float) -> Float[Array, ""]:
+    """`E[δ̂ (H[π(·|s)] - H0)]` with `δ̂ = softplus(raw)` (Eq. 12): δ̂ grows while the acting policy is below H0."""
+    return (jax.nn.softplus(raw) * (jax.lax.stop_gradient(entropy) - target_entropy)).mean()
+
+
 # --- the agent -------------------------------------------------------------------------------------------
+
+
+class ActorState(NamedTuple):
+    """Everything that the acting policy depends on."""
+
+    params: Params
+    head: HeadState
+    """δ̂ and the running log M of Eq. 36; where δ̂ is learned, its parameter before softplus."""
 
 
 class SACState(NamedTuple):
     """Everything that training changes."""
 
-    actor: Params
+    actor: ActorState
     critics: Params
     target_critics: Params
     log_alpha: Float[Array, ""]
     actor_optimiser: optax.OptState
     critic_optimiser: optax.OptState
     alpha_optimiser: optax.OptState
+    residual_optimiser: optax.OptState
 
 
 @dataclass(frozen=True)
@@ -85,26 +101,28 @@ class SAC:
     Args:
         actor: `observation → (mean, raw_log_std)`.
         critics: `(observation, action) → values`, two along the first axis.
-        policy: `heads.make_policy`: from the actor's outputs to a distribution.
+        policy: From the actor's outputs to a distribution.
         actor_optimiser: For the actor.
         critic_optimiser: For both critics.
-        alpha_optimiser: For log α.
+        alpha_optimiser: For log α, and for the learned δ̂.
         entropy: What the losses add.
-        target_entropy: H0 in nats, which α steers to where `entropy="auto"`.
+        target_entropy: H0 in nats, which α steers to where `entropy="auto"`, and δ̂ where it is learned.
         initial_alpha: α₀, or α itself where `entropy="fixed"`.
+        learn_residual: Learn δ̂ (Eq. 12), from softplus(0) = log 2 on; a constant one is in the policy's target.
         discount: γ.
         tau: Polyak's τ: the target critics move this share of the way in each update.
     """
 
     actor: nn.Module
     critics: nn.Module
-    policy: Policy
+    policy: GaussianPolicy
     actor_optimiser: optax.GradientTransformation
     critic_optimiser: optax.GradientTransformation
     alpha_optimiser: optax.GradientTransformation
     entropy: EntropyTerm
     target_entropy: float
     initial_alpha: float = 1.0
+    learn_residual: bool = False
     discount: float = 0.99
     tau: float = 0.005
 
@@ -114,21 +132,33 @@ class SAC:
         observation, action = jnp.zeros((1, obs_dim), jnp.float32), jnp.zeros((1, action_dim), jnp.float32)
         actor = self.actor.init(actor_key, observation)
         critics = self.critics.init(critic_key, observation, action)
+        head = self.policy.initial_state(residual_entropy=0.0 if self.learn_residual else None)
         log_alpha = jnp.asarray(math.log(self.initial_alpha), jnp.float32)
         return SACState(
-            actor,
+            ActorState(actor, head),
             critics,
             jax.tree.map(jnp.copy, critics),
             log_alpha,
             self.actor_optimiser.init(actor),
             self.critic_optimiser.init(critics),
             self.alpha_optimiser.init(log_alpha),
+            self.alpha_optimiser.init(head.residual_entropy),
         )
 
-    def distribution(self, actor: Params, observation: Float[Array, "*batch o"]) -> Distribution:
+    def distribution(self, actor: ActorState, observation: Float[Array, "*batch o"]) -> Gaussian:
         """π(·|s), the policy that acts."""
-        outputs: Any = self.actor.apply(actor, observation)
-        return self.policy(*outputs)
+        mean, raw_log_std = self._outputs(actor.params, observation)
+        return self.policy(mean, raw_log_std, self.head(actor))
+
+    def act(self, actor: ActorState, observation: Float[Array, "*batch o"], key: PRNGKeyArray) -> Array:
+        """An action to train with."""
+        return self.distribution(actor, observation).sample(seed=key)
+
+    def head(self, actor: ActorState) -> HeadState:
+        """The head's state, with δ̂ in nats."""
+        if not self.learn_residual:
+            return actor.head
+        return actor.head._replace(residual_entropy=jax.nn.softplus(actor.head.residual_entropy))
 
     def values(
         self, critics: Params, observation: Float[Array, "*batch o"], action: Float[Array, "*batch D"]
@@ -138,47 +168,64 @@ class SAC:
         return values
 
     def update(self, state: SACState, batch: Transition, key: PRNGKeyArray) -> tuple[SACState, Metrics]:
-        """One gradient step of the critics, of the actor against the new critics, and of α."""
+        """One gradient step of the critics, of the actor against the new critics, of α and of δ̂."""
         next_key, actor_key = jax.random.split(key)
         alpha = jnp.exp(state.log_alpha) if self.entropy != "none" else 0.0
 
-        next_action, next_log_prob = self._sample(state.actor, batch.next_observation, next_key)
+        next_policy, _ = self.train_policy(state.actor.params, state.actor, batch.next_observation)
+        next_action, next_log_prob = self.sample(next_policy, next_key)
         next_values = self.values(state.target_critics, batch.next_observation, next_action)
         target = critic_target(batch.reward, batch.terminated, next_values, next_log_prob, alpha, self.discount)
 
         def loss_of_critics(critics: Params) -> tuple[Array, Array]:
             values = self.values(critics, batch.observation, batch.action)
-            return critic_loss(values, target), values.mean()
+            return critic_loss(values, target), values
 
-        (loss_q, mean_q), grad_q = jax.value_and_grad(loss_of_critics, has_aux=True)(state.critics)
-        critics, critic_optimiser = _step(self.critic_optimiser, grad_q, state.critic_optimiser, state.critics)
+        (loss_q, values), grad_q = jax.value_and_grad(loss_of_critics, has_aux=True)(state.critics)
+        critics, critic_optimiser = descend(self.critic_optimiser, grad_q, state.critic_optimiser, state.critics)
 
-        def loss_of_actor(actor: Params) -> tuple[Array, Array | float]:
-            action, log_prob = self._sample(actor, batch.observation, actor_key)
+        def loss_of_actor(params: Params) -> tuple[Array, Any]:
+            policy, raw_log_std = self.train_policy(params, state.actor, batch.observation)
+            action, log_prob = self.sample(policy, actor_key)
             values = self.values(critics, batch.observation, action)
-            return actor_loss(values, log_prob, alpha), log_prob
+            return actor_loss(values, log_prob, alpha), (policy, raw_log_std, log_prob)
 
-        (loss_pi, log_prob), grad_pi = jax.value_and_grad(loss_of_actor, has_aux=True)(state.actor)
-        actor, actor_optimiser = _step(self.actor_optimiser, grad_pi, state.actor_optimiser, state.actor)
+        loss_and_grad = jax.value_and_grad(loss_of_actor, has_aux=True)
+        (loss_pi, (policy, raw_log_std, log_prob)), grad_pi = loss_and_grad(state.actor.params)
+        actor, actor_optimiser = descend(self.actor_optimiser, grad_pi, state.actor_optimiser, state.actor.params)
 
-        log_alpha, alpha_optimiser = state.log_alpha, state.alpha_optimiser
-        if self.entropy == "auto":
-            grad_alpha = jax.grad(alpha_loss)(log_alpha, log_prob, self.target_entropy)
-            log_alpha, alpha_optimiser = _step(self.alpha_optimiser, grad_alpha, alpha_optimiser, log_alpha)
-
-        target_critics = optax.incremental_update(critics, state.target_critics, self.tau)
+        new = state._replace(
+            actor=state.actor._replace(params=actor),
+            critics=critics,
+            target_critics=optax.incremental_update(critics, state.target_critics, self.tau),
+            actor_optimiser=actor_optimiser,
+            critic_optimiser=critic_optimiser,
+        )
+        new = self.tune(new, policy, raw_log_std, log_prob)
         metrics = {
             "loss/critic": loss_q,
             "loss/actor": loss_pi,
-            "q/mean": mean_q,
+            "q/mean": values.mean(),
+            "q/std": values.std(),
             "grad_norm/critic": optax.tree.norm(grad_q),
             "grad_norm/actor": optax.tree.norm(grad_pi),
         }
-        if self.entropy != "none":
-            metrics["alpha"] = jnp.exp(log_alpha)
-        return SACState(
-            actor, critics, target_critics, log_alpha, actor_optimiser, critic_optimiser, alpha_optimiser
-        ), metrics
+        return new, metrics | self.entropy_metrics(new)
+
+    def tune(self, state: State, policy: Gaussian, raw_log_std: Array, log_prob: Array | float) -> State:
+        """One step of what steers the entropy, after one of the actor: α, δ̂ and the running M of Eq. 36."""
+        if self.entropy == "auto":
+            grad = jax.grad(alpha_loss)(state.log_alpha, log_prob, self.target_entropy)
+            log_alpha, optimiser = descend(self.alpha_optimiser, grad, state.alpha_optimiser, state.log_alpha)
+            state = state._replace(log_alpha=log_alpha, alpha_optimiser=optimiser)
+        head = self.policy.observe(state.actor.head, raw_log_std)
+        if self.learn_residual:
+            raw = head.residual_entropy
+            grad = jax.grad(residual_loss)(raw, policy.entropy(), self.target_entropy)
+            raw, optimiser = descend(self.alpha_optimiser, grad, state.residual_optimiser, raw)
+            head = head._replace(residual_entropy=raw)
+            state = state._replace(residual_optimiser=optimiser)
+        return state._replace(actor=state.actor._replace(head=head))
 
     def update_many(self, state: SACState, batches: Transition, key: PRNGKeyArray) -> tuple[SACState, Metrics]:
         """`update` on each entry of the batches' first axis, unrolled; the metrics are the last update's."""
@@ -187,18 +234,39 @@ class SAC:
             state, metrics = self.update(state, batch, jax.random.fold_in(key, i))
         return state, metrics
 
-    def _sample(
-        self, actor: Params, observation: Float[Array, "*batch o"], key: PRNGKeyArray
+    def train_policy(
+        self, params: Params, actor: ActorState, observation: Float[Array, "batch o"]
+    ) -> tuple[Gaussian, Float[Array, "batch D"]]:
+        """π of `params` in training, where Eq. 36 takes the statistic of the batch, and the raw log σ."""
+        mean, raw_log_std = self._outputs(params, observation)
+        head = self.head(actor)._replace(log_mean_exp_sum=None)
+        return self.policy(mean, raw_log_std, head), raw_log_std
+
+    def _outputs(self, params: Params, observation: Float[Array, "*batch o"]) -> tuple[Array, Array]:
+        outputs: Any = self.actor.apply(params, observation)
+        return outputs
+
+    def sample(
+        self, policy: Gaussian, key: PRNGKeyArray
     ) -> tuple[Float[Array, "*batch D"], Float[Array, "..."] | float]:
         """An action and its log-density, which is 0 where the losses have no use for it."""
-        distribution = self.distribution(actor, observation)
         if self.entropy == "none":
-            return distribution.sample(seed=key), 0.0
-        return distribution.sample_and_log_prob(seed=key)
+            return policy.sample(seed=key), 0.0
+        return policy.sample_and_log_prob(seed=key)
+
+    def entropy_metrics(self, state: Any) -> Metrics:
+        """What steers the entropy: α, δ̂, and the share of its target that was clamped."""
+        metrics = {} if self.entropy == "none" else {"alpha": jnp.exp(state.log_alpha)}
+        if self.learn_residual:
+            metrics["residual_entropy"] = residual = self.head(state.actor).residual_entropy
+            target, high = self.target_entropy + residual, self.policy.log_std_max
+            metrics["clamped_share"] = F.clamped_share(target, self.policy.action_dim, log_std_max=high)
+        return metrics
 
 
-def _step(
+def descend(
     optimiser: optax.GradientTransformation, grad: Params, state: optax.OptState, params: Params
 ) -> tuple[Params, optax.OptState]:
+    """One step of an optimiser: the new parameters and its new state."""
     updates, state = optimiser.update(grad, state, params)
     return optax.apply_updates(params, updates), state

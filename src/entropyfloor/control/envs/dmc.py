@@ -30,6 +30,7 @@ class DMControl(gymnasium.Env[Any, Any]):
         # The environment keeps this generator for its life: seeding it in place seeds the next episode.
         self._random = np.random.RandomState(0)
         self._env = _suite().load(domain, name, task_kwargs={"random": self._random})
+        self.metadata = {**self.metadata, "render_fps": round(1 / self._env.control_timestep())}
         action = self._env.action_spec()
         self.action_space = spaces.Box(action.minimum, action.maximum, dtype=np.float64)
         self._keys = tuple(self._env.observation_spec())

@@ -1,0 +1,342 @@
+"""Speed of the control agents beside Stable-Baselines3 and SBX, and ERA's share of the time.
+
+    python benchmarks/control.py
+    python benchmarks/control.py --parts share --rounds 200
+
+updates: SAC, OBAC and PPO without an environment: sampling what was stored, gradients, optimisers, target critics.
+loops: acting, simulating, storing and updating on HalfCheetah, and PPO's collection alone.
+share: whole loops of ERA's agents beside the same agents with a plain head, at a learning rate next to 0, so that
+    both go on acting alike: what another policy costs the simulator is no cost of ERA's.
+
+Same sizes, same networks (two hidden layers, no LayerNorm), one thread, one process. The sides of a comparison
+take turns, in a new random order in each round, and what counts is CPU time: a busy machine hurts everybody equally,
+and with one thread it is the wall time of an idle one. Rates are medians over the rounds; a ratio is the median of
+the paired rounds with a 95 % bootstrap interval. Needs `pip install 'entropyfloor[control,hosts]'`.
+"""
+
+import os
+
+os.environ.update(NPROC="1", XLA_FLAGS="--xla_cpu_multi_thread_eigen=false", OMP_NUM_THREADS="1")
+
+import argparse
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import gymnasium
+import jax
+import numpy as np
+import sbx
+import stable_baselines3 as sb3
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from entropyfloor.control import off_policy, on_policy
+from entropyfloor.control.agents.ppo import Rollout
+from entropyfloor.control.config import configure
+from entropyfloor.control.envs import make
+from entropyfloor.control.replay import Replay, Transition
+from entropyfloor.control.train import build
+from entropyfloor.runs import machine
+
+TASK = "gym/HalfCheetah-v4"
+HUMANOID, WALKER, CHEETAH = (67, 21), (24, 6), (17, 6)
+"""Widths of an observation and an action: two tasks of DeepMind Control, and `TASK`."""
+BATCH, STORED, UPDATES = 256, 10_000, 8
+"""Of SAC: transitions in an update, transitions in the replay, updates in one turn."""
+EPOCHS, MINIBATCH = 10, 64
+"""Of PPO."""
+PLAIN_NETS = {"activation": "relu", "actor_layer_norm": False, "critic_layer_norm": False, "weight_decay": 0.0}
+"""SAC's networks and optimisers as the hosts have them."""
+HOSTS = {"SBX": sbx, "SB3": sb3}
+SHARE_ROUNDS = 4
+"""How many times more rounds there are for ERA's share: it is smaller than the noise of a round."""
+
+Sizes = tuple[int, int]
+Pairs = list[tuple[str, str]]
+
+
+class Side(NamedTuple):
+    """What takes turns with others."""
+
+    turn: Callable[[], object]
+    count: int
+    """How much a turn does: updates, or environment steps."""
+
+
+# --- what is compared ------------------------------------------------------------------------------------
+
+
+class Noise(gymnasium.Env):
+    """Random observations without a simulator: what is learned makes no difference to the time."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        self.observation_space = spaces.Box(-np.inf, np.inf, sizes[:1], np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, sizes[1:], np.float32)
+        self._rng = np.random.default_rng(0)
+
+    def reset(self, **_: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """An episode that never ends."""
+        return self._rng.standard_normal(self.observation_space.shape, np.float32), {}
+
+    def step(self, _: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """The next one."""
+        return self.reset()[0], self._rng.standard_normal(), False, False, {}
+
+
+def our_updates(agent: Any, update: Callable, draw: Callable[[], Any], sizes: Sizes, count: int) -> Side:
+    """`count` updates of our agent from what `draw` gives."""
+    key = jax.random.key(0)
+    state, update = agent.init(key, *sizes), jax.jit(update, donate_argnums=0)
+
+    def train() -> None:
+        nonlocal state
+        state, metrics = update(state, draw(), key)
+        jax.block_until_ready((state, metrics))
+
+    return Side(train, count)
+
+
+def our_sac_updates(name: str, sizes: Sizes, hidden: int, **settings: Any) -> Side:
+    """SAC or OBAC on a full replay."""
+    obs, act = sizes
+    agent = off_policy.build_agent(configure(name, hidden=hidden, **settings).resolved(), act)
+    rng = np.random.default_rng(0)
+    replay = Replay(STORED, obs, act, rng)
+    shapes = Transition((STORED, obs), (STORED, act), (STORED,), (STORED,), (STORED, obs))
+    stored = Transition(*(rng.uniform(-1, 1, shape) for shape in shapes))._replace(terminated=np.zeros(STORED))
+    replay.load(stored._asdict(), STORED)
+    return our_updates(agent, agent.update_many, lambda: replay.sample(UPDATES, BATCH), sizes, UPDATES)
+
+
+def our_ppo_updates(name: str, sizes: Sizes, steps: int, **settings: Any) -> Side:
+    """PPO on one rollout."""
+    obs, act = sizes
+    config = configure(name, rollout_steps=steps, minibatch_size=MINIBATCH, epochs=EPOCHS, **settings).resolved()
+    agent = on_policy.build_agent(config, Noise(sizes).action_space)
+    shapes = Rollout((obs,), (act,), (), (), (), (), (obs,))
+    rng = np.random.default_rng(0)
+    noise = Rollout(*(rng.standard_normal((steps, 1, *shape), np.float32) for shape in shapes))
+    never = np.zeros((steps, 1), bool)
+    rollout = noise._replace(terminated=never, truncated=never)
+    return our_updates(agent, agent.update, lambda: rollout, sizes, EPOCHS * steps // MINIBATCH)
+
+
+def host(library: Any, algorithm: str, env: Any, hidden: int, **settings: Any) -> Any:
+    """A model of Stable-Baselines3 or SBX."""
+    nets = {"net_arch": [hidden, hidden]}
+    return getattr(library, algorithm)("MlpPolicy", env, policy_kwargs=nets, seed=0, device="cpu", **settings)
+
+
+def host_sac_updates(library: Any, sizes: Sizes, hidden: int) -> Side:
+    """SAC on a full replay, through its own `train`."""
+    model = host(library, "SAC", Noise(sizes), hidden, buffer_size=STORED, learning_starts=STORED)
+    model.learn(STORED)
+    return Side(lambda: model.train(gradient_steps=UPDATES, batch_size=BATCH), UPDATES)
+
+
+def host_ppo_updates(library: Any, sizes: Sizes, steps: int) -> Side:
+    """PPO on one rollout, through its own `train`, which can be called again on what was collected."""
+    model = host(library, "PPO", Noise(sizes), 64, n_steps=steps, batch_size=MINIBATCH, n_epochs=EPOCHS)
+    model.learn(steps)
+    return Side(model.train, EPOCHS * steps // MINIBATCH)
+
+
+def our_loop(name: str, steps: int, **settings: Any) -> Side:
+    """Our trainer on `TASK`, without evaluations and log."""
+    trainer = build([configure(name, env=TASK, **settings).resolved()])
+
+    def play() -> None:
+        end = trainer.step + steps
+        while trainer.step < end:
+            trainer.advance()
+        jax.block_until_ready(trainer.state)
+
+    return Side(play, steps)
+
+
+def host_loop(model: Any, steps: int) -> Side:
+    """Its `learn`, continued."""
+    return Side(lambda: model.learn(steps, reset_num_timesteps=False), steps)
+
+
+def host_env(*, normalise: bool) -> Any:
+    """`TASK` as it costs a host least: without our wrapper around it and without Gymnasium's checker."""
+    env = DummyVecEnv([lambda: make(TASK).env])
+    return VecNormalize(env) if normalise else env
+
+
+def simulator(steps: int) -> Side:
+    """`TASK` alone, under random actions."""
+    env = make(TASK).env
+    env.reset(seed=0)
+    actions = np.random.default_rng(0).uniform(-1, 1, (steps, *env.action_space.shape)).astype(np.float32)
+
+    def play() -> None:
+        for action in actions:
+            _, _, terminated, truncated, _ = env.step(action)
+            if terminated or truncated:
+                env.reset()
+
+    return Side(play, steps)
+
+
+# --- how it is measured ----------------------------------------------------------------------------------
+
+
+def measure(sides: dict[str, Side], rounds: int) -> dict[str, np.ndarray]:
+    """CPU-seconds per update or step, one value a round, all sides in each round in random order."""
+    for side in sides.values():
+        side.turn(), side.turn()
+    rng, seconds = np.random.default_rng(0), {name: np.empty(rounds) for name in sides}
+    for i in range(rounds):
+        for name in rng.permutation(list(sides)):
+            start = time.process_time()
+            sides[name].turn()
+            seconds[name][i] = (time.process_time() - start) / sides[name].count
+    return seconds
+
+
+def median(values: np.ndarray) -> tuple[float, float, float]:
+    """The median and its 95 % bootstrap interval."""
+    rng = np.random.default_rng(0)
+    draws = np.median(values[rng.integers(len(values), size=(2000, len(values)))], axis=1)
+    return float(np.median(values)), *np.quantile(draws, [0.025, 0.975])
+
+
+def compare(title: str, unit: str, sides: dict[str, Side], pairs: Pairs, rounds: int, limit: float = 0) -> None:
+    """Print the rate of each side, its share of the highest rate that is possible if known, and ratios of pairs."""
+    seconds = measure(sides, rounds)
+    print(f"\n{title}; {rounds} rounds")
+    print(f"{'':<16}{f'{unit} per CPU-second':>32}{'share of limit' if limit else '':>16}")
+    for name, values in seconds.items():
+        rate = 1 / np.median(values)
+        print(f"{name:<16}{rate:>32,.1f}{f'{rate / limit:.0%}' if limit else '':>16}")
+    for one, other in pairs:
+        middle, low, high = median(seconds[one] / seconds[other])
+        print(f"time of {one} / time of {other}: {middle:.3f} [{low:.3f}, {high:.3f}]", flush=True)
+
+
+def flops(sizes: Sizes, hidden: int) -> float:
+    """Floating-point operations of the matrix products in one update, the least that SAC can do."""
+    obs, act = sizes
+    actor = obs * hidden + hidden * hidden + hidden * 2 * act
+    critic = (obs + act) * hidden + hidden * hidden + hidden
+    target = actor + 2 * critic
+    # Backward through a layer costs two products; nobody asks for the gradient of the first layer's input.
+    critics = 2 * (3 * critic - (obs + act) * hidden)
+    # The actor's loss needs no gradient of the critics' weights, and of their input only that of the action.
+    policy = (3 * actor - obs * hidden) + 2 * (2 * critic - obs * hidden)
+    return 2.0 * BATCH * (target + critics + policy)
+
+
+def matmul_limit(hidden: int) -> float:
+    """Best operations per CPU-second of a product of the hidden layers' shape, by PyTorch's library."""
+    a, b = torch.randn(BATCH, hidden), torch.randn(hidden, hidden)
+    out, best = torch.empty(BATCH, hidden), 0.0
+    for _ in range(20):
+        start = time.process_time()
+        for _ in range(100):
+            torch.mm(a, b, out=out)
+        best = max(best, 100 * 2.0 * BATCH * hidden * hidden / (time.process_time() - start))
+    return best
+
+
+# --- the parts -------------------------------------------------------------------------------------------
+
+
+def updates(rounds: int, steps: int) -> None:
+    """Agents without an environment."""
+    hosts = [("SBX", "sac"), ("SB3", "sac")]
+    heads = [("sac-era", "plain head"), ("sac-era-exact", "plain head")]
+    for sizes, hidden in ((HUMANOID, 256), (HUMANOID, 512), (WALKER, 256)):
+        sides = {
+            "sac": our_sac_updates("sac", sizes, hidden, **PLAIN_NETS),
+            **{name: host_sac_updates(library, sizes, hidden) for name, library in HOSTS.items()},
+            "plain head": our_sac_updates("sac-era", sizes, hidden, head="clip", **PLAIN_NETS),
+            "sac-era": our_sac_updates("sac-era", sizes, hidden, **PLAIN_NETS),
+            "sac-era-exact": our_sac_updates("sac-era-exact", sizes, hidden, **PLAIN_NETS),
+        }
+        least, limit = flops(sizes, hidden), matmul_limit(hidden)
+        title = f"SAC: observation {sizes[0]}, action {sizes[1]}, hidden {hidden}, batch {BATCH}"
+        title += f"; matrix products alone: {least / 1e6:.0f} MFLOP at {limit / 1e9:.0f} GFLOP/s"
+        compare(title, "updates", sides, hosts + heads, rounds, limit / least)
+
+    sides = {name: our_sac_updates(name, HUMANOID, 256) for name in ("sac", "obac", "obac-era", "obac-era-exact")}
+    title = "OBAC and SAC with their own networks: observation 67, action 21, hidden 256"
+    compare(title, "updates", sides, [("obac", "sac"), ("obac-era", "obac"), ("obac-era-exact", "obac")], rounds)
+
+    sides = {
+        "ppo": our_ppo_updates("ppo", CHEETAH, steps),
+        **{name: host_ppo_updates(library, CHEETAH, steps) for name, library in HOSTS.items()},
+        "plain head": our_ppo_updates("ppo-era", CHEETAH, steps, head="clip"),
+        "ppo-era": our_ppo_updates("ppo-era", CHEETAH, steps),
+    }
+    title = f"PPO: observation 17, action 6, hidden 64, rollout {steps}, minibatch {MINIBATCH}"
+    pairs = [("SBX", "ppo"), ("SB3", "ppo"), ("ppo-era", "plain head")]
+    compare(title, "gradient steps", sides, pairs, rounds)
+
+
+def loops(rounds: int, steps: int) -> None:
+    """Whole loops beside the hosts'."""
+    turn = steps // 16
+    settings = {"hidden": 256, "batch_size": BATCH, "updates_per_step": 1, "random_steps": 1}
+    off = {"buffer_size": 100_000, "learning_starts": 1, "batch_size": BATCH}
+    sides = {"sac": our_loop("sac", turn, **settings, **PLAIN_NETS, replay_capacity=off["buffer_size"])}
+    for name, library in HOSTS.items():
+        sides[name] = host_loop(host(library, "SAC", host_env(normalise=False), 256, **off), turn)
+    title = f"loop of SAC: {TASK}, hidden 256, batch {BATCH}, an update after each step"
+    compare(title, "environment steps", sides, [("SBX", "sac"), ("SB3", "sac")], rounds)
+
+    for title, minibatch, epochs in (("loop of PPO", MINIBATCH, EPOCHS), ("collection of PPO", steps, 1)):
+        ours = {"rollout_steps": steps, "minibatch_size": minibatch, "epochs": epochs}
+        theirs = {"n_steps": steps, "batch_size": minibatch, "n_epochs": epochs}
+        sides = {"ppo": our_loop("ppo", steps, **ours)}
+        for name, library in HOSTS.items():
+            sides[name] = host_loop(host(library, "PPO", host_env(normalise=True), 64, **theirs), steps)
+        sides["simulator alone"] = simulator(steps)
+        title += f": {TASK}, hidden 64, rollout {steps}, minibatch {minibatch}, epochs {epochs}"
+        compare(title, "environment steps", sides, [("SBX", "ppo"), ("SB3", "ppo")], rounds)
+
+
+def share(rounds: int, steps: int) -> None:
+    """ERA's agents beside the same ones with a plain head."""
+    frozen = {"learning_rate": 1e-9}
+    sac = {**frozen, **PLAIN_NETS, "hidden": 256, "updates_per_step": 1, "random_steps": 1}
+    ppo = {**frozen, "rollout_steps": steps}
+    for names, turn, settings, per_dim in (
+        (("sac-era", "sac-era-exact"), steps // 32, sac, -0.5),
+        (("ppo-era",), steps, ppo, -0.3),
+    ):
+        # The raw log σ is near 0 at first: these bounds give the plain head the entropy that is the others' floor.
+        low = -8.0
+        high = 2 * (per_dim - 0.5 * math.log(2 * math.pi * math.e)) - low
+        plain = our_loop(names[0], turn, head="clip", log_std_min=low, log_std_max=high, **settings)
+        sides = {"plain head": plain, **{name: our_loop(name, turn, **settings) for name in names}}
+        pairs = [(name, "plain head") for name in names]
+        compare(f"ERA's share of the loop: {TASK}", "environment steps", sides, pairs, SHARE_ROUNDS * rounds)
+
+
+PARTS = {"updates": updates, "loops": loops, "share": share}
+
+
+def main() -> None:
+    """Print a table for each comparison."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=60, help="turns of each side")
+    parser.add_argument("--steps", type=int, default=2048, help="of a PPO rollout; SAC's turns are shorter")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    found = machine.describe()
+    versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("jax", "flax", "torch", "mujoco"))
+    print(f"{found['hardware']['cpu']}, one thread, {found['started']}, {versions},")
+    print(f"stable-baselines3 {sb3.__version__}, sbx {sbx.__version__}")
+    for part in args.parts:
+        PARTS[part](args.rounds, args.steps)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Learning curves of our SAC and PPO beside those of Stable-Baselines3, at the same settings, in the same format.
+
+    python benchmarks/curves_beside_sb3.py --algorithm ppo --seeds 0 1 2
+    entropyfloor report runs/beside-sb3
+
+Stable-Baselines3 trains on our environments and writes our run directories, so that the report draws both alike.
+The settings are its defaults, but for the size that makes SAC quick. What cannot be made the same: it initialises
+SAC's layers as PyTorch does (ours are orthogonal), and takes log α where our loss of α has α.
+Finished runs are left alone. Needs `pip install 'entropyfloor[control,hosts]'`.
+"""
+
+import os
+
+os.environ.update(NPROC="1", XLA_FLAGS="--xla_cpu_multi_thread_eigen=false", OMP_NUM_THREADS="1")
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import stable_baselines3 as sb3
+import torch
+import tyro
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from entropyfloor.control import seeding
+from entropyfloor.control.config import configure
+from entropyfloor.control.envs import make
+from entropyfloor.control.train import train
+from entropyfloor.runs import Run, read_run
+from entropyfloor.torch import functional as F
+
+ENV = "gym/HalfCheetah-v4"
+SHARED: dict[str, dict[str, Any]] = {
+    "sac": {"steps": 30_000, "hidden": 64, "learning_rate": 1e-3, "batch_size": 128, "eval_every": 5_000},
+    "ppo": {"steps": 200_000, "hidden": 64, "learning_rate": 3e-4, "minibatch_size": 64, "eval_every": 20_480},
+}
+"""What both sides are told."""
+OURS: dict[str, dict[str, Any]] = {
+    "sac": {
+        "head": "hard-clip",
+        "target_entropy": "-A",
+        "activation": "relu",
+        "actor_layer_norm": False,
+        "critic_layer_norm": False,
+        "weight_decay": 0.0,
+        "updates_per_step": 1,
+        "random_steps": 100,
+    },
+    "ppo": {"entropy_coef": 0.0, "decay_learning_rate": False},
+}
+"""How ours are told to do what Stable-Baselines3 does by default."""
+EPISODES = 5
+
+
+@dataclass
+class Args:
+    """Train ours and theirs, one after the other."""
+
+    algorithm: Literal["sac", "ppo"]
+    """Which."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Runs of each side."""
+    out: Path = Path("runs/beside-sb3")
+    """Where the runs go."""
+
+
+def train_theirs(algorithm: str, seed: int, out: Path) -> None:
+    """Stable-Baselines3 on our environment, into our run directory."""
+    shared = SHARED[algorithm]
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    env: Any = DummyVecEnv([lambda: make(ENV, seed=seeding.episode(seed, seeding.TRAIN_EPISODES, 0))])
+    nets = [shared["hidden"]] * 2
+    model: Any
+    if algorithm == "sac":
+        model = sb3.SAC(
+            "MlpPolicy",
+            env,
+            learning_rate=shared["learning_rate"],
+            batch_size=shared["batch_size"],
+            policy_kwargs={"net_arch": nets},
+            seed=seed,
+            device="cpu",
+        )
+    else:
+        env = VecNormalize(env)
+        model = sb3.PPO(
+            "MlpPolicy",
+            env,
+            learning_rate=shared["learning_rate"],
+            batch_size=shared["minibatch_size"],
+            policy_kwargs={"net_arch": nets},
+            seed=seed,
+            device="cpu",
+        )
+    config = {"domain": "control", "agent": f"sb3-{algorithm}", "env": ENV, "seed": seed, **shared}
+    run = Run.create(out, {**config, "host": f"stable-baselines3 {sb3.__version__}"})
+    with run.recording():
+        model.learn(shared["steps"], callback=Evaluate(run, seed, shared["eval_every"]))
+
+
+class Evaluate(BaseCallback):
+    """Return and realised entropy of the mode action, on the seeds that ours are evaluated on."""
+
+    def __init__(self, run: Run, seed: int, every: int) -> None:
+        super().__init__()
+        self.run, self.every, self.env = run, every, make(ENV)
+        self.seeds = [seeding.episode(seed, seeding.EVAL_EPISODES, i) for i in range(EPISODES)]
+
+    def _on_training_start(self) -> None:
+        self.evaluate()
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps % self.every == 0:
+            self.evaluate()
+        return True
+
+    def _on_training_end(self) -> None:
+        if self.num_timesteps % self.every:
+            self.evaluate()
+
+    def evaluate(self) -> None:
+        """One line of metrics."""
+        normalise = getattr(self.model.get_env(), "normalize_obs", lambda observation: observation)
+        total, visited = 0.0, []
+        for seed in self.seeds:
+            observation, _ = self.env.reset(seed=seed)
+            running = True
+            while running:
+                visited.append(normalise(observation))
+                action, _ = self.model.predict(visited[-1], deterministic=True)
+                observation, reward, terminated, truncated, _ = self.env.step(action)
+                total, running = total + float(reward), not (terminated or truncated)
+        entropy = self.entropy(torch.as_tensor(np.stack(visited), dtype=torch.float32))
+        lines = {"realised_entropy": entropy.mean(), "realised_entropy/min": entropy.min()}
+        lines["realised_entropy/q05"] = np.quantile(entropy, 0.05)
+        self.run.log(self.num_timesteps, {"return": total / EPISODES, **lines})
+
+    @torch.no_grad()
+    def entropy(self, observations: torch.Tensor) -> np.ndarray:
+        """That of the acting policy in each state: squashed for SAC, the Gaussian for PPO."""
+        policy: Any = self.model.policy
+        if isinstance(self.model, sb3.SAC):
+            loc, log_std, _ = policy.actor.get_action_dist_params(observations)
+            return F.tanh_normal_entropy(loc, log_std).sum(-1).numpy()
+        return policy.get_distribution(observations).entropy().numpy()
+
+
+def main(args: Args) -> None:
+    """Train what is not finished."""
+    for seed in args.seeds:
+        ours, theirs = (args.out / args.algorithm / side / f"seed-{seed}" for side in ("ours", "sb3"))
+        settings = {**SHARED[args.algorithm], **OURS[args.algorithm], "eval_episodes": EPISODES}
+        if not finished(ours):
+            train(configure(args.algorithm, env=ENV, seed=seed, out=str(ours), **settings))
+        if not finished(theirs):
+            train_theirs(args.algorithm, seed, theirs)
+
+
+def finished(path: Path) -> bool:
+    """Whether there is nothing left to do; a run that was cut short has to be deleted by hand."""
+    return (path / "config.toml").exists() and read_run(path).status.get("state") == "finished"
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

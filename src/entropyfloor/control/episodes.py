@@ -1,0 +1,94 @@
+"""One environment, episode after episode, in a way that a checkpoint can continue exactly.
+
+An exact continuation needs the simulator's state, and simulators do not agree on how to save it. So every episode
+has its own seed, which follows from the run's seed and the episode's number, and a checkpoint keeps the actions
+since the episode began: replayed from its seed, they lead any deterministic simulator to the same state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+
+Env = gymnasium.Env[Any, Any]
+
+
+class SimulatorError(RuntimeError):
+    """A simulator raised; the message says which, and when."""
+
+
+class Step(NamedTuple):
+    """What an action led to."""
+
+    observation: np.ndarray
+    """What followed: at the end of an episode its last observation, never the first of the next one."""
+    reward: float
+    terminated: bool
+    truncated: bool
+
+
+class Episodes:
+    """Plays an environment without end, each episode from a seed of its own.
+
+    Args:
+        env: The environment.
+        seed_of: From the number of an episode to its seed.
+    """
+
+    def __init__(self, env: Env, seed_of: Callable[[int], int]) -> None:
+        self._env, self._seed_of = env, seed_of
+        self.number = 0
+        self._actions: list[Any] = []  # of the episode in progress
+        self._total = 0.0
+        self.returns: list[float] = []
+        """Sums of rewards of the episodes that ended since somebody emptied the list."""
+        self.observation = self._reset()
+
+    def step(self, action: Any) -> Step:
+        """Apply an action; if that ends the episode, begin the next one. `observation` is what to act on next.
+
+        Raises:
+            SimulatorError: The simulator raised.
+        """
+        step = self._step(action)
+        self._total += step.reward
+        self.observation = step.observation
+        if step.terminated or step.truncated:
+            self.returns.append(self._total)
+            self.number, self._actions, self._total = self.number + 1, [], 0.0
+            self.observation = self._reset()
+        return step
+
+    def actions(self) -> np.ndarray:
+        """Those of the episode in progress, `[length, ...]`: with `state`, all that `restore` needs."""
+        space = self._env.action_space
+        return np.asarray(self._actions, space.dtype).reshape(-1, *(space.shape or ()))
+
+    def state(self) -> dict[str, Any]:
+        """What JSON can hold of where this is."""
+        return {"number": self.number, "returns": self.returns}
+
+    def restore(self, state: dict[str, Any], actions: np.ndarray) -> None:
+        """Go to where another one was when it gave this state and these actions."""
+        self.number, self.returns[:] = state["number"], state["returns"]
+        self._actions, self._total = [], 0.0
+        self.observation = self._reset()
+        for action in actions:
+            step = self._step(action)
+            self.observation, self._total = step.observation, self._total + step.reward
+
+    def _step(self, action: Any) -> Step:
+        self._actions.append(action)
+        try:
+            observation, reward, terminated, truncated, _ = self._env.step(action)
+        except Exception as error:
+            at = f"action {len(self._actions)} of episode {self.number}"
+            raise SimulatorError(f"the simulator failed at {at}: {type(error).__name__}: {error}") from error
+        return Step(observation, float(reward), terminated, truncated)
+
+    def _reset(self) -> np.ndarray:
+        observation, _ = self._env.reset(seed=self._seed_of(self.number))
+        return np.asarray(observation)

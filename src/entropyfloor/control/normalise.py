@@ -1,0 +1,127 @@
+"""Running normalisation of observations and rewards, in NumPy, on the host between environment and agent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from numpy import ndarray
+
+VARIANCE_FLOOR = 1e-8
+"""Added to a variance before it divides: a feature that never varies is rounding noise, and shall stay near 0."""
+
+
+class RunningMoments:
+    """Mean and variance of all that was seen, per feature, exactly: `update` merges batches (Chan et al. 1979).
+
+    Of n and m values with means μ, ν and variances v, w (population): with `δ = ν - μ`, the whole has the mean
+    `μ + δ m/(n+m)` and the variance `(n v + m w + δ² n m/(n+m)) / (n+m)`. In float64.
+
+    Args:
+        shape: Of one value; `()` for scalars.
+    """
+
+    def __init__(self, shape: tuple[int, ...] = ()) -> None:
+        self.count = 0
+        self.mean = np.zeros(shape)
+        self.variance = np.ones(shape)
+
+    def update(self, batch: Float[ndarray, "n ..."]) -> None:
+        """Take in a batch.
+
+        Raises:
+            ValueError: A value has another shape than this was built for, or is not finite: one would spoil the
+                moments for good.
+        """
+        batch = np.asarray(batch, np.float64)
+        if batch.shape[1:] != self.mean.shape or not batch.ndim:
+            raise ValueError(f"a batch of shape {batch.shape} must be [n, *{self.mean.shape}]")
+        if not np.isfinite(batch).all():
+            raise ValueError("a batch holds NaN or infinite values: check the environment before normalising")
+        if not (n := len(batch)):
+            return
+        total = self.count + n
+        delta = batch.mean(axis=0) - self.mean
+        within = self.count * self.variance + n * batch.var(axis=0)
+        self.variance = (within + delta**2 * (self.count * n / total)) / total
+        self.mean = self.mean + delta * (n / total)
+        self.count = total
+
+    def normalise(self, x: Float[ndarray, "..."], clip: float = 10.0) -> Float[ndarray, "..."]:
+        """`(x - mean) / √(variance + 1e-8)` within ±clip, in float32; `x` within ±clip before any update."""
+        scaled = (np.asarray(x, np.float64) - self.mean) / np.sqrt(self.variance + VARIANCE_FLOOR)
+        return scaled.clip(-clip, clip).astype(np.float32)
+
+    def arrays(self) -> dict[str, ndarray]:
+        """Everything, for a checkpoint."""
+        return {"count": np.asarray(self.count), "mean": self.mean.copy(), "variance": self.variance.copy()}
+
+    def load(self, arrays: dict[str, ndarray]) -> None:
+        """Continue from the `arrays()` of another.
+
+        Raises:
+            ValueError: The arrays are of another shape.
+        """
+        for name in ("mean", "variance"):
+            if arrays[name].shape != self.mean.shape:
+                raise ValueError(f"{name} has shape {arrays[name].shape}, this run needs {self.mean.shape}")
+        self.count = int(arrays["count"])
+        self.mean, self.variance = (np.array(arrays[name], np.float64) for name in ("mean", "variance"))
+
+
+class RewardScaler:
+    """Divides rewards by the running standard deviation of the discounted return `R ← γ R + r`.
+
+    The mean stays: to shift a reward would change how long an episode should last. R is kept for each environment
+    and starts again at 0 when an episode ends. The same as `VecNormalize` of Stable-Baselines3.
+
+    Args:
+        num_envs: N.
+        discount: γ.
+        clip: Largest size of a scaled reward.
+    """
+
+    def __init__(self, num_envs: int, discount: float = 0.99, clip: float = 10.0) -> None:
+        self.discount, self.clip = discount, clip
+        self.returns = np.zeros(num_envs)
+        self.moments = RunningMoments()
+
+    def __call__(
+        self,
+        reward: Float[ndarray, " N"],
+        terminated: Bool[ndarray, " N"],
+        truncated: Bool[ndarray, " N"],
+    ) -> Float[ndarray, " N"]:
+        """Take in one step of every environment; the scaled rewards in float32.
+
+        Raises:
+            ValueError: There are more or fewer rewards than environments.
+        """
+        if np.shape(reward) != self.returns.shape:
+            raise ValueError(
+                f"rewards of shape {np.shape(reward)} must be one per environment, {self.returns.shape}"
+            )
+        self.returns = self.discount * self.returns + np.asarray(reward, np.float64)
+        self.moments.update(self.returns)
+        scaled = reward / np.sqrt(self.moments.variance + VARIANCE_FLOOR)
+        ended = np.asarray(terminated, bool) | np.asarray(truncated, bool)
+        self.returns = np.where(ended, 0.0, self.returns)
+        return scaled.clip(-self.clip, self.clip).astype(np.float32)
+
+    def arrays(self) -> dict[str, ndarray]:
+        """Everything, for a checkpoint."""
+        return {"returns": self.returns.copy(), **self.moments.arrays()}
+
+    def load(self, arrays: dict[str, ndarray]) -> None:
+        """Continue from the `arrays()` of another.
+
+        Raises:
+            ValueError: The arrays are of another number of environments.
+        """
+        if arrays["returns"].shape != self.returns.shape:
+            raise ValueError(f"returns has shape {arrays['returns'].shape}, this run needs {self.returns.shape}")
+        self.moments.load(arrays)
+        self.returns = np.array(arrays["returns"], np.float64)
