@@ -43,9 +43,9 @@ test: lint  ## What CI runs: style, types and the tests
 test-all: lint $(VENV)/installed-hosts  ## `test` and everything slow: long runs, the demo, benchmarks beside other libraries
 	$(BIN)/python -m pytest -n 2
 
-bench: $(VENV)/installed-hosts  ## The activations beside plain heads, and an update of SAC beside other libraries
+bench: $(VENV)/installed-hosts  ## The activations beside plain heads, and the agents beside other libraries
 	$(BIN)/python benchmarks/activations.py
-	$(BIN)/python benchmarks/sac_update.py
+	$(BIN)/python benchmarks/control.py
 
 clean:  ## Remove the environment and caches, never results
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis

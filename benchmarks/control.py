@@ -9,9 +9,9 @@ share: whole loops of ERA's agents beside the same agents with a plain head, at 
     both go on acting alike: what another policy costs the simulator is no cost of ERA's.
 
 Same sizes, same networks (two hidden layers, no LayerNorm), one thread, one process. The sides of a comparison
-take turns, in a new random order in each round, and what counts is CPU time: a busy machine hurts everybody equally,
-and with one thread it is the wall time of an idle one. Rates are medians over the rounds; a ratio is the median of
-the paired rounds with a 95 % bootstrap interval. Needs `pip install 'entropyfloor[control,hosts]'`.
+take turns, in a new random order in each round, and what counts is CPU time: a busy machine hurts all alike, and
+with one thread it is the wall time of an idle one. Rates are medians over the rounds; a ratio is the median of the
+paired rounds with a 95 % bootstrap interval. Needs `pip install 'entropyfloor[control,hosts]'`.
 """
 
 import os
@@ -44,15 +44,15 @@ from entropyfloor.runs import machine
 TASK = "gym/HalfCheetah-v4"
 HUMANOID, WALKER, CHEETAH = (67, 21), (24, 6), (17, 6)
 """Widths of an observation and an action: two tasks of DeepMind Control, and `TASK`."""
-BATCH, STORED, UPDATES = 256, 10_000, 8
-"""Of SAC: transitions in an update, transitions in the replay, updates in one turn."""
+BATCH, STORED, UPDATES = 256, 10_000, 2
+"""Of SAC: transitions in an update, transitions in the replay, updates in a turn (ours compiles them as one)."""
 EPOCHS, MINIBATCH = 10, 64
 """Of PPO."""
 PLAIN_NETS = {"activation": "relu", "actor_layer_norm": False, "critic_layer_norm": False, "weight_decay": 0.0}
 """SAC's networks and optimisers as the hosts have them."""
 HOSTS = {"SBX": sbx, "SB3": sb3}
-SHARE_ROUNDS = 4
-"""How many times more rounds there are for ERA's share: it is smaller than the noise of a round."""
+MORE = 4
+"""How many times more rounds there are where a turn is short, or a difference smaller than its noise."""
 
 Sizes = tuple[int, int]
 Pairs = list[tuple[str, str]]
@@ -64,9 +64,6 @@ class Side(NamedTuple):
     turn: Callable[[], object]
     count: int
     """How much a turn does: updates, or environment steps."""
-
-
-# --- what is compared ------------------------------------------------------------------------------------
 
 
 class Noise(gymnasium.Env):
@@ -183,9 +180,6 @@ def simulator(steps: int) -> Side:
     return Side(play, steps)
 
 
-# --- how it is measured ----------------------------------------------------------------------------------
-
-
 def measure(sides: dict[str, Side], rounds: int) -> dict[str, np.ndarray]:
     """CPU-seconds per update or step, one value a round, all sides in each round in random order."""
     for side in sides.values():
@@ -207,7 +201,7 @@ def median(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def compare(title: str, unit: str, sides: dict[str, Side], pairs: Pairs, rounds: int, limit: float = 0) -> None:
-    """Print the rate of each side, its share of the highest rate that is possible if known, and ratios of pairs."""
+    """Print the rate of each side, its share of the highest possible one if known, and ratios of pairs."""
     seconds = measure(sides, rounds)
     print(f"\n{title}; {rounds} rounds")
     print(f"{'':<16}{f'{unit} per CPU-second':>32}{'share of limit' if limit else '':>16}")
@@ -244,9 +238,6 @@ def matmul_limit(hidden: int) -> float:
     return best
 
 
-# --- the parts -------------------------------------------------------------------------------------------
-
-
 def updates(rounds: int, steps: int) -> None:
     """Agents without an environment."""
     hosts = [("SBX", "sac"), ("SB3", "sac")]
@@ -262,11 +253,12 @@ def updates(rounds: int, steps: int) -> None:
         least, limit = flops(sizes, hidden), matmul_limit(hidden)
         title = f"SAC: observation {sizes[0]}, action {sizes[1]}, hidden {hidden}, batch {BATCH}"
         title += f"; matrix products alone: {least / 1e6:.0f} MFLOP at {limit / 1e9:.0f} GFLOP/s"
-        compare(title, "updates", sides, hosts + heads, rounds, limit / least)
+        compare(title, "updates", sides, hosts + heads, MORE * rounds, limit / least)
 
     sides = {name: our_sac_updates(name, HUMANOID, 256) for name in ("sac", "obac", "obac-era", "obac-era-exact")}
     title = "OBAC and SAC with their own networks: observation 67, action 21, hidden 256"
-    compare(title, "updates", sides, [("obac", "sac"), ("obac-era", "obac"), ("obac-era-exact", "obac")], rounds)
+    pairs = [("obac", "sac"), ("obac-era", "obac"), ("obac-era-exact", "obac")]
+    compare(title, "updates", sides, pairs, MORE * rounds)
 
     sides = {
         "ppo": our_ppo_updates("ppo", CHEETAH, steps),
@@ -316,7 +308,7 @@ def share(rounds: int, steps: int) -> None:
         plain = our_loop(names[0], turn, head="clip", log_std_min=low, log_std_max=high, **settings)
         sides = {"plain head": plain, **{name: our_loop(name, turn, **settings) for name in names}}
         pairs = [(name, "plain head") for name in names]
-        compare(f"ERA's share of the loop: {TASK}", "environment steps", sides, pairs, SHARE_ROUNDS * rounds)
+        compare(f"ERA's share of the loop: {TASK}", "environment steps", sides, pairs, MORE * rounds)
 
 
 PARTS = {"updates": updates, "loops": loops, "share": share}

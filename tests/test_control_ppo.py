@@ -30,6 +30,7 @@ from entropyfloor.control.agents.ppo import (
 )
 from entropyfloor.control.distributions import Categorical, Normal
 from entropyfloor.control.normalise import RewardScaler, RunningMoments
+from entropyfloor.jax.distributions import TanhNormal
 
 QUICK = {"xla_backend_optimization_level": 0}  # to compile, not to run
 
@@ -784,7 +785,7 @@ def test_a_fresh_state_in_single_precision_stays_so(kind):
     state = quick(lambda key: agent.init(key, OBS, ACT))(jax.random.key(0))
     assert (state.entropy_critic == ()) == (state.entropy_moments == ()) == (kind != "eapo")
     rollout = random_rollout(agent, state)
-    single = Rollout(*(x.astype(np.float32) if x.dtype == np.float64 else x for x in rollout))
+    single = jax.tree.map(lambda x: np.float32(x) if np.asarray(x).dtype == np.float64 else x, rollout)
     new, metrics = quick(agent.update)(state, single, jax.random.key(0))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert all(np.isfinite(value) for value in metrics.values())
@@ -794,6 +795,27 @@ def test_a_fresh_state_in_single_precision_stays_so(kind):
     np.testing.assert_allclose(
         log_prob, agent.distribution(new.actor, single.observation[0]).log_prob(action), rtol=1e-5, atol=1e-6
     )
+
+
+def test_eapo_weighs_nats_against_the_tasks_own_rewards():
+    """What scales the rewards scales τ: the authors' weigh against rewards as they are."""
+    agent, _ = compiled("eapo")
+    state = random_state(agent)
+    rollout = random_rollout(agent, state)
+    none, once, twice = (
+        np.asarray(agent.prepare(state, rollout._replace(reward_scale=scale))[2].advantage) for scale in (0, 1, 2)
+    )
+    assert np.abs(once - none).max() > 1e-3
+    np.testing.assert_allclose(twice - none, 2 * (once - none), rtol=1e-9, atol=1e-12)
+
+
+def test_a_ratio_is_1_where_the_policy_is_the_same():
+    """Also where tanh has rounded the action: the log-probability is that of the action as it is stored."""
+    agent = PPO(Actor(2 * ACT), Critic(), lambda mean, _: TanhNormal(7 + 0 * mean, 2 + 0 * mean), adam(1e-3))
+    state = agent.init(jax.random.key(0), OBS, ACT)
+    observation = np.zeros((500, OBS), np.float32)
+    action, log_prob = agent.act(state.actor, observation, jax.random.key(1))
+    np.testing.assert_array_equal(agent.distribution(state.actor, observation).log_prob(action), log_prob)
 
 
 def test_eapo_learns_the_trajectory_entropy():

@@ -79,6 +79,43 @@ def test_unknown_settings_and_agents_are_named():
         configure("ppo", tau=0.1, batch_size=3)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 5e3}, r"steps=5000\.0 must be one of int"),
+        ({"learning_rate": "3e-4"}, "learning_rate='3e-4' must be one of int, float"),
+        ({"head": "era2"}, "head='era2' must be one of clip, "),
+        ({"seed": 2**32}, r"seed=4294967296 must be between 0 and 2\*\*32 - 1"),
+    ],
+)
+def test_a_setting_of_the_wrong_kind_is_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        configure("sac", **settings)
+
+
+@pytest.mark.parametrize(
+    ("agent", "settings", "message"),
+    [
+        ("sac", {"residual_entropy": 5.0, "env": "gym/Pendulum-v1"}, "has no use under head='clip'"),
+        ("ppo", {"min_entropy": 0.5, "env": "gym/Pendulum-v1"}, "is for discrete actions"),
+        ("ppo-era", {"head": "era-batch", "env": "gym/Reacher-v4"}, "is for SAC and OBAC"),
+        ("ppo", {"minibatch_size": 60, "env": "gym/Pendulum-v1"}, "must divide a rollout"),
+        ("sac", {"env": "gym/CartPole-v1"}, "ppo takes both"),
+    ],
+)
+def test_what_would_have_no_effect_or_cannot_be_is_refused(agent, settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train(configure(agent, **settings, out=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_another_domain_or_version_is_no_run_of_ours():
+    with pytest.raises(ValueError, match="is no run of a control agent"):
+        read_config({"domain": "vision", "agent": "resnet"})
+    with pytest.raises(ValueError, match="does not know the settings colour"):
+        read_config({"domain": "control", "agent": "sac", "colour": "red"})
+
+
 # --- resuming --------------------------------------------------------------------------------------------
 
 RUNS = {
@@ -260,6 +297,45 @@ def test_seeds_in_processes_are_the_runs_of_each_and_go_on(tmp_path, cache):
     assert [(path / "metrics.jsonl").read_bytes() for path in paths] == before
 
 
+def test_seeds_that_were_begun_with_other_settings_are_not_passed_off(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "seed-0")
+    settings = {**OFF_POLICY, "steps": 200, "checkpoint_every": 100, "env": "gym/Pendulum-v1"}
+    config = configure("sac", **settings, discount=0.5, out=str(tmp_path))
+    with pytest.raises(ValueError, match=r"seed-0 was begun with discount=0\.99 \(now 0\.5\): give the same"):
+        train_seeds(config, [0])
+
+
+def test_a_seed_that_fails_does_not_stop_the_others_and_none_outlives_its_parent(tmp_path, cache):
+    settings = {**OFF_POLICY, "steps": 200, "checkpoint_every": 100, "learning_rate": 1e30}
+    args = options_of({"agent": "sac", "env": "gym/Pendulum-v1", **settings, "out": tmp_path / "failing"})
+    process = command("train", "control", *args, "--seeds", "0", "1", "2", cache=cache)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 1
+    for seed in range(3):
+        assert f"seed {seed} failed: " in errors
+        assert read_run(tmp_path / "failing" / f"seed-{seed}").status["state"] == "failed"
+    assert "failed, of 3 runs; the reasons are above" in errors
+
+    settings = {**OFF_POLICY, "steps": 10**7, "checkpoint_every": 10**6}
+    args = options_of({"agent": "sac", "env": "gym/Pendulum-v1", **settings, "out": tmp_path / "long"})
+    process = command("train", "control", *args, "--seeds", "0", "1", cache=cache)
+    runs = [tmp_path / "long" / f"seed-{seed}" for seed in (0, 1)]
+    deadline = time.monotonic() + 120
+    while not all(
+        (run / "metrics.jsonl").exists() and b"loss/" in (run / "metrics.jsonl").read_bytes() for run in runs
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.kill()
+    process.communicate()
+    while any(read_run(run).status["state"] == "running" for run in runs):
+        assert time.monotonic() < deadline + 60
+        time.sleep(0.1)
+    for run in runs:
+        assert read_run(run).status["state"] == "interrupted"
+        assert Run.open(run).latest().step > 100
+
+
 def test_the_same_seed_twice_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"seeds=\[1, 1\] must be different"):
         train_seeds(configure("sac", out=str(tmp_path)), [1, 1])
@@ -269,13 +345,13 @@ def test_the_same_seed_twice_is_refused(tmp_path):
 
 
 class Fragile(gymnasium.Env):
-    """Breaks down at its 130th step."""
+    """Breaks down at its 130th step, in the way that `how` says."""
 
     observation_space = spaces.Box(-1, 1, (3,), np.float32)
     action_space = spaces.Box(-1, 1, (2,), np.float32)
 
-    def __init__(self):
-        self.count = 0
+    def __init__(self, how="raise"):
+        self.count, self.how = 0, how
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -283,16 +359,20 @@ class Fragile(gymnasium.Env):
 
     def step(self, action):
         self.count += 1
-        if self.count == 130:
+        if self.count == 130 and self.how == "raise":
             raise ArithmeticError("the bodies fly apart")
+        if self.count == 130:
+            return np.full(3, np.nan, np.float32), 0.0, False, False, {}
         return np.zeros(3, np.float32), 0.0, False, self.count % 50 == 0, {}
 
 
 @pytest.fixture
 def fragile():
-    gymnasium.register("Fragile-v0", Fragile)
+    for name, how in (("Fragile-v0", "raise"), ("Fragile-v1", "nan")):
+        gymnasium.register(name, Fragile, kwargs={"how": how})
     yield "gym/Fragile-v0"
-    del gymnasium.registry["Fragile-v0"]
+    for name in ("Fragile-v0", "Fragile-v1"):
+        del gymnasium.registry[name]
 
 
 def test_a_simulator_that_breaks_is_named_and_nothing_is_lost(fragile, tmp_path):
@@ -303,6 +383,44 @@ def test_a_simulator_that_breaks_is_named_and_nothing_is_lost(fragile, tmp_path)
     assert record.status["state"] == "failed"
     assert "the bodies fly apart" in record.status["reason"]
     assert Run.open(record.path).latest().step == 120
+
+
+@pytest.mark.parametrize("agent", ["sac", "ppo"])
+def test_an_observation_that_is_not_finite_is_named_before_anything_learns_from_it(agent, fragile, tmp_path):
+    settings = {
+        "steps": 300,
+        "eval_every": 1000,
+        **(OFF_POLICY if agent == "sac" else {**ON_POLICY, "num_envs": 1}),
+    }
+    settings |= {"eval_every": 1000}
+    with pytest.raises(SimulatorError, match=r"NaN or infinity at action 30 of episode 2"):
+        train(configure(agent, env="gym/Fragile-v1", **settings, out=str(tmp_path / "run")))
+
+
+def test_a_simulator_that_breaks_in_an_evaluation_loses_no_step(fragile, tmp_path):
+    """Its evaluations play 50 steps each: the third one, at step 100, breaks down."""
+    settings = {**OFF_POLICY, "steps": 110, "checkpoint_every": 1000, "eval_every": 50, "random_steps": 10}
+    with pytest.raises(SimulatorError, match=r"action 30 of the evaluation from seed \d+: ArithmeticError"):
+        train(configure("sac", env=fragile, **settings, out=str(tmp_path / "run")))
+    assert Run.open(tmp_path / "run").latest().step == 100
+
+
+def test_a_task_of_numbered_states_is_played_and_evaluated(tmp_path):
+    settings = {**ON_POLICY, "steps": 64, "log_every": 64}
+    path = train(configure("ppo-era-exact", env="gym/FrozenLake-v1", **settings, out=str(tmp_path / "run")))
+    _, least = read_run(path).series("realised_entropy/min")
+    assert (least >= 0.1 * np.log(4) - 1e-4).all()
+
+
+def test_a_simulator_that_has_changed_is_not_continued_as_if_it_had_not(copied):
+    shutil.rmtree(Run.open(copied).checkpoints()[-1])
+    (last,) = Run.open(copied).checkpoints()
+    checkpoint = Run.open(copied).latest()
+    moved = {**checkpoint.arrays, "observation": checkpoint.arrays["observation"] + 1e-6}
+    shutil.rmtree(last)
+    Run.open(copied).save(checkpoint.step, moved, checkpoint.state)
+    with pytest.raises(SimulatorError, match="lead the simulator elsewhere"):
+        resume(copied)
 
 
 @pytest.mark.parametrize("agent", ["sac", "ppo"])

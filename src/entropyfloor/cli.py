@@ -69,7 +69,7 @@ def evaluate(args: Sequence[str]) -> None:
     def parse(
         run: Annotated[Path, tyro.conf.Positional],
         episodes: int = 100,
-        seed: int = 1_000_000,
+        seed: int = 0,
         video: Path | None = None,
     ) -> tuple[Path, int, int, Path | None]:
         """Play with the trained policy of a run: returns with intervals, and a video.
@@ -77,7 +77,7 @@ def evaluate(args: Sequence[str]) -> None:
         Args:
             run: A run directory with a checkpoint.
             episodes: How many.
-            seed: Of the episodes; by default none that training or its evaluations used.
+            seed: Of the episodes, which training and its evaluations never use.
             video: Film the first episode into this file, .mp4 or .gif.
         """
         return run, episodes, seed, video

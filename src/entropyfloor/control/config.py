@@ -6,7 +6,9 @@ An agent's settings are those of its class: `SACConfig`, `OBACConfig`, `PPOConfi
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
+from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from entropyfloor.control.agents.sac import EntropyTerm
@@ -40,8 +42,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     # "the agent only on a certain proportion of high-entropy samples": C.1.4; 20 % in arXiv 2506.01939.
     # With one σ for all states there would be no states of high entropy.
     "ppo-high-entropy": {**_PLAIN_PPO, "global_log_std": False, "entropy_share": 0.2},
-    # Choe and Kim 2024, arXiv 2407.18143. Its entropy is in the advantage, not in a bonus.
-    "eapo": {**_PLAIN_PPO, "entropy_coef": 0.0, "entropy_critic": True},
+    # Choe and Kim 2024, arXiv 2407.18143. Its entropy is in the advantage, not in a bonus; with one σ for all
+    # states its critic would have nothing to learn.
+    "eapo": {**_PLAIN_PPO, "global_log_std": False, "entropy_coef": 0.0, "entropy_critic": True},
     "ppo-era": _ERA_PPO,
     "ppo-era-exact": {**_ERA_PPO, "head": "era-exact", "distribution": "truncated"},
 }
@@ -77,10 +80,13 @@ class Range(NamedTuple):
 
 
 COUNT, NATURAL, SHARE = Range(1, math.inf), Range(0, math.inf), Range(0, 1)
+SEED = Range(0, 2**32 - 1)
+"""JAX's keys know no others."""
 POSITIVE, FINITE = Range(0, math.inf, open=True), Range(-math.inf, math.inf, open=True)
 _WORDS = {
     COUNT: "at least 1",
     NATURAL: "finite and at least 0",
+    SEED: "between 0 and 2**32 - 1",
     SHARE: "between 0 and 1",
     POSITIVE: "positive and finite",
     FINITE: "finite",
@@ -89,7 +95,8 @@ RANGES = {
     **dict.fromkeys(("steps", "hidden", "action_repeat", "eval_every", "eval_episodes"), COUNT),
     **dict.fromkeys(("log_every", "checkpoint_every", "batch_size", "updates_per_step", "random_steps"), COUNT),
     **dict.fromkeys(("replay_capacity", "num_envs", "rollout_steps", "minibatch_size", "epochs"), COUNT),
-    **dict.fromkeys(("seed", "threads", "weight_decay", "cloning_weight", "value_coef"), NATURAL),
+    "seed": SEED,
+    **dict.fromkeys(("threads", "weight_decay", "cloning_weight", "value_coef"), NATURAL),
     **dict.fromkeys(("entropy_coef", "clip_low", "clip_high", "entropy_weight"), NATURAL),
     **dict.fromkeys(("discount", "tau", "expectile", "gae_lambda", "entropy_share"), SHARE),
     **dict.fromkeys(("entropy_discount", "entropy_lambda"), SHARE),
@@ -105,9 +112,16 @@ def _names(hint: Any) -> list[str]:
     return [name for part in get_args(hint) for name in _names(part)]
 
 
+def _types(hint: Any) -> tuple[type, ...]:
+    """The plain types in a type, alone or in a union; a whole number will do for a float."""
+    if isinstance(hint, type):
+        return (int, float) if hint is float else (hint,)
+    return tuple(kind for part in get_args(hint) if get_origin(hint) is not Literal for kind in _types(part))
+
+
 @dataclass(frozen=True)
-class ControlConfig:
-    """A run of a control agent. What is left at None follows from `agent` and the rest."""
+class ControlConfig(ABC):
+    """A run of a control agent: `configure` builds one. What is left at None follows from `agent` and the rest."""
 
     agent: str = "sac-era-exact"
     """Preset of head, distribution and entropy."""
@@ -162,9 +176,11 @@ class ControlConfig:
             value, limits = getattr(self, field.name), RANGES.get(field.name)
             if limits is not None and isinstance(value, int | float) and value not in limits:
                 raise ValueError(f"{field.name}={value} must be {_WORDS[limits]}")
-            names = _names(hints[field.name])
-            if names and isinstance(value, str) and value not in names:
-                raise ValueError(f"{field.name}={value!r} must be one of {', '.join(names)}")
+            if value not in (names := _names(hints[field.name])) and not isinstance(
+                value, _types(hints[field.name])
+            ):
+                kinds = [kind.__name__ for kind in _types(hints[field.name]) if kind is not NoneType]
+                raise ValueError(f"{field.name}={value!r} must be one of {', '.join(names + kinds)}")
 
     def resolved(self) -> ControlConfig:
         """The same run with nothing left at None."""
@@ -180,9 +196,9 @@ class ControlConfig:
         }
         return replace(found, **found._missing(defaults))
 
+    @abstractmethod
     def defaults(self) -> dict[str, Any]:
         """What the fields that are still None become, once the preset's are filled in."""
-        raise NotImplementedError
 
     def _missing(self, values: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in values.items() if getattr(self, name) is None}
@@ -197,7 +213,7 @@ class SACConfig(ControlConfig):
     entropy: EntropyTerm | None = None
     """What the losses add for entropy: a learned α, a fixed α, nothing; overrides the preset."""
     residual_entropy: float | Literal["learned"] = 0.0
-    """δ̂, added to H0 under `era` heads: a constant in nats, or learned (Eq. 12)."""
+    """δ̂, added to H0 under heads with a floor: a constant in nats, or learned (Eq. 12)."""
     clamp_target: bool = True
     """Stop H0 + a learned δ̂ at what σ_max allows; without it C.1.1 of the paper can be reproduced."""
     alpha: float = 1.0
@@ -241,6 +257,11 @@ class OBACConfig(SACConfig):
     """Of Vμ: how near to the best that the replay did."""
     cloning_weight: float = 1e-3
     """λ of behaviour cloning."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.settings != "paper":
+            raise ValueError(f"settings={self.settings!r}: OBAC was not released, it has the paper's only")
 
     def defaults(self) -> dict[str, Any]:
         """LayerNorm and tanh in the first layer, ELU in the second: the code that the paper builds on."""
@@ -307,9 +328,9 @@ class PPOConfig(ControlConfig):
 
 
 CONFIGS: dict[str, type[ControlConfig]] = {
-    **dict.fromkeys(("sac", "sac-no-entropy", "sac-era", "sac-era-exact"), SACConfig),
-    **dict.fromkeys(("obac", "obac-era", "obac-era-exact"), OBACConfig),
-    **dict.fromkeys([name for name in PRESETS if "ppo" in name or name == "eapo"], PPOConfig),
+    **dict.fromkeys(get_args(SACName), SACConfig),
+    **dict.fromkeys(get_args(OBACName), OBACConfig),
+    **dict.fromkeys(get_args(PPOName), PPOConfig),
 }
 """The class of each agent's settings."""
 

@@ -7,6 +7,7 @@ since the episode began: replayed from its seed, they lead any deterministic sim
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,6 +29,21 @@ class Step(NamedTuple):
     reward: float
     terminated: bool
     truncated: bool
+
+
+def step(env: Env, action: Any, at: str) -> Step:
+    """One step of a simulator.
+
+    Raises:
+        SimulatorError: It raised, or what it gave is not finite: `at` is where that was.
+    """
+    try:
+        observation, reward, terminated, truncated, _ = env.step(action)
+    except Exception as error:
+        raise SimulatorError(f"the simulator failed at {at}: {type(error).__name__}: {error}") from error
+    if not (np.isfinite(observation).all() and math.isfinite(reward)):
+        raise SimulatorError(f"the simulator gave NaN or infinity at {at}")
+    return Step(observation, float(reward), terminated, truncated)
 
 
 class Episodes:
@@ -53,41 +69,46 @@ class Episodes:
         Raises:
             SimulatorError: The simulator raised.
         """
-        step = self._step(action)
-        self._total += step.reward
-        self.observation = step.observation
-        if step.terminated or step.truncated:
+        result = self._step(action)
+        self._total += result.reward
+        self.observation = result.observation
+        if result.terminated or result.truncated:
             self.returns.append(self._total)
             self.number, self._actions, self._total = self.number + 1, [], 0.0
             self.observation = self._reset()
-        return step
+        return result
 
-    def actions(self) -> np.ndarray:
-        """Those of the episode in progress, `[length, ...]`: with `state`, all that `restore` needs."""
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The actions of the episode in progress, and where they led: with `state`, all that `restore` needs."""
         space = self._env.action_space
-        return np.asarray(self._actions, space.dtype).reshape(-1, *(space.shape or ()))
+        actions = np.asarray(self._actions, space.dtype).reshape(-1, *(space.shape or ()))
+        return {"actions": actions, "observation": self.observation}
 
     def state(self) -> dict[str, Any]:
         """What JSON can hold of where this is."""
         return {"number": self.number, "returns": self.returns}
 
-    def restore(self, state: dict[str, Any], actions: np.ndarray) -> None:
-        """Go to where another one was when it gave this state and these actions."""
+    def restore(self, state: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        """Go to where another one was when it gave this state and these arrays.
+
+        Raises:
+            SimulatorError: The same seed and actions lead elsewhere.
+        """
         self.number, self.returns[:] = state["number"], state["returns"]
         self._actions, self._total = [], 0.0
         self.observation = self._reset()
-        for action in actions:
-            step = self._step(action)
-            self.observation, self._total = step.observation, self._total + step.reward
+        for action in arrays["actions"]:
+            result = self._step(action)
+            self.observation, self._total = result.observation, self._total + result.reward
+        if not np.array_equal(self.observation, arrays["observation"]):
+            raise SimulatorError(
+                "the same seed and actions lead the simulator elsewhere: the run cannot be continued exactly. "
+                "Is its version that of the run's machine.json?"
+            )
 
     def _step(self, action: Any) -> Step:
         self._actions.append(action)
-        try:
-            observation, reward, terminated, truncated, _ = self._env.step(action)
-        except Exception as error:
-            at = f"action {len(self._actions)} of episode {self.number}"
-            raise SimulatorError(f"the simulator failed at {at}: {type(error).__name__}: {error}") from error
-        return Step(observation, float(reward), terminated, truncated)
+        return step(self._env, action, f"action {len(self._actions)} of episode {self.number}")
 
     def _reset(self) -> np.ndarray:
         observation, _ = self._env.reset(seed=self._seed_of(self.number))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from ctypes.util import find_library
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,13 @@ RESAMPLES = 10_000
 """Of the bootstrap."""
 
 
-def evaluate(path: Path, *, episodes: int = 100, seed: int = 1_000_000, video: Path | None = None) -> str:
+def evaluate(path: Path, *, episodes: int = 100, seed: int = 0, video: Path | None = None) -> str:
     """Play `episodes` with the mode action of the last checkpoint, and write `evaluation.json` into the run.
 
     Args:
         path: A run directory.
         episodes: How many.
-        seed: Their seeds follow from it; training uses others, whatever its seed.
+        seed: Their seeds follow from it; training and its evaluations use others, whatever their seed.
         video: Film the first episode into this file, .mp4 or .gif.
 
     Returns:
@@ -42,7 +43,7 @@ def evaluate(path: Path, *, episodes: int = 100, seed: int = 1_000_000, video: P
         raise ValueError(f"episodes={episodes} must be at least 1")
     if video is not None and video.suffix not in (".mp4", ".gif"):
         raise ValueError(f"video={video} must end in .mp4 or .gif")
-    if video is not None and "DISPLAY" not in os.environ:
+    if video is not None and "DISPLAY" not in os.environ and find_library("EGL"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # the simulators read it when they are imported
     run = Run.open(path)
     checkpoint = run.latest()
@@ -57,7 +58,7 @@ def evaluate(path: Path, *, episodes: int = 100, seed: int = 1_000_000, video: P
     film = _Film(env, video, config.action_repeat)
     actor, played = trainer.state.actor, []
     for i in range(episodes):
-        number = seeding.episode(seed, seeding.EVAL_EPISODES, i)
+        number = seeding.episode(seed, seeding.PLAY_EPISODES, i)
         played.append(play.play(actor, number, film.take if video is not None and i == 0 else lambda: None))
     env.close()  # which frees what drew the film
     returns = np.array([episode.total for episode in played])
@@ -119,6 +120,13 @@ class _Film:
         if self._failure is not None:  # of whatever kind: drivers fail in their own ways
             hint = "without a display, try MUJOCO_GL=egl or MUJOCO_GL=osmesa"
             return f"no video         this machine cannot draw it ({self._failure}); {hint}"
+        try:
+            self._write()
+        except Exception as error:
+            return f"no video         {self._path} cannot be written ({type(error).__name__}: {error})"
+        return f"video             {self._path}"
+
+    def _write(self) -> None:
         from imageio import v3 as imageio
 
         assert self._path is not None
@@ -128,4 +136,3 @@ class _Film:
             imageio.imwrite(self._path, frames, duration=1000 / self._rate, loop=0)
         else:
             imageio.imwrite(self._path, frames, plugin="pyav", codec="libx264", fps=round(self._rate))
-        return f"video             {self._path}"

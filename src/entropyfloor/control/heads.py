@@ -31,7 +31,7 @@ Gaussian = TanhNormal | TruncatedNormal | Normal
 Distribution = Gaussian | Categorical
 
 _PINS = ("era", "era-exact")
-_NO_FLOOR = ("clip", "hard-clip")
+_NO_TARGET = ("clip", "hard-clip")
 MOMENTUM = 0.1
 """Weight of a new batch in the running mean M of Eq. 36, as in `ERAGaussian`; the paper states none."""
 
@@ -190,9 +190,14 @@ def tanh_bounded(raw: Float[Array, "..."], low: float, high: float) -> Float[Arr
     return low + 0.5 * (high - low) * (jnp.tanh(raw) + 1.0)
 
 
+def has_target(head: HeadName) -> bool:
+    """Whether the head itself steers an entropy."""
+    return head not in _NO_TARGET
+
+
 def promises_floor(head: HeadName) -> bool:
-    """Whether the head itself puts a floor under an entropy, be it that of the acting policy or not."""
-    return head not in _NO_FLOOR
+    """Whether it puts a floor under an entropy in every state; `era-batch` meets its target on average only."""
+    return has_target(head) and head != "era-batch"
 
 
 def _check_name(what: str, name: str, names: Any) -> None:

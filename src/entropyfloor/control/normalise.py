@@ -44,8 +44,10 @@ class RunningMoments:
         if not (n := len(batch)):
             return
         total = self.count + n
-        delta = batch.mean(axis=0) - self.mean
-        within = self.count * self.variance + n * batch.var(axis=0)
+        # One value at a time is the usual case, and its mean and variance need no computing.
+        mean, variance = (batch[0], 0.0) if n == 1 else (batch.mean(axis=0), batch.var(axis=0))
+        delta = mean - self.mean
+        within = self.count * self.variance + n * variance
         self.variance = (within + delta**2 * (self.count * n / total)) / total
         self.mean = self.mean + delta * (n / total)
         self.count = total
@@ -89,6 +91,11 @@ class RewardScaler:
         self.returns = np.zeros(num_envs)
         self.moments = RunningMoments()
 
+    @property
+    def scale(self) -> float:
+        """What a reward is multiplied with now."""
+        return float(1.0 / np.sqrt(self.moments.variance + VARIANCE_FLOOR))
+
     def __call__(
         self,
         reward: Float[ndarray, " N"],
@@ -106,7 +113,7 @@ class RewardScaler:
             )
         self.returns = self.discount * self.returns + np.asarray(reward, np.float64)
         self.moments.update(self.returns)
-        scaled = reward / np.sqrt(self.moments.variance + VARIANCE_FLOOR)
+        scaled = reward * self.scale
         ended = np.asarray(terminated, bool) | np.asarray(truncated, bool)
         self.returns = np.where(ended, 0.0, self.returns)
         return scaled.clip(-self.clip, self.clip).astype(np.float32)

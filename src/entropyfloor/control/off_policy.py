@@ -27,6 +27,8 @@ def build_agent(config: SACConfig, action_dim: int) -> SAC:
     learned = config.residual_entropy == "learned"
     if learned and config.head not in ("era", "era-batch"):
         raise ValueError(f"residual_entropy=learned is for head='era' or 'era-batch': {config.head!r} needs none")
+    if config.residual_entropy and not heads.has_target(set_(config.head)):
+        raise ValueError(f"residual_entropy={config.residual_entropy} has no use under head={config.head!r}")
     policy = heads.GaussianPolicy(
         set_(config.head),
         set_(config.distribution),
@@ -94,7 +96,7 @@ class OffPolicySeed:
     def arrays(self) -> dict[str, np.ndarray]:
         """With `state`, everything that `restore` needs."""
         stored = {f"replay/{name}": column for name, column in self.replay.arrays().items()}
-        return {**stored, "actions": self.episodes.actions()}
+        return stored | self.episodes.arrays()
 
     def state(self) -> dict[str, Any]:
         """What JSON can hold of the rest."""
@@ -108,7 +110,7 @@ class OffPolicySeed:
         """Continue from where another one was."""
         self.replay.load({name: arrays[f"replay/{name}"] for name in Transition._fields}, state["added"])
         self._rng.bit_generator.state = state["rng"]
-        self.episodes.restore(state["episodes"], arrays["actions"])
+        self.episodes.restore(state["episodes"], arrays)
 
 
 class OffPolicyTrainer(Trainer[SACConfig, OffPolicySeed]):
@@ -125,7 +127,7 @@ class OffPolicyTrainer(Trainer[SACConfig, OffPolicySeed]):
         self.evaluators = [make_evaluator(c, agent, low, s) for c, s in zip(configs, self.seeds, strict=True)]
         if heads.promises_floor(set_(self.config.head)):
             self.promise = {"floor": agent.target_entropy}
-        elif self.config.entropy == "auto":
+        elif self.config.entropy == "auto" or self.config.head == "era-batch":
             self.promise = {"target_entropy": agent.target_entropy}
 
         def act(actor: Any, observation: jax.Array, key: jax.Array, step: jax.Array) -> jax.Array:

@@ -62,6 +62,10 @@ def _continuous(config: PPOConfig, body: MLP, space: spaces.Box) -> tuple[Gaussi
         raise ValueError(
             "head='era-batch' is for SAC and OBAC: PPO's old and new policies need the same σ in a state"
         )
+    if config.min_entropy is not None:
+        raise ValueError(
+            f"min_entropy={config.min_entropy} is for discrete actions: {config.env} needs target_entropy"
+        )
     (action_dim,) = space.shape
     policy = heads.GaussianPolicy(
         set_(config.head),
@@ -119,6 +123,11 @@ class OnPolicySeed:
             reward = self._scaler(reward, terminated, truncated)
         return reward, terminated, truncated, self.view(np.stack([step.observation for step in steps]))
 
+    @property
+    def reward_scale(self) -> float:
+        """What rewards are multiplied with."""
+        return self._scaler.scale if self._config.normalise_rewards else 1.0
+
     def view(self, observations: np.ndarray) -> np.ndarray:
         """Observations as the networks take them."""
         return self._moments.normalise(observations) if self._config.normalise_observations else observations
@@ -127,7 +136,9 @@ class OnPolicySeed:
         """With `state`, everything that `restore` needs."""
         arrays = {f"moments/{name}": value for name, value in self._moments.arrays().items()}
         arrays |= {f"scaler/{name}": value for name, value in self._scaler.arrays().items()}
-        return arrays | {f"actions/{i}": episodes.actions() for i, episodes in enumerate(self.episodes)}
+        for i, episodes in enumerate(self.episodes):
+            arrays |= {f"{i}/{name}": value for name, value in episodes.arrays().items()}
+        return arrays
 
     def state(self) -> dict[str, Any]:
         """What JSON can hold of the rest."""
@@ -138,7 +149,7 @@ class OnPolicySeed:
         self._moments.load({name: arrays[f"moments/{name}"] for name in ("count", "mean", "variance")})
         self._scaler.load({name: arrays[f"scaler/{name}"] for name in ("returns", "count", "mean", "variance")})
         for i, (episodes, where) in enumerate(zip(self.episodes, state["episodes"], strict=True)):
-            episodes.restore(where, arrays[f"actions/{i}"])
+            episodes.restore(where, {name: arrays[f"{i}/{name}"] for name in ("actions", "observation")})
         self.returns[:] = state["returns"]
 
 
@@ -182,7 +193,10 @@ class OnPolicyTrainer(Trainer[PPOConfig, OnPolicySeed]):
                 action, log_prob = self.pick(actions, i), self.pick(log_probs, i)
                 rows[i].append((observation, action, log_prob, *seed.play(action)))
             self.step += config.num_envs * config.action_repeat
-        rollouts = [Rollout(*(np.stack(column) for column in zip(*seed, strict=True))) for seed in rows]
+        rollouts = []
+        for seed, row in zip(self.seeds, rows, strict=True):
+            columns = [np.stack(column) for column in zip(*row, strict=True)]
+            rollouts.append(Rollout(*columns)._replace(reward_scale=np.float32(seed.reward_scale)))
         rollout = self.stack(rollouts)
         self.state, metrics = self._update(self.state, rollout, self._update_keys, np.uint32(self.step))
         return metrics, rollout

@@ -18,11 +18,13 @@ class Progress:
     Args:
         total: Steps of the run.
         label: What stands before it, where several runs share a terminal.
+        bar: Whether a terminal shows a bar; of several processes each would draw over the others'.
         every: Steps between redraws, so that drawing costs nothing.
     """
 
-    def __init__(self, total: int, label: str = "", every: int = 100) -> None:
-        self._console, self._label = Console(), f"{label} · " if label else ""
+    def __init__(self, total: int, label: str = "", bar: bool = True, every: int = 100) -> None:
+        self._console = Console(force_terminal=None if bar else False)
+        self._label = f"{label} · " if label else ""
         self._bar = Bar(
             BarColumn(),
             TaskProgressColumn(),

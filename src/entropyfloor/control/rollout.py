@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from entropyfloor.control.distributions import Categorical
+from entropyfloor.control.episodes import step
 from entropyfloor.control.heads import Distribution
 
 Params = Any
@@ -81,9 +82,10 @@ class Evaluator:
         while running:
             visited.append(self._view(observation))
             watch()
-            action = np.asarray(self._mode(actor, visited[-1]))
-            observation, reward, terminated, truncated, _ = self._env.step(action)
-            total, running = total + float(reward), not (terminated or truncated)
+            action = np.asarray(self._mode(actor, visited[-1]))[()]  # a discrete one as a number
+            result = step(self._env, action, f"action {len(visited)} of the evaluation from seed {seed}")
+            observation, total = result.observation, total + result.reward
+            running = not (result.terminated or result.truncated)
         return Episode(total, np.stack(visited))
 
     def measure(self, actor: Params, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-TRAIN_EPISODES, EVAL_EPISODES, HOST, ACT, UPDATE, INIT = range(6)
+TRAIN_EPISODES, EVAL_EPISODES, HOST, ACT, UPDATE, INIT, PLAY_EPISODES = range(7)
 
 
 def key(seed: int, stream: int) -> jax.Array:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def train_seeds(config: ControlConfig, seeds: Sequence[int]) -> list[Path]:
     """Train several seeds, and go on with those that were begun before.
 
     On an accelerator they advance together in this process, on CPUs each is a process, one for each core. Either
-    way a seed has the same numbers, up to rounding.
+    way a seed has the same numbers, up to rounding. A script that calls this needs `if __name__ == "__main__":`.
 
     Args:
         config: Their settings; `out` is the directory of all of them, by default runs/<env>/<agent>.
@@ -59,6 +60,10 @@ def train_seeds(config: ControlConfig, seeds: Sequence[int]) -> list[Path]:
 
     Returns:
         The run directories, `<out>/seed-<seed>`.
+
+    Raises:
+        ValueError: The same seed twice, or a run in the way that was begun with other settings.
+        RuntimeError: Some of the runs failed; the others are finished.
     """
     if len(set(seeds)) < len(seeds) or not seeds:
         raise ValueError(f"seeds={list(seeds)} must be different ones, at least one")
@@ -66,7 +71,7 @@ def train_seeds(config: ControlConfig, seeds: Sequence[int]) -> list[Path]:
     configs = [replace(config, seed=seed, out=str(home / f"seed-{seed}")).resolved() for seed in seeds]
     if jax.default_backend() != "cpu":
         return _together(configs)
-    _in_processes(configs, workers=os.cpu_count() or 1)
+    _in_processes(configs, workers=max(1, cores() // max(1, config.threads)))
     return [Path(set_(config.out)) for config in configs]
 
 
@@ -77,8 +82,17 @@ def build(configs: Sequence[ControlConfig]) -> Trainer[Any, Any]:
 
 
 def read_config(settings: dict[str, Any]) -> ControlConfig:
-    """The resolved config of a run that was begun with `settings`."""
+    """The resolved config of a run that was begun with `settings`.
+
+    Raises:
+        ValueError: It is no run of a control agent, or of another version, which has other settings.
+    """
+    if settings.get("domain") != "control" or settings.get("agent") not in CONFIGS:
+        found = f"domain={settings.get('domain')!r}, agent={settings.get('agent')!r}"
+        raise ValueError(f"a run of {found} is no run of a control agent that this version knows")
     known = CONFIGS[settings["agent"]].__dataclass_fields__
+    if unknown := sorted(set(settings) - {*known, "domain"}):
+        raise ValueError(f"this version does not know the settings {', '.join(unknown)} of the run")
     return configure(
         settings["agent"], **{k: v for k, v in settings.items() if k in known and k != "agent"}
     ).resolved()
@@ -109,6 +123,16 @@ def _begun(path: Path) -> bool:
     return (path / "config.toml").exists()
 
 
+def _check_same(path: Path, config: ControlConfig) -> None:
+    """Refuse to go on with a run under the name of other settings."""
+    before, now = (asdict(c) for c in (read_config(read_run(path).config), config))
+    other = [
+        f"{name}={before[name]} (now {now[name]})" for name in now if name != "out" and before[name] != now[name]
+    ]
+    if other:
+        raise ValueError(f"{path} was begun with {', '.join(other)}: give the same settings, or another --out")
+
+
 def _together(configs: Sequence[ControlConfig]) -> list[Path]:
     """All seeds in one process."""
     paths = [Path(set_(config.out)) for config in configs]
@@ -117,6 +141,8 @@ def _together(configs: Sequence[ControlConfig]) -> list[Path]:
         return _start(configs)
     if len(begun) < len(paths):
         raise ValueError(f"{begun[0]} was begun and others were not: give only seeds that were begun together")
+    for path, config in zip(paths, configs, strict=True):
+        _check_same(path, config)
     open_ = [path for path in paths if read_run(path).status.get("state") != "finished"]
     if open_:
         _resume(open_)
@@ -124,10 +150,14 @@ def _together(configs: Sequence[ControlConfig]) -> list[Path]:
 
 
 def _in_processes(configs: Sequence[ControlConfig], workers: int) -> None:
-    """Each seed in a process of its own, `workers` at a time; one that fails stops the others, which save."""
+    """Each seed in a process of its own, `workers` at a time; one that fails does not stop the others."""
+    for config in configs:
+        if _begun(path := Path(set_(config.out))):
+            _check_same(path, config)
     context = get_context("spawn")
     waiting = [context.Process(target=_one_seed, args=(config,), name=set_(config.out)) for config in configs]
     running: list[Any] = []
+    failed: list[str] = []
     try:
         while waiting or running:
             while waiting and len(running) < workers:
@@ -137,21 +167,35 @@ def _in_processes(configs: Sequence[ControlConfig], workers: int) -> None:
             for process in [process for process in running if not process.is_alive()]:
                 running.remove(process)
                 if process.exitcode:
-                    raise RuntimeError(
-                        f"{process.name} ended with status {process.exitcode}; the same command goes on with what "
-                        "is not finished"
-                    )
+                    failed.append(process.name)
     finally:
         for process in running:
             if process.pid is not None and process.is_alive():
                 os.kill(process.pid, signal.SIGTERM)  # which saves
         for process in running:
             process.join()
+    if failed:
+        raise RuntimeError(f"{', '.join(failed)} failed, of {len(configs)} runs; the reasons are above")
+
+
+def cores() -> int:
+    """CPUs that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _stop_with_parent() -> None:
+    """Save and stop when the parent is gone, however it went: nobody is left to stop this process."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _one_seed(config: ControlConfig) -> None:
     """One seed in its process: begin it, go on with it, or find it finished."""
     os.setpgrp()  # Ctrl-C reaches it once, through the parent: twice would not let it save
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
     path = Path(set_(config.out))
     try:
         if not _begun(path):

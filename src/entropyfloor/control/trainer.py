@@ -15,6 +15,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from multiprocessing import parent_process
 from typing import Any, Generic, Protocol, TypeVar
 
 import jax
@@ -86,18 +87,20 @@ class Trainer(ABC, Generic[ConfigT, SeedT]):
     def fit(self, runs: Sequence[Run]) -> None:
         """Train to the end. Ctrl-C and SIGTERM save checkpoints first; a second one stops at once."""
         config, logged = self.config, _Clock(self.step)
-        label = "" if len(runs) == 1 else f"{len(runs)} seeds"
+        alone = parent_process() is None  # or one of several processes that share a terminal
+        label = f"{len(runs)} seeds" if len(runs) > 1 else "" if alone else f"seed {config.seed}"
         with ExitStack() as stack:
             for run in runs:
                 stack.enter_context(run.recording())
             interrupted = stack.enter_context(_interruptible())
-            progress = stack.enter_context(Progress(config.steps, label=label))
+            progress = stack.enter_context(Progress(config.steps, label=label, bar=alone))
             if self.step == 0:
                 self._evaluate(runs, progress)
             while self.step < config.steps and not interrupted.is_set():
                 before = self.step
                 metrics, data = self.advance()
                 if metrics is not None:
+                    metrics = jax.device_get(metrics)  # once: single values of single seeds would take their time
                     self._check_finite(metrics, data, runs)
                 progress.advance(self.step)
                 if self._passed(before, config.log_every):
@@ -174,12 +177,17 @@ class Trainer(ABC, Generic[ConfigT, SeedT]):
     def _evaluate(self, runs: Sequence[Run], progress: Progress) -> None:
         found = []
         for i, (run, evaluator) in enumerate(zip(runs, self.evaluators, strict=True)):
-            found.append(evaluator(self.pick(self.state.actor, i)) | self.promise)
+            try:
+                found.append(evaluator(self.pick(self.state.actor, i)) | self.promise)
+            except Exception:
+                if self.step > 0:  # the same episodes would fail again: a resume goes on behind them
+                    self.save(runs)
+                raise
             run.log(self.step, found[-1])
         progress.report(self.step, {name: float(np.mean([line[name] for line in found])) for name in found[0]})
 
     def _check_finite(self, metrics: Metrics, data: Any, runs: Sequence[Run]) -> None:
-        """Stop where a quantity is not finite, and keep what it came from."""
+        """Stop where a quantity is not finite; keep the networks as the update left them, and its data."""
         for i, run in enumerate(runs):
             values = {name: float(self.pick(value, i)) for name, value in metrics.items()}
             if wrong := {name: value for name, value in values.items() if not math.isfinite(value)}:
@@ -235,6 +243,8 @@ def limit_threads(threads: int) -> None:
         os.environ.setdefault("NPROC", str(threads))
     if threads == 1:
         os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
+        # To hand a small policy to another thread and back takes longer than to compute it.
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
@@ -270,6 +280,7 @@ def _interruptible() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
     def handle(*_: Any) -> None:
+        os.write(2, b"\nsaving first; once more stops at once\n")
         event.set()
         restore()
 

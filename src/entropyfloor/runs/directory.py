@@ -116,8 +116,13 @@ class Run:
         for leftover in home.glob(".*"):  # of a kill
             shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir(parents=True)
-        _dump(partial, step, arrays, state, _fingerprint(self.config))
+        try:
+            _dump(partial, step, arrays, state, _fingerprint(self.config))
+        except BaseException:  # a full disk is to have its space back
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         partial.rename(final)
+        self._step = max(self._step, step)
         files.sync(home)
         for old in self.checkpoints()[:-keep]:
             shutil.rmtree(old.rename(home / f".{old.name}.old"))  # a kill in between leaves no half of one

@@ -173,6 +173,7 @@ class Rollout(NamedTuple):
     terminated: Any  # [T, N], the task ended
     truncated: Any  # [T, N], the time was over
     next_observation: Any  # [T, N, obs_dim], what really followed: at an end the last one, not that of the reset
+    reward_scale: Any = 1.0  # [], what the task's rewards were multiplied with
 
 
 class Networks(NamedTuple):
@@ -214,8 +215,9 @@ class PPO:
     policy that acted. It is bootstrapped and cut as V is. The policy ascends `A + τ A_H`, each from `gae`, summed
     and then standardised as one. V_H has a network of its own (the authors' has a body in common with V) whose
     last layer is kept here, as its targets are normalised by PopArt. That, the sum before standardising and the
-    defaults are the authors' code for MuJoCo (rnilva/eapo-ijcai25), which there acts in discretised actions;
-    PopArt on V as well is left to the scaling of rewards. `entropy_coef` should be 0 then.
+    defaults are the authors' code for MuJoCo (rnilva/eapo-ijcai25), which there acts in discretised actions. They
+    normalise V by PopArt as well, where rewards are scaled here: `reward_scale` keeps τ in their units.
+    `entropy_coef` should be 0 then.
 
     Args:
         actor: `observation → outputs`, a tuple: `(mean, raw_log_std)`, or `(logits,)`.
@@ -302,7 +304,10 @@ class PPO:
         self, actor: Params, observation: Float[Array, "*batch o"], key: PRNGKeyArray
     ) -> tuple[Array, Float[Array, "*batch"]]:
         """A sampled action and its log-probability, as a `Rollout` keeps them."""
-        return self.distribution(actor, observation).sample_and_log_prob(seed=key)
+        policy = self.distribution(actor, observation)
+        action = policy.sample(seed=key)
+        # Of the action as it is stored: one that tanh has rounded has another log-probability than its sample had.
+        return action, policy.log_prob(action)
 
     def values(self, critic: Params, observation: Float[Array, "*batch o"]) -> Float[Array, "*batch"]:
         """V(s)."""
@@ -360,7 +365,8 @@ class PPO:
             observations = jnp.stack([rollout.observation, rollout.next_observation])
             now, following = moments.mean + moments.std * self.entropy_values(critic, observations)
             extra = gae(-rollout.log_prob, now, following, *ends, self.entropy_discount, self.entropy_lambda)
-            advantage = advantage + self.entropy_weight * extra
+            # τ weighs nats against the task's own rewards, so the two are scaled alike.
+            advantage = advantage + self.entropy_weight * rollout.reward_scale * extra
             critic, moments = pop_art(critic, moments, extra + now, self.pop_art_rate)
             entropy_return = (extra + now - moments.mean) / moments.std
 

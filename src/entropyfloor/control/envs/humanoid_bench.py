@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import gymnasium
+import mujoco
 import numpy as np
 from gymnasium.wrappers import TimeLimit
 
@@ -62,10 +63,19 @@ class HumanoidBench(gymnasium.Wrapper[Any, Any, Any, Any]):
         np.random.set_state(self._random.get_state())  # noqa: NPY002
         try:
             with self._own_constants():
-                return self.env.reset(seed=seed, options=options)
+                _, info = self.env.reset(seed=seed, options=options)
+                return self._forget(), info
         finally:
             self._random.set_state(np.random.get_state())  # noqa: NPY002
             np.random.set_state(outside)  # noqa: NPY002
+
+    def _forget(self) -> Any:
+        """The first observation, with nothing left of the episode before: two tasks keep a count or a goal."""
+        env: Any = self.unwrapped
+        if hasattr(env.task, "step_counter"):
+            env.task.step_counter = 0
+        mujoco.mj_forward(env.model, env.data)
+        return env.task.get_obs()
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """One control step of 0.02 s."""
