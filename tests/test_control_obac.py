@@ -11,6 +11,7 @@ import optax
 import pytest
 from scipy import stats
 
+from control import distance, pairs, random_batch
 from entropyfloor.control.agents.obac import (
     LOG_DENSITY_RANGE,
     OBAC,
@@ -29,10 +30,6 @@ from entropyfloor.jax.distributions import TanhNormal, TruncatedNormal
 from entropyfloor.runs import Run, read_run
 
 QUICK = {"xla_backend_optimization_level": 0}  # to compile, not to run
-
-
-def pairs(*trees):
-    return zip(*map(jax.tree.leaves, trees), strict=True)
 
 
 # --- losses ----------------------------------------------------------------------------------------------
@@ -158,14 +155,6 @@ def random_state(agent):
     return state._replace(log_alpha=np.log(ALPHA))
 
 
-def random_batch(*shape, seed=2):
-    rng = np.random.default_rng(seed)
-    observation, following = rng.normal(size=(2, *shape, 3))
-    terminated = (rng.random(shape) < 0.3).astype(float)
-    action = rng.uniform(-1, 1, (*shape, 2))
-    return Transition(observation, action, rng.normal(size=shape), terminated, following)
-
-
 def shifted(params, shift):
     """The same network with `shift` added to its value, or to those of both critics."""
 
@@ -174,10 +163,6 @@ def shifted(params, shift):
         return leaf + shift if name.endswith("bias") and leaf.shape == (1,) else leaf
 
     return jax.tree_util.tree_map_with_path(add, params)
-
-
-def distance(one, other):
-    return math.sqrt(sum(float(((a - b) ** 2).sum()) for a, b in pairs(one, other)))
 
 
 def assert_descends(loss, before, after):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from control import assert_same_run, metrics_of
 from entropyfloor.control.config import CONFIGS, PRESETS, configure
 from entropyfloor.control.episodes import SimulatorError
 from entropyfloor.control.train import _resume, _start, read_config, resume, train, train_seeds
@@ -42,22 +43,6 @@ ON_POLICY = {
     "eval_every": 200,
     "log_every": 50,
 }
-
-
-def metrics_of(path):
-    """What was logged, without the wall clock."""
-    clock = ("seconds", "steps_per_second")
-    return [{k: v for k, v in line.items() if k not in clock} for line in read_run(path).lines]
-
-
-def assert_same_run(one, other):
-    assert metrics_of(one) == metrics_of(other)
-    first, second = (Run.open(path).latest() for path in (one, other))
-    assert (first.step, first.state) == (second.step, second.state)
-    assert first.arrays.keys() == second.arrays.keys()
-    for name, array in first.arrays.items():
-        assert array.dtype == second.arrays[name].dtype
-        np.testing.assert_array_equal(array, second.arrays[name], err_msg=name)
 
 
 # --- settings --------------------------------------------------------------------------------------------

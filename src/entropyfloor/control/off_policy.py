@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import optax
 from gymnasium import spaces
@@ -18,7 +17,7 @@ from entropyfloor.control.config import OBACConfig, SACConfig, set_
 from entropyfloor.control.episodes import Episodes
 from entropyfloor.control.networks import MLP, Critics, GaussianActor, Value
 from entropyfloor.control.replay import Replay, Transition
-from entropyfloor.control.trainer import Metrics, Trainer, make_env, make_evaluator
+from entropyfloor.control.trainer import Metrics, Trainer, make_env
 
 
 def build_agent(config: SACConfig, action_dim: int) -> SAC:
@@ -118,26 +117,13 @@ class OffPolicyTrainer(Trainer[SACConfig, OffPolicySeed]):
 
     def __init__(self, configs: Sequence[SACConfig]) -> None:
         super().__init__(configs)
-        self.seeds = [OffPolicySeed(config) for config in configs]
-        obs_dim, action_dim = self.seeds[0].obs_dim, self.seeds[0].action_dim
-        self.agent = agent = build_agent(self.config, action_dim)
-        keys = [seeding.key(config.seed, seeding.INIT) for config in configs]
-        self.state = self.stack([agent.init(key, obs_dim, action_dim) for key in keys])
-        low = set_(self.config.log_std_min)
-        self.evaluators = [make_evaluator(c, agent, low, s) for c, s in zip(configs, self.seeds, strict=True)]
+        seeds = [OffPolicySeed(config) for config in configs]
+        agent = build_agent(self.config, seeds[0].action_dim)
+        self.begin(agent, seeds, (seeds[0].obs_dim, seeds[0].action_dim), agent.update_many)
         if heads.promises_floor(set_(self.config.head)):
             self.promise = {"floor": agent.target_entropy}
         elif self.config.entropy == "auto" or self.config.head == "era-batch":
             self.promise = {"target_entropy": agent.target_entropy}
-
-        def act(actor: Any, observation: jax.Array, key: jax.Array, step: jax.Array) -> jax.Array:
-            return agent.act(actor, observation, jax.random.fold_in(key, step))
-
-        def update(state: Any, batches: Transition, key: jax.Array, step: jax.Array) -> tuple[Any, Metrics]:
-            return agent.update_many(state, batches, jax.random.fold_in(key, step))
-
-        self._act, self._update = self.across_seeds(act), self.across_seeds(update, donate_argnums=0)
-        self._act_keys, self._update_keys = self.keys(seeding.ACT), self.keys(seeding.UPDATE)
 
     def advance(self) -> tuple[Metrics | None, Any]:
         """One action of each seed, and as many updates as the config says."""

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from gymnasium import spaces
 
@@ -17,7 +16,7 @@ from entropyfloor.control.config import PPOConfig, set_
 from entropyfloor.control.episodes import Episodes
 from entropyfloor.control.networks import MLP, CategoricalActor, GaussianActor, Value
 from entropyfloor.control.normalise import RewardScaler, RunningMoments
-from entropyfloor.control.trainer import Metrics, Trainer, make_env, make_evaluator
+from entropyfloor.control.trainer import Metrics, Trainer, make_env
 
 
 def build_agent(config: PPOConfig, action_space: spaces.Space[Any]) -> PPO:
@@ -158,28 +157,13 @@ class OnPolicyTrainer(Trainer[PPOConfig, OnPolicySeed]):
 
     def __init__(self, configs: Sequence[PPOConfig]) -> None:
         super().__init__(configs)
-        self.seeds = [OnPolicySeed(config) for config in configs]
-        first = self.seeds[0]
-        self.agent = agent = build_agent(self.config, first.action_space)
-        keys = [seeding.key(config.seed, seeding.INIT) for config in configs]
-        self.state = self.stack([agent.init(key, first.obs_dim, 0) for key in keys])
-        low = set_(self.config.log_std_min)
-        self.evaluators = [make_evaluator(c, agent, low, s) for c, s in zip(configs, self.seeds, strict=True)]
+        seeds = [OnPolicySeed(config) for config in configs]
+        agent = build_agent(self.config, seeds[0].action_space)
+        self.begin(agent, seeds, (seeds[0].obs_dim, 0), agent.update)
         policy: Any = agent.policy
         if heads.promises_floor(policy.head):
             discrete = isinstance(policy, heads.CategoricalPolicy)
             self.promise = {"floor": policy.min_entropy if discrete else policy.target_entropy}
-
-        def act(
-            actor: Any, observation: jax.Array, key: jax.Array, step: jax.Array
-        ) -> tuple[jax.Array, jax.Array]:
-            return agent.act(actor, observation, jax.random.fold_in(key, step))
-
-        def update(state: Any, rollout: Rollout, key: jax.Array, step: jax.Array) -> tuple[Any, Metrics]:
-            return agent.update(state, rollout, jax.random.fold_in(key, step))
-
-        self._act, self._update = self.across_seeds(act), self.across_seeds(update, donate_argnums=0)
-        self._act_keys, self._update_keys = self.keys(seeding.ACT), self.keys(seeding.UPDATE)
 
     def advance(self) -> tuple[Metrics | None, Any]:
         """A rollout of each seed, and an update from it."""

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from entropyfloor.control import seeding
-from entropyfloor.control.config import ControlConfig
+from entropyfloor.control.config import ControlConfig, set_
 from entropyfloor.control.envs import make
 from entropyfloor.control.episodes import Env
 from entropyfloor.control.progress import Progress
@@ -74,6 +74,29 @@ class Trainer(ABC, Generic[ConfigT, SeedT]):
         self.evaluators: list[Evaluator] = []
         self.promise: dict[str, float] = {}
         """What the realised entropy is shown beside."""
+
+    def begin(
+        self, agent: Any, seeds: list[SeedT], sizes: tuple[int, int], update: Callable[[Any, Any, Any], Any]
+    ) -> None:
+        """Fresh states of all seeds, their evaluations, and what `advance` computes with.
+
+        Args:
+            agent: With `init`, `act` and `distribution`.
+            seeds: The host's side, one for each config.
+            sizes: Widths of an observation and an action.
+            update: `(state, data, key) → (state, metrics)`.
+        """
+        self.agent, self.seeds = agent, seeds
+        keys = [seeding.key(config.seed, seeding.INIT) for config in self.configs]
+        self.state = self.stack([agent.init(key, *sizes) for key in keys])
+        self.evaluators = [make_evaluator(c, agent, s) for c, s in zip(self.configs, seeds, strict=True)]
+
+        def keyed(function: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any, Any], Any]:
+            return lambda state, data, key, step: function(state, data, jax.random.fold_in(key, step))
+
+        self._act = self.across_seeds(keyed(agent.act))
+        self._update = self.across_seeds(keyed(update), donate_argnums=0)
+        self._act_keys, self._update_keys = self.keys(seeding.ACT), self.keys(seeding.UPDATE)
 
     @abstractmethod
     def advance(self) -> tuple[Metrics | None, Any]:
@@ -228,10 +251,11 @@ def make_env(config: ControlConfig) -> Env:
     )
 
 
-def make_evaluator(config: ControlConfig, agent: Any, log_std_min: float, seed: Seed) -> Evaluator:
+def make_evaluator(config: ControlConfig, agent: Any, seed: Seed) -> Evaluator:
     """Evaluation on an environment and episodes of its own."""
     episodes = [seeding.episode(config.seed, seeding.EVAL_EPISODES, i) for i in range(config.eval_episodes)]
-    return Evaluator(make_env(config), agent.distribution, episodes, log_std_min, view=seed.view)
+    low = set_(config.log_std_min)
+    return Evaluator(make_env(config), agent.distribution, episodes, low, view=seed.view)
 
 
 def limit_threads(threads: int) -> None:

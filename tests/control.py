@@ -1,0 +1,41 @@
+"""What the tests of several agents share: batches, trees of parameters, and when two runs are the same."""
+
+import math
+
+import jax
+import numpy as np
+
+from entropyfloor.control.replay import Transition
+from entropyfloor.runs import Run, read_run
+
+
+def random_batch(*shape, seed=2):
+    rng = np.random.default_rng(seed)
+    observation, following = rng.normal(size=(2, *shape, 3))
+    terminated = (rng.random(shape) < 0.3).astype(float)
+    action = rng.uniform(-1, 1, (*shape, 2))
+    return Transition(observation, action, rng.normal(size=shape), terminated, following)
+
+
+def pairs(*trees):
+    return zip(*map(jax.tree.leaves, trees), strict=True)
+
+
+def distance(one, other):
+    return math.sqrt(sum(float(((a - b) ** 2).sum()) for a, b in pairs(one, other)))
+
+
+def metrics_of(path):
+    """What was logged, without the wall clock."""
+    clock = ("seconds", "steps_per_second")
+    return [{k: v for k, v in line.items() if k not in clock} for line in read_run(path).lines]
+
+
+def assert_same_run(one, other):
+    assert metrics_of(one) == metrics_of(other)
+    first, second = (Run.open(path).latest() for path in (one, other))
+    assert (first.step, first.state) == (second.step, second.state)
+    assert first.arrays.keys() == second.arrays.keys()
+    for name, array in first.arrays.items():
+        assert array.dtype == second.arrays[name].dtype
+        np.testing.assert_array_equal(array, second.arrays[name], err_msg=name)
