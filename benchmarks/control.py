@@ -22,7 +22,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium
 import jax
@@ -40,6 +40,7 @@ from entropyfloor.control.envs import make
 from entropyfloor.control.replay import Replay, Transition
 from entropyfloor.control.train import build
 from entropyfloor.runs import machine
+from pairs import Side, compare
 
 TASK = "gym/HalfCheetah-v4"
 HUMANOID, WALKER, CHEETAH = (67, 21), (24, 6), (17, 6)
@@ -55,15 +56,6 @@ MORE = 4
 """How many times more rounds there are where a turn is short, or a difference smaller than its noise."""
 
 Sizes = tuple[int, int]
-Pairs = list[tuple[str, str]]
-
-
-class Side(NamedTuple):
-    """What takes turns with others."""
-
-    turn: Callable[[], object]
-    count: int
-    """How much a turn does: updates, or environment steps."""
 
 
 class Noise(gymnasium.Env):
@@ -178,39 +170,6 @@ def simulator(steps: int) -> Side:
                 env.reset()
 
     return Side(play, steps)
-
-
-def measure(sides: dict[str, Side], rounds: int) -> dict[str, np.ndarray]:
-    """CPU-seconds per update or step, one value a round, all sides in each round in random order."""
-    for side in sides.values():
-        side.turn(), side.turn()
-    rng, seconds = np.random.default_rng(0), {name: np.empty(rounds) for name in sides}
-    for i in range(rounds):
-        for name in rng.permutation(list(sides)):
-            start = time.process_time()
-            sides[name].turn()
-            seconds[name][i] = (time.process_time() - start) / sides[name].count
-    return seconds
-
-
-def median(values: np.ndarray) -> tuple[float, float, float]:
-    """The median and its 95 % bootstrap interval."""
-    rng = np.random.default_rng(0)
-    draws = np.median(values[rng.integers(len(values), size=(2000, len(values)))], axis=1)
-    return float(np.median(values)), *np.quantile(draws, [0.025, 0.975])
-
-
-def compare(title: str, unit: str, sides: dict[str, Side], pairs: Pairs, rounds: int, limit: float = 0) -> None:
-    """Print the rate of each side, its share of the highest possible one if known, and ratios of pairs."""
-    seconds = measure(sides, rounds)
-    print(f"\n{title}; {rounds} rounds")
-    print(f"{'':<16}{f'{unit} per CPU-second':>32}{'share of limit' if limit else '':>16}")
-    for name, values in seconds.items():
-        rate = 1 / np.median(values)
-        print(f"{name:<16}{rate:>32,.1f}{f'{rate / limit:.0%}' if limit else '':>16}")
-    for one, other in pairs:
-        middle, low, high = median(seconds[one] / seconds[other])
-        print(f"time of {one} / time of {other}: {middle:.3f} [{low:.3f}, {high:.3f}]", flush=True)
 
 
 def flops(sizes: Sizes, hidden: int) -> float:

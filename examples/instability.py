@@ -51,7 +51,7 @@ class Instability:
 
     env: str = "dmc/walker-run"
     """Environment, `suite/task`."""
-    steps: int = 60_000
+    steps: int = 40_000
     """Environment steps of each run; each action is applied twice."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Runs of each arm."""

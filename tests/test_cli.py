@@ -127,7 +127,7 @@ def test_train_then_report(trained, tmp_path, capsys):
 
 def test_a_run_says_where_it_is_and_what_comes_next(finished, home):
     path, (*steps, run, report) = finished
-    assert [line.split(" · ")[0] for line in steps] == ["step 0/60", "step 60/60"]
+    assert [line.split(" · ")[0] for line in steps] == ["0/60 steps", "60/60 steps"]
     assert all("(target -0.50)" in line for line in steps)
     assert (run, report) == (f"run: {path}", f"report: entropyfloor report {path}")
     assert main(report.split()[2:]) == 0
@@ -208,3 +208,19 @@ def test_the_process_exits_with_the_status():
     done = subprocess.run([sys.executable, "-m", "entropyfloor.cli", "nonsense"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "there is no command 'nonsense'" in done.stderr
+
+
+def test_a_classifier_is_trained_judged_and_goes_on(home, capsys):
+    small = ["--model", "test_resnet", "--batch-size", "64", "--threads", "1", "--min-entropy", "0.3"]
+    assert main(["train", "vision", *small, "--epochs", "1", "--out", "seen", "--dataset", "digits"]) == 0
+    assert "run: seen" in capsys.readouterr().out
+    assert main(["evaluate", "seen"]) == 0
+    out = capsys.readouterr().out
+    assert "epoch 1, 359 test images" in out
+    assert "(floor 0.3)" in out
+    assert (home / "seen" / "evaluation.json").exists()
+    assert main(["evaluate", "seen", "--episodes", "3"]) == 2
+    assert "--episodes is nothing that a run of domain='vision' knows" in capsys.readouterr().err
+    assert main(["train", "vision", "--resume", "seen", "--epochs", "2"]) == 2
+    assert "--resume goes alone" in capsys.readouterr().err
+    assert main(["train", "vision", "--resume", "seen"]) == 0

@@ -11,8 +11,8 @@ from entropyfloor.runs import read_run
 ROOT = Path(__file__).parents[1]
 
 
-def run(*args):
-    return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, timeout=500)
+def run(*args, limit=500):
+    return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, timeout=limit)
 
 
 @pytest.mark.slow
@@ -51,6 +51,7 @@ def test_the_benchmark_of_activations_runs():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # three libraries compile every agent in several sizes
 @pytest.mark.parametrize(
     ("part", "line"),
     [
@@ -60,6 +61,6 @@ def test_the_benchmark_of_activations_runs():
     ],
 )
 def test_the_benchmark_of_agents_runs(part, line):
-    done = run("benchmarks/control.py", "--parts", part, "--rounds", "2", "--steps", "64")
+    done = run("benchmarks/control.py", "--parts", part, "--rounds", "2", "--steps", "64", limit=1100)
     assert done.returncode == 0, done.stderr
     assert line in done.stdout

@@ -85,3 +85,16 @@ def test_inverse_kappa_is_lamberts(log_kappa):
 def test_discrete_targets_out_of_reach(arguments, message):
     with pytest.raises(ValueError, match=message):
         targets.softmax_kappa_range(*arguments)
+
+
+@pytest.mark.parametrize(("n", "min_entropy", "kept"), [(10, 0.6, True), (1000, 1.2, True), (10, 2.2, False)])
+def test_a_mean_of_floored_logits_keeps_low_floors(n, min_entropy, kept):
+    """Against the entropy of all corners of the box that floored logits lie in, in NumPy."""
+    least, top = targets.softmax_kappa_range(n, min_entropy, 4.0, "calibrated")
+    low, high = targets.inverse_kappa(least), targets.inverse_kappa(top)
+    corners = np.where(np.arange(n) < np.arange(1, n)[:, None], high, low)
+    p = np.exp(corners - np.logaddexp.reduce(corners, axis=1, keepdims=True))
+    entropy = -(p * np.log(p)).sum(axis=1)
+    assert entropy[0] == pytest.approx(min_entropy, abs=1e-9)
+    assert (entropy.min() >= min_entropy - 1e-9) == kept
+    assert targets.mean_keeps_floor(n, min_entropy) == kept

@@ -1,4 +1,4 @@
-"""The command line: `entropyfloor train control`, `entropyfloor report`, `entropyfloor doctor`.
+"""The command line: `entropyfloor train control`, `entropyfloor train vision`, `entropyfloor report`, ….
 
 Each command imports what it needs when it is called, so that a report needs no simulator and help appears at once.
 """
@@ -14,6 +14,7 @@ from entropyfloor import __version__
 from entropyfloor.extras import require
 
 T = TypeVar("T")
+RESUME_ALONE = "--resume goes alone: a resumed run keeps the settings that it began with"
 
 
 def train_control(args: Sequence[str]) -> None:
@@ -47,43 +48,88 @@ def train_control(args: Sequence[str]) -> None:
         """
     config, path, seeds = _parse(parse, "train control", args)
     if path is not None and (agent or seeds or config != kind()):
-        raise ValueError("--resume goes alone: a resumed run keeps the settings that it began with")
+        raise ValueError(RESUME_ALONE)
     if path is not None:
         paths = [resume(path)]
     elif seeds:
         paths = train_seeds(config, seeds)
     else:
         paths = [train(config)]
-    for path in paths:
-        print(f"run: {path}")
-    print(f"report: entropyfloor report {paths[0] if len(paths) == 1 else paths[0].parent}")
+    _say_where(paths)
+
+
+def train_vision(args: Sequence[str]) -> None:
+    """Train an image classifier."""
+    from entropyfloor.vision.train import VisionConfig, resume, train, train_seeds
+
+    require("vision", "tyro")
+    import tyro
+
+    def parse(
+        config: tyro.conf.OmitArgPrefixes[VisionConfig],
+        resume: Path | None = None,
+        seeds: tuple[int, ...] = (),
+    ) -> tuple[VisionConfig, Path | None, tuple[int, ...]]:
+        """Train an image classifier.
+
+        Any of timm, with a floor under the entropy of its predictions, with its rivals, or plain.
+
+        Args:
+            config: Settings.
+            resume: Continue the run in this directory, with the settings that it began with.
+            seeds: Train these instead of `seed`, one process a core. The same command goes on with what it began.
+        """
+        return config, resume, seeds
+
+    config, path, seeds = _parse(parse, "train vision", args)
+    if path is not None and (seeds or config != VisionConfig()):
+        raise ValueError(RESUME_ALONE)
+    if path is not None:
+        paths = [resume(path)]
+    elif seeds:
+        paths = train_seeds(config, seeds)
+    else:
+        paths = [train(config)]
+    _say_where(paths)
 
 
 def evaluate(args: Sequence[str]) -> None:
-    """Play with the trained policy of a run: returns with intervals, and a video."""
-    from entropyfloor.control.evaluate import evaluate as play
-
-    require("control", "tyro")
+    """Judge what a run has trained: a policy or a classifier, with intervals."""
+    require("report", "tyro")
     import tyro
 
     def parse(
         run: Annotated[Path, tyro.conf.Positional],
-        episodes: int = 100,
-        seed: int = 0,
+        episodes: int | None = None,
+        seed: int | None = None,
         video: Path | None = None,
-    ) -> tuple[Path, int, int, Path | None]:
-        """Play with the trained policy of a run: returns with intervals, and a video.
+        data_dir: Path | None = None,
+    ) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+        """Judge what a run has trained: a policy or a classifier, with intervals.
 
         Args:
             run: A run directory with a checkpoint.
-            episodes: How many.
-            seed: Of the episodes, which training and its evaluations never use.
-            video: Film the first episode into this file, .mp4 or .gif.
+            episodes: Policies: how many to play, 100 by default.
+            seed: Policies: of the episodes, which training and its evaluations never use; 0 by default.
+            video: Policies: film the first episode into this file, .mp4 or .gif.
+            data_dir: Classifiers: where the dataset is now, if it was moved.
         """
-        return run, episodes, seed, video
+        return run, {"episodes": episodes, "seed": seed, "video": video}, {"data_dir": data_dir}
 
-    run, episodes, seed, video = _parse(parse, "evaluate", args)
-    print(play(run, episodes=episodes, seed=seed, video=video))
+    run, policies, classifiers = _parse(parse, "evaluate", args)
+    from entropyfloor.runs import read_run
+
+    domain = read_run(run).config.get("domain")
+    given, others = (classifiers, policies) if domain == "vision" else (policies, classifiers)
+    if wrong := [name for name, value in others.items() if value is not None]:
+        raise ValueError(f"--{wrong[0].replace('_', '-')} is nothing that a run of domain={domain!r} knows")
+    options = {name: value for name, value in given.items() if value is not None}
+    judge: Any
+    if domain == "vision":
+        from entropyfloor.vision.evaluate import evaluate as judge
+    else:
+        from entropyfloor.control.evaluate import evaluate as judge
+    print(judge(run, **options))
 
 
 def report(args: Sequence[str]) -> None:
@@ -122,7 +168,7 @@ def doctor(args: Sequence[str]) -> None:
     lines = {name.replace("_", " "): value for name, value in found["hardware"].items()}
     lines |= {"system": found["system"], "free disk here": f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GB"}
     lines |= found["versions"]
-    for room in ("torch", "jax", "control", "report"):
+    for room in ("torch", "jax", "control", "vision", "report"):
         try:
             importlib.import_module(f"entropyfloor.{room}")
             lines[f"entropyfloor.{room}"] = "ready"
@@ -133,6 +179,7 @@ def doctor(args: Sequence[str]) -> None:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train control": train_control,
+    "train vision": train_vision,
     "evaluate": evaluate,
     "report": report,
     "doctor": doctor,
@@ -177,6 +224,12 @@ def _guarded(command: Callable[[Sequence[str]], None], args: Sequence[str]) -> i
         print(f"stopped{': ' if error.args else ''}{error}", file=sys.stderr)
         return 130
     return 0
+
+
+def _say_where(paths: Sequence[Path]) -> None:
+    for path in paths:
+        print(f"run: {path}")
+    print(f"report: entropyfloor report {paths[0] if len(paths) == 1 else paths[0].parent}")
 
 
 def _value_of(option: str, args: Sequence[str]) -> str | None:

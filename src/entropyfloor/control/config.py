@@ -5,15 +5,14 @@ An agent's settings are those of its class: `SACConfig`, `OBACConfig`, `PPOConfi
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields, replace
-from types import NoneType
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 from entropyfloor.control.agents.sac import EntropyTerm
 from entropyfloor.control.heads import DistributionName, HeadName
 from entropyfloor.control.networks import ActivationName
+from entropyfloor.runs.settings import COUNT, FINITE, NATURAL, POSITIVE, SEED, SHARE, check
 
 SACName = Literal["sac", "sac-no-entropy", "sac-era", "sac-era-exact"]
 OBACName = Literal["obac", "obac-era", "obac-era-exact"]
@@ -66,31 +65,6 @@ HARD_LOG_STD = (-20.0, 2.0)
 """Bounds of log σ where it is cut: so wide that they bind in accidents only (Stable-Baselines3)."""
 
 
-class Range(NamedTuple):
-    """Where a number must be."""
-
-    low: float
-    high: float
-    open: bool = False
-    """Whether the ends themselves are out."""
-
-    def __contains__(self, value: object) -> bool:
-        assert isinstance(value, int | float)
-        return self.low < value < self.high if self.open else self.low <= value <= self.high and value < math.inf
-
-
-COUNT, NATURAL, SHARE = Range(1, math.inf), Range(0, math.inf), Range(0, 1)
-SEED = Range(0, 2**32 - 1)
-"""JAX's keys know no others."""
-POSITIVE, FINITE = Range(0, math.inf, open=True), Range(-math.inf, math.inf, open=True)
-_WORDS = {
-    COUNT: "at least 1",
-    NATURAL: "finite and at least 0",
-    SEED: "between 0 and 2**32 - 1",
-    SHARE: "between 0 and 1",
-    POSITIVE: "positive and finite",
-    FINITE: "finite",
-}
 RANGES = {
     **dict.fromkeys(("steps", "hidden", "action_repeat", "eval_every", "eval_episodes"), COUNT),
     **dict.fromkeys(("log_every", "checkpoint_every", "batch_size", "updates_per_step", "random_steps"), COUNT),
@@ -103,20 +77,6 @@ RANGES = {
     **dict.fromkeys(("learning_rate", "alpha", "max_grad_norm"), POSITIVE),
     **dict.fromkeys(("residual_entropy", "log_std_min", "log_std_max"), FINITE),
 }
-
-
-def _names(hint: Any) -> list[str]:
-    """The strings that a type lists, alone or in a union."""
-    if get_origin(hint) is Literal:
-        return list(get_args(hint))
-    return [name for part in get_args(hint) for name in _names(part)]
-
-
-def _types(hint: Any) -> tuple[type, ...]:
-    """The plain types in a type, alone or in a union; a whole number will do for a float."""
-    if isinstance(hint, type):
-        return (int, float) if hint is float else (hint,)
-    return tuple(kind for part in get_args(hint) if get_origin(hint) is not Literal for kind in _types(part))
 
 
 @dataclass(frozen=True)
@@ -171,16 +131,7 @@ class ControlConfig(ABC):
     """CPU threads for XLA; 0 leaves the choice to XLA. One process per core beats one process on all of them."""
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for field in fields(self):
-            value, limits = getattr(self, field.name), RANGES.get(field.name)
-            if limits is not None and isinstance(value, int | float) and value not in limits:
-                raise ValueError(f"{field.name}={value} must be {_WORDS[limits]}")
-            if value not in (names := _names(hints[field.name])) and not isinstance(
-                value, _types(hints[field.name])
-            ):
-                kinds = [kind.__name__ for kind in _types(hints[field.name]) if kind is not NoneType]
-                raise ValueError(f"{field.name}={value!r} must be one of {', '.join(names + kinds)}")
+        check(self, RANGES)
 
     def resolved(self) -> ControlConfig:
         """The same run with nothing left at None."""

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-import threading
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +14,7 @@ from entropyfloor.control.off_policy import OffPolicyTrainer
 from entropyfloor.control.on_policy import OnPolicyTrainer
 from entropyfloor.control.trainer import Trainer
 from entropyfloor.runs import Run, read_run
+from entropyfloor.runs.processes import cores, each_in_its_process
 
 __all__ = ["ControlConfig", "build", "configure", "resume", "train", "train_seeds"]
 
@@ -71,8 +66,13 @@ def train_seeds(config: ControlConfig, seeds: Sequence[int]) -> list[Path]:
     configs = [replace(config, seed=seed, out=str(home / f"seed-{seed}")).resolved() for seed in seeds]
     if jax.default_backend() != "cpu":
         return _together(configs)
-    _in_processes(configs, workers=max(1, cores() // max(1, config.threads)))
-    return [Path(set_(config.out)) for config in configs]
+    paths = [Path(set_(config.out)) for config in configs]
+    for path, config in zip(paths, configs, strict=True):
+        if _begun(path):
+            _check_same(path, config)
+    names = [f"seed {config.seed}" for config in configs]
+    each_in_its_process(_one_seed, configs, names, workers=max(1, cores() // max(1, config.threads)))
+    return paths
 
 
 def build(configs: Sequence[ControlConfig]) -> Trainer[Any, Any]:
@@ -149,60 +149,10 @@ def _together(configs: Sequence[ControlConfig]) -> list[Path]:
     return paths
 
 
-def _in_processes(configs: Sequence[ControlConfig], workers: int) -> None:
-    """Each seed in a process of its own, `workers` at a time; one that fails does not stop the others."""
-    for config in configs:
-        if _begun(path := Path(set_(config.out))):
-            _check_same(path, config)
-    context = get_context("spawn")
-    waiting = [context.Process(target=_one_seed, args=(config,), name=set_(config.out)) for config in configs]
-    running: list[Any] = []
-    failed: list[str] = []
-    try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                running.append(waiting.pop(0))
-                running[-1].start()
-            wait([process.sentinel for process in running])
-            for process in [process for process in running if not process.is_alive()]:
-                running.remove(process)
-                if process.exitcode:
-                    failed.append(process.name)
-    finally:
-        for process in running:
-            if process.pid is not None and process.is_alive():
-                os.kill(process.pid, signal.SIGTERM)  # which saves
-        for process in running:
-            process.join()
-    if failed:
-        raise RuntimeError(f"{', '.join(failed)} failed, of {len(configs)} runs; the reasons are above")
-
-
-def cores() -> int:
-    """CPUs that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def _stop_with_parent() -> None:
-    """Save and stop when the parent is gone, however it went: nobody is left to stop this process."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 def _one_seed(config: ControlConfig) -> None:
-    """One seed in its process: begin it, go on with it, or find it finished."""
-    os.setpgrp()  # Ctrl-C reaches it once, through the parent: twice would not let it save
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    """One seed: begin it, go on with it, or find it finished."""
     path = Path(set_(config.out))
-    try:
-        if not _begun(path):
-            train(config)
-        elif read_run(path).status.get("state") != "finished":
-            resume(path)
-    except KeyboardInterrupt as error:
-        sys.exit(f"seed {config.seed} stopped: {error}")
-    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
-        sys.exit(f"seed {config.seed} failed: {error}")
+    if not _begun(path):
+        train(config)
+    elif read_run(path).status.get("state") != "finished":
+        resume(path)

@@ -25,10 +25,11 @@ from entropyfloor.control import seeding
 from entropyfloor.control.config import ControlConfig, set_
 from entropyfloor.control.envs import make
 from entropyfloor.control.episodes import Env
-from entropyfloor.control.progress import Progress
 from entropyfloor.control.rollout import Evaluator
 from entropyfloor.runs import Checkpoint, Run
+from entropyfloor.runs.progress import Progress
 
+_AIMS = (("floor", "floor"), ("target", "target_entropy"))
 Metrics = dict[str, Any]
 ConfigT = TypeVar("ConfigT", bound=ControlConfig)
 
@@ -207,7 +208,10 @@ class Trainer(ABC, Generic[ConfigT, SeedT]):
                     self.save(runs)
                 raise
             run.log(self.step, found[-1])
-        progress.report(self.step, {name: float(np.mean([line[name] for line in found])) for name in found[0]})
+        mean = {name: float(np.mean([line[name] for line in found])) for name in found[0]}
+        aim = [f"{word} {mean[name]:.2f}" for word, name in _AIMS if name in mean]
+        entropy = f"entropy {mean['realised_entropy']:.2f} ({', '.join(aim) or 'no floor'})"
+        progress.report(self.step, f"return {mean['return']:.1f} · {entropy}")
 
     def _check_finite(self, metrics: Metrics, data: Any, runs: Sequence[Run]) -> None:
         """Stop where a quantity is not finite; keep the networks as the update left them, and its data."""

@@ -43,6 +43,16 @@ QUANTITIES: dict[str, Quantity] = {
     "learning_rate": Quantity("Learning rate"),
     "grad_norm/actor": Quantity("Gradient norm of the actor"),
     "grad_norm/critic": Quantity("Gradient norm of the critics"),
+    # classification
+    "top1": Quantity("Top-1 accuracy"),
+    "top5": Quantity("Top-5 accuracy"),
+    "nll": Quantity("Negative log-likelihood", "nats"),
+    "brier": Quantity("Brier score"),
+    "ece": Quantity("Expected calibration error"),
+    "saturation": Quantity("Share of inputs whose raw logits are more than 10 apart"),
+    "auroc": Quantity("AUROC of confidence against out-of-distribution inputs"),
+    "loss": Quantity("Training loss"),
     # the machine
+    "images_per_second": Quantity("Training images per second", "1/s"),
     "steps_per_second": Quantity("Environment steps per second", "1/s"),
 }

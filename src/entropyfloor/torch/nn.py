@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from entropyfloor import targets
@@ -176,8 +177,7 @@ class ERASoftmax(nn.Module):
 
     def forward(self, logits: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
         """Logits with the floor under them."""
-        _check_last_axis(logits, self.num_classes, "num_classes")
-        return F.era_softmax(logits, self.min_entropy, tau=self.tau, floor=self.floor, inverse=self.inverse)
+        return _floored(logits, self.num_classes, self.min_entropy, self.tau, self.floor, self.inverse)
 
     def extra_repr(self) -> str:
         """The fields that decide the output."""
@@ -240,6 +240,20 @@ class ResidualEntropy(nn.Module):
         """`E[δ̂ (H[π] - H0)]` with the entropy of the bounded policy detached (Eq. 12)."""
         entropy = F._floating(policy_entropy, "policy_entropy").detach()
         return (self.value * (entropy - self.target_entropy)).mean()
+
+
+@torch.fx.wrap
+def _floored(
+    logits: Tensor,
+    num_classes: int,
+    min_entropy: float,
+    tau: float,
+    floor: Literal["calibrated", "paper"],
+    inverse: Literal["exact", "paper"],
+) -> Tensor:
+    """One node in a graph of `torch.fx`, which cannot trace what asks for a shape."""
+    _check_last_axis(logits, num_classes, "num_classes")
+    return F.era_softmax(logits, min_entropy, tau=tau, floor=floor, inverse=inverse)
 
 
 def _check_mode(mode: str, action_dim: int, batch_level: bool = False) -> None:

@@ -9,31 +9,32 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-_AIMS = (("floor", "floor"), ("target", "target_entropy"))
-
 
 class Progress:
-    """A bar with the last evaluation, steps per second and the time left.
+    """A bar with the last evaluation, speed and the time left.
 
     Args:
-        total: Steps of the run.
+        total: How much there is to do.
+        unit: Of what.
         label: What stands before it, where several runs share a terminal.
         bar: Whether a terminal shows a bar; of several processes each would draw over the others'.
-        every: Steps between redraws, so that drawing costs nothing.
+        every: How much between redraws, so that drawing costs nothing.
     """
 
-    def __init__(self, total: int, label: str = "", bar: bool = True, every: int = 100) -> None:
+    def __init__(
+        self, total: int, *, unit: str = "steps", label: str = "", bar: bool = True, every: int = 100
+    ) -> None:
         self._console = Console(force_terminal=None if bar else False)
         self._label = f"{label} · " if label else ""
         self._bar = Bar(
             BarColumn(),
             TaskProgressColumn(),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps · {task.description}"),
+            TextColumn(f"{{task.completed:,.0f}}/{{task.total:,.0f}} {unit} · {{task.description}}"),
             TimeRemainingColumn(),
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._total, self._every = total, every
+        self._total, self._unit, self._every = total, unit, every
         self._task = self._bar.add_task("", total=total)
         self._first: tuple[int, float] | None = None
         self._last = 0
@@ -48,28 +49,26 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
-    def advance(self, step: int) -> None:
+    def advance(self, done: int) -> None:
         """Move the bar, now and then."""
         if self._first is None:
-            self._first, self._last = (step, time.perf_counter()), step
-        elif step - self._last >= self._every or step >= self._total:
-            self._last = step
-            description = f"{self._label}{self._evaluation} · {self._rate(step):,.0f} steps/s"
-            self._bar.update(self._task, completed=step, description=description)
+            self._first, self._last = (done, time.perf_counter()), done
+        elif done - self._last >= self._every or done >= self._total:
+            self._last = done
+            description = f"{self._label}{self._evaluation} · {self._rate(done):,.0f} {self._unit}/s"
+            self._bar.update(self._task, completed=done, description=description)
 
-    def report(self, step: int, metrics: dict[str, float]) -> None:
+    def report(self, done: int, evaluation: str) -> None:
         """Show an evaluation; without a terminal, print a line."""
-        aim = [f"{word} {metrics[name]:.2f}" for word, name in _AIMS if name in metrics]
-        entropy = f"entropy {metrics['realised_entropy']:.2f} ({', '.join(aim) or 'no floor'})"
-        self._evaluation = f"return {metrics['return']:.1f} · {entropy}"
+        self._evaluation = evaluation
         if not self._console.is_terminal:
-            rate = self._rate(step)
-            left = f"{(self._total - step) / rate:.0f} s left" if rate else "starting"
-            line = f"step {step:,}/{self._total:,} · {self._evaluation} · {rate:,.0f} steps/s · {left}"
+            rate = self._rate(done)
+            left = f"{(self._total - done) / rate:.0f} s left" if rate else "starting"
+            line = f"{done:,}/{self._total:,} {self._unit} · {evaluation} · {rate:,.0f} {self._unit}/s · {left}"
             self._console.print(f"{self._label}{line}", soft_wrap=True)
 
-    def _rate(self, step: int) -> float:
+    def _rate(self, done: int) -> float:
         if self._first is None:
             return 0.0
-        first_step, first_time = self._first
-        return (step - first_step) / max(time.perf_counter() - first_time, 1e-9)
+        first, since = self._first
+        return (done - first) / max(time.perf_counter() - since, 1e-9)

@@ -1,0 +1,50 @@
+"""Speed of several sides, measured in turns, so that what the machine does meanwhile hurts all alike."""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+Pairs = list[tuple[str, str]]
+
+
+class Side(NamedTuple):
+    """What takes turns with others."""
+
+    turn: Callable[[], object]
+    count: int
+    """How much a turn does: updates, or environment steps."""
+
+
+def measure(sides: dict[str, Side], rounds: int) -> dict[str, np.ndarray]:
+    """CPU-seconds per update or step, one value a round, all sides in each round in random order."""
+    for side in sides.values():
+        side.turn(), side.turn()
+    rng, seconds = np.random.default_rng(0), {name: np.empty(rounds) for name in sides}
+    for i in range(rounds):
+        for name in rng.permutation(list(sides)):
+            start = time.process_time()
+            sides[name].turn()
+            seconds[name][i] = (time.process_time() - start) / sides[name].count
+    return seconds
+
+
+def median(values: np.ndarray) -> tuple[float, float, float]:
+    """The median and its 95 % bootstrap interval."""
+    rng = np.random.default_rng(0)
+    draws = np.median(values[rng.integers(len(values), size=(2000, len(values)))], axis=1)
+    return float(np.median(values)), *np.quantile(draws, [0.025, 0.975])
+
+
+def compare(title: str, unit: str, sides: dict[str, Side], pairs: Pairs, rounds: int, limit: float = 0) -> None:
+    """Print the rate of each side, its share of the highest possible one if known, and ratios of pairs."""
+    seconds = measure(sides, rounds)
+    print(f"\n{title}; {rounds} rounds")
+    print(f"{'':<16}{f'{unit} per CPU-second':>32}{'share of limit' if limit else '':>16}")
+    for name, values in seconds.items():
+        rate = 1 / np.median(values)
+        print(f"{name:<16}{rate:>32,.1f}{f'{rate / limit:.0%}' if limit else '':>16}")
+    for one, other in pairs:
+        middle, low, high = median(seconds[one] / seconds[other])
+        print(f"time of {one} / time of {other}: {middle:.3f} [{low:.3f}, {high:.3f}]", flush=True)

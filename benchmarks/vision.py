@@ -1,0 +1,103 @@
+"""What a floor costs a training step of a classifier.
+
+    python benchmarks/vision.py
+    python benchmarks/vision.py --parts head --rounds 200
+
+step: a whole step of ResNet-18 on CIFAR-sized images, forward, backward and SGD, eager and compiled.
+head: the last layer alone, with its loss, forward and backward, at the sizes of ImageNet-1k and ImageNet-21k.
+
+The floored model and the plain one have the same weights and take turns, in a new random order in each round; what
+counts is CPU time, on one thread. Needs `pip install 'entropyfloor[vision]'`.
+"""
+
+import os
+
+os.environ.update(OMP_NUM_THREADS="1")
+
+import argparse
+from collections.abc import Callable
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+import entropyfloor.vision
+from entropyfloor.runs import machine
+from entropyfloor.torch.nn import ERALinear
+
+# isort: split
+import timm  # after our room, which sees to torchvision
+
+from pairs import Side, compare
+
+BATCH = 128
+HEADS = ((1024, 512, 1000), (256, 512, 21_843))
+"""Images, features, classes."""
+MORE = 8
+"""How many times more rounds a head has: a turn of it is short, and its difference is small."""
+
+
+def turn(model: Callable[[Tensor], Tensor], parameters: nn.Module, inputs: Tensor, classes: int) -> Side:
+    """A step of SGD on the same batch again and again, at a learning rate that changes nothing."""
+    target = torch.randint(classes, inputs.shape[:1])
+    optimiser = torch.optim.SGD(parameters.parameters(), lr=1e-12)
+
+    def step() -> None:
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(model(inputs), target).backward()
+        optimiser.step()
+
+    return Side(step, 1)
+
+
+def step(rounds: int) -> None:
+    """ResNet-18 with and without a floor."""
+    images = torch.randn(BATCH, 3, 32, 32)
+    plain = timm.create_model("resnet18", num_classes=10)
+    models = {
+        "plain": plain,
+        "calibrated": entropyfloor.vision.attach_era(deepcopy(plain), 0.6),
+        "paper": entropyfloor.vision.attach_era(deepcopy(plain), 0.6, floor="paper", inverse="paper"),
+    }
+    for mode in ("eager", "compiled"):
+        sides = {
+            name: turn(torch.compile(model) if mode == "compiled" else model, model, images, 10)
+            for name, model in models.items()
+        }
+        pairs = [("calibrated", "plain"), ("paper", "plain")]
+        compare(f"ResNet-18, {BATCH} images of 32×32, 10 classes, {mode}", "steps", sides, pairs, rounds)
+
+
+def head(rounds: int) -> None:
+    """The last layer with and without a floor."""
+    for batch, features, classes in HEADS:
+        inputs = torch.randn(batch, features)
+        layers = {"plain": nn.Linear(features, classes), "calibrated": ERALinear(features, classes, 1.2)}
+        for mode in ("eager", "compiled"):
+            sides = {
+                name: turn(torch.compile(layer) if mode == "compiled" else layer, layer, inputs, classes)
+                for name, layer in layers.items()
+            }
+            title = f"head: {batch} × {features} features to {classes:,} classes, {mode}"
+            compare(title, "steps", sides, [("calibrated", "plain")], MORE * rounds)
+
+
+PARTS = {"step": step, "head": head}
+
+
+def main() -> None:
+    """Print a table for each comparison."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=40, help="turns of each side")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    found = machine.describe()
+    versions = f"torch {found['versions']['torch']}, timm {timm.__version__}"
+    print(f"{found['hardware']['cpu']}, one thread, float32, {found['started']}, {versions}")
+    for part in args.parts:
+        PARTS[part](args.rounds)
+
+
+if __name__ == "__main__":
+    main()

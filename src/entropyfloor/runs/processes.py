@@ -1,0 +1,80 @@
+"""Several runs side by side, a process each: the best use of a CPU with more cores than a run can use."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def cores() -> int:
+    """CPUs that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def each_in_its_process(
+    work: Callable[[T], object], items: Sequence[T], names: Sequence[str], workers: int
+) -> None:
+    """Call `work(item)` for each item in a process of its own; one that fails does not stop the others.
+
+    Args:
+        work: A function that can be pickled. SIGTERM asks it to save and stop.
+        items: What to work on.
+        names: What a message calls each of them.
+        workers: Processes at a time.
+
+    Raises:
+        RuntimeError: Some failed, by name; each has said why on its own standard error.
+    """
+    context = get_context("spawn")
+    waiting = [
+        context.Process(target=_work, args=(work, item, name), name=name)
+        for item, name in zip(items, names, strict=True)
+    ]
+    running: list[Any] = []
+    failed: list[str] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                running.append(waiting.pop(0))
+                running[-1].start()
+            wait([process.sentinel for process in running])
+            for process in [process for process in running if not process.is_alive()]:
+                running.remove(process)
+                if process.exitcode:
+                    failed.append(process.name)
+    finally:
+        for process in running:
+            if process.pid is not None and process.is_alive():
+                os.kill(process.pid, signal.SIGTERM)
+        for process in running:
+            process.join()
+    if failed:
+        raise RuntimeError(f"{', '.join(failed)} failed, of {len(items)} runs; the reasons are above")
+
+
+def _work(work: Callable[[T], object], item: T, name: str) -> None:
+    os.setpgrp()  # Ctrl-C reaches it once, through the parent: twice would not let it save
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    try:
+        work(item)
+    except KeyboardInterrupt as error:
+        sys.exit(f"{name} stopped: {error}")
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        sys.exit(f"{name} failed: {error}")
+
+
+def _stop_with_parent() -> None:
+    """Stop when the parent is gone, however it went: nobody is left to stop this process."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)

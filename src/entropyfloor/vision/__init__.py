@@ -1,0 +1,20 @@
+"""A floor under any classifier, and the trainer of the paper's image classification.
+
+Importing this room makes `timm.create_model("resnet50_era", min_entropy=0.6)` work: see `registry`.
+"""
+
+from entropyfloor.extras import require
+
+require("vision", "torch")
+
+from entropyfloor.vision import torchvision_shim  # noqa: E402
+
+torchvision_shim.ensure()
+require("vision", "timm")  # which imports torchvision
+
+from entropyfloor.vision import registry  # noqa: E402
+from entropyfloor.vision.attach import attach_era, detach_era  # noqa: E402
+
+__all__ = ["attach_era", "detach_era"]
+
+registry.register()

@@ -1,0 +1,160 @@
+"""Everything that a run of `entropyfloor train vision` can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from entropyfloor.runs.settings import COUNT, NATURAL, POSITIVE, SEED, SHARE, Range, check
+from entropyfloor.vision.data import Augmentation
+
+DatasetName = Literal["cifar10", "cifar100", "digits", "folder"]
+Precision = Literal["no", "bf16", "fp16"]
+
+NATIVE_SIZE = {"cifar10": 32, "cifar100": 32, "digits": 32, "folder": 224}
+"""Pixels of a side, unless something else was said; digits of 8×8 are enlarged, as models halve them often."""
+RANGES = {
+    **dict.fromkeys(("epochs", "batch_size", "input_size", "checkpoint_every"), COUNT),
+    **dict.fromkeys(("workers", "weight_decay", "warmup_epochs", "confidence_penalty", "focal_gamma"), NATURAL),
+    **dict.fromkeys(("mixup", "cutmix", "aug_splits", "threads", "jsd"), NATURAL),
+    **dict.fromkeys(("label_smoothing", "dropout", "erase", "ema", "crop", "momentum"), SHARE),
+    **dict.fromkeys(("learning_rate", "min_entropy", "temperature_floor", "clip_grad"), POSITIVE),
+    "num_classes": Range(2, 2**31, "at least 2"),
+    "seed": SEED,
+}
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """A run of an image classifier. What is left at None follows from the rest."""
+
+    model: str = "resnet18"
+    """Any classifier of timm. Weights start random; `--checkpoint` takes them from a file."""
+    dataset: DatasetName = "digits"
+    """cifar10, cifar100 (torchvision's), digits (scikit-learn's, no download), folder (ImageNet, or any)."""
+    data_dir: str = "data"
+    """Where the dataset is. `folder`: train and test (or val), directories or tar files of class directories."""
+    download: bool = False
+    """Fetch CIFAR where it is missing."""
+    num_classes: int | None = None
+    """Outputs of the model: as many as the dataset has classes, and checked against them."""
+    input_size: int | None = None
+    """Pixels of a side: 32 for CIFAR and digits, 224 for folders."""
+    seed: int = 0
+    """Everything random follows from it."""
+    epochs: int = 200
+    """Passes over the training images."""
+    out: str | None = None
+    """Run directory; by default runs/vision/<dataset>-<model>/<name of the regularisers>/seed-<seed>."""
+
+    min_entropy: float | None = None
+    """ERA: the floor under the entropy of every prediction, in nats. The paper: 0.6 (CIFAR-10), 1.2 (ImageNet)."""
+    floor: Literal["calibrated", "paper"] = "calibrated"
+    """ERA: what `min_entropy` is: the least entropy (ours), or the H0 of Eq. 15, whose floor is far above it."""
+    tau: float = 4.0
+    """ERA: τ of Eq. 15."""
+    temperature_floor: float | None = None
+    """The same floor by a temperature, to compare with, in nats."""
+    label_smoothing: float = 0.0
+    """ε."""
+    dropout: float = 0.0
+    """Before the last layer."""
+    focal_gamma: float = 0.0
+    """γ of the focal loss."""
+    confidence_penalty: float = 0.0
+    """β, what a nat of entropy is worth to the loss."""
+
+    augmentation: Augmentation = "light"
+    """none, light (padded crop and flip), or timm (random resized crop, flip, and colour jitter or a policy)."""
+    auto_augment: str | None = None
+    """A policy of timm, such as rand-m9-mstd0.5-inc1; needs augmentation timm."""
+    erase: float = 0.0
+    """Probability of random erasing."""
+    erase_mode: Literal["const", "rand", "pixel"] = "pixel"
+    """What erased pixels become."""
+    mixup: float = 0.0
+    """α of Mixup."""
+    cutmix: float = 0.0
+    """α of CutMix."""
+    aug_splits: int = 0
+    """Copies of each image in a batch, the first one clean (AugMix); 0 for one."""
+    split_bn: bool = False
+    """Batch norm of its own for each copy."""
+    jsd: float = 0.0
+    """Weight of the Jensen-Shannon divergence between the copies; timm's is 12."""
+    crop: float | None = None
+    """Share of a side that a test image is judged on: all of it below 96 pixels, else 0.875."""
+
+    optimiser: str = "sgd"
+    """Any of timm's, such as sgd (with Nesterov's momentum), adamw, lamb."""
+    learning_rate: float = 0.05
+    """At the start, of the whole batch on all devices."""
+    momentum: float = 0.9
+    """Of the optimisers that have one."""
+    weight_decay: float = 2e-5
+    """Not of biases and norms."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """How the learning rate falls."""
+    warmup_epochs: int = 0
+    """In which it rises."""
+    batch_size: int = 128
+    """Images in an update on each device."""
+    clip_grad: float | None = None
+    """Gradients are scaled down to this norm."""
+    ema: float = 0.0
+    """Decay of the average of the weights that is judged instead of them; 0 for none."""
+    precision: Precision = "no"
+    """Mixed precision: no, bf16, fp16. The floor is computed in float32 in any case."""
+    channels_last: bool = False
+    """Memory layout; faster on some devices."""
+    compile: bool = False
+    """Through `torch.compile`."""
+    checkpoint: str | None = None
+    """Weights to start from, as timm reads them; those of the plain model fit the floored one."""
+
+    ood: Literal["cifar10", "cifar100", "digits", "folder"] | None = None
+    """A dataset of other things, whose test images the model should be unsure of."""
+    ood_dir: str | None = None
+    """Where it is; by default `data_dir`."""
+    checkpoint_every: int = 1
+    """Epochs between checkpoints; the end always saves one."""
+    workers: int = 0
+    """Processes that prepare images; 0 leaves it to the one that trains."""
+    threads: int = 0
+    """CPU threads of PyTorch; 0 leaves the choice to it."""
+
+    def __post_init__(self) -> None:
+        check(self, RANGES)
+        if self.min_entropy is not None and self.temperature_floor is not None:
+            raise ValueError("min_entropy and temperature_floor are two floors: choose one")
+        if self.auto_augment is not None and self.augmentation != "timm":
+            raise ValueError(f"auto_augment={self.auto_augment!r} needs augmentation='timm'")
+        if self.aug_splits == 1 or (
+            self.aug_splits and (self.mixup or self.cutmix or self.augmentation != "timm")
+        ):
+            raise ValueError(
+                f"aug_splits={self.aug_splits} must be 0 or at least 2, with augmentation='timm' and without Mixup"
+            )
+        if (self.jsd or self.split_bn) and not self.aug_splits:
+            raise ValueError("jsd and split_bn compare the copies of an image: they need aug_splits of at least 2")
+
+    def resolved(self) -> VisionConfig:
+        """The same run with nothing left at None that has a value; `num_classes` follows from the data."""
+        size = self.input_size or NATIVE_SIZE[self.dataset]
+        crop = self.crop or (1.0 if size < 96 else 0.875)
+        out = self.out or f"runs/vision/{self.dataset}-{self.model}/{self.label}/seed-{self.seed}"
+        return replace(self, input_size=size, crop=crop, out=out, ood_dir=self.ood_dir or self.data_dir)
+
+    @property
+    def label(self) -> str:
+        """Names of the regularisers, `plain` where there is none."""
+        era = self.floor if self.min_entropy is not None else None
+        known = {
+            f"era-{era}-{self.min_entropy}": era,
+            f"temperature-{self.temperature_floor}": self.temperature_floor,
+            f"smoothing-{self.label_smoothing}": self.label_smoothing,
+            f"dropout-{self.dropout}": self.dropout,
+            f"focal-{self.focal_gamma}": self.focal_gamma,
+            f"penalty-{self.confidence_penalty}": self.confidence_penalty,
+        }
+        return "-".join(name for name, used in known.items() if used) or "plain"

@@ -1,0 +1,226 @@
+"""Images with labels: where they come from, and how they are prepared.
+
+A `Source` has names of classes, labels, and opens images. What is done to an image is timm's and torchvision's.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from timm.data import AugMixDataset, create_transform
+from torch.utils.data import Dataset
+from torchvision import datasets, transforms
+
+from entropyfloor.extras import require
+
+Augmentation = Literal["none", "light", "timm"]
+SUFFIXES = frozenset(Image.registered_extensions())
+SPLITS = {"train": ("train", "training"), "test": ("test", "val", "validation")}
+"""What the folders of a dataset may be called."""
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+CIFAR100 = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+"""Mean and standard deviation of each channel, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images that can be opened one by one."""
+
+    classes: tuple[str, ...]
+    labels: Sequence[int]
+    open: Callable[[int], Image.Image]
+    name: Callable[[int], str]
+    """What an error calls the image."""
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
+
+
+class Images(Dataset[tuple[Any, int]]):
+    """A source behind a transform; `transform` is an attribute, as timm's wrappers expect."""
+
+    def __init__(self, source: Source, transform: Callable[[Image.Image], Any]) -> None:
+        self.source, self.transform = source, transform
+
+    def __len__(self) -> int:
+        return len(self.source.labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        """The image, prepared, and its label.
+
+        Raises:
+            ValueError: The file is no image that can be read; the message names it.
+        """
+        try:
+            image = self.source.open(index).convert("RGB")
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:  # which of them is up to the format
+            raise ValueError(
+                f"{self.source.name(index)} cannot be read as an image ({error}): repair or remove it"
+            ) from None
+        return self.transform(image), self.source.labels[index]
+
+
+# --- sources ---------------------------------------------------------------------------------------------
+
+
+def load(dataset: str, root: Path, split: Literal["train", "test"], *, download: bool = False) -> Source:
+    """Open a dataset.
+
+    Args:
+        dataset: `cifar10` and `cifar100` as torchvision keeps them, `digits` (scikit-learn's, which come with
+            it), or `folder`: `root` holds `train` and `test` (or `val`), each a directory of class directories, or
+            a tar file of it; or `root` is one tar file of both.
+        root: Where the files are; `digits` needs none.
+        split: Which part.
+        download: Fetch what is missing (CIFAR only).
+
+    Raises:
+        ValueError: There is no such dataset, or nothing of it in `root`.
+    """
+    if dataset == "digits":
+        return _digits(split)
+    if dataset in ("cifar10", "cifar100"):
+        return _cifar(dataset, root, split, download)
+    if dataset == "folder":
+        return _folder(root, split)
+    raise ValueError(f"dataset={dataset!r} must be cifar10, cifar100, digits or folder")
+
+
+def _digits(split: str) -> Source:
+    """1,437 and 360 handwritten digits of 8×8 pixels; every fifth one is a test image."""
+    require("vision", "sklearn")
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    test = np.arange(len(found.target)) % 5 == 4
+    chosen = test if split == "test" else ~test
+    pixels, labels = (found.images[chosen] * (255 / 16)).round().astype(np.uint8), found.target[chosen]
+    return Source(
+        tuple("0123456789"),
+        labels.tolist(),
+        lambda index: Image.fromarray(pixels[index]),
+        lambda index: f"digit {index}",
+    )
+
+
+def _cifar(dataset: str, root: Path, split: str, download: bool) -> Source:
+    kind, normalisation = {"cifar10": (datasets.CIFAR10, CIFAR10), "cifar100": (datasets.CIFAR100, CIFAR100)}[
+        dataset
+    ]
+    try:
+        found = kind(str(root), train=split == "train", download=download)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{dataset} is not in {root} ({error}): give --data-dir, or let --download fetch it"
+        ) from None
+    return Source(
+        tuple(found.classes),
+        found.targets,
+        lambda index: Image.fromarray(found.data[index]),
+        lambda index: f"{dataset} {split} image {index}",
+        normalisation,
+    )
+
+
+def _folder(root: Path, split: str) -> Source:
+    if root.suffix == ".tar" and root.is_file():
+        return _tar(root, SPLITS[split])
+    if not root.is_dir():
+        raise ValueError(f"data_dir={root} is neither a directory nor a tar file")
+    for name in SPLITS[split]:
+        if (root / name).is_dir():
+            return _directory(root / name)
+        if (root / f"{name}.tar").is_file():
+            return _tar(root / f"{name}.tar", SPLITS[split])
+    raise ValueError(f"{root} has no {' or '.join(SPLITS[split])}, neither as a directory nor as a tar file")
+
+
+def _directory(home: Path) -> Source:
+    files = sorted(path for path in home.glob("*/**/*") if path.suffix.lower() in SUFFIXES)
+    classes, labels = _labelled([path.relative_to(home).parts[0] for path in files], home)
+    return Source(classes, labels, lambda index: Image.open(files[index]), lambda index: str(files[index]))
+
+
+def _tar(path: Path, names: Sequence[str]) -> Source:
+    """Class directories in an uncompressed tar file, under one of `names` if there is such a directory."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            members = [m for m in tar if m.isfile() and Path(m.name).suffix.lower() in SUFFIXES]
+    except tarfile.TarError as error:
+        raise ValueError(f"{path} cannot be read as an uncompressed tar file: {error}") from None
+    if inside := [m for m in members if set(Path(m.name).parts[:-2]) & set(names)]:
+        members = inside
+    members.sort(key=lambda m: m.name)
+    classes, labels = _labelled([Path(m.name).parent.name for m in members], path)
+
+    def read(index: int) -> Image.Image:
+        with path.open("rb") as file:  # by position: workers share no file handle
+            file.seek(members[index].offset_data)
+            return Image.open(io.BytesIO(file.read(members[index].size)))
+
+    return Source(classes, labels, read, lambda index: f"{members[index].name} in {path}")
+
+
+def _labelled(names: Sequence[str], where: Path) -> tuple[tuple[str, ...], list[int]]:
+    if not names:
+        raise ValueError(f"{where} has no image in a class directory: it must look like {where}/cat/1.png")
+    classes = tuple(sorted(set(names)))
+    number = {name: i for i, name in enumerate(classes)}
+    return classes, [number[name] for name in names]
+
+
+# --- preparation -----------------------------------------------------------------------------------------
+
+
+def training_set(
+    source: Source,
+    input_size: int,
+    augmentation: Augmentation,
+    *,
+    auto_augment: str | None = None,
+    splits: int = 0,
+) -> Dataset[Any]:
+    """Images as the model learns from them. Random erasing, where wanted, is for whole batches.
+
+    Args:
+        source: Images.
+        input_size: Pixels of a side.
+        augmentation: `none` resizes and crops the centre, `light` pads by an eighth, crops and flips, `timm` is
+            timm's: random resized crop, flip, and colour jitter or `auto_augment`.
+        auto_augment: A policy of timm, such as `rand-m9-mstd0.5-inc1`.
+        splits: Copies of each image in a batch, the first one clean (AugMix); 0 for one.
+    """
+    mean, std = source.normalisation
+    if augmentation != "timm":
+        light = [transforms.RandomCrop(input_size, padding=input_size // 8), transforms.RandomHorizontalFlip()]
+        return Images(source, _prepare(input_size, 1.0, mean, std, light if augmentation == "light" else []))
+    options: dict[str, Any] = {"mean": mean, "std": std, "auto_augment": auto_augment, "separate": splits > 0}
+    images = Images(source, create_transform(input_size, is_training=True, interpolation="random", **options))
+    return AugMixDataset(images, num_splits=splits) if splits else images
+
+
+def evaluation_set(source: Source, input_size: int, crop: float) -> Dataset[Any]:
+    """Images as the model is judged on them: the middle `crop` of each side, resized."""
+    return Images(source, _prepare(input_size, crop, *source.normalisation))
+
+
+def _prepare(
+    size: int, crop: float, mean: Sequence[float], std: Sequence[float], move: Sequence[Any] = ()
+) -> Callable[[Image.Image], Any]:
+    cut = [transforms.Resize(round(size / crop)), transforms.CenterCrop(size)]
+    return transforms.Compose([*cut, *move, transforms.ToTensor(), transforms.Normalize(mean, std)])
+
+
+def collate_splits(batch: Sequence[tuple[Sequence[torch.Tensor], int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch of AugMix: all first copies, then all second ones, …, as timm's loss takes them."""
+    copies = zip(*(images for images, _ in batch), strict=True)
+    columns = [torch.stack(copy) for copy in copies]
+    labels = torch.tensor([label for _, label in batch])
+    return torch.cat(columns), labels.repeat(len(columns))

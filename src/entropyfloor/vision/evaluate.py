@@ -1,0 +1,71 @@
+"""A trained classifier judged: accuracy, calibration and entropy with intervals."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from entropyfloor.runs import Run, files
+from entropyfloor.runs.machine import describe
+from entropyfloor.vision import metrics
+from entropyfloor.vision.train import read_config
+from entropyfloor.vision.trainer import Trainer
+
+_SHOWN = {
+    "top1": ("top-1", 100, "%"),
+    "top5": ("top-5", 100, "%"),
+    "nll": ("NLL", 1, "nats"),
+    "brier": ("Brier score", 1, ""),
+    "ece": ("calibration error", 100, "%"),
+    "auroc": ("AUROC, other things", 1, ""),
+    "realised_entropy": ("entropy", 1, "nats"),
+    "saturation": ("saturated", 100, "%"),
+}
+
+
+def evaluate(path: Path, *, data_dir: Path | None = None) -> str:
+    """Judge the last checkpoint of a run on its test images, and write `evaluation.json` into the run.
+
+    Args:
+        path: A run directory.
+        data_dir: Where the dataset is now, if it was moved.
+
+    Returns:
+        What was found, in words: each quantity with its 95 % bootstrap interval over test images, which says
+        nothing of other seeds, and the least entropy beside the floor.
+
+    Raises:
+        ValueError: No run, no checkpoint, or the data is not there.
+    """
+    run = Run.open(path)
+    checkpoint = run.latest()
+    if checkpoint is None:
+        raise ValueError(f"{path} has no checkpoint yet: train on, or choose another run")
+    config = read_config(run.config)
+    trainer = Trainer(replace(config, data_dir=str(data_dir)) if data_dir else config)
+    trainer.restore(checkpoint)
+    judged = trainer.judge()
+    predictions, _ = judged
+    values, intervals = metrics.summarise(*judged), metrics.intervals(*judged)
+    edges, counts = metrics.entropy_histogram(predictions.entropy, int(trainer.config.num_classes or 0))
+    found: dict[str, Any] = {
+        "epoch": checkpoint.step,
+        "images": len(predictions.correct),
+        "values": values,
+        "intervals_95": intervals,
+        **trainer.promise,
+        "entropy_histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+        "machine": describe(),
+    }
+    files.replace(path / "evaluation.json", (json.dumps(found, indent=1) + "\n").encode())
+    lines = [f"epoch {checkpoint.step}, {len(predictions.correct):,} test images"]
+    for name, (label, factor, unit) in _SHOWN.items():
+        if name in values:
+            value, low, high = (factor * x for x in (values[name], *intervals[name]))
+            lines.append(f"{label:<22}{value:.4g} [{low:.4g}, {high:.4g}] {unit}".rstrip())
+    aim = "".join(f" (floor {floor:g})" for floor in trainer.promise.values())
+    lines.append(f"{'least entropy':<22}{values['realised_entropy/min']:.4f} nats{aim}")
+    lines.append(f"{'written to':<22}{path / 'evaluation.json'}")
+    return "\n".join(lines)

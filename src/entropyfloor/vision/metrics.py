@@ -1,0 +1,320 @@
+"""What a classifier's predictions are worth, with intervals. Entropies and losses are in nats.
+
+`predict` keeps a few numbers of each sample; everything else is computed from them, in float64 on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from entropyfloor.extras import require
+from entropyfloor.torch import functional as F
+
+require("vision", "torchmetrics")
+
+from torchmetrics.functional.classification import binary_auroc, binary_calibration_error  # noqa: E402
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+
+BINS = 15
+"""Of the calibration error."""
+SATURATED = 10.0
+"""Gap of the raw logits above which a floored head passes hardly any gradient on."""
+CONFIDENCE = 0.95
+"""Share of the bootstrap distribution inside an interval."""
+CELLS = 2**20
+"""Samples that the bootstrap draws at once: some 8 MB for each of a handful of arrays."""
+ROUNDING = 1e-4
+"""How far a quantity may be outside its range, in float32 and with many classes."""
+
+
+class Predictions(NamedTuple):
+    """What is kept of each test sample: `[N]` each, on the CPU.
+
+    Of equal logits the first class comes first, as for `argmax`.
+    """
+
+    correct: Bool[Tensor, " N"]
+    """Whether the likeliest class is the right one."""
+    correct5: Bool[Tensor, " N"]
+    """Whether the right class is among the five likeliest, or among all where there are fewer."""
+    confidence: Float[Tensor, " N"]
+    """Largest probability."""
+    nll: Float[Tensor, " N"]
+    """`-log p` of the right class."""
+    brier: Float[Tensor, " N"]
+    """`Σ_i (p_i - y_i)²` over the classes, y one-hot: 0 to 2 (Brier 1950)."""
+    entropy: Float[Tensor, " N"]
+    """Of the predicted distribution."""
+    gap: Float[Tensor, " N"]
+    """Largest minus second largest raw logit: before any floor."""
+
+
+@torch.no_grad()
+def predict(
+    logits: Float[Tensor, "B n"], raw_logits: Float[Tensor, "B n"], target: Int[Tensor, " B"]
+) -> Predictions:
+    """Judge a batch, on its own device; half precision is computed in float32.
+
+    Args:
+        logits: What the model gives. Impossible classes may be -inf.
+        raw_logits: What they were before the floor; the same for a model that has none.
+        target: The right classes.
+
+    Raises:
+        ValueError: No sample, fewer than two classes, shapes that do not fit, a class that does not exist, or
+            logits that give no finite loss, as those of a diverged model.
+    """
+    logits, raw = F._floating(logits, "logits"), F._floating(raw_logits, "raw_logits")
+    if logits.ndim != 2 or not len(logits) or logits.shape[1] < 2:
+        raise ValueError(f"logits {tuple(logits.shape)} must be [samples, classes], with two classes at least")
+    if raw.shape != logits.shape:
+        raise ValueError(f"raw_logits {tuple(raw.shape)} must have the shape of logits, {tuple(logits.shape)}")
+    if target.is_floating_point() or target.dtype == torch.bool:
+        raise ValueError(f"target has dtype {target.dtype}: pass classes as integers")
+    if target.shape != logits.shape[:1]:
+        raise ValueError(f"target {tuple(target.shape)} must be {tuple(logits.shape[:1])}: a class a sample")
+    n, right = logits.shape[1], target.long()[:, None]
+    if bool(((right < 0) | (right >= n)).any()):
+        raise ValueError(f"target has classes {int(right.min())} to {int(right.max())}: they must be 0 to {n - 1}")
+    own = logits.gather(1, right)
+    # Classes ahead of the right one. Unlike `topk` it says who wins a tie, and the same on every device.
+    before = torch.arange(n, device=logits.device) < right
+    ahead = ((logits > own) | ((logits == own) & before)).sum(1)
+    p = logits.softmax(1)
+    first, second = raw.topk(2, dim=1).values.unbind(1)
+    predictions = Predictions(
+        correct=ahead == 0,
+        correct5=ahead < min(5, n),
+        confidence=p.amax(1),
+        nll=-logits.log_softmax(1).gather(1, right)[:, 0],
+        brier=(p - torch.nn.functional.one_hot(right[:, 0], n)).square().sum(1),
+        entropy=F.entropy_from_logits(logits),
+        gap=first - second,
+    )
+    predictions = Predictions(*(field.cpu() for field in predictions))
+    bad = ~(predictions.nll.isfinite() & predictions.entropy.isfinite()) | predictions.gap.isnan()
+    if bool(bad.any()):
+        raise ValueError(f"logits or raw_logits of {int(bad.sum())} of {len(bad)} samples are NaN or infinite")
+    return predictions
+
+
+@torch.no_grad()
+def top_confidence(logits: Float[Tensor, "B n"]) -> Float[Tensor, " B"]:
+    """Largest probability, on the CPU: all that is asked of samples from elsewhere, which have no right class."""
+    # To the last bit as `predict` computes it: under a floor many samples have the largest confidence that it
+    # allows, and a difference in rounding would decide what are ties.
+    return F._floating(logits, "logits").softmax(1).amax(1).cpu()
+
+
+def concatenate(batches: Sequence[Predictions]) -> Predictions:
+    """Predictions of all batches, in their order.
+
+    Raises:
+        ValueError: There are none.
+    """
+    if not batches:
+        raise ValueError("batches is empty: there are no predictions to concatenate")
+    return Predictions(*(torch.cat(field) for field in zip(*batches, strict=True)))
+
+
+# --- numbers ---------------------------------------------------------------------------------------------
+
+
+def summarise(predictions: Predictions, ood_confidence: Float[Tensor, " M"] | None = None) -> dict[str, float]:
+    """What the predictions are worth.
+
+    `top1`, `top5`: accuracies. `nll`, `brier`: means. `ece`: expected calibration error of the likeliest class,
+    `Σ_b (n_b / N) |accuracy_b - confidence_b|` over 15 bins of equal width (Guo et al. 2017, arXiv 1706.04599,
+    Eq. 3). `realised_entropy`, and `/min` and `/q05` over samples. `saturation`: share of samples whose gap
+    exceeds 10. With `ood_confidence` also `auroc`: the probability that a test sample is more confident than one
+    from elsewhere, ties counting half (Hendrycks & Gimpel 2017, arXiv 1610.02136).
+
+    Args:
+        predictions: Of the test set.
+        ood_confidence: Largest probabilities of samples from another distribution: see `top_confidence`.
+
+    Raises:
+        ValueError: No sample, fields of different length, or a number that cannot be.
+    """
+    confidence = _check(predictions)
+    # torchmetrics would put confidences of exactly 1 into a sixteenth bin of their own.
+    certain = 1.0 - torch.finfo(torch.float64).eps
+    ece = binary_calibration_error(confidence.clamp(max=certain), predictions.correct.long(), n_bins=BINS)
+    entropy = predictions.entropy.double()
+    found = {
+        "top1": predictions.correct.double().mean(),
+        "top5": predictions.correct5.double().mean(),
+        "nll": predictions.nll.double().mean(),
+        "brier": predictions.brier.double().mean(),
+        "ece": ece,
+        "realised_entropy": entropy.mean(),
+        "realised_entropy/min": entropy.min(),
+        "realised_entropy/q05": entropy.quantile(0.05),
+        "saturation": (predictions.gap > SATURATED).double().mean(),
+    }
+    if ood_confidence is not None:
+        elsewhere = _check_confidence(ood_confidence, "ood_confidence")
+        inside = torch.cat([torch.ones_like(confidence), torch.zeros_like(elsewhere)])
+        found["auroc"] = binary_auroc(torch.cat([confidence, elsewhere]), inside.long())
+    return {name: float(value) for name, value in found.items()}
+
+
+def entropy_histogram(
+    entropy: Float[Tensor, " N"], num_classes: int, bins: int = 50
+) -> tuple[Float[Tensor, " bins+1"], Int[Tensor, " bins"]]:
+    """How many samples have which entropy: edges over [0, log n] in nats, and counts.
+
+    Raises:
+        ValueError: No sample, fewer than two classes or one bin, or entropies outside [0, log n].
+    """
+    if num_classes < 2 or bins < 1:
+        raise ValueError(f"num_classes={num_classes} must be at least 2, and bins={bins} at least 1")
+    if entropy.ndim != 1 or not len(entropy):
+        raise ValueError(f"entropy {tuple(entropy.shape)} must be [samples], with one sample at least")
+    limit = math.log(num_classes)
+    entropy = entropy.double()
+    if not bool(((entropy >= -ROUNDING) & (entropy <= limit + ROUNDING)).all()):
+        raise ValueError(
+            f"entropy from {float(entropy.min()):.4f} to {float(entropy.max()):.4f} must be within 0 and "
+            f"log {num_classes} = {limit:.4f}"
+        )
+    counts, edges = torch.histogram(entropy.clamp(0.0, limit), bins, range=(0.0, limit))
+    return edges, counts.long()
+
+
+# --- intervals -------------------------------------------------------------------------------------------
+
+
+def intervals(
+    predictions: Predictions,
+    ood_confidence: Float[Tensor, " M"] | None = None,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """95 % intervals of what `summarise` says, by the percentiles of a bootstrap over test samples.
+
+    They say how far a finite test set leaves the numbers of *one trained model* uncertain. What another training
+    seed would have given is not in them: for that, train several and use `report.statistics`.
+
+    A resample of a calibrated model looks less calibrated than the sample does, as noise never cancels in an
+    absolute value: the interval of `ece` lies too high where `ece` is small, and may exclude it.
+
+    Args:
+        predictions: Of the test set.
+        ood_confidence: Of samples from another distribution, which are drawn by themselves; adds `auroc`.
+        resamples: How many times the samples are drawn with replacement.
+        seed: Of the draws. The other intervals do not depend on whether there is an `ood_confidence`.
+
+    Returns:
+        Lower and upper bounds of `top1`, `top5`, `nll`, `brier`, `ece`, `realised_entropy`, `saturation`, and
+        `auroc`. The least entropy and its quantile have none: a resample has no sample that the test set lacks.
+
+    Raises:
+        ValueError: As `summarise`, or fewer than one resample.
+    """
+    if resamples < 1:
+        raise ValueError(f"resamples={resamples} must be at least 1")
+    estimate = _estimator(predictions, ood_confidence)
+    inside = len(predictions.correct)
+    outside = 0 if ood_confidence is None else len(ood_confidence)
+    # Two streams, so that the one does not move the other; ~seed is negative, and nobody's seed.
+    drawn, drawn_ood = (torch.Generator().manual_seed(s) for s in (seed, ~seed))
+    rows = max(1, CELLS // max(inside, outside))
+    chunks = []
+    for start in range(0, resamples, rows):
+        size = min(rows, resamples - start)
+        chunks.append(estimate(_draw(size, inside, drawn), _draw(size, outside, drawn_ood) if outside else None))
+    tails = torch.tensor([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], dtype=torch.float64)
+    found = {}
+    for name in chunks[0]:
+        low, high = torch.cat([chunk[name] for chunk in chunks]).quantile(tails).tolist()
+        found[name] = (low, high)
+    return found
+
+
+Estimator = Callable[[Tensor, Tensor | None], dict[str, Tensor]]
+
+
+def _estimator(predictions: Predictions, ood_confidence: Tensor | None) -> Estimator:
+    """What `summarise` computes, for samples that count several times or not at all.
+
+    Returns:
+        A function of the weights of the samples `[R, N]` and of those from elsewhere `[R, M]`, in float64, to
+        estimates `[R]`. All weights 1 give what `summarise` gives.
+    """
+    confidence = _check(predictions)
+    means = {
+        "top1": predictions.correct,
+        "top5": predictions.correct5,
+        "nll": predictions.nll,
+        "brier": predictions.brier,
+        "realised_entropy": predictions.entropy,
+        "saturation": predictions.gap > SATURATED,
+    }
+    columns = torch.stack([values.double() for values in means.values()], dim=1)
+    # Accuracy and confidence of a bin have one denominator: Σ_b (n_b / N) |acc - conf| = Σ_b |Σ_i w (y - c)| / N.
+    edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)
+    index = torch.bucketize(confidence, edges[1:-1], right=True)
+    excess = predictions.correct.double() - confidence
+    miscalibration = torch.nn.functional.one_hot(index, BINS) * excess[:, None]
+    table = torch.cat([columns, miscalibration], dim=1)
+    elsewhere = None
+    if ood_confidence is not None:
+        elsewhere = _check_confidence(ood_confidence, "ood_confidence").sort().values
+        below, upto = (torch.searchsorted(elsewhere, confidence, right=right) for right in (False, True))
+
+    def estimate(weights: Tensor, ood_weights: Tensor | None) -> dict[str, Tensor]:
+        total = weights.sum(1)
+        sums = weights @ table / total[:, None]
+        found = dict(zip(means, sums.unbind(1), strict=False))  # the bins stand behind the means
+        found["ece"] = sums[:, len(means) :].abs().sum(1)
+        if elsewhere is not None and ood_weights is not None:
+            # Weight of all that is less confident, and half of what ties. The weights from elsewhere belong to the
+            # sorted samples: which of them is drawn how often is chance anyway.
+            reached = torch.nn.functional.pad(ood_weights.cumsum(1), (1, 0))
+            wins = 0.5 * (reached[:, below] + reached[:, upto])
+            found["auroc"] = (weights * wins).sum(1) / (total * reached[:, -1])
+        return found
+
+    return estimate
+
+
+def _draw(rows: int, size: int, generator: torch.Generator) -> Tensor:
+    """How often each of `size` samples is in each of `rows` resamples `[rows, size]`, in float64."""
+    drawn = torch.randint(size, (rows, size), generator=generator)
+    drawn += size * torch.arange(rows)[:, None]  # one count for all rows
+    return drawn.view(-1).bincount(minlength=rows * size).view(rows, size).double()
+
+
+# --- checks ----------------------------------------------------------------------------------------------
+
+
+def _check(predictions: Predictions) -> Tensor:
+    """The confidences in float64, if the predictions fit together."""
+    n = len(predictions.correct)
+    for name, field in predictions._asdict().items():
+        if field.shape != (n,):
+            raise ValueError(f"predictions.{name} {tuple(field.shape)} must be [{n}], as predictions.correct is")
+        if bool(field.isnan().any()) or (name != "gap" and bool(field.isinf().any())):
+            raise ValueError(f"predictions.{name} has a number that is NaN or infinite")
+    return _check_confidence(predictions.confidence, "predictions.confidence")
+
+
+def _check_confidence(confidence: Tensor, name: str) -> Tensor:
+    """The confidences in float64; rounding may have taken them above 1."""
+    if confidence.ndim != 1 or not len(confidence):
+        raise ValueError(f"{name} {tuple(confidence.shape)} must be [samples], with one sample at least")
+    confidence = confidence.double()
+    if not bool(((confidence >= 0) & (confidence <= 1 + ROUNDING)).all()):
+        raise ValueError(
+            f"{name} from {float(confidence.min()):.4f} to {float(confidence.max()):.4f} must be probabilities"
+        )
+    return confidence.clamp(max=1.0)

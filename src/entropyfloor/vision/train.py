@@ -1,0 +1,118 @@
+"""`train(VisionConfig(...))`: an image classifier from settings to a run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from entropyfloor.runs import Run, read_run
+from entropyfloor.runs.processes import cores, each_in_its_process
+from entropyfloor.vision.config import VisionConfig
+from entropyfloor.vision.trainer import Trainer
+
+__all__ = ["VisionConfig", "read_config", "resume", "train", "train_seeds"]
+
+
+def train(config: VisionConfig) -> Path:
+    """Train a classifier from the start.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        ValueError: Settings that cannot be, data that is not there, or a directory that holds a run already.
+    """
+    trainer = Trainer(config)  # before the directory: what cannot be built should leave nothing behind
+    path = Path(str(trainer.config.out))
+    run = Run.create(path, {"domain": "vision", **asdict(trainer.config)}) if trainer.leads else None
+    trainer.fit(run)
+    return path
+
+
+def resume(path: Path) -> Path:
+    """Continue the run in `path` from its last checkpoint, or from the start if it has none.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        ValueError: No run, or a checkpoint that is damaged or of other settings.
+    """
+    run = Run.open(path)
+    trainer = Trainer(read_config(run.config))
+    checkpoint = run.resume() if trainer.leads else run.latest()
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+    trainer.fit(run if trainer.leads else None)
+    return path
+
+
+def train_seeds(config: VisionConfig, seeds: Sequence[int]) -> list[Path]:
+    """Train several seeds, and go on with those that were begun before.
+
+    On CPUs each is a process, one for each core (or `threads` cores); with an accelerator they take turns.
+    A script that calls this needs `if __name__ == "__main__":`.
+
+    Args:
+        config: Their settings; `out` is the directory of all of them, by default runs/vision/….
+        seeds: Different ones.
+
+    Returns:
+        The run directories, `<out>/seed-<seed>`.
+
+    Raises:
+        ValueError: The same seed twice, or a run in the way that was begun with other settings.
+        RuntimeError: Some of the runs failed; the others are finished.
+    """
+    if len(set(seeds)) < len(seeds) or not seeds:
+        raise ValueError(f"seeds={list(seeds)} must be different ones, at least one")
+    home = Path(config.out) if config.out else Path(str(config.resolved().out)).parent
+    configs = [replace(config, seed=seed, out=str(home / f"seed-{seed}")).resolved() for seed in seeds]
+    for each in configs:
+        _check_same(each)
+    on_cpu = not torch.accelerator.is_available()
+    workers = max(1, cores() // max(1, config.threads)) if on_cpu else 1
+    each_in_its_process(_go_on, configs, [f"seed {seed}" for seed in seeds], workers)
+    return [Path(str(each.out)) for each in configs]
+
+
+def _go_on(config: VisionConfig) -> None:
+    """Begin a run, go on with it, or find it finished."""
+    path = Path(str(config.out))
+    if not (path / "config.toml").exists():
+        train(config)
+    elif read_run(path).status.get("state") != "finished":
+        resume(path)
+
+
+def _check_same(config: VisionConfig) -> None:
+    """Refuse to go on with a run under the name of other settings."""
+    path = Path(str(config.out))
+    if not (path / "config.toml").exists():
+        return
+    before, now = asdict(read_config(read_run(path).config)), asdict(config)
+    skip = {"out", *(name for name in ("num_classes",) if now[name] is None)}
+    if other := [
+        f"{name}={before[name]} (now {now[name]})"
+        for name in now
+        if before[name] != now[name] and name not in skip
+    ]:
+        raise ValueError(f"{path} was begun with {', '.join(other)}: give the same settings, or another --out")
+
+
+def read_config(settings: dict[str, Any]) -> VisionConfig:
+    """The config of a run that was begun with `settings`.
+
+    Raises:
+        ValueError: It is no run of a classifier, or of another version, which has other settings.
+    """
+    if settings.get("domain") != "vision":
+        raise ValueError(f"a run of domain={settings.get('domain')!r} is no run of an image classifier")
+    known = {name: value for name, value in settings.items() if name != "domain"}
+    if unknown := sorted(set(known) - set(VisionConfig.__dataclass_fields__)):
+        raise ValueError(f"this version does not know the settings {', '.join(unknown)} of the run")
+    return VisionConfig(**known)

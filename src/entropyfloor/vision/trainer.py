@@ -1,0 +1,335 @@
+"""A classifier in progress: epochs, evaluations, checkpoints.
+
+The parts are timm's (models, augmentation, optimisers, schedules, averages of weights); `accelerate` knows the
+devices, the precision and the processes. A step of the run is an epoch. Everything random in an epoch follows from
+the seed and the number of the epoch, so a run that is resumed is the run that was not interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from timm.data import Mixup
+from timm.data.random_erasing import RandomErasing
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3, distribute_bn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from entropyfloor.runs import Checkpoint, Run
+from entropyfloor.runs.progress import Progress
+from entropyfloor.vision import data, metrics
+from entropyfloor.vision.config import VisionConfig
+from entropyfloor.vision.model import RawLogits, build_model, check_size, load_weights
+from entropyfloor.vision.regularisers import classification_loss, jensen_shannon, smoothing_out_of_reach
+
+SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
+INIT, EPOCH = range(2)
+"""Streams of random numbers."""
+CHECK_EVERY = 50
+"""Updates between looks at the loss: each one waits for the device."""
+
+
+class Trainer:
+    """A classifier in progress.
+
+    Args:
+        config: Settings; `self.config` is what they resolve to.
+
+    Raises:
+        ValueError: The data is not there, or has another number of classes than `num_classes`; the floor is out
+            of reach; the checkpoint is of another model.
+    """
+
+    def __init__(self, config: VisionConfig) -> None:
+        config = config.resolved()
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        AcceleratorState._reset_state()  # one process may train several, and not all in the same precision
+        self.accelerator = Accelerator(mixed_precision=config.precision)
+        self.leads = self.accelerator.is_main_process
+        self.epoch = 0
+
+        home = Path(config.data_dir)
+        train, test = (data.load(config.dataset, home, split, download=config.download) for split in SPLITS)
+        classes = agreed_classes(config, train.classes, test.classes)
+        self.config = replace(config, num_classes=classes)
+        self.train_loader, self.test_loader, self.ood_loader = self._loaders(train, test)
+
+        seed(config.seed, INIT)
+        self.model, self.output = build_model(self.config)
+        if config.min_entropy and config.label_smoothing:
+            message = smoothing_out_of_reach(
+                classes, config.min_entropy, config.label_smoothing, tau=config.tau, floor=config.floor
+            )
+            if message and self.leads:
+                warnings.warn(message, stacklevel=3)
+        self.optimiser = create_optimizer_v2(
+            self.model, config.optimiser, config.learning_rate, config.weight_decay, config.momentum
+        )
+        self.updates_per_epoch = len(self.train_loader)
+        self.scheduler, _ = create_scheduler_v2(
+            self.optimiser,
+            config.schedule,
+            num_epochs=config.epochs,
+            warmup_epochs=config.warmup_epochs,
+            warmup_lr=0.0,
+            step_on_epochs=False,
+            updates_per_epoch=self.updates_per_epoch,
+        )
+        device = self.accelerator.device
+        check_size(self.model.to(device), int(self.config.input_size or 0), device)
+        self.average = ModelEmaV3(self.model, config.ema, use_warmup=True) if config.ema else None
+        learner: nn.Module = torch.compile(self.model) if config.compile else self.model  # type: ignore[assignment]
+        self.learner, self.prepared = self.accelerator.prepare(learner, self.optimiser)
+        self.mixup = None
+        if config.mixup or config.cutmix:
+            self.mixup = Mixup(config.mixup, config.cutmix, label_smoothing=0.0, num_classes=classes)
+        mode, splits = config.erase_mode, config.aug_splits
+        self.erase = RandomErasing(config.erase, mode=mode, num_splits=splits, device=device)
+
+    def fit(self, run: Run | None) -> None:
+        """Train to the end, with an evaluation after each epoch. Ctrl-C goes back to the last checkpoint.
+
+        Args:
+            run: Where to write; None in the processes that only help.
+        """
+        config = self.config
+        total = config.epochs * self.updates_per_epoch
+        with (
+            run.recording() if run else nullcontext(),
+            Progress(total, unit="updates", bar=self.leads) as progress,
+        ):
+            try:
+                while self.epoch < config.epochs:
+                    learned = self._train_epoch(run, progress)
+                    self.epoch += 1
+                    found = metrics.summarise(*self.judge()) | self.promise | learned
+                    if run:
+                        run.log(self.epoch, found)
+                        progress.report(self.epoch * self.updates_per_epoch, told(found))
+                        if self.epoch % config.checkpoint_every == 0 or self.epoch == config.epochs:
+                            self.save(run)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(self._way_on(run)) from None
+
+    @property
+    def promise(self) -> dict[str, float]:
+        """The floor in nats, if there is one; that of Eq. 15 as printed is the number that the paper promises."""
+        floor = self.config.min_entropy or self.config.temperature_floor
+        return {} if floor is None else {"floor": floor}
+
+    @property
+    def judged(self) -> nn.Module:
+        """The model that is evaluated: the average of the weights, where there is one."""
+        return self.average.module if self.average else self.model
+
+    def judge(self) -> tuple[metrics.Predictions, Tensor | None]:
+        """What the model says of the test images, and how confident it is of the other ones."""
+        predictions = metrics.concatenate([metrics.predict(*batch) for batch in self._outputs(self.test_loader)])
+        if self.ood_loader is None:
+            return predictions, None
+        confidence = [metrics.top_confidence(logits) for logits, _, _ in self._outputs(self.ood_loader)]
+        return predictions, torch.cat(confidence)
+
+    def save(self, run: Run) -> None:
+        """Write everything that `restore` needs."""
+        tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        if self.average:
+            tensors |= {f"average/{name}": tensor for name, tensor in self.average.module.state_dict().items()}
+        moments = self.optimiser.state_dict()["state"]
+        tensors |= {
+            f"optimiser/{i}/{name}": torch.as_tensor(x) for i, of in moments.items() for name, x in of.items()
+        }
+        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+        scaler = self.accelerator.scaler
+        run.save(self.epoch, arrays, {"scaler": scaler.state_dict() if scaler else None})
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint of a run with the same settings.
+
+        Raises:
+            ValueError: It is of another model.
+        """
+        found: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimiser": {}}
+        for name, array in checkpoint.arrays.items():
+            part, rest = name.split("/", 1)
+            found[part][rest] = torch.from_numpy(array)
+        load_weights(self.model, found["model"], f"checkpoint of epoch {checkpoint.step}")
+        if self.average:
+            load_weights(self.average.module, found["average"], f"checkpoint of epoch {checkpoint.step}")
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in found["optimiser"].items():
+            number, moment = name.split("/", 1)
+            moments.setdefault(int(number), {})[moment] = tensor
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        if self.accelerator.scaler and checkpoint.state["scaler"]:
+            self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
+        self.epoch = checkpoint.step
+
+    # --- parts of an epoch -------------------------------------------------------------------------------
+
+    def _train_epoch(self, run: Run | None, progress: Progress) -> dict[str, float]:
+        """One pass over the training images; the mean loss and the speed."""
+        seed(self.config.seed, EPOCH, self.epoch, self.accelerator.process_index)
+        self.order.manual_seed(derived(self.config.seed, EPOCH, self.epoch))
+        self.learner.train()
+        total, seen, begun = torch.zeros((), device=self.accelerator.device), 0, time.perf_counter()
+        for i, (images, target) in enumerate(self.train_loader):
+            update = self.epoch * self.updates_per_epoch + i
+            self.scheduler.step_update(update)
+            loss = self._update(images, target)
+            if self.average:
+                self.average.update(self.model, step=update + 1)
+            total, seen = total + loss, seen + len(target)
+            progress.advance(update + 1)
+            if i % CHECK_EVERY == 0 or i + 1 == self.updates_per_epoch:
+                self._check_finite(total / (i + 1), run, images, target)
+        if self.accelerator.num_processes > 1:
+            distribute_bn(self.model, self.accelerator.num_processes, reduce=True)
+        rate = seen * self.accelerator.num_processes / (time.perf_counter() - begun)
+        mean = self.accelerator.reduce(total / self.updates_per_epoch, "mean").item()
+        return {"loss": mean, "images_per_second": rate, "learning_rate": self.optimiser.param_groups[0]["lr"]}
+
+    def _update(self, images: Tensor, target: Tensor) -> Tensor:
+        config = self.config
+        if config.erase:
+            images = self.erase(images)
+        if self.mixup:
+            images, target = self.mixup(images, target)
+        if config.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with self.accelerator.autocast():
+            logits = self.output(self.learner(images))
+        clean = slice(len(logits) // config.aug_splits) if config.jsd else slice(None)
+        loss = classification_loss(
+            logits[clean],
+            target[clean],
+            label_smoothing=config.label_smoothing,
+            focal_gamma=config.focal_gamma,
+            confidence_penalty=config.confidence_penalty,
+        )
+        if config.jsd:
+            loss = loss + config.jsd * jensen_shannon(logits, config.aug_splits)
+        self.prepared.zero_grad()
+        self.accelerator.backward(loss)
+        if config.clip_grad:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip_grad)
+        self.prepared.step()
+        return loss.detach()
+
+    @torch.no_grad()
+    def _outputs(self, loader: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Logits, logits before the floor, and labels of each batch, on the CPU."""
+        model, raw = self.judged.eval(), RawLogits(self.judged)
+        for images, target in loader:
+            with self.accelerator.autocast(), raw:
+                logits = self.output(model(images))
+            before = logits if raw.last is None else raw.last
+            gathered = self.accelerator.gather_for_metrics((logits, before, target))
+            yield tuple(tensor.cpu() for tensor in gathered)
+
+    def _check_finite(self, loss: Tensor, run: Run | None, images: Tensor, target: Tensor) -> None:
+        """Stop where the loss is not finite; keep the weights as the updates left them, and the last batch."""
+        value = loss.item()
+        if math.isfinite(value):
+            return
+        kept = "nothing"
+        if run:
+            tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+            tensors |= {"data/images": images, "data/target": target}
+            arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+            kept = str(run.keep_failure(self.epoch, arrays, {"quantities": {"loss": str(value)}}))
+        raise FloatingPointError(
+            f"loss is {value} in epoch {self.epoch + 1}: the run stops here. Weights and a batch are in {kept}"
+        )
+
+    # --- what is built -----------------------------------------------------------------------------------
+
+    def _loaders(
+        self, train: data.Source, test: data.Source
+    ) -> tuple[DataLoader[Any], DataLoader[Any], DataLoader[Any] | None]:
+        config = self.config
+        size, crop = int(config.input_size or 0), float(config.crop or 1)
+        images = data.training_set(
+            train, size, config.augmentation, auto_augment=config.auto_augment, splits=config.aug_splits
+        )
+        self.order = torch.Generator()
+        options: dict[str, Any] = {
+            "batch_size": config.batch_size,
+            "num_workers": config.workers,
+            "pin_memory": self.accelerator.device.type == "cuda",
+        }
+        learn: DataLoader[Any] = DataLoader(
+            images,
+            shuffle=True,
+            generator=self.order,
+            drop_last=len(train.labels) >= config.batch_size,  # a last batch of one upsets batch norm
+            collate_fn=data.collate_splits if config.aug_splits else None,
+            **options,
+        )
+        sources = [test]
+        if config.ood:
+            other = data.load(config.ood, Path(str(config.ood_dir)), "test", download=config.download)
+            sources.append(replace(other, normalisation=train.normalisation))
+        judge = [DataLoader(data.evaluation_set(source, size, crop), **options) for source in sources]
+        prepared = [self.accelerator.prepare(loader) for loader in (learn, *judge)]
+        return prepared[0], prepared[1], prepared[2] if config.ood else None
+
+    def _way_on(self, run: Run | None) -> str:
+        if run is None or not run.checkpoints():
+            return "before the first checkpoint: there is nothing to continue"
+        return (
+            f"continue after epoch {run.checkpoints()[-1].name.lstrip('0')} with: "
+            f"entropyfloor train vision --resume {run.path}"
+        )
+
+
+def agreed_classes(config: VisionConfig, train: tuple[str, ...], test: tuple[str, ...]) -> int:
+    """How many classes there are.
+
+    Raises:
+        ValueError: Training and test images, or the settings, disagree.
+    """
+    if train != test:
+        odd = sorted(set(train) ^ set(test))[:5]
+        raise ValueError(f"{len(train)} classes to train on and {len(test)} to test on: {', '.join(odd)} differ")
+    if config.num_classes not in (None, len(train)):
+        raise ValueError(
+            f"num_classes={config.num_classes}, but {config.dataset} in {config.data_dir} has {len(train)} "
+            "classes: leave it out, or choose other data"
+        )
+    return len(train)
+
+
+def told(found: dict[str, float]) -> str:
+    """An evaluation in a line."""
+    aim = f"floor {found['floor']:.2f}" if "floor" in found else "no floor"
+    return f"top-1 {100 * found['top1']:.2f} % · entropy {found['realised_entropy']:.3f} ({aim})"
+
+
+def derived(*numbers: int) -> int:
+    """A seed that follows from numbers, and differs for different ones."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def seed(*numbers: int) -> None:
+    """Seed every generator that timm, torchvision and PyTorch draw from."""
+    value = derived(*numbers)
+    random.seed(value)
+    np.random.seed(value)  # noqa: NPY002 - timm draws from NumPy's global generator
+    torch.manual_seed(value)
