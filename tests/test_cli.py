@@ -219,6 +219,11 @@ def test_a_classifier_is_trained_judged_and_goes_on(home, capsys):
     assert "epoch 1, 359 test images" in out
     assert "(floor 0.3)" in out
     assert (home / "seen" / "evaluation.json").exists()
+    assert main(["report", "seen"]) == 0
+    page = (home / "report" / "index.html").read_text()
+    assert "era-calibrated-0.3 promised 0.30 nats; its classifier had" in page
+    assert "Top-1 accuracy" in page
+    capsys.readouterr()
     assert main(["evaluate", "seen", "--episodes", "3"]) == 2
     assert "--episodes is nothing that a run of domain='vision' knows" in capsys.readouterr().err
     assert main(["train", "vision", "--resume", "seen", "--epochs", "2"]) == 2

@@ -17,7 +17,7 @@ from hypothesis import given
 
 from entropyfloor.report import write_report
 from entropyfloor.report.page import lead, nats, plain, sentence, significant, verdict
-from entropyfloor.report.plots import entropy_figure, looks, overview_figure, png, return_figure, svg
+from entropyfloor.report.plots import entropy_figure, looks, overview_figure, png, score_figure, svg
 from entropyfloor.report.records import compare
 from entropyfloor.report.statistics import iqm, iqm_interval, mean_interval
 from entropyfloor.runs import Run
@@ -243,7 +243,7 @@ def test_sentences(tmp_path):
     write(tmp_path, "sac-no-entropy", mean=-12.0, least=-20.0, floor=None)
     [comparison] = compare([tmp_path])
     minus = "\N{MINUS SIGN}"
-    assert [sentence(g).replace(minus, "-") for g in comparison.groups] == [
+    assert [sentence(g, comparison.domain).replace(minus, "-") for g in comparison.groups] == [
         "sac promised nothing, its loss steers to -3.00 nats; "
         "its acting policy had -2.00 on average and -9.00 at the least.",
         "sac-era promised -3.00 nats; its acting policy had -5.50 on average and -7.30 at the least: "
@@ -327,7 +327,7 @@ def test_the_return_figure_shows_mean_interval_and_single_seeds(tmp_path):
     write(tmp_path, seed=1, returns=(2.0, 2.0))
     write(tmp_path, seed=2, returns=(3.0, 5.0))
     [comparison] = compare([tmp_path])
-    figure = return_figure(comparison, looks([comparison]))
+    figure = score_figure(comparison, looks([comparison]))
     [axes] = figure.axes
     assert [line.get_ydata().tolist() for line in axes.lines] == [[2.0, 3.0], [2.0, 3.0]]
     band = axes.collections[0].get_paths()[0].vertices[:, 1]
@@ -342,7 +342,7 @@ def test_two_seeds_are_shown_themselves(tmp_path):
     write(tmp_path, seed=0, returns=(1.0, 2.0, 3.0))
     write(tmp_path, seed=1, returns=(3.0, 2.5))
     [comparison] = compare([tmp_path])
-    [axes] = return_figure(comparison, looks([comparison])).axes
+    [axes] = score_figure(comparison, looks([comparison])).axes
     curves = [line.get_ydata().tolist() for line in axes.lines]
     assert curves == [[2.0, 2.25], [2.0, 3.0], [1.0, 2.0], [3.0, 2.5]]  # the mean, what went further, the two
     assert not axes.collections

@@ -17,11 +17,12 @@ from matplotlib.figure import Figure
 
 from entropyfloor.report import plots
 from entropyfloor.report.records import (
-    MEASURED,
+    ENTROPIES,
     NOT_A_DIFFERENCE,
     TOLERANCE,
     UNSET,
     Comparison,
+    Domain,
     Group,
     Seed,
     compare,
@@ -38,9 +39,10 @@ MINUS = "\N{MINUS SIGN}"
 def write_report(paths: Sequence[Path | str], out: Path | str) -> Path:
     """Draw the runs at or below `paths`, and say what became of their floors.
 
-    Writes `<env>-return`, `<env>-entropy` (each environment) and `overview` (the first environment), each as PNG
-    and SVG, `table.csv` with the numbers of every seed, and `index.html`, which holds the figures itself and loads
-    nothing. Each file is written beside its place and then moved there. The same runs give the same bytes.
+    Writes `<env>-return` (or `-top1`), `<env>-entropy` (each environment or dataset) and `overview` (the first of
+    them), each as PNG and SVG, `table.csv` with the numbers of every seed, and `index.html`, which holds the
+    figures itself and loads nothing. Each file is written beside its place and then moved there. The same runs
+    give the same bytes.
 
     Args:
         paths: Run directories, or directories that hold some.
@@ -62,7 +64,12 @@ def write_report(paths: Sequence[Path | str], out: Path | str) -> Path:
         env = comparison.env
         name = re.sub(r"[^A-Za-z0-9.]+", "-", env).strip("-")
         figures[env] = [
-            _picture(out, f"{name}-return", plots.return_figure(comparison, look), _return_alt(comparison)),
+            _picture(
+                out,
+                f"{name}-{comparison.domain.score}",
+                plots.score_figure(comparison, look),
+                _score_alt(comparison),
+            ),
             _picture(out, f"{name}-entropy", plots.entropy_figure(comparison, look), _entropy_alt(comparison)),
         ]
     _picture(out, "overview", plots.overview_figure(drawn[0], look), "")
@@ -74,14 +81,14 @@ def write_report(paths: Sequence[Path | str], out: Path | str) -> Path:
 # --- in words --------------------------------------------------------------------------------------------
 
 
-def sentence(group: Group) -> str:
-    """What the group promised, and what its acting policy did.
+def sentence(group: Group, domain: Domain) -> str:
+    """What the group promised, and what its policy or classifier did.
 
     The average is that of the last evaluation that all seeds have; the least value is that of all evaluations, as
     a floor is promised for every state at any time.
     """
     mean = group.values("realised_entropy")[:, -1].mean()
-    had = f"its acting policy had {nats(mean)} on average and {nats(group.least)} at the least"
+    had = f"its {domain.actor} had {nats(mean)} on average and {nats(group.least)} at the least"
     if group.floor is None:
         return f"{group.label} promised nothing; {had} (nats)."
     if group.promise == "target":
@@ -114,24 +121,27 @@ def lead(comparisons: Iterable[Comparison]) -> str:
     """The outcome in one sentence."""
     promised = [group for comparison in comparisons for group in comparison.groups if group.promise == "floor"]
     if not promised:
-        return "No agent here promised a floor."
+        return "Nothing here promised a floor."
     kept = sum(not group.broken for group in promised)
     if len(promised) == 1:
         return f"One floor was promised, and it was {'kept' if kept else 'broken'}."
     return f"Of {len(promised)} promised floors, {kept or 'none'} {'were' if kept > 1 else 'was'} kept."
 
 
-def _return_alt(comparison: Comparison) -> str:
+def _score_alt(comparison: Comparison) -> str:
+    domain = comparison.domain
     ends = [
-        f"{group.label} ended at {_interval(mean_interval(group.values('return')[:, -1]))}"
+        f"{group.label} ended at {_interval(mean_interval(group.values(domain.score)[:, -1]))}"
         for group in comparison.groups
     ]
-    return f"Learning curves on {comparison.env}: return against environment steps. {'; '.join(ends)}."
+    axes = f"{domain.score_label} against {domain.step_label}".lower()
+    return f"Learning curves on {comparison.env}: {axes}. {'; '.join(ends)}."
 
 
 def _entropy_alt(comparison: Comparison) -> str:
-    told = " ".join(sentence(group) for group in comparison.groups)
-    return f"Realised entropy on {comparison.env} against environment steps. {told}"
+    domain = comparison.domain
+    told = " ".join(sentence(group, domain) for group in comparison.groups)
+    return f"Realised entropy on {comparison.env} against {domain.step_label.lower()}. {told}"
 
 
 # --- numbers ---------------------------------------------------------------------------------------------
@@ -163,17 +173,17 @@ def _interval(interval: Interval) -> str:
 # --- tables ----------------------------------------------------------------------------------------------
 
 
-def _row(group: Group) -> dict[str, str]:
+def _row(group: Group, domain: Domain) -> dict[str, str]:
     """A line of the table of results."""
-    final = group.values("return")[:, -1]
+    final = group.values(domain.score)[:, -1]
     n = len(final)
-    rates = [rate for seed in group.seeds if (rate := _rate(seed)) is not None]
+    rates = [rate for seed in group.seeds if (rate := _rate(seed, domain)) is not None]
     floor = "none" if group.floor is None else nats(group.floor)
     return {
         "label": group.label,
         "n": str(n),
         "step": f"{group.steps[-1]:,}",
-        "return": _interval(mean_interval(final)),
+        "score": _interval(mean_interval(final)),
         "iqm": _interval(iqm_interval(final)) if n >= 3 else "n < 3",
         "floor": f"{floor} (target)" if group.promise == "target" else floor,
         "entropy": nats(group.values("realised_entropy")[:, -1].mean()),
@@ -183,17 +193,18 @@ def _row(group: Group) -> dict[str, str]:
     }
 
 
-def _run(seed: Seed) -> dict[str, str]:
+def _run(seed: Seed, domain: Domain) -> dict[str, str]:
     """A line of the table of runs."""
-    status = seed.record.status
+    status, config = seed.record.status, seed.record.config
+    length = config.get("steps", config.get("epochs"))
     told = [text for text in (status.get("reason"), seed.note) if text]
     return {
         "label": seed.label,
         "seed": str(seed.number),
         "state": _STATES.get(state := status.get("state", "unknown"), state),
         "step": f"{seed.steps[-1]:,}" if seed.steps.size else "none",
-        "steps": f"{seed.record.config['steps']:,}" if "steps" in seed.record.config else "unknown",
-        "return": plain(seed.values["return"][-1]) if seed.steps.size else "none",
+        "steps": "unknown" if length is None else f"{length:,}",
+        "score": plain(seed.values[domain.score][-1]) if seed.steps.size else "none",
         "told": "; ".join(told),
         "path": str(seed.record.path),
         "started": str(seed.record.machine.get("started", "unknown")),
@@ -202,9 +213,9 @@ def _run(seed: Seed) -> dict[str, str]:
     }
 
 
-def _rate(seed: Seed) -> float | None:
+def _rate(seed: Seed, domain: Domain) -> float | None:
     """Median, as compiling and evaluating make single intervals slow."""
-    rates = seed.record.series("steps_per_second")[1]
+    rates = seed.record.series(domain.rate)[1]
     rates = rates[np.isfinite(rates)]
     return float(np.median(rates)) if rates.size else None
 
@@ -227,33 +238,25 @@ def _machines(runs: Sequence[Seed]) -> list[dict[str, Any]]:
     return [{**machine, "runs": found.count(machine)} for machine in distinct(found)]
 
 
-def _csv(comparisons: Iterable[Comparison]) -> str:
+def _csv(comparisons: Sequence[Comparison]) -> str:
     """One line a run: its numbers at the last step that all seeds of its group have, unrounded."""
     file = io.StringIO()
-    names = (
-        "env",
-        "label",
-        "seed",
-        "state",
-        "step",
-        *MEASURED,
-        "least",
-        "floor",
-        "promise",
-        "steps_per_second",
-        "path",
-    )
+    domains = distinct(comparison.domain for comparison in comparisons)
+    scores, rates = ([getattr(domain, name) for domain in domains] for name in ("score", "rate"))
+    head = ("env", "label", "seed", "state", "step", *scores, *ENTROPIES)
+    names = (*head, "least", "floor", "promise", *rates, "path")
     writer = csv.DictWriter(file, names, lineterminator="\n")
     writer.writeheader()
     for comparison in comparisons:
-        rows = [_raw(seed) for seed in comparison.unused]
+        domain = comparison.domain
+        rows = [_raw(seed, domain) for seed in comparison.unused]
         for group in comparison.groups:
-            last = {name: group.values(name)[:, -1].tolist() for name in MEASURED}
+            last = {name: group.values(name)[:, -1].tolist() for name in domain.measured}
             for i, seed in enumerate(group.seeds):
                 measured = {name: values[i] for name, values in last.items()}
                 rows.append(
                     {
-                        **_raw(seed),
+                        **_raw(seed, domain),
                         "step": group.steps[-1],
                         **measured,
                         "least": seed.least,
@@ -265,14 +268,14 @@ def _csv(comparisons: Iterable[Comparison]) -> str:
     return file.getvalue()
 
 
-def _raw(seed: Seed) -> dict[str, Any]:
+def _raw(seed: Seed, domain: Domain) -> dict[str, Any]:
     """What is known of a run without an evaluation."""
     return {
         "label": seed.label,
         "seed": seed.number,
         "state": seed.record.status.get("state"),
         "floor": seed.floor,
-        "steps_per_second": _rate(seed),
+        domain.rate: _rate(seed, domain),
         "path": seed.record.path,
     }
 
@@ -311,19 +314,20 @@ def _page(comparisons: Sequence[Comparison], figures: dict[str, list[Picture]]) 
         sections=[
             {
                 "env": comparison.env,
-                "sentences": [sentence(group) for group in comparison.groups],
+                "domain": comparison.domain,
+                "sentences": [sentence(group, comparison.domain) for group in comparison.groups],
                 "figures": figures.get(comparison.env, []),
-                "rows": [_row(group) for group in comparison.groups],
-                "runs": [_run(run) for run in comparison.runs],
+                "rows": [_row(group, comparison.domain) for group in comparison.groups],
+                "runs": [_run(run, comparison.domain) for run in comparison.runs],
                 "open": [
-                    _run(run)
+                    _run(run, comparison.domain)
                     for run in comparison.runs
                     if run.note is not None or run.record.status.get("state") != "finished"
                 ],
             }
             for comparison in comparisons
         ],
-        runs=[_run(run) for run in runs],
+        runs=[_run(run, comparison.domain) for comparison in comparisons for run in comparison.runs],
         tolerance=f"{TOLERANCE:g}",
         common=common,
         names=names,

@@ -65,7 +65,7 @@ class Look:
     marker: str
 
 
-Panel = Callable[[Axes, Sequence[Group], dict[str, Look]], list[Line2D]]
+Panel = Callable[[Axes, Comparison, dict[str, Look]], list[Line2D]]
 """Draws into axes, and returns what its legend needs beside the labels."""
 
 
@@ -76,19 +76,19 @@ def looks(comparisons: Sequence[Comparison]) -> dict[str, Look]:
     return {name: Look(COLOURS[i % n], MARKERS[i // n % len(MARKERS)]) for i, name in enumerate(names)}
 
 
-def return_figure(comparison: Comparison, look: dict[str, Look]) -> Figure:
-    """Return against environment steps: mean over seeds, with its 95 % interval."""
-    return _figure(SINGLE, comparison, look, [_draw_return])
+def score_figure(comparison: Comparison, look: dict[str, Look]) -> Figure:
+    """The score against steps: mean over seeds, with its 95 % interval."""
+    return _figure(SINGLE, comparison, look, [_draw_score])
 
 
 def entropy_figure(comparison: Comparison, look: dict[str, Look]) -> Figure:
-    """Realised entropy against environment steps: its mean and its least value, beside what was promised."""
+    """Realised entropy against steps: its mean and its least value, beside what was promised."""
     return _figure(SINGLE, comparison, look, [_draw_entropy])
 
 
 def overview_figure(comparison: Comparison, look: dict[str, Look]) -> Figure:
     """Both panels side by side."""
-    return _figure(WIDE, comparison, look, [_draw_return, _draw_entropy])
+    return _figure(WIDE, comparison, look, [_draw_score, _draw_entropy])
 
 
 def png(figure: Figure) -> bytes:
@@ -113,8 +113,8 @@ def _figure(width: float, comparison: Comparison, look: dict[str, Look], panels:
         figure = Figure(facecolor="white", layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
         keys = [_key(group, look[group.label]) for group in comparison.groups]
         for axes, draw in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            keys += draw(axes, comparison.groups, look)
-            axes.set_xlabel("Environment steps")
+            keys += draw(axes, comparison, look)
+            axes.set_xlabel(comparison.domain.step_label)
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
             axes.xaxis.set_major_locator(MaxNLocator(6))
             axes.tick_params(length=0)
@@ -134,19 +134,21 @@ def _key(group: Group, look: Look) -> Line2D:
     return Line2D([], [], color=look.colour, marker=look.marker, ms=5, lw=2, label=label)
 
 
-def _draw_return(axes: Axes, groups: Sequence[Group], look: dict[str, Look]) -> list[Line2D]:
+def _draw_score(axes: Axes, comparison: Comparison, look: dict[str, Look]) -> list[Line2D]:
+    groups, name = comparison.groups, comparison.domain.score
     for group in groups:
-        _draw_mean(axes, group, "return", look[group.label])
-    returns = np.concatenate([seed.values["return"] for group in groups for seed in group.seeds])
-    low, high = returns.min(), returns.max()
+        _draw_mean(axes, group, name, look[group.label])
+    scores = np.concatenate([seed.values[name] for group in groups for seed in group.seeds])
+    low, high = scores.min(), scores.max()
     room = max(0.5 * (high - low), 1e-3 * abs(high), 1e-9)  # with three seeds a band may dwarf them
     bottom, top = axes.get_ylim()
     axes.set_ylim(max(bottom, low - room), min(top, high + room))
-    axes.set_title("Return")
+    axes.set_title(comparison.domain.score_label)
     return []
 
 
-def _draw_entropy(axes: Axes, groups: Sequence[Group], look: dict[str, Look]) -> list[Line2D]:
+def _draw_entropy(axes: Axes, comparison: Comparison, look: dict[str, Look]) -> list[Line2D]:
+    groups, domain = comparison.groups, comparison.domain
     for group in groups:
         _draw_mean(axes, group, "realised_entropy", look[group.label])
         dashes: dict[str, Any] = {"color": look[group.label].colour, "ls": DASHES}
@@ -159,10 +161,10 @@ def _draw_entropy(axes: Axes, groups: Sequence[Group], look: dict[str, Look]) ->
         text = f"\N{BLACK DOWN-POINTING SMALL TRIANGLE} {group.label}: least {_number(round(group.least, 1))}"
         place = (0.015, 0.03 + 0.065 * line)
         axes.text(*place, text, transform=axes.transAxes, fontsize=9, zorder=6)
-    axes.set_title("Realised entropy of the acting policy (nats)")
+    axes.set_title(f"Realised entropy of the {domain.actor} (nats)")
     keys = [
-        Line2D([], [], color=MUTED, lw=2, label="mean over states"),
-        Line2D([], [], color=MUTED, lw=1.6, ls=DASHES, label="least over states and seeds"),
+        Line2D([], [], color=MUTED, lw=2, label=f"mean over {domain.places}"),
+        Line2D([], [], color=MUTED, lw=1.6, ls=DASHES, label=f"least over {domain.places} and seeds"),
     ]
     floors = _promised(groups, "floor")
     for floor in floors:

@@ -13,8 +13,34 @@ import numpy as np
 
 from entropyfloor.runs import Record, find_runs, read_run
 
-MEASURED = ("return", "realised_entropy", "realised_entropy/min")
-"""What an evaluation measures; a step counts as evaluated where all of these were logged."""
+ENTROPIES = ("realised_entropy", "realised_entropy/min")
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What a kind of run is judged by, and the words for it."""
+
+    score: str
+    """The quantity that says how good it is; an evaluation logs it and `ENTROPIES`."""
+    score_label: str
+    step_label: str
+    actor: str
+    """Whose entropy is measured."""
+    places: str
+    """Over what."""
+    rate: str
+    """The quantity that says how fast it trains."""
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """A step counts as evaluated where all of these were logged."""
+        return (self.score, *ENTROPIES)
+
+
+DOMAINS = {
+    "control": Domain("return", "Return", "Environment steps", "acting policy", "states", "steps_per_second"),
+    "vision": Domain("top1", "Top-1 accuracy", "Epochs", "classifier", "test images", "images_per_second"),
+}
 
 NOT_A_DIFFERENCE = frozenset({"seed", "out", "threads"})
 """Settings in which runs of one label may differ."""
@@ -36,7 +62,7 @@ class Seed:
     label: str
     steps: np.ndarray
     values: dict[str, np.ndarray]
-    """The quantities of `MEASURED`, all finite."""
+    """The score of the domain and `ENTROPIES`, all finite."""
     promise: Promise
     """Whether the head promises a floor, the loss steers to a target, or nothing was promised."""
     floor: float | None
@@ -101,9 +127,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that ran in one environment."""
+    """Everything that ran in one environment, or on one dataset."""
 
     env: str
+    domain: Domain
     groups: tuple[Group, ...]
     unused: tuple[Seed, ...]
     """Runs without an evaluation."""
@@ -128,17 +155,19 @@ def compare(paths: Sequence[Path]) -> list[Comparison]:
         ValueError: No run, a damaged one, two runs with the same settings and seed, or not one evaluation.
     """
     records = [read_run(path) for path in find_runs(*paths)]
-    by_env: defaultdict[str, list[Record]] = defaultdict(list)
+    by_env: defaultdict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
         for name in ("env", "agent", "seed"):
             if name not in record.config:
-                raise ValueError(f"{record.path} has no {name!r} in its config: the report compares control runs")
-        by_env[record.config["env"]].append(record)
-    comparisons = [_comparison(env, by_env[env]) for env in sorted(by_env)]
+                raise ValueError(f"{record.path} has no {name!r} in its config: it cannot be compared")
+        domain = record.config.get("domain", "control")
+        if domain not in DOMAINS:
+            raise ValueError(f"{record.path}: domain={domain!r} must be one of {', '.join(DOMAINS)}")
+        by_env[domain, record.config["env"]].append(record)
+    comparisons = [_comparison(env, DOMAINS[domain], by_env[domain, env]) for domain, env in sorted(by_env)]
     if not any(comparison.groups for comparison in comparisons):
-        raise ValueError(
-            f"no run was evaluated yet, {records[0].path} among them: an evaluation logs {', '.join(MEASURED)}"
-        )
+        logged = ", ".join(comparisons[0].domain.measured)
+        raise ValueError(f"no run was evaluated yet, {records[0].path} among them: an evaluation logs {logged}")
     return comparisons
 
 
@@ -170,10 +199,10 @@ def distinct(values: Iterable[Any]) -> list[Any]:
     return list(found.values())
 
 
-def _comparison(env: str, records: Sequence[Record]) -> Comparison:
+def _comparison(env: str, domain: Domain, records: Sequence[Record]) -> Comparison:
     seeds: defaultdict[str, dict[int, Seed]] = defaultdict(dict)
     for record, label in zip(records, labels(records), strict=True):
-        seed = _evaluations(record, label)
+        seed = _evaluations(record, label, domain)
         if (twin := seeds[label].setdefault(seed.number, seed)) is not seed:
             raise ValueError(
                 f"{twin.record.path} and {record.path} are both {label} on {env} with seed {seed.number}: "
@@ -185,23 +214,24 @@ def _comparison(env: str, records: Sequence[Record]) -> Comparison:
         unused += [run for run in runs if not run.steps.size]
         if used := tuple(run for run in runs if run.steps.size):
             groups.append(_checked(Group(label, used)))
-    return Comparison(env, tuple(groups), tuple(unused))
+    return Comparison(env, domain, tuple(groups), tuple(unused))
 
 
-def _evaluations(record: Record, label: str) -> Seed:
+def _evaluations(record: Record, label: str, domain: Domain) -> Seed:
     """A run up to its first evaluation that is not finite."""
-    series = {name: dict(zip(*map(np.ndarray.tolist, record.series(name)), strict=True)) for name in MEASURED}
+    measured = domain.measured
+    series = {name: dict(zip(*map(np.ndarray.tolist, record.series(name)), strict=True)) for name in measured}
     steps = sorted(set.intersection(*(set(values) for values in series.values())))
-    values = np.array([[series[name][step] for step in steps] for name in MEASURED])
+    values = np.array([[series[name][step] for step in steps] for name in measured])
     bad = ~np.isfinite(values)
     note = None if steps else "no evaluation yet"
     if bad.any():  # later numbers of a run that broke down would look like results
         end = int(bad.any(axis=0).argmax())
-        names = [name for name, wrong in zip(MEASURED, bad[:, end], strict=True) if wrong]
+        names = [name for name, wrong in zip(measured, bad[:, end], strict=True) if wrong]
         note = f"{' and '.join(names)} not finite at step {steps[end]:,}: not used from there on"
         steps, values = steps[:end], values[:, :end]
-    measured = dict(zip(MEASURED, values, strict=True))
-    return Seed(record, label, np.array(steps, np.int64), measured, *_promise(record), note)
+    found = dict(zip(measured, values, strict=True))
+    return Seed(record, label, np.array(steps, np.int64), found, *_promise(record), note)
 
 
 def _promise(record: Record) -> tuple[Promise, float | None]:

@@ -16,9 +16,9 @@ QUANTITIES: dict[str, Quantity] = {
     "episode_length": Quantity("Episode length", "agent steps"),
     "train/return": Quantity("Return of the episodes that training played, with their exploration"),
     # entropy, always beside its floor
-    "realised_entropy": Quantity("Realised entropy of the acting policy, mean over states", "nats"),
-    "realised_entropy/min": Quantity("Realised entropy of the acting policy, least over states", "nats"),
-    "realised_entropy/q05": Quantity("Realised entropy of the acting policy, 5 % quantile over states", "nats"),
+    "realised_entropy": Quantity("Realised entropy, mean over states or images", "nats"),
+    "realised_entropy/min": Quantity("Realised entropy, least over states or images", "nats"),
+    "realised_entropy/q05": Quantity("Realised entropy, 5 % quantile over states or images", "nats"),
     "floor": Quantity("Promised entropy", "nats"),
     "target_entropy": Quantity("Entropy that the loss steers to, on average", "nats"),
     "residual_entropy": Quantity("Residual entropy δ̂", "nats"),

@@ -17,6 +17,10 @@ from entropyfloor.vision.trainer import Trainer
 __all__ = ["VisionConfig", "read_config", "resume", "train", "train_seeds"]
 
 
+NAMES = ("domain", "env", "agent")
+"""What a report calls the run: they follow from its settings."""
+
+
 def train(config: VisionConfig) -> Path:
     """Train a classifier from the start.
 
@@ -28,7 +32,9 @@ def train(config: VisionConfig) -> Path:
     """
     trainer = Trainer(config)  # before the directory: what cannot be built should leave nothing behind
     path = Path(str(trainer.config.out))
-    run = Run.create(path, {"domain": "vision", **asdict(trainer.config)}) if trainer.leads else None
+    config = trainer.config
+    names = dict(zip(NAMES, ("vision", f"{config.dataset} {config.model}", config.label), strict=True))
+    run = Run.create(path, {**names, **asdict(config)}) if trainer.leads else None
     trainer.fit(run)
     return path
 
@@ -112,7 +118,7 @@ def read_config(settings: dict[str, Any]) -> VisionConfig:
     """
     if settings.get("domain") != "vision":
         raise ValueError(f"a run of domain={settings.get('domain')!r} is no run of an image classifier")
-    known = {name: value for name, value in settings.items() if name != "domain"}
+    known = {name: value for name, value in settings.items() if name not in NAMES}
     if unknown := sorted(set(known) - set(VisionConfig.__dataclass_fields__)):
         raise ValueError(f"this version does not know the settings {', '.join(unknown)} of the run")
     return VisionConfig(**known)
