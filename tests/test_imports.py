@@ -22,7 +22,8 @@ ALLOWED = {
     "vision": {"targets", "torch", "runs"},
     "language": {"targets", "torch", "runs"},
     "report": {"runs"},
-    "experiments": {"runs"},
+    "experiments": {"runs", "recipes"},
+    "recipes": set(),
     "cli": {"targets", "runs", "control", "vision", "language", "experiments", "report"},
 }
 

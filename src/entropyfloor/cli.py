@@ -4,11 +4,12 @@ Each command imports what it needs when it is called, so that a report needs no 
 """
 
 import importlib
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from entropyfloor import __version__
 from entropyfloor.extras import require
@@ -132,6 +133,60 @@ def evaluate(args: Sequence[str]) -> None:
     print(judge(run, **options))
 
 
+def reproduce(args: Sequence[str]) -> None:
+    """Run an experiment of the paper, at its scale or a smaller one."""
+    from entropyfloor.experiments import recipe as recipes
+    from entropyfloor.experiments.reproduce import reproduce as carry_out
+    from entropyfloor.runs.processes import cores
+
+    require("report", "tyro")
+    import tyro
+
+    def parse(
+        recipe: Annotated[str, tyro.conf.Positional] = "",
+        scale: Literal["paper", "gpu", "cpu"] = "cpu",
+        arms: tuple[str, ...] = (),
+        seeds: tuple[int, ...] = (),
+        out: Path | None = None,
+        set_: Annotated[tuple[str, ...], tyro.conf.arg(name="set")] = (),
+        workers: int | None = None,
+        dry_run: bool = False,
+    ) -> tuple[str, Any, tuple[str, ...], tuple[int, ...], Path | None, tuple[str, ...], int | None, bool]:
+        """Run an experiment of the paper, at its scale or a smaller one.
+
+        Without a recipe, the recipes are listed. The same command goes on with what is not finished.
+
+        Args:
+            recipe: Such as vision/cifar10, or a file of one's own that ends in .toml.
+            scale: The paper's own size, one accelerator's, or a CPU's.
+            arms: Only these of what is compared.
+            seeds: Instead of the recipe's.
+            out: Where the runs go; by default runs/<recipe>/<scale>.
+            set_: Settings instead of the recipe's, such as data_dir=/where/cifar10/is.
+            workers: Runs at a time; by default one for each core at the scale of a CPU, else one.
+            dry_run: Print the commands, run nothing.
+        """
+        return recipe, scale, arms, seeds, out, set_, workers, dry_run
+
+    name, scale, arms, seeds, out, changes, workers, dry = _parse(parse, "reproduce", args)
+    if not name:
+        for known in recipes.names():
+            found = recipes.load(known)
+            print(f"{known:<32}{found.title}; {', '.join(found.scales)} ({found.source})")
+        return
+    if wrong := [change for change in changes if "=" not in change]:
+        raise ValueError(f"--set {wrong[0]} must be name=value")
+    home = out or Path("runs", name.removesuffix(".toml"), scale)
+    settings = dict(change.split("=", 1) for change in changes)
+    plan = recipes.load(name).runs(scale, home, arms=arms, seeds=seeds, settings=settings)
+    if dry:
+        for run in plan:
+            print(shlex.join(["entropyfloor", *run.command]))
+        return
+    carry_out(plan, workers or (cores() if scale == "cpu" else 1))
+    print(f"report: entropyfloor report {home}")
+
+
 def report(args: Sequence[str]) -> None:
     """Draw runs: learning curves, and realised entropy beside its floor."""
     from entropyfloor.report import write_report
@@ -181,6 +236,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train control": train_control,
     "train vision": train_vision,
     "evaluate": evaluate,
+    "reproduce": reproduce,
     "report": report,
     "doctor": doctor,
 }

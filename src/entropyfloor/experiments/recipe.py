@@ -1,0 +1,148 @@
+"""A recipe: one experiment of the paper as a file, and the runs that it stands for at a scale.
+
+    title, source           what it is, and where the paper has it
+    domain                  which trainer: control, vision
+    [settings]              of every run
+    [scales.<scale>]        paper, gpu, cpu: seeds, the arms to run (all, if none are named), other settings
+    [arms.<arm>]            what is compared: settings in which the arms differ
+    [published.<arm>]       what the paper reports, word for word
+
+An arm's settings go before its scale's, and these before the common ones. A list of environments stands for the
+same runs in each of them.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+Settings = Mapping[str, Any]
+DOMAINS = ("control", "vision")
+SCALES = ("paper", "gpu", "cpu")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run that a recipe stands for."""
+
+    arm: str
+    seed: int
+    out: Path
+    domain: str
+    settings: dict[str, Any] = field(repr=False)
+
+    @property
+    def command(self) -> list[str]:
+        """Arguments of `entropyfloor` that begin it."""
+        words = ["train", self.domain, "--seed", str(self.seed), "--out", str(self.out)]
+        for name, value in self.settings.items():
+            option = name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{option}" if value else f"--no-{option}")
+            else:
+                words.append(f"--{option}={value}")
+        return words
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An experiment of the paper."""
+
+    name: str
+    title: str
+    source: str
+    domain: str
+    settings: Settings
+    scales: Mapping[str, Settings]
+    arms: Mapping[str, Settings]
+    published: Mapping[str, Settings] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_name(f"{self.name}: domain", self.domain, DOMAINS)
+        for scale, content in self.scales.items():
+            _check_name(f"{self.name}: scale", scale, SCALES)
+            if not content.get("seeds"):
+                raise ValueError(f"{self.name}: [scales.{scale}] names no seeds")
+            for arm in content.get("arms", ()):
+                _check_name(f"{self.name}: arm of [scales.{scale}]", arm, tuple(self.arms))
+
+    def runs(
+        self,
+        scale: str,
+        out: Path,
+        *,
+        arms: Sequence[str] = (),
+        seeds: Sequence[int] = (),
+        settings: Settings | None = None,
+    ) -> list[Planned]:
+        """The runs at a scale, seed by seed, so that an early end leaves whole comparisons.
+
+        Args:
+            scale: paper, gpu or cpu, if the recipe has it.
+            out: Where they go: `<out>/<arm>/seed-<seed>`, behind the environment where there are several.
+            arms: Only these.
+            seeds: Instead of the recipe's.
+            settings: Instead of the recipe's, such as where the data is.
+
+        Raises:
+            ValueError: A scale or an arm that the recipe does not have.
+        """
+        _check_name(f"{self.name}: scale", scale, tuple(self.scales))
+        own = dict(self.scales[scale])
+        own_seeds, known = own.pop("seeds"), own.pop("arms", list(self.arms))
+        for arm in arms:
+            _check_name(f"{self.name}: arm at scale {scale}", arm, known)
+        plan = []
+        for seed in seeds or own_seeds:
+            for arm in arms or known:
+                found = {**self.settings, **own, **self.arms[arm], **(settings or {})}
+                envs = found.get("env")
+                for env in envs if isinstance(envs, list) else [None]:
+                    place = out if env is None else out / env.replace("/", "-")
+                    one = found if env is None else {**found, "env": env}
+                    plan.append(Planned(arm, seed, place / arm / f"seed-{seed}", self.domain, one))
+        return plan
+
+
+def names() -> list[str]:
+    """Every recipe, as `<domain>/<name>`."""
+    return sorted(name for name, _ in _found())
+
+
+def load(name: str) -> Recipe:
+    """The recipe `<domain>/<name>`, or that in a file of one's own.
+
+    Raises:
+        ValueError: There is none, or it is not one; the message says what is wrong.
+    """
+    if name.endswith(".toml"):
+        try:
+            text = Path(name).read_text()
+        except OSError as error:
+            raise ValueError(f"recipe {name} cannot be read: {error}") from None
+    else:
+        known = dict(_found())
+        _check_name("recipe", name, sorted(known))
+        text = known[name].read_text()
+    try:
+        return Recipe(name=name, **tomllib.loads(text))
+    except (tomllib.TOMLDecodeError, TypeError) as error:
+        raise ValueError(f"recipe {name}: {error}") from None
+
+
+def _found() -> Iterator[tuple[str, Traversable]]:
+    for domain in files("entropyfloor.recipes").iterdir():
+        if domain.is_dir():
+            for file in domain.iterdir():
+                if file.name.endswith(".toml"):
+                    yield f"{domain.name}/{file.name.removesuffix('.toml')}", file
+
+
+def _check_name(what: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        raise ValueError(f"{what} {name!r} must be one of {', '.join(known)}")

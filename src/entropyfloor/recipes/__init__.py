@@ -1,0 +1,1 @@
+"""The experiments of the paper, one file each: `entropyfloor.experiments.recipe` reads them."""

@@ -1,0 +1,124 @@
+"""Recipes, and the plans that are made of them."""
+
+import pytest
+
+from entropyfloor.cli import main
+from entropyfloor.control.config import configure
+from entropyfloor.experiments import recipe
+from entropyfloor.runs import read_run
+from entropyfloor.vision.config import VisionConfig
+
+SMALL = """
+title = "Two agents on Pendulum"
+source = "a test"
+domain = "control"
+
+[settings]
+env = ["gym/Pendulum-v1"]
+steps = 60
+hidden = 8
+batch_size = 8
+random_steps = 20
+eval_episodes = 1
+
+[scales.cpu]
+seeds = [0]
+
+[arms.plain]
+agent = "sac"
+
+[arms.era]
+agent = "sac-era-exact"
+head = "era-floor"
+"""
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.toml").write_text(SMALL)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_every_run_of_every_recipe_can_be_configured(name, tmp_path):
+    found = recipe.load(name)
+    for scale in found.scales:
+        plan = found.runs(scale, tmp_path)
+        assert len({run.out for run in plan}) == len(plan)
+        for run in plan:
+            settings = dict(run.settings)
+            if run.domain == "control":
+                config = configure(settings.pop("agent"), **settings, seed=run.seed, out=str(run.out)).resolved()
+                assert config.env.count("/") == 1
+            else:
+                VisionConfig(**settings, seed=run.seed, out=str(run.out)).resolved()
+    assert set(found.published) <= set(found.arms)
+
+
+def test_an_arm_goes_before_its_scale_and_what_is_set_before_all(tmp_path):
+    found = recipe.Recipe(
+        "x",
+        "t",
+        "s",
+        "control",
+        {"a": 1, "b": 1, "c": 1},
+        {"cpu": {"seeds": [0], "b": 2, "c": 2}},
+        {"arm": {"c": 3}},
+    )
+    (run,) = found.runs("cpu", tmp_path)
+    assert run.settings == {"a": 1, "b": 2, "c": 3}
+    (run,) = found.runs("cpu", tmp_path, seeds=[5], settings={"c": "4"})
+    assert (run.seed, run.settings["c"], run.out) == (5, "4", tmp_path / "arm" / "seed-5")
+    assert run.command[-1] == "--c=4"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["vision/cifar"], "recipe 'vision/cifar' must be one of control/"),
+        (["absent.toml"], "recipe absent.toml cannot be read"),
+        (["small.toml", "--scale", "paper"], "scale 'paper' must be one of cpu"),
+        (["small.toml", "--arms", "none"], "arm at scale cpu 'none' must be one of plain, era"),
+        (["small.toml", "--set", "steps"], "--set steps must be name=value"),
+        (["broken.toml"], "recipe broken.toml: "),
+        (["unknown.toml"], "unexpected keyword argument 'colour'"),
+        (["seedless.toml"], "names no seeds"),
+    ],
+)
+def test_what_cannot_be_reproduced_is_said(args, message, home, capsys):
+    (home / "broken.toml").write_text("title = ")
+    (home / "unknown.toml").write_text(f'colour = "red"\n{SMALL}')
+    (home / "seedless.toml").write_text(SMALL.replace("seeds = [0]", ""))
+    assert main(["reproduce", *args]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_recipes_are_listed(capsys):
+    assert main(["reproduce"]) == 0
+    out = capsys.readouterr().out
+    assert "vision/cifar10 " in out
+    assert "control/sac-dmc " in out
+
+
+def test_a_recipe_is_carried_out_and_once_is_enough(home, capsys):
+    assert main(["reproduce", "small.toml", "--dry-run"]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith(
+        "entropyfloor train control --seed 0 --out runs/small/cpu/gym-Pendulum-v1/plain/seed-0"
+    )
+    assert main(["reproduce", "small.toml"]) == 0
+    paths = [home / "runs/small/cpu/gym-Pendulum-v1" / arm / "seed-0" for arm in ("plain", "era")]
+    before = [(path / "metrics.jsonl").read_bytes() for path in paths]
+    assert [read_run(path).status["state"] for path in paths] == ["finished", "finished"]
+    assert "report: entropyfloor report runs/small/cpu" in capsys.readouterr().out
+    assert main(["reproduce", "small.toml"]) == 0
+    assert [(path / "metrics.jsonl").read_bytes() for path in paths] == before
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_done(home, capsys):
+    (home / "small.toml").write_text(SMALL.replace('head = "era-floor"', 'head = "none"'))
+    assert main(["reproduce", "small.toml"]) == 1
+    assert "1 of 2 runs failed: see runs/small/cpu/gym-Pendulum-v1/era/seed-0-log.txt" in capsys.readouterr().err
+    assert "none" in (home / "runs/small/cpu/gym-Pendulum-v1/era/seed-0-log.txt").read_text()
+    assert read_run(home / "runs/small/cpu/gym-Pendulum-v1/plain/seed-0").status["state"] == "finished"
