@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test test-all lint bench clean
+.PHONY: help demo test test-all lint bench figures clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,15 @@ test-all: lint $(VENV)/installed-hosts  ## `test` and everything slow: long runs
 bench: $(VENV)/installed-hosts  ## The activations beside plain heads, and the agents beside other libraries
 	$(BIN)/python benchmarks/activations.py
 	$(BIN)/python benchmarks/control.py
+
+FIGURES := demo control/walker-run control/halfcheetah-ppo control/beside-sb3/sac control/beside-sb3/ppo
+
+figures: $(VENV)/installed  ## Draw the figures of docs/ again, from results/
+	for name in $(FIGURES); do \
+		mkdir -p docs/$$name && $(BIN)/entropyfloor report results/$$name --out report/$$name && \
+		cp report/$$name/overview.* report/$$name/table.csv docs/$$name/ || exit 1; \
+	done
+	$(BIN)/python examples/instability.py --draw --out results/control/instability
 
 clean:  ## Remove the environment and caches, never results
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis

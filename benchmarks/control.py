@@ -75,7 +75,7 @@ class Noise(gymnasium.Env):
         return self.reset()[0], self._rng.standard_normal(), False, False, {}
 
 
-def our_updates(agent: Any, update: Callable, draw: Callable[[], Any], sizes: Sizes, count: int) -> Side:
+def our_updates(agent: Any, update: Callable, draw: Callable[[], Any], sizes: tuple[int, ...], count: int) -> Side:
     """`count` updates of our agent from what `draw` gives."""
     key = jax.random.key(0)
     state, update = agent.init(key, *sizes), jax.jit(update, donate_argnums=0)
@@ -110,7 +110,7 @@ def our_ppo_updates(name: str, sizes: Sizes, steps: int, **settings: Any) -> Sid
     noise = Rollout(*(rng.standard_normal((steps, 1, *shape), np.float32) for shape in shapes))
     never = np.zeros((steps, 1), bool)
     rollout = noise._replace(terminated=never, truncated=never)
-    return our_updates(agent, agent.update, lambda: rollout, sizes, EPOCHS * steps // MINIBATCH)
+    return our_updates(agent, agent.update, lambda: rollout, sizes[:1], EPOCHS * steps // MINIBATCH)
 
 
 def host(library: Any, algorithm: str, env: Any, hidden: int, **settings: Any) -> Any:

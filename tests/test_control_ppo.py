@@ -482,7 +482,7 @@ def compiled(kind, **options):
 def random_state(agent, seed=1):
     """In float64 and far from the start; the moments of V_H have moved already."""
     rng = np.random.default_rng(seed)
-    state = jax.eval_shape(lambda: agent.init(jax.random.key(0), OBS, ACT))
+    state = jax.eval_shape(lambda: agent.init(jax.random.key(0), OBS))
     networks = jax.tree.map(lambda x: 0.5 * rng.normal(size=x.shape), Networks(*state[:3]))
     moments = Moments(np.float64(7.0), np.float64(4.0), np.int32(3)) if agent.entropy_body is not None else ()
     return state._replace(
@@ -782,7 +782,7 @@ def test_updates_of_many_seeds_are_those_of_each(kind):
 @pytest.mark.parametrize("kind", ["discrete", "eapo"])
 def test_a_fresh_state_in_single_precision_stays_so(kind):
     agent, _ = compiled(kind, optimiser=adam(1e-3), minibatch_size=16)
-    state = quick(lambda key: agent.init(key, OBS, ACT))(jax.random.key(0))
+    state = quick(lambda key: agent.init(key, OBS))(jax.random.key(0))
     assert (state.entropy_critic == ()) == (state.entropy_moments == ()) == (kind != "eapo")
     rollout = random_rollout(agent, state)
     single = jax.tree.map(lambda x: np.float32(x) if np.asarray(x).dtype == np.float64 else x, rollout)
@@ -812,7 +812,7 @@ def test_eapo_weighs_nats_against_the_tasks_own_rewards():
 def test_a_ratio_is_1_where_the_policy_is_the_same():
     """Also where tanh has rounded the action: the log-probability is that of the action as it is stored."""
     agent = PPO(Actor(2 * ACT), Critic(), lambda mean, _: TanhNormal(7 + 0 * mean, 2 + 0 * mean), adam(1e-3))
-    state = agent.init(jax.random.key(0), OBS, ACT)
+    state = agent.init(jax.random.key(0), OBS)
     observation = np.zeros((500, OBS), np.float32)
     action, log_prob = agent.act(state.actor, observation, jax.random.key(1))
     np.testing.assert_array_equal(agent.distribution(state.actor, observation).log_prob(action), log_prob)
@@ -833,7 +833,7 @@ def test_eapo_learns_the_trajectory_entropy():
         entropy_lambda=0.95,
         pop_art_rate=0.3,
     )
-    state = agent.init(jax.random.key(0), OBS, ACT)
+    state = agent.init(jax.random.key(0), OBS)
     act, update, rng = quick(agent.act), quick(agent.update), np.random.default_rng(0)
     for i in range(40):
         observation = rng.normal(size=(65, 4, OBS)).astype(np.float32)
@@ -868,7 +868,7 @@ def learn_to_balance(seed, iterations=25, steps=64, envs=8, **options):
         value_coef=0.5,
         **options,
     )
-    state = agent.init(jax.random.key(seed), 4, 1)
+    state = agent.init(jax.random.key(seed), 4)
     act, update = jax.jit(agent.act), jax.jit(agent.update)
     poles = [gym.make("CartPole-v1", max_episode_steps=200) for _ in range(envs)]
     observation = np.stack([env.reset(seed=100 * seed + i)[0] for i, env in enumerate(poles)])

@@ -159,7 +159,7 @@ class OnPolicyTrainer(Trainer[PPOConfig, OnPolicySeed]):
         super().__init__(configs)
         seeds = [OnPolicySeed(config) for config in configs]
         agent = build_agent(self.config, seeds[0].action_space)
-        self.begin(agent, seeds, (seeds[0].obs_dim, 0), agent.update)
+        self.begin(agent, seeds, (seeds[0].obs_dim,), agent.update)
         policy: Any = agent.policy
         if heads.promises_floor(policy.head):
             discrete = isinstance(policy, heads.CategoricalPolicy)

@@ -77,14 +77,14 @@ class Trainer(ABC, Generic[ConfigT, SeedT]):
         """What the realised entropy is shown beside."""
 
     def begin(
-        self, agent: Any, seeds: list[SeedT], sizes: tuple[int, int], update: Callable[[Any, Any, Any], Any]
+        self, agent: Any, seeds: list[SeedT], sizes: tuple[int, ...], update: Callable[[Any, Any, Any], Any]
     ) -> None:
         """Fresh states of all seeds, their evaluations, and what `advance` computes with.
 
         Args:
             agent: With `init`, `act` and `distribution`.
             seeds: The host's side, one for each config.
-            sizes: Widths of an observation and an action.
+            sizes: What `agent.init` takes beside a key: the width of an observation, and of an action.
             update: `(state, data, key) → (state, metrics)`.
         """
         self.agent, self.seeds = agent, seeds

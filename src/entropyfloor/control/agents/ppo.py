@@ -278,9 +278,8 @@ class PPO:
                 f"and epochs={self.epochs} at least 1"
             )
 
-    def init(self, key: PRNGKeyArray, obs_dim: int, action_dim: int) -> PPOState:
+    def init(self, key: PRNGKeyArray, obs_dim: int) -> PPOState:
         """Fresh parameters; V_H starts as 0."""
-        del action_dim  # the actor knows it, and V(s) has no use for it
         actor_key, critic_key, entropy_key = jax.random.split(key, 3)
         observation = jnp.zeros((1, obs_dim), jnp.float32)
         actor = self.actor.init(actor_key, observation)
