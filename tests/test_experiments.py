@@ -67,10 +67,10 @@ def test_an_arm_goes_before_its_scale_and_what_is_set_before_all(tmp_path):
         {"arm": {"c": 3}},
     )
     (run,) = found.runs("cpu", tmp_path)
-    assert run.settings == {"a": 1, "b": 2, "c": 3}
+    assert run.settings == {"a": 1, "b": 2, "c": 3, "recipe": "x cpu arm"}
     (run,) = found.runs("cpu", tmp_path, seeds=[5], settings={"c": "4"})
     assert (run.seed, run.settings["c"], run.out) == (5, "4", tmp_path / "arm" / "seed-5")
-    assert run.command[-1] == "--c=4"
+    assert "--c=4" in run.command
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,7 @@ def test_an_arm_goes_before_its_scale_and_what_is_set_before_all(tmp_path):
         (["small.toml", "--scale", "paper"], "scale 'paper' must be one of cpu"),
         (["small.toml", "--arms", "none"], "arm at scale cpu 'none' must be one of plain, era"),
         (["small.toml", "--set", "steps"], "--set steps must be name=value"),
+        (["small.toml", "--set", "seed=3"], "seed follows from the recipe"),
         (["broken.toml"], "recipe broken.toml: "),
         (["unknown.toml"], "unexpected keyword argument 'colour'"),
         (["seedless.toml"], "names no seeds"),
@@ -92,6 +93,38 @@ def test_what_cannot_be_reproduced_is_said(args, message, home, capsys):
     (home / "seedless.toml").write_text(SMALL.replace("seeds = [0]", ""))
     assert main(["reproduce", *args]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_the_command_line_takes_a_command_as_it_stands(name, tmp_path, monkeypatch):
+    """The first run of each scale, up to where training would begin."""
+    found, seen = recipe.load(name), []
+    for room in ("control", "vision"):
+        monkeypatch.setattr(f"entropyfloor.{room}.train.train", lambda config: seen.append(config) or tmp_path)
+    for scale in found.scales:
+        run = found.runs(scale, tmp_path, settings={"download": True} if found.domain == "vision" else {})[0]
+        assert main(run.command) == 0
+        assert {name: getattr(seen[-1], name) for name in run.settings} == run.settings
+
+
+def test_settings_are_read_as_toml_does():
+    given_ = ["a=1", "b=0.5", "c=true", "d=/somewhere", "e=-A/2", 'f="1"']
+    assert dict(map(recipe.setting, given_)) == {
+        "a": 1,
+        "b": 0.5,
+        "c": True,
+        "d": "/somewhere",
+        "e": "-A/2",
+        "f": "1",
+    }
+
+
+def test_an_arm_may_start_from_another_and_a_run_have_several_devices(tmp_path):
+    found = recipe.load("vision/cifar10")
+    plan = {run.arm: run for run in found.runs("paper", tmp_path, seeds=[0])}
+    assert plan["era-augmented"].settings["jsd"] == 12.0
+    assert "like" not in plan["era-augmented"].settings
+    assert plan["plain"].launcher[:2] == ["accelerate.commands.launch", "--num_processes=4"]
 
 
 def test_recipes_are_listed(capsys):
@@ -114,11 +147,15 @@ def test_a_recipe_is_carried_out_and_once_is_enough(home, capsys):
     assert "report: entropyfloor report runs/small/cpu" in capsys.readouterr().out
     assert main(["reproduce", "small.toml"]) == 0
     assert [(path / "metrics.jsonl").read_bytes() for path in paths] == before
+    assert read_run(paths[0]).config["recipe"] == "small.toml cpu plain"
+    capsys.readouterr()
+    assert main(["reproduce", "small.toml", "--set", "steps=80"]) == 2  # not to be taken for the run of 60
+    assert "was begun with steps=60 (now 80)" in capsys.readouterr().err
 
 
 def test_a_run_that_fails_is_named_and_the_others_are_done(home, capsys):
     (home / "small.toml").write_text(SMALL.replace('head = "era-floor"', 'head = "none"'))
-    assert main(["reproduce", "small.toml"]) == 1
+    assert main(["reproduce", "small.toml", "--workers", "1"]) == 1
     assert "1 of 2 runs failed: see runs/small/cpu/gym-Pendulum-v1/era/seed-0-log.txt" in capsys.readouterr().err
     assert "none" in (home / "runs/small/cpu/gym-Pendulum-v1/era/seed-0-log.txt").read_text()
     assert read_run(home / "runs/small/cpu/gym-Pendulum-v1/plain/seed-0").status["state"] == "finished"

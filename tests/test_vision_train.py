@@ -1,6 +1,10 @@
 """The vision trainer on real images: scikit-learn's digits, and folders made of them."""
 
+import os
+import pickle
 import shutil
+import subprocess
+import sys
 import tarfile
 import warnings
 from dataclasses import replace
@@ -8,7 +12,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from entropyfloor.runs import read_run
 from entropyfloor.vision import data
@@ -36,7 +39,7 @@ def folder(tmp_path_factory):
             place = home / split / ("zero", "one")[label]
             place.mkdir(parents=True)
             for i in [i for i, found in enumerate(source.labels) if found == label][:count]:
-                source.open(i).save(place / f"{i}.png")
+                source.store.open(i).save(place / f"{i}.png")
     return home
 
 
@@ -75,7 +78,8 @@ def test_it_learns_and_the_floor_holds(tmp_path):
     assert (record.config["num_classes"], record.config["input_size"]) == (10, 32)
 
 
-def test_a_resumed_run_is_the_run_that_was_left_alone(folder, tmp_path):
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw", "lamb"])
+def test_a_resumed_run_is_the_run_that_was_left_alone(optimiser, folder, tmp_path):
     settings = {
         "epochs": 3,
         "min_entropy": 0.2,
@@ -84,8 +88,9 @@ def test_a_resumed_run_is_the_run_that_was_left_alone(folder, tmp_path):
         "mixup": 0.2,
         "erase": 0.5,
         "ema": 0.9,
-        "optimiser": "adamw",
+        "optimiser": optimiser,
         "learning_rate": 1e-3,
+        "warmup_epochs": 1,
         "ood": "digits",
     }
     whole = run(folder, tmp_path / "whole", **settings)
@@ -101,7 +106,7 @@ def test_a_resumed_run_is_the_run_that_was_left_alone(folder, tmp_path):
         for path in (whole, halted)
     )
     assert a == b
-    assert len(a) == 3
+    assert [line["step"] for line in a] == [0, 1, 2, 3]
     ends = [(path / "checkpoints" / newest.name / "arrays.safetensors").read_bytes() for path in (whole, halted)]
     assert ends[0] == ends[1]
 
@@ -150,6 +155,38 @@ def test_smoothing_that_the_floor_makes_unreachable_is_said_once(folder, tmp_pat
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run(folder, tmp_path / "again", min_entropy=0.19, label_smoothing=0.1)
+
+
+def test_a_test_image_that_cannot_be_read_costs_no_training(folder, tmp_path):
+    home = tmp_path / "images"
+    shutil.copytree(folder, home)
+    (home / "test" / "one" / "x.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"x\.png cannot be read as an image"):
+        run(home, tmp_path, epochs=2)
+    assert read_run(tmp_path / "run").lines == []  # it was found before training began
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(folder, tmp_path):
+    """With `accelerate`, on CPUs: the run is written once, the floor holds, and it goes on."""
+    options = {**TINY, "data_dir": folder, "out": tmp_path / "run", "min_entropy": 0.1, "ema": 0.9, "epochs": 2}
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--module"]
+    command = [*launch, "entropyfloor.cli", "train", "vision"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    before = read_run(tmp_path / "run")
+    assert [line["step"] for line in before.lines] == [0, 1, 2]
+    assert before.lines[-1]["realised_entropy/min"] > 0.1 - 1e-4
+    shutil.rmtree(sorted((tmp_path / "run" / "checkpoints").iterdir())[-1])
+    resumed = [*command, "--resume", str(tmp_path / "run")]
+    done = subprocess.run(resumed, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    after = read_run(tmp_path / "run")
+    assert {k: v for k, v in after.lines[-1].items() if k not in ("seconds", "images_per_second")} == {
+        k: v for k, v in before.lines[-1].items() if k not in ("seconds", "images_per_second")
+    }
 
 
 # --- weights that come and go ----------------------------------------------------------------------------
@@ -214,6 +251,8 @@ def test_a_corrupt_image_is_named_and_nothing_is_lost(folder, tmp_path):
         ({"num_classes": 1000}, r"num_classes=1000, but folder in .* has 2 classes"),
         ({"data_dir": "absent"}, "data_dir=absent is neither a directory nor a tar file"),
         ({"dataset": "cifar10", "data_dir": "absent"}, r"cifar10 is not in absent .*--download"),
+        ({"model": "test_resnet_era"}, "name the plain model"),
+        ({"batch_size": 64}, "40 images to train on are fewer than a batch of 64"),
         ({"model": "resnet5000"}, "timm has no model 'resnet5000'"),
         ({"min_entropy": 0.9}, r"min_entropy=0\.9 nats is outside"),
         ({"temperature_floor": 0.9}, r"min_entropy=0\.9 must be above 0 and below log 2"),
@@ -237,6 +276,8 @@ def test_what_cannot_be_is_said_before_anything_is_written(settings, message, fo
         ({"epochs": 0}, "epochs=0 must be at least 1"),
         ({"label_smoothing": 1.5}, "label_smoothing=1.5 must be between 0 and 1"),
         ({"dataset": "mnist"}, "dataset='mnist' must be one of cifar10"),
+        ({"batch_size": 33, "mixup": 0.2}, "batch_size=33 must be even"),
+        ({"ood": "digits"}, "ood='digits' is the dataset itself"),
         ({"epochs": "ten"}, "epochs='ten' must be one of int"),
     ],
 )
@@ -269,7 +310,7 @@ def test_a_directory_and_a_tar_file_of_it_are_the_same(folder, tmp_path):
             assert other.classes == plain.classes == ("one", "zero")
             assert list(other.labels) == list(plain.labels)
             for i in range(len(plain.labels)):
-                assert np.array_equal(np.asarray(other.open(i)), np.asarray(plain.open(i)))
+                assert np.array_equal(np.asarray(other.store.open(i)), np.asarray(plain.store.open(i)))
 
 
 def test_digits_are_all_there():
@@ -278,22 +319,36 @@ def test_digits_are_all_there():
     assert set(train_.labels) == set(test.labels) == set(range(10))
 
 
-def test_cifar_is_read_as_torchvision_keeps_it(tmp_path):
-    import pickle
-
+def test_cifar_is_read_as_torchvision_keeps_it(tmp_path, monkeypatch):
     home = tmp_path / "cifar-10-batches-py"
     home.mkdir()
     rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (6, 3, 3072), dtype=np.uint8)
     names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
-    for name in names:
-        batch = {"data": rng.integers(0, 256, (3, 3072), dtype=np.uint8), "labels": [0, 1, 2]}
-        (home / name).write_bytes(pickle.dumps(batch))
+    for name, batch in zip(names, pixels, strict=True):
+        (home / name).write_bytes(pickle.dumps({"data": batch, "labels": [0, 1, 2]}))
     (home / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
-    with pytest.raises(ValueError, match="not in"):  # its checksums are not those of CIFAR-10
+    with pytest.raises(ValueError, match="cifar10 is not in"):  # its checksums are not those of CIFAR-10
         data.load("cifar10", tmp_path, "train")
+    monkeypatch.setattr(data.datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(data.datasets.CIFAR10, "meta", {**data.datasets.CIFAR10.meta, "md5": None})
+    source = data.load("cifar10", tmp_path, "train")
+    assert (len(source.labels), source.classes) == (15, tuple("abcdefghij"))
+    np.testing.assert_array_equal(
+        np.asarray(source.store.open(4)), pixels[1, 1].reshape(3, 32, 32).transpose(1, 2, 0)
+    )
+    assert data.load("cifar10", tmp_path, "test").store.name(2) == "cifar10 test image 2"
 
 
-def test_aug_mix_puts_clean_images_first(folder):
+def test_a_tar_file_without_test_images_is_not_taken_for_them(folder, tmp_path):
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        tar.add(folder / "train", "train")
+        tar.add(folder / "test", "eval")
+    with pytest.raises(ValueError, match=r"all\.tar has no directory test or val or validation"):
+        data.load("folder", tmp_path / "all.tar", "test")
+
+
+def test_aug_mix_gives_copies_of_every_image(folder):
     source = data.load("folder", folder, "train")
     images = data.training_set(source, 32, "timm", auto_augment="rand-m9-mstd0.5-inc1", splits=3)
     pictures, labels = data.collate_splits([images[i] for i in range(4)])
@@ -302,7 +357,8 @@ def test_aug_mix_puts_clean_images_first(folder):
 
 
 def test_images_keep_their_colours():
-    source = data.Source(("a",), [0], lambda _: Image.new("RGB", (32, 32), (255, 0, 0)), str)
+    red = np.full((1, 32, 32, 3), (255, 0, 0), np.uint8)
+    source = data.Source(("a",), [0], data.Arrays(red, "image"))
     image, _ = data.evaluation_set(source, 32, 1.0)[0]
     mean, std = (torch.tensor(x)[:, None, None] for x in data.IMAGENET)
     assert torch.allclose(

@@ -174,14 +174,13 @@ def reproduce(args: Sequence[str]) -> None:
             found = recipes.load(known)
             print(f"{known:<32}{found.title}; {', '.join(found.scales)} ({found.source})")
         return
-    if wrong := [change for change in changes if "=" not in change]:
-        raise ValueError(f"--set {wrong[0]} must be name=value")
     home = out or Path("runs", name.removesuffix(".toml"), scale)
-    settings = dict(change.split("=", 1) for change in changes)
+    settings = dict(recipes.setting(change) for change in changes)
     plan = recipes.load(name).runs(scale, home, arms=arms, seeds=seeds, settings=settings)
     if dry:
         for run in plan:
-            print(shlex.join(["entropyfloor", *run.command]))
+            start = ["entropyfloor"] if run.devices == 1 else ["python", "-m", *run.launcher]
+            print(shlex.join([*start, *run.command]))
         return
     carry_out(plan, workers or (cores() if scale == "cpu" else 1))
     print(f"report: entropyfloor report {home}")

@@ -93,6 +93,8 @@ class ControlConfig(ABC):
     """Environment steps; an action that is repeated twice counts two."""
     out: str | None = None
     """Run directory; by default runs/<env>/<agent>/seed-<seed>."""
+    recipe: str | None = None
+    """A remark: the recipe that asked for the run, its scale and its arm."""
 
     head: HeadName | None = None
     """How raw outputs become log σ; overrides the preset."""

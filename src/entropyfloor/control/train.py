@@ -14,6 +14,7 @@ from entropyfloor.control.off_policy import OffPolicyTrainer
 from entropyfloor.control.on_policy import OnPolicyTrainer
 from entropyfloor.control.trainer import Trainer
 from entropyfloor.runs import Run, read_run
+from entropyfloor.runs.again import carry_on, check_same, check_seeds, is_begun
 from entropyfloor.runs.processes import cores, each_in_its_process
 
 __all__ = ["ControlConfig", "build", "configure", "resume", "train", "train_seeds"]
@@ -60,16 +61,14 @@ def train_seeds(config: ControlConfig, seeds: Sequence[int]) -> list[Path]:
         ValueError: The same seed twice, or a run in the way that was begun with other settings.
         RuntimeError: Some of the runs failed; the others are finished.
     """
-    if len(set(seeds)) < len(seeds) or not seeds:
-        raise ValueError(f"seeds={list(seeds)} must be different ones, at least one")
+    check_seeds(seeds)
     home = Path(config.out) if config.out else Path(set_(config.resolved().out)).parent
     configs = [replace(config, seed=seed, out=str(home / f"seed-{seed}")).resolved() for seed in seeds]
-    if jax.default_backend() != "cpu":
-        return _together(configs)
     paths = [Path(set_(config.out)) for config in configs]
     for path, config in zip(paths, configs, strict=True):
-        if _begun(path):
-            _check_same(path, config)
+        check_same(path, asdict(config))
+    if jax.default_backend() != "cpu":
+        return _together(configs)
     names = [f"seed {config.seed}" for config in configs]
     each_in_its_process(_one_seed, configs, names, workers=max(1, cores() // max(1, config.threads)))
     return paths
@@ -119,40 +118,18 @@ def _resume(paths: Sequence[Path]) -> list[Path]:
     return list(paths)
 
 
-def _begun(path: Path) -> bool:
-    return (path / "config.toml").exists()
-
-
-def _check_same(path: Path, config: ControlConfig) -> None:
-    """Refuse to go on with a run under the name of other settings."""
-    before, now = (asdict(c) for c in (read_config(read_run(path).config), config))
-    other = [
-        f"{name}={before[name]} (now {now[name]})" for name in now if name != "out" and before[name] != now[name]
-    ]
-    if other:
-        raise ValueError(f"{path} was begun with {', '.join(other)}: give the same settings, or another --out")
-
-
 def _together(configs: Sequence[ControlConfig]) -> list[Path]:
     """All seeds in one process."""
     paths = [Path(set_(config.out)) for config in configs]
-    begun = [path for path in paths if _begun(path)]
+    begun = [path for path in paths if is_begun(path)]
     if not begun:
         return _start(configs)
     if len(begun) < len(paths):
         raise ValueError(f"{begun[0]} was begun and others were not: give only seeds that were begun together")
-    for path, config in zip(paths, configs, strict=True):
-        _check_same(path, config)
-    open_ = [path for path in paths if read_run(path).status.get("state") != "finished"]
-    if open_:
+    if open_ := [path for path in paths if read_run(path).status.get("state") != "finished"]:
         _resume(open_)
     return paths
 
 
 def _one_seed(config: ControlConfig) -> None:
-    """One seed: begin it, go on with it, or find it finished."""
-    path = Path(set_(config.out))
-    if not _begun(path):
-        train(config)
-    elif read_run(path).status.get("state") != "finished":
-        resume(path)
+    carry_on(Path(set_(config.out)), lambda: train(config), resume)

@@ -3,8 +3,9 @@
     title, source           what it is, and where the paper has it
     domain                  which trainer: control, vision
     [settings]              of every run
-    [scales.<scale>]        paper, gpu, cpu: seeds, the arms to run (all, if none are named), other settings
-    [arms.<arm>]            what is compared: settings in which the arms differ
+    [scales.<scale>]        paper, gpu, cpu: seeds, the arms to run (all, if none are named), `devices` of a run
+                            (one, if nothing is said), other settings
+    [arms.<arm>]            what is compared: settings in which the arms differ; `like` names an arm to start from
     [published.<arm>]       what the paper reports, word for word
 
 An arm's settings go before its scale's, and these before the common ones. A list of environments stands for the
@@ -35,6 +36,19 @@ class Planned:
     out: Path
     domain: str
     settings: dict[str, Any] = field(repr=False)
+    devices: int = 1
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What `config.toml` has of it."""
+        return {**self.settings, "seed": self.seed, "domain": self.domain}
+
+    @property
+    def launcher(self) -> list[str]:
+        """Modules that Python runs before the arguments: with several devices, a process on each."""
+        if self.devices == 1:
+            return ["entropyfloor.cli"]
+        return ["accelerate.commands.launch", f"--num_processes={self.devices}", "--module", "entropyfloor.cli"]
 
     @property
     def command(self) -> list[str]:
@@ -70,6 +84,9 @@ class Recipe:
                 raise ValueError(f"{self.name}: [scales.{scale}] names no seeds")
             for arm in content.get("arms", ()):
                 _check_name(f"{self.name}: arm of [scales.{scale}]", arm, tuple(self.arms))
+        for arm, content in self.arms.items():
+            if "like" in content:
+                _check_name(f"{self.name}: [arms.{arm}] like", content["like"], tuple(self.arms))
 
     def runs(
         self,
@@ -90,23 +107,32 @@ class Recipe:
             settings: Instead of the recipe's, such as where the data is.
 
         Raises:
-            ValueError: A scale or an arm that the recipe does not have.
+            ValueError: A scale or an arm that the recipe does not have, or a setting that is for it to choose.
         """
+        for name in ("seed", "out", "recipe"):
+            if name in (settings or {}):
+                raise ValueError(f"{name} follows from the recipe and cannot be set: see --{name}s or --out")
         _check_name(f"{self.name}: scale", scale, tuple(self.scales))
         own = dict(self.scales[scale])
         own_seeds, known = own.pop("seeds"), own.pop("arms", list(self.arms))
+        devices = own.pop("devices", 1)
         for arm in arms:
             _check_name(f"{self.name}: arm at scale {scale}", arm, known)
         plan = []
         for seed in seeds or own_seeds:
             for arm in arms or known:
-                found = {**self.settings, **own, **self.arms[arm], **(settings or {})}
+                found = {**self.settings, **own, **self._arm(arm), **(settings or {})}
                 envs = found.get("env")
                 for env in envs if isinstance(envs, list) else [None]:
                     place = out if env is None else out / env.replace("/", "-")
                     one = found if env is None else {**found, "env": env}
-                    plan.append(Planned(arm, seed, place / arm / f"seed-{seed}", self.domain, one))
+                    one = {**one, "recipe": f"{self.name} {scale} {arm}"}
+                    plan.append(Planned(arm, seed, place / arm / f"seed-{seed}", self.domain, one, devices))
         return plan
+
+    def _arm(self, name: str) -> dict[str, Any]:
+        found = dict(self.arms[name])
+        return {**self.arms[found.pop("like")], **found} if "like" in found else found
 
 
 def names() -> list[str]:
@@ -133,6 +159,21 @@ def load(name: str) -> Recipe:
         return Recipe(name=name, **tomllib.loads(text))
     except (tomllib.TOMLDecodeError, TypeError) as error:
         raise ValueError(f"recipe {name}: {error}") from None
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """`steps=60` as a name and a value, which is what TOML takes it for, else the text itself.
+
+    Raises:
+        ValueError: There is no `=` in it.
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set {text} must be name=value")
+    try:
+        return name, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name, value
 
 
 def _found() -> Iterator[tuple[str, Traversable]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,14 +12,12 @@ from pathlib import Path
 
 from entropyfloor.experiments.recipe import Planned
 from entropyfloor.runs import read_run
+from entropyfloor.runs.again import check_same, is_begun
+from entropyfloor.runs.processes import terminated_as_interrupted
 from entropyfloor.runs.progress import Progress
 
-
-def state(run: Planned) -> str:
-    """That of its directory: `new` if there is none."""
-    if not (run.out / "config.toml").exists():
-        return "new"
-    return str(read_run(run.out).status.get("state"))
+REFUSED = 2
+"""Exit status of a command whose settings cannot be: the next run would be refused as well."""
 
 
 def reproduce(plan: Sequence[Planned], workers: int) -> None:
@@ -31,57 +28,85 @@ def reproduce(plan: Sequence[Planned], workers: int) -> None:
         workers: How many at a time.
 
     Raises:
-        RuntimeError: Some failed; the others are done.
-        KeyboardInterrupt: After every run has been told to save and stop.
+        ValueError: A run in the way was begun with other settings.
+        RuntimeError: Some failed; the others are done, or not begun where the settings were refused.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after every run was told to save and stop.
     """
-    stopped, lock, failed = threading.Event(), threading.Lock(), []
-    running: set[subprocess.Popen[bytes]] = set()
-    with Progress(len(plan), unit="runs", every=1) as progress:
-        progress.advance(0)
-        done = 0
-
-        def work(run: Planned) -> None:
-            nonlocal done
-            code = 0
-            if (before := state(run)) != "finished" and not stopped.is_set():
-                words = run.command if before == "new" else ["train", run.domain, "--resume", str(run.out)]
-                run.out.parent.mkdir(parents=True, exist_ok=True)
-                log = _log(run)
-                with log.open("ab") as file, lock:
-                    process = subprocess.Popen(
-                        [sys.executable, "-m", "entropyfloor.cli", *words],
-                        stdout=file,
-                        stderr=subprocess.STDOUT,
-                        start_new_session=True,  # Ctrl-C reaches it once, through us
-                    )
-                    running.add(process)
-                code = process.wait()
-                with lock:
-                    running.discard(process)
-            with lock:
-                done += 1
-                progress.advance(done)
-                if code and not stopped.is_set():
-                    failed.append(run)
-                told = "was finished" if before == "finished" else "failed" if code else "done"
-                progress.report(done, f"{run.out} {told}")
-
-        with ThreadPoolExecutor(workers) as pool:
-            futures = [pool.submit(work, run) for run in plan]
-            try:
-                for future in futures:
-                    future.result()
-            except KeyboardInterrupt:
-                stopped.set()
-                with lock:
-                    for process in running:
-                        os.kill(process.pid, signal.SIGINT)
-                raise KeyboardInterrupt("the same command goes on with what is not finished") from None
-    if failed:
-        places = ", ".join(str(_log(run)) for run in failed)
-        raise RuntimeError(f"{len(failed)} of {len(plan)} runs failed: see {places}")
+    for run in plan:
+        check_same(run.out, run.record)
+    work = _Work(len(plan))
+    with work.progress, terminated_as_interrupted(), ThreadPoolExecutor(workers) as pool:
+        try:
+            for future in [pool.submit(work.do, run) for run in plan]:
+                future.result()
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            work.stop()
+            raise KeyboardInterrupt("the same command goes on with what is not finished") from None
+    if work.failed:
+        places = ", ".join(str(log(run)) for run in work.failed)
+        begun = len(work.failed) + work.done
+        left = f" and {len(plan) - begun} were not begun" if begun < len(plan) else ""
+        raise RuntimeError(f"{len(work.failed)} of {len(plan)} runs failed{left}: see {places}")
 
 
-def _log(run: Planned) -> Path:
+def log(run: Planned) -> Path:
     """Beside the run's directory, which the trainer makes when it has nothing to refuse."""
     return run.out.with_name(f"{run.out.name}-log.txt")
+
+
+class _Work:
+    """Runs in progress, from several threads."""
+
+    def __init__(self, total: int) -> None:
+        self.progress = Progress(total, unit="runs", every=1)
+        self.failed: list[Planned] = []
+        self.done = 0
+        self._stopped = False
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+
+    def do(self, run: Planned) -> None:
+        """Begin a run, go on with it, or find it finished."""
+        begun = is_begun(run.out)
+        if begun and read_run(run.out).status.get("state") == "finished":
+            return self._end(run, "was finished before", 0)
+        words = ["train", run.domain, "--resume", str(run.out)] if begun else run.command
+        log(run).parent.mkdir(parents=True, exist_ok=True)
+        with log(run).open("ab") as file:
+            with self._lock:
+                if self._stopped:
+                    return None
+                process = subprocess.Popen(
+                    [sys.executable, "-m", *run.launcher, *words],
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # Ctrl-C reaches it once, through us
+                )
+                self._running.add(process)
+            code = process.wait()
+        return self._end(run, "failed" if code else "is done", code, process)
+
+    def stop(self) -> None:
+        """Tell every run to save, and wait for it."""
+        with self._lock:
+            self._stopped, running = True, list(self._running)
+        for process in running:
+            process.send_signal(signal.SIGINT)
+        for process in running:
+            process.wait()
+
+    def _end(self, run: Planned, told: str, code: int, process: subprocess.Popen[bytes] | None = None) -> None:
+        with self._lock:
+            if process is not None:
+                self._running.discard(process)
+            if self._stopped:
+                return
+            if code:
+                self.failed.append(run)
+                self._stopped = code == REFUSED
+            else:
+                self.done += 1
+            over = self.done + len(self.failed)
+            self.progress.advance(over)
+            self.progress.report(over, f"{run.out} {told}")

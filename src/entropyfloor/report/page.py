@@ -131,7 +131,7 @@ def lead(comparisons: Iterable[Comparison]) -> str:
 def _score_alt(comparison: Comparison) -> str:
     domain = comparison.domain
     ends = [
-        f"{group.label} ended at {_interval(mean_interval(group.values(domain.score)[:, -1]))}"
+        f"{group.label} ended at {_interval(mean_interval(group.values(domain.score)[:, -1]), domain.decimals)}"
         for group in comparison.groups
     ]
     axes = f"{domain.score_label} against {domain.step_label}".lower()
@@ -157,17 +157,21 @@ def significant(value: float) -> str:
     return np.format_float_positional(float(f"{value:.2g}"), trim="-").replace("-", MINUS)
 
 
-def plain(value: float, like: float | None = None) -> str:
-    """A return or a rate, with as many decimals as its size, or that of `like`, deserves."""
-    size = abs(value if like is None else like)
-    return f"{value:,.{0 if size >= 1000 else 1 if size >= 10 else 2}f}".replace("-", MINUS)
+def plain(value: float, decimals: int | None = None) -> str:
+    """A score or a rate, with so many decimals, or as many as its size deserves."""
+    return f"{value:,.{_deserved(value) if decimals is None else decimals}f}".replace("-", MINUS)
 
 
-def _interval(interval: Interval) -> str:
+def _deserved(value: float) -> int:
+    return 0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 2
+
+
+def _interval(interval: Interval, decimals: int | None = None) -> str:
     value, low, high = map(float, interval[:3])
+    decimals = _deserved(value) if decimals is None else decimals
     if not np.isfinite(low):
-        return plain(value)
-    return f"{plain(value)} [{plain(low, like=value)}, {plain(high, like=value)}]"
+        return plain(value, decimals)
+    return f"{plain(value, decimals)} [{plain(low, decimals)}, {plain(high, decimals)}]"
 
 
 # --- tables ----------------------------------------------------------------------------------------------
@@ -183,8 +187,8 @@ def _row(group: Group, domain: Domain) -> dict[str, str]:
         "label": group.label,
         "n": str(n),
         "step": f"{group.steps[-1]:,}",
-        "score": _interval(mean_interval(final)),
-        "iqm": _interval(iqm_interval(final)) if n >= 3 else "n < 3",
+        "score": _interval(mean_interval(final), domain.decimals),
+        "iqm": _interval(iqm_interval(final), domain.decimals) if n >= 3 else "n < 3",
         "floor": f"{floor} (target)" if group.promise == "target" else floor,
         "entropy": nats(group.values("realised_entropy")[:, -1].mean()),
         "least": nats(group.least),
@@ -204,7 +208,7 @@ def _run(seed: Seed, domain: Domain) -> dict[str, str]:
         "state": _STATES.get(state := status.get("state", "unknown"), state),
         "step": f"{seed.steps[-1]:,}" if seed.steps.size else "none",
         "steps": "unknown" if length is None else f"{length:,}",
-        "score": plain(seed.values[domain.score][-1]) if seed.steps.size else "none",
+        "score": plain(seed.values[domain.score][-1], domain.decimals) if seed.steps.size else "none",
         "told": "; ".join(told),
         "path": str(seed.record.path),
         "started": str(seed.record.machine.get("started", "unknown")),

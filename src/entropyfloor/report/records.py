@@ -30,6 +30,10 @@ class Domain:
     """Over what."""
     rate: str
     """The quantity that says how fast it trains."""
+    factor: float = 1.0
+    """From the quantity to what is shown: 100 for a share that is shown in per cent."""
+    decimals: int | None = None
+    """Of the score; None takes as many as its size deserves."""
 
     @property
     def measured(self) -> tuple[str, ...]:
@@ -39,10 +43,14 @@ class Domain:
 
 DOMAINS = {
     "control": Domain("return", "Return", "Environment steps", "acting policy", "states", "steps_per_second"),
-    "vision": Domain("top1", "Top-1 accuracy", "Epochs", "classifier", "test images", "images_per_second"),
+    "vision": Domain(
+        "top1", "Top-1 accuracy (%)", "Epochs", "classifier", "test images", "images_per_second", 100.0, 2
+    ),
 }
 
-NOT_A_DIFFERENCE = frozenset({"seed", "out", "threads"})
+NOT_A_DIFFERENCE = frozenset(
+    {"seed", "out", "recipe", "threads", "checkpoint_every", "workers", "data_dir", "ood_dir", "download"}
+)
 """Settings in which runs of one label may differ."""
 
 TOLERANCE = 1e-3
@@ -223,6 +231,7 @@ def _evaluations(record: Record, label: str, domain: Domain) -> Seed:
     series = {name: dict(zip(*map(np.ndarray.tolist, record.series(name)), strict=True)) for name in measured}
     steps = sorted(set.intersection(*(set(values) for values in series.values())))
     values = np.array([[series[name][step] for step in steps] for name in measured])
+    values[0] *= domain.factor
     bad = ~np.isfinite(values)
     note = None if steps else "no evaluation yet"
     if bad.any():  # later numbers of a run that broke down would look like results

@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
@@ -61,11 +62,29 @@ def each_in_its_process(
         raise RuntimeError(f"{', '.join(failed)} failed, of {len(items)} runs; the reasons are above")
 
 
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Take SIGTERM for Ctrl-C while the body runs, so that it ends as carefully."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _work(work: Callable[[T], object], item: T, name: str) -> None:
     os.setpgrp()  # Ctrl-C reaches it once, through the parent: twice would not let it save
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     try:
-        work(item)
+        with terminated_as_interrupted():
+            work(item)
     except KeyboardInterrupt as error:
         sys.exit(f"{name} stopped: {error}")
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:

@@ -44,6 +44,8 @@ class VisionConfig:
     """Everything random follows from it."""
     epochs: int = 200
     """Passes over the training images."""
+    recipe: str | None = None
+    """A remark: the recipe that asked for the run, its scale and its arm."""
     out: str | None = None
     """Run directory; by default runs/vision/<dataset>-<model>/<name of the regularisers>/seed-<seed>."""
 
@@ -53,6 +55,8 @@ class VisionConfig:
     """ERA: what `min_entropy` is: the least entropy (ours), or the H0 of Eq. 15, whose floor is far above it."""
     tau: float = 4.0
     """ERA: τ of Eq. 15."""
+    inverse: Literal["exact", "paper"] = "exact"
+    """ERA: h⁻¹ itself, or the approximation that the paper prints and its release has."""
     temperature_floor: float | None = None
     """The same floor by a temperature, to compare with, in nats."""
     label_smoothing: float = 0.0
@@ -127,6 +131,10 @@ class VisionConfig:
         check(self, RANGES)
         if self.min_entropy is not None and self.temperature_floor is not None:
             raise ValueError("min_entropy and temperature_floor are two floors: choose one")
+        if self.batch_size % 2 and (self.mixup or self.cutmix):
+            raise ValueError(f"batch_size={self.batch_size} must be even: Mixup pairs the images of a batch")
+        if self.ood is not None and (self.ood, self.ood_dir or self.data_dir) == (self.dataset, self.data_dir):
+            raise ValueError(f"ood={self.ood!r} is the dataset itself: give another one, or --ood-dir")
         if self.auto_augment is not None and self.augmentation != "timm":
             raise ValueError(f"auto_augment={self.auto_augment!r} needs augmentation='timm'")
         if self.aug_splits == 1 or (

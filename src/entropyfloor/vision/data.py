@@ -10,7 +10,7 @@ import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -31,15 +31,74 @@ CIFAR100 = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 """Mean and standard deviation of each channel, in [0, 1]."""
 
 
+class Store(Protocol):
+    """Where images are. A plain class, so that processes that prepare images can be handed one."""
+
+    def open(self, index: int) -> Image.Image:
+        """One of them."""
+
+    def name(self, index: int) -> str:
+        """What an error calls it."""
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Images in memory, `[N, height, width]` or `[N, height, width, 3]` of bytes."""
+
+    pixels: np.ndarray
+    what: str
+
+    def open(self, index: int) -> Image.Image:
+        """One of them."""
+        return Image.fromarray(self.pixels[index])
+
+    def name(self, index: int) -> str:
+        """By its number."""
+        return f"{self.what} {index}"
+
+
+@dataclass(frozen=True)
+class Files:
+    """Images in files."""
+
+    paths: list[Path]
+
+    def open(self, index: int) -> Image.Image:
+        """One of them."""
+        return Image.open(self.paths[index])
+
+    def name(self, index: int) -> str:
+        """By its path."""
+        return str(self.paths[index])
+
+
+@dataclass(frozen=True)
+class Tar:
+    """Images in an uncompressed tar file, found by their position: processes share no file handle."""
+
+    path: Path
+    members: list[tuple[str, int, int]]
+    """Name, position and size."""
+
+    def open(self, index: int) -> Image.Image:
+        """One of them."""
+        _, position, size = self.members[index]
+        with self.path.open("rb") as file:
+            file.seek(position)
+            return Image.open(io.BytesIO(file.read(size)))
+
+    def name(self, index: int) -> str:
+        """By its name inside."""
+        return f"{self.members[index][0]} in {self.path}"
+
+
 @dataclass(frozen=True)
 class Source:
-    """Images that can be opened one by one."""
+    """Images with labels."""
 
     classes: tuple[str, ...]
     labels: Sequence[int]
-    open: Callable[[int], Image.Image]
-    name: Callable[[int], str]
-    """What an error calls the image."""
+    store: Store
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
 
 
@@ -59,10 +118,10 @@ class Images(Dataset[tuple[Any, int]]):
             ValueError: The file is no image that can be read; the message names it.
         """
         try:
-            image = self.source.open(index).convert("RGB")
+            image = self.source.store.open(index).convert("RGB")
         except (UnidentifiedImageError, OSError, SyntaxError) as error:  # which of them is up to the format
             raise ValueError(
-                f"{self.source.name(index)} cannot be read as an image ({error}): repair or remove it"
+                f"{self.source.store.name(index)} cannot be read as an image ({error}): repair or remove it"
             ) from None
         return self.transform(image), self.source.labels[index]
 
@@ -94,7 +153,7 @@ def load(dataset: str, root: Path, split: Literal["train", "test"], *, download:
 
 
 def _digits(split: str) -> Source:
-    """1,437 and 360 handwritten digits of 8×8 pixels; every fifth one is a test image."""
+    """1,438 and 359 handwritten digits of 8×8 pixels; every fifth one is a test image."""
     require("vision", "sklearn")
     from sklearn.datasets import load_digits
 
@@ -102,18 +161,14 @@ def _digits(split: str) -> Source:
     test = np.arange(len(found.target)) % 5 == 4
     chosen = test if split == "test" else ~test
     pixels, labels = (found.images[chosen] * (255 / 16)).round().astype(np.uint8), found.target[chosen]
-    return Source(
-        tuple("0123456789"),
-        labels.tolist(),
-        lambda index: Image.fromarray(pixels[index]),
-        lambda index: f"digit {index}",
-    )
+    return Source(tuple("0123456789"), labels.tolist(), Arrays(pixels, "digit"))
 
 
 def _cifar(dataset: str, root: Path, split: str, download: bool) -> Source:
-    kind, normalisation = {"cifar10": (datasets.CIFAR10, CIFAR10), "cifar100": (datasets.CIFAR100, CIFAR100)}[
-        dataset
-    ]
+    kind, normalisation = {
+        "cifar10": (datasets.CIFAR10, CIFAR10),
+        "cifar100": (datasets.CIFAR100, CIFAR100),
+    }[dataset]
     try:
         found = kind(str(root), train=split == "train", download=download)
     except RuntimeError as error:
@@ -121,51 +176,51 @@ def _cifar(dataset: str, root: Path, split: str, download: bool) -> Source:
             f"{dataset} is not in {root} ({error}): give --data-dir, or let --download fetch it"
         ) from None
     return Source(
-        tuple(found.classes),
-        found.targets,
-        lambda index: Image.fromarray(found.data[index]),
-        lambda index: f"{dataset} {split} image {index}",
-        normalisation,
+        tuple(found.classes), found.targets, Arrays(found.data, f"{dataset} {split} image"), normalisation
     )
 
 
 def _folder(root: Path, split: str) -> Source:
+    names = SPLITS[split]
     if root.suffix == ".tar" and root.is_file():
-        return _tar(root, SPLITS[split])
+        return _tar(root, names)
     if not root.is_dir():
         raise ValueError(f"data_dir={root} is neither a directory nor a tar file")
-    for name in SPLITS[split]:
+    for name in names:
         if (root / name).is_dir():
             return _directory(root / name)
         if (root / f"{name}.tar").is_file():
-            return _tar(root / f"{name}.tar", SPLITS[split])
-    raise ValueError(f"{root} has no {' or '.join(SPLITS[split])}, neither as a directory nor as a tar file")
+            return _tar(root / f"{name}.tar")
+    raise ValueError(f"{root} has no {' or '.join(names)}, neither as a directory nor as a tar file")
 
 
 def _directory(home: Path) -> Source:
     files = sorted(path for path in home.glob("*/**/*") if path.suffix.lower() in SUFFIXES)
     classes, labels = _labelled([path.relative_to(home).parts[0] for path in files], home)
-    return Source(classes, labels, lambda index: Image.open(files[index]), lambda index: str(files[index]))
+    return Source(classes, labels, Files(files))
 
 
-def _tar(path: Path, names: Sequence[str]) -> Source:
-    """Class directories in an uncompressed tar file, under one of `names` if there is such a directory."""
+def _tar(path: Path, names: Sequence[str] = ()) -> Source:
+    """Class directories in an uncompressed tar file; of both splits, those below one of `names`."""
     try:
         with tarfile.open(path, "r:") as tar:
             members = [m for m in tar if m.isfile() and Path(m.name).suffix.lower() in SUFFIXES]
     except tarfile.TarError as error:
         raise ValueError(f"{path} cannot be read as an uncompressed tar file: {error}") from None
-    if inside := [m for m in members if set(Path(m.name).parts[:-2]) & set(names)]:
-        members = inside
-    members.sort(key=lambda m: m.name)
-    classes, labels = _labelled([Path(m.name).parent.name for m in members], path)
+    below = [(_class(Path(m.name).parts[:-1], names), m) for m in members]
+    found = sorted((m.name, label, m) for label, m in below if label is not None)
+    if names and not found:  # all of it would be the training images too
+        raise ValueError(f"{path} has no directory {' or '.join(names)} with class directories below it")
+    classes, labels = _labelled([label for _, label, _ in found], path)
+    return Source(classes, labels, Tar(path, [(name, m.offset_data, m.size) for name, _, m in found]))
 
-    def read(index: int) -> Image.Image:
-        with path.open("rb") as file:  # by position: workers share no file handle
-            file.seek(members[index].offset_data)
-            return Image.open(io.BytesIO(file.read(members[index].size)))
 
-    return Source(classes, labels, read, lambda index: f"{members[index].name} in {path}")
+def _class(parts: Sequence[str], names: Sequence[str]) -> str | None:
+    """The directory below one of `names`, or the last one where there are no names; None if there is none."""
+    if not names:
+        return parts[-1] if parts else None
+    place = next((i for i, part in enumerate(parts) if part in names), len(parts))
+    return parts[place + 1] if place + 1 < len(parts) else None
 
 
 def _labelled(names: Sequence[str], where: Path) -> tuple[tuple[str, ...], list[int]]:
@@ -214,7 +269,8 @@ def evaluation_set(source: Source, input_size: int, crop: float) -> Dataset[Any]
 def _prepare(
     size: int, crop: float, mean: Sequence[float], std: Sequence[float], move: Sequence[Any] = ()
 ) -> Callable[[Image.Image], Any]:
-    cut = [transforms.Resize(round(size / crop)), transforms.CenterCrop(size)]
+    bicubic = transforms.InterpolationMode.BICUBIC
+    cut = [transforms.Resize(round(size / crop), bicubic), transforms.CenterCrop(size)]
     return transforms.Compose([*cut, *move, transforms.ToTensor(), transforms.Normalize(mean, std)])
 
 

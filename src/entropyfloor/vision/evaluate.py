@@ -43,8 +43,12 @@ def evaluate(path: Path, *, data_dir: Path | None = None) -> str:
     checkpoint = run.latest()
     if checkpoint is None:
         raise ValueError(f"{path} has no checkpoint yet: train on, or choose another run")
-    config = read_config(run.config)
-    trainer = Trainer(replace(config, data_dir=str(data_dir)) if data_dir else config)
+    config = replace(read_config(run.config), checkpoint=None)  # its weights have been trained on
+    if data_dir is not None:
+        moved = str(data_dir)
+        other = moved if config.ood_dir == config.data_dir else config.ood_dir
+        config = replace(config, data_dir=moved, ood_dir=other)
+    trainer = Trainer(config)
     trainer.restore(checkpoint)
     judged = trainer.judge()
     predictions, _ = judged

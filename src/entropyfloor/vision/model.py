@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from entropyfloor.torch.nn import ERASoftmax
 from entropyfloor.vision.attach import attach_era
 from entropyfloor.vision.config import VisionConfig
+from entropyfloor.vision.registry import SUFFIX
 from entropyfloor.vision.regularisers import TemperatureFloor
 
 
@@ -22,6 +23,8 @@ def build_model(config: VisionConfig) -> tuple[nn.Module, nn.Module]:
     Raises:
         ValueError: timm has no such model, the floor is out of reach, or the checkpoint does not fit.
     """
+    if config.model.endswith(SUFFIX):
+        raise ValueError(f"model={config.model!r}: name the plain model, min_entropy puts the floor under it")
     if config.model not in timm.list_models():
         raise ValueError(f"timm has no model {config.model!r}: timm.list_models() names what it has")
     options: dict[str, Any] = {"num_classes": config.num_classes, "drop_rate": config.dropout}
@@ -31,13 +34,13 @@ def build_model(config: VisionConfig) -> tuple[nn.Module, nn.Module]:
         model = timm.create_model(config.model, **options)
     if config.checkpoint:
         try:
-            load_checkpoint(model, config.checkpoint)
+            load_checkpoint(model, config.checkpoint, weights_only=True)
         except FileNotFoundError:
             raise ValueError(f"checkpoint={config.checkpoint} does not exist") from None
         except (RuntimeError, KeyError) as error:
             raise ValueError(f"checkpoint={config.checkpoint} does not fit {config.model}: {error}") from None
     if config.min_entropy is not None:
-        attach_era(model, config.min_entropy, floor=config.floor, tau=config.tau)
+        attach_era(model, config.min_entropy, floor=config.floor, tau=config.tau, inverse=config.inverse)
     if config.split_bn:
         model = convert_splitbn_model(model, max(config.aug_splits, 2))
     if config.channels_last:

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
-from entropyfloor.runs import Run, read_run
+from entropyfloor.runs import Run
+from entropyfloor.runs.again import carry_on, check_same, check_seeds
 from entropyfloor.runs.processes import cores, each_in_its_process
+from entropyfloor.vision import data
 from entropyfloor.vision.config import VisionConfig
 from entropyfloor.vision.trainer import Trainer
 
@@ -49,7 +51,8 @@ def resume(path: Path) -> Path:
         ValueError: No run, or a checkpoint that is damaged or of other settings.
     """
     run = Run.open(path)
-    trainer = Trainer(read_config(run.config))
+    config = read_config(run.config)
+    trainer = Trainer(replace(config, checkpoint=None) if run.checkpoints() else config)
     checkpoint = run.resume() if trainer.leads else run.latest()
     if checkpoint is not None:
         trainer.restore(checkpoint)
@@ -74,40 +77,24 @@ def train_seeds(config: VisionConfig, seeds: Sequence[int]) -> list[Path]:
         ValueError: The same seed twice, or a run in the way that was begun with other settings.
         RuntimeError: Some of the runs failed; the others are finished.
     """
-    if len(set(seeds)) < len(seeds) or not seeds:
-        raise ValueError(f"seeds={list(seeds)} must be different ones, at least one")
+    check_seeds(seeds)
+    workers = 1
+    if not torch.accelerator.is_available():
+        config = replace(config, threads=config.threads or 1)
+        workers = max(1, cores() // config.threads)
     home = Path(config.out) if config.out else Path(str(config.resolved().out)).parent
     configs = [replace(config, seed=seed, out=str(home / f"seed-{seed}")).resolved() for seed in seeds]
     for each in configs:
-        _check_same(each)
-    on_cpu = not torch.accelerator.is_available()
-    workers = max(1, cores() // max(1, config.threads)) if on_cpu else 1
-    each_in_its_process(_go_on, configs, [f"seed {seed}" for seed in seeds], workers)
+        asked = {k: v for k, v in asdict(each).items() if k != "num_classes" or v is not None}
+        check_same(Path(str(each.out)), asked)
+    if config.download:  # once, before several would
+        data.load(config.dataset, Path(config.data_dir), "train", download=True)
+    each_in_its_process(_one_seed, configs, [f"seed {seed}" for seed in seeds], workers)
     return [Path(str(each.out)) for each in configs]
 
 
-def _go_on(config: VisionConfig) -> None:
-    """Begin a run, go on with it, or find it finished."""
-    path = Path(str(config.out))
-    if not (path / "config.toml").exists():
-        train(config)
-    elif read_run(path).status.get("state") != "finished":
-        resume(path)
-
-
-def _check_same(config: VisionConfig) -> None:
-    """Refuse to go on with a run under the name of other settings."""
-    path = Path(str(config.out))
-    if not (path / "config.toml").exists():
-        return
-    before, now = asdict(read_config(read_run(path).config)), asdict(config)
-    skip = {"out", *(name for name in ("num_classes",) if now[name] is None)}
-    if other := [
-        f"{name}={before[name]} (now {now[name]})"
-        for name in now
-        if before[name] != now[name] and name not in skip
-    ]:
-        raise ValueError(f"{path} was begun with {', '.join(other)}: give the same settings, or another --out")
+def _one_seed(config: VisionConfig) -> None:
+    carry_on(Path(str(config.out)), lambda: train(config), resume)
 
 
 def read_config(settings: dict[str, Any]) -> VisionConfig:

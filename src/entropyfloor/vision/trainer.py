@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,9 +28,10 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3, distribute_bn
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 from entropyfloor.runs import Checkpoint, Run
+from entropyfloor.runs.processes import terminated_as_interrupted
 from entropyfloor.runs.progress import Progress
 from entropyfloor.vision import data, metrics
 from entropyfloor.vision.config import VisionConfig
@@ -37,7 +39,7 @@ from entropyfloor.vision.model import RawLogits, build_model, check_size, load_w
 from entropyfloor.vision.regularisers import classification_loss, jensen_shannon, smoothing_out_of_reach
 
 SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
-INIT, EPOCH = range(2)
+INIT, EPOCH, ORDER = range(3)
 """Streams of random numbers."""
 CHECK_EVERY = 50
 """Updates between looks at the loss: each one waits for the device."""
@@ -64,7 +66,8 @@ class Trainer:
         self.epoch = 0
 
         home = Path(config.data_dir)
-        train, test = (data.load(config.dataset, home, split, download=config.download) for split in SPLITS)
+        with self.accelerator.main_process_first():  # which may have something to download
+            train, test = (data.load(config.dataset, home, split, download=config.download) for split in SPLITS)
         classes = agreed_classes(config, train.classes, test.classes)
         self.config = replace(config, num_classes=classes)
         self.train_loader, self.test_loader, self.ood_loader = self._loaders(train, test)
@@ -86,7 +89,7 @@ class Trainer:
             config.schedule,
             num_epochs=config.epochs,
             warmup_epochs=config.warmup_epochs,
-            warmup_lr=0.0,
+            warmup_lr=1e-5,  # timm's
             step_on_epochs=False,
             updates_per_epoch=self.updates_per_epoch,
         )
@@ -102,29 +105,34 @@ class Trainer:
         self.erase = RandomErasing(config.erase, mode=mode, num_splits=splits, device=device)
 
     def fit(self, run: Run | None) -> None:
-        """Train to the end, with an evaluation after each epoch. Ctrl-C goes back to the last checkpoint.
+        """Train to the end, with an evaluation before it and after each epoch.
+
+        Ctrl-C and SIGTERM stop at once: what follows the last checkpoint is done again.
 
         Args:
             run: Where to write; None in the processes that only help.
         """
         config = self.config
-        total = config.epochs * self.updates_per_epoch
-        with (
-            run.recording() if run else nullcontext(),
-            Progress(total, unit="updates", bar=self.leads) as progress,
-        ):
+        alone = parent_process() is None  # or one of several processes that share a terminal
+        shown = Progress(
+            config.epochs * self.updates_per_epoch,
+            unit="updates",
+            label="" if alone else f"seed {config.seed}",
+            bar=alone and self.leads,
+        )
+        with run.recording() if run else nullcontext(), shown as progress, terminated_as_interrupted():
             try:
+                if self.epoch == 0:  # also to see that every test image can be read, before there is much to lose
+                    self._evaluate({}, run, progress)
                 while self.epoch < config.epochs:
                     learned = self._train_epoch(run, progress)
                     self.epoch += 1
-                    found = metrics.summarise(*self.judge()) | self.promise | learned
-                    if run:
-                        run.log(self.epoch, found)
-                        progress.report(self.epoch * self.updates_per_epoch, told(found))
-                        if self.epoch % config.checkpoint_every == 0 or self.epoch == config.epochs:
-                            self.save(run)
+                    self._evaluate(learned, run, progress)
+                    if run and (self.epoch % config.checkpoint_every == 0 or self.epoch == config.epochs):
+                        self.save(run)
             except KeyboardInterrupt:
-                raise KeyboardInterrupt(self._way_on(run)) from None
+                way = f": continue with: entropyfloor train vision --resume {run.path}" if run else ""
+                raise KeyboardInterrupt(f"in epoch {self.epoch + 1}{way}") from None
 
     @property
     def promise(self) -> dict[str, float]:
@@ -150,13 +158,13 @@ class Trainer:
         tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
         if self.average:
             tensors |= {f"average/{name}": tensor for name, tensor in self.average.module.state_dict().items()}
-        moments = self.optimiser.state_dict()["state"]
-        tensors |= {
-            f"optimiser/{i}/{name}": torch.as_tensor(x) for i, of in moments.items() for name, x in of.items()
+        scaler = self.accelerator.scaler
+        state = {
+            "optimiser": packed(self.optimiser.state_dict(), "optimiser", tensors),
+            "scaler": scaler.state_dict() if scaler else None,
         }
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
-        scaler = self.accelerator.scaler
-        run.save(self.epoch, arrays, {"scaler": scaler.state_dict() if scaler else None})
+        run.save(self.epoch, arrays, state)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint of a run with the same settings.
@@ -164,29 +172,35 @@ class Trainer:
         Raises:
             ValueError: It is of another model.
         """
-        found: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimiser": {}}
-        for name, array in checkpoint.arrays.items():
-            part, rest = name.split("/", 1)
-            found[part][rest] = torch.from_numpy(array)
-        load_weights(self.model, found["model"], f"checkpoint of epoch {checkpoint.step}")
+        tensors = {name: torch.from_numpy(array) for name, array in checkpoint.arrays.items()}
+        where = f"checkpoint of epoch {checkpoint.step}"
+        load_weights(self.model, below("model/", tensors), where)
         if self.average:
-            load_weights(self.average.module, found["average"], f"checkpoint of epoch {checkpoint.step}")
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in found["optimiser"].items():
-            number, moment = name.split("/", 1)
-            moments.setdefault(int(number), {})[moment] = tensor
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+            load_weights(self.average.module, below("average/", tensors), where)
+        optimiser = unpacked(checkpoint.state["optimiser"], tensors)
+        optimiser["state"] = {int(number): moments for number, moments in optimiser["state"].items()}
+        self.optimiser.load_state_dict(optimiser)
         if self.accelerator.scaler and checkpoint.state["scaler"]:
             self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
         self.epoch = checkpoint.step
 
     # --- parts of an epoch -------------------------------------------------------------------------------
 
+    def _evaluate(self, learned: dict[str, float], run: Run | None, progress: Progress) -> None:
+        try:
+            found = metrics.summarise(*self.judge()) | self.promise | learned
+        except Exception:
+            if run and self.epoch > 0:  # the same images would fail again: a resume goes on behind them
+                self.save(run)
+            raise
+        if run:
+            run.log(self.epoch, found)
+            progress.report(self.epoch * self.updates_per_epoch, told(found))
+
     def _train_epoch(self, run: Run | None, progress: Progress) -> dict[str, float]:
         """One pass over the training images; the mean loss and the speed."""
         seed(self.config.seed, EPOCH, self.epoch, self.accelerator.process_index)
-        self.order.manual_seed(derived(self.config.seed, EPOCH, self.epoch))
+        self.order.manual_seed(derived(self.config.seed, ORDER, self.epoch))  # the same in every process
         self.learner.train()
         total, seen, begun = torch.zeros((), device=self.accelerator.device), 0, time.perf_counter()
         for i, (images, target) in enumerate(self.train_loader):
@@ -195,12 +209,13 @@ class Trainer:
             loss = self._update(images, target)
             if self.average:
                 self.average.update(self.model, step=update + 1)
-            total, seen = total + loss, seen + len(target)
+            total, seen = total + loss, seen + len(target) // max(1, self.config.aug_splits)
             progress.advance(update + 1)
             if i % CHECK_EVERY == 0 or i + 1 == self.updates_per_epoch:
                 self._check_finite(total / (i + 1), run, images, target)
         if self.accelerator.num_processes > 1:
-            distribute_bn(self.model, self.accelerator.num_processes, reduce=True)
+            for model in filter(None, (self.model, self.average)):
+                distribute_bn(model, self.accelerator.num_processes, reduce=True)
         rate = seen * self.accelerator.num_processes / (time.perf_counter() - begun)
         mean = self.accelerator.reduce(total / self.updates_per_epoch, "mean").item()
         return {"loss": mean, "images_per_second": rate, "learning_rate": self.optimiser.param_groups[0]["lr"]}
@@ -274,11 +289,17 @@ class Trainer:
             "num_workers": config.workers,
             "pin_memory": self.accelerator.device.type == "cuda",
         }
+        processes = self.accelerator.num_processes
+        if len(train.labels) < config.batch_size * processes:
+            raise ValueError(
+                f"{len(train.labels)} images to train on are fewer than a batch of {config.batch_size} on "
+                f"{processes} device(s): choose a smaller batch_size"
+            )
         learn: DataLoader[Any] = DataLoader(
             images,
-            shuffle=True,
-            generator=self.order,
-            drop_last=len(train.labels) >= config.batch_size,  # a last batch of one upsets batch norm
+            # Not `generator=`: the loader would seed its workers from it, in every process with the same numbers.
+            sampler=RandomSampler(train.labels, generator=self.order),
+            drop_last=True,  # a last batch of one upsets batch norm
             collate_fn=data.collate_splits if config.aug_splits else None,
             **options,
         )
@@ -289,14 +310,6 @@ class Trainer:
         judge = [DataLoader(data.evaluation_set(source, size, crop), **options) for source in sources]
         prepared = [self.accelerator.prepare(loader) for loader in (learn, *judge)]
         return prepared[0], prepared[1], prepared[2] if config.ood else None
-
-    def _way_on(self, run: Run | None) -> str:
-        if run is None or not run.checkpoints():
-            return "before the first checkpoint: there is nothing to continue"
-        return (
-            f"continue after epoch {run.checkpoints()[-1].name.lstrip('0')} with: "
-            f"entropyfloor train vision --resume {run.path}"
-        )
 
 
 def agreed_classes(config: VisionConfig, train: tuple[str, ...], test: tuple[str, ...]) -> int:
@@ -322,8 +335,34 @@ def told(found: dict[str, float]) -> str:
     return f"top-1 {100 * found['top1']:.2f} % · entropy {found['realised_entropy']:.3f} ({aim})"
 
 
+def packed(tree: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """`tree` as JSON can hold it, with its tensors in `tensors` instead."""
+    if isinstance(tree, Tensor):
+        tensors[name] = tree
+        return {"tensor": name}
+    if isinstance(tree, dict):
+        return {str(key): packed(value, f"{name}/{key}", tensors) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [packed(value, f"{name}/{i}", tensors) for i, value in enumerate(tree)]
+    return tree
+
+
+def unpacked(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    """The inverse of `packed`, with lists for tuples and text for keys."""
+    if isinstance(tree, dict):
+        if set(tree) == {"tensor"}:
+            return tensors[tree["tensor"]]
+        return {key: unpacked(value, tensors) for key, value in tree.items()}
+    return [unpacked(value, tensors) for value in tree] if isinstance(tree, list) else tree
+
+
+def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def derived(*numbers: int) -> int:
-    """A seed that follows from numbers, and differs for different ones."""
+    """A seed that follows from numbers; as many of them as elsewhere, or it may be the same."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
