@@ -5,7 +5,7 @@
 
 Stable-Baselines3 trains on our environments and writes our run directories, so that the report draws both alike.
 The settings are its defaults, but for the size that makes SAC quick. What cannot be made the same: it initialises
-SAC's layers as PyTorch does (ours are orthogonal), and takes log α where our loss of α has α.
+the layers of its SAC as PyTorch does (ours are orthogonal).
 Finished runs are left alone. Needs `pip install 'entropyfloor[control,hosts]'`.
 """
 
@@ -40,6 +40,7 @@ SHARED: dict[str, dict[str, Any]] = {
 OURS: dict[str, dict[str, Any]] = {
     "sac": {
         "head": "hard-clip",
+        "alpha_weight": "log-alpha",
         "target_entropy": "-A",
         "activation": "relu",
         "actor_layer_norm": False,

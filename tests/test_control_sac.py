@@ -76,6 +76,8 @@ def test_alpha_grows_while_the_entropy_is_below_its_target(entropy, sign):
     gradient = jax.grad(alpha_loss)(jnp.log(0.3), log_prob, -1.5)
     np.testing.assert_allclose(gradient, -0.3 * (-entropy - 1.5), rtol=1e-12)
     assert np.sign(gradient) == sign
+    steeper = jax.grad(alpha_loss)(jnp.log(0.3), log_prob, -1.5, "log-alpha")
+    np.testing.assert_allclose(steeper, gradient / 0.3, rtol=1e-12)
 
 
 def test_the_residual_grows_while_the_entropy_is_below_its_target():

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from entropyfloor.control.agents.sac import EntropyTerm
+from entropyfloor.control.agents.sac import AlphaWeight, EntropyTerm
 from entropyfloor.control.heads import DistributionName, HeadName
 from entropyfloor.control.networks import ActivationName
 from entropyfloor.runs.settings import COUNT, FINITE, NATURAL, POSITIVE, SEED, SHARE, check
@@ -171,6 +171,9 @@ class SACConfig(ControlConfig):
     """Stop H0 + a learned δ̂ at what σ_max allows; without it C.1.1 of the paper can be reproduced."""
     alpha: float = 1.0
     """Initial α, or α itself where `entropy` is fixed; `--entropy none` is what leaves it out."""
+
+    alpha_weight: AlphaWeight = "alpha"
+    """What the loss of a learned α is weighed with: α itself, or log α, as Stable-Baselines3 has it."""
 
     settings: Settings = "paper"
     """Whose networks: LayerNorm and ReLU (paper), or ELU with LayerNorm in the critics only (release)."""

@@ -52,6 +52,7 @@ def build_agent(config: SACConfig, action_dim: int) -> SAC:
         "entropy": set_(config.entropy),
         "target_entropy": target_entropy,
         "initial_alpha": config.alpha,
+        "alpha_weight": config.alpha_weight,
         "learn_residual": learned,
         "discount": config.discount,
         "tau": config.tau,

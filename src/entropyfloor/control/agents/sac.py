@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, PRNGKeyArray
 
 EntropyTerm = Literal["auto", "fixed", "none"]
+AlphaWeight = Literal["alpha", "log-alpha"]
 """What the losses add: α learned, α fixed, or nothing (ERA: the floor is in the policy already)."""
 Metrics = dict[str, Array]
 Params = Any
@@ -59,10 +60,18 @@ def actor_loss(
 
 
 def alpha_loss(
-    log_alpha: Float[Array, ""], log_prob: Float[Array, "..."], target_entropy: float
+    log_alpha: Float[Array, ""],
+    log_prob: Float[Array, "..."],
+    target_entropy: float,
+    weight: AlphaWeight = "alpha",
 ) -> Float[Array, ""]:
-    """`-α E[log π(a|s) + H0]`: α grows while the policy's entropy is below its target."""
-    return -jnp.exp(log_alpha) * (jax.lax.stop_gradient(log_prob) + target_entropy).mean()
+    """`-α E[log π(a|s) + H0]`: α grows while the policy's entropy is below its target.
+
+    With `weight="log-alpha"`, as Stable-Baselines3 has it, log α stands for α: the gradient does not shrink with α,
+    which Adam answers with longer steps, so that α leaves a start that was far too high sooner.
+    """
+    weighed = jnp.exp(log_alpha) if weight == "alpha" else log_alpha
+    return -weighed * (jax.lax.stop_gradient(log_prob) + target_entropy).mean()
 
 
 def residual_loss(raw: Float[Array, ""], entropy: Float[Array, "..."], target_entropy: float) -> Float[Array, ""]:
@@ -108,6 +117,7 @@ class SAC:
         entropy: What the losses add.
         target_entropy: H0 in nats, which α steers to where `entropy="auto"`, and δ̂ where it is learned.
         initial_alpha: α₀, or α itself where `entropy="fixed"`.
+        alpha_weight: Of the loss of α: see `alpha_loss`.
         learn_residual: Learn δ̂ (Eq. 12), from softplus(0) = log 2 on; a constant one is in the policy's target.
         discount: γ.
         tau: Polyak's τ: the target critics move this share of the way in each update.
@@ -122,6 +132,7 @@ class SAC:
     entropy: EntropyTerm
     target_entropy: float
     initial_alpha: float = 1.0
+    alpha_weight: AlphaWeight = "alpha"
     learn_residual: bool = False
     discount: float = 0.99
     tau: float = 0.005
@@ -215,7 +226,7 @@ class SAC:
     def tune(self, state: State, policy: Gaussian, raw_log_std: Array, log_prob: Array | float) -> State:
         """One step of what steers the entropy, after one of the actor: α, δ̂ and the running M of Eq. 36."""
         if self.entropy == "auto":
-            grad = jax.grad(alpha_loss)(state.log_alpha, log_prob, self.target_entropy)
+            grad = jax.grad(alpha_loss)(state.log_alpha, log_prob, self.target_entropy, self.alpha_weight)
             log_alpha, optimiser = descend(self.alpha_optimiser, grad, state.alpha_optimiser, state.log_alpha)
             state = state._replace(log_alpha=log_alpha, alpha_optimiser=optimiser)
         head = self.policy.observe(state.actor.head, raw_log_std)
