@@ -67,8 +67,8 @@ def alpha_loss(
 ) -> Float[Array, ""]:
     """`-α E[log π(a|s) + H0]`: α grows while the policy's entropy is below its target.
 
-    With `weight="log-alpha"`, as Stable-Baselines3 has it, log α stands for α: the gradient does not shrink with α,
-    which Adam answers with longer steps, so that α leaves a start that was far too high sooner.
+    With `weight="log-alpha"`, as Stable-Baselines3 has it, log α stands before the mean instead: the gradient does
+    not shrink with α, so α falls faster from a start that was far too high.
     """
     weighed = jnp.exp(log_alpha) if weight == "alpha" else log_alpha
     return -weighed * (jax.lax.stop_gradient(log_prob) + target_entropy).mean()
