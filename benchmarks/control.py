@@ -105,7 +105,7 @@ def our_ppo_updates(name: str, sizes: Sizes, steps: int, **settings: Any) -> Sid
     obs, act = sizes
     config = configure(name, rollout_steps=steps, minibatch_size=MINIBATCH, epochs=EPOCHS, **settings).resolved()
     agent = on_policy.build_agent(config, Noise(sizes).action_space)
-    shapes = Rollout((obs,), (act,), (), (), (), (), (obs,))
+    shapes = (obs,), (act,), (), (), (), (), (obs,)
     rng = np.random.default_rng(0)
     noise = Rollout(*(rng.standard_normal((steps, 1, *shape), np.float32) for shape in shapes))
     never = np.zeros((steps, 1), bool)

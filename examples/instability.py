@@ -115,6 +115,7 @@ class Instability:
                         axes.plot(steps / 1000, values, color=colour, lw=1.2, alpha=0.85, label=label)
             _, floor = read_run(self.path("truncated, exact head", self.seeds[0])).series("floor")
             middle.axhline(floor[-1], color="#1a1a1a", ls="--", lw=1)
+            middle.set_yscale("symlog", linthresh=10.0)  # what diverges leaves every other scale
             middle.set(
                 xlabel="environment steps (thousands)", title=f"Realised entropy (nats), target {floor[-1]:g}"
             )
