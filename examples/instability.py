@@ -116,6 +116,7 @@ class Instability:
             _, floor = read_run(self.path("truncated, exact head", self.seeds[0])).series("floor")
             middle.axhline(floor[-1], color="#1a1a1a", ls="--", lw=1)
             middle.set_yscale("symlog", linthresh=10.0)  # what diverges leaves every other scale
+            middle.set_ylim(top=100.0)
             middle.set(
                 xlabel="environment steps (thousands)", title=f"Realised entropy (nats), target {floor[-1]:g}"
             )
