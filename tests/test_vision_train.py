@@ -361,7 +361,7 @@ def test_images_keep_their_colours():
     red = np.full((1, 32, 32, 3), (255, 0, 0), np.uint8)
     source = data.Source(("a",), [0], data.Arrays(red, "image"))
     image, _ = data.evaluation_set(source, 32, 1.0)[0]
-    mean, std = (torch.tensor(x)[:, None, None] for x in data.IMAGENET)
-    assert torch.allclose(
-        image * std + mean, torch.tensor([1.0, 0.0, 0.0])[:, None, None].expand(3, 32, 32), atol=1e-6
-    )
+    seen = data.Normalise(source.statistics)(image[None])[0]
+    mean, std = data.IMAGENET
+    expected = [(colour - m) / s for colour, m, s in zip((1.0, 0.0, 0.0), mean, std, strict=True)]
+    torch.testing.assert_close(seen, torch.tensor(expected).view(3, 1, 1).expand(3, 32, 32))

@@ -15,13 +15,12 @@ from entropyfloor import __version__
 from entropyfloor.extras import require
 
 T = TypeVar("T")
-RESUME_ALONE = "--resume goes alone: a resumed run keeps the settings that it began with"
 
 
 def train_control(args: Sequence[str]) -> None:
     """Train an agent on a simulator."""
+    from entropyfloor.control import train as room
     from entropyfloor.control.config import CONFIGS
-    from entropyfloor.control.train import resume, train, train_seeds
 
     require("control", "tyro")
     import tyro
@@ -48,20 +47,13 @@ def train_control(args: Sequence[str]) -> None:
                 same command goes on with what it began.
         """
     config, path, seeds = _parse(parse, "train control", args)
-    if path is not None and (agent or seeds or config != kind()):
-        raise ValueError(RESUME_ALONE)
-    if path is not None:
-        paths = [resume(path)]
-    elif seeds:
-        paths = train_seeds(config, seeds)
-    else:
-        paths = [train(config)]
-    _say_where(paths)
+    _train(room, config, path, seeds, settled=bool(agent) or config != kind())
 
 
 def train_vision(args: Sequence[str]) -> None:
     """Train an image classifier."""
-    from entropyfloor.vision.train import VisionConfig, resume, train, train_seeds
+    from entropyfloor.vision import train as room
+    from entropyfloor.vision.config import VisionConfig
 
     require("vision", "tyro")
     import tyro
@@ -83,14 +75,19 @@ def train_vision(args: Sequence[str]) -> None:
         return config, resume, seeds
 
     config, path, seeds = _parse(parse, "train vision", args)
-    if path is not None and (seeds or config != VisionConfig()):
-        raise ValueError(RESUME_ALONE)
+    _train(room, config, path, seeds, settled=config != VisionConfig())
+
+
+def _train(room: Any, config: Any, path: Path | None, seeds: Sequence[int], settled: bool) -> None:
+    """Resume the run in `path`, or begin `seeds` of them, or one; `settled` says whether a setting was given."""
+    if path is not None and (seeds or settled):
+        raise ValueError("--resume goes alone: a resumed run keeps the settings that it began with")
     if path is not None:
-        paths = [resume(path)]
+        paths = [room.resume(path)]
     elif seeds:
-        paths = train_seeds(config, seeds)
+        paths = room.train_seeds(config, seeds)
     else:
-        paths = [train(config)]
+        paths = [room.train(config)]
     _say_where(paths)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from entropyfloor.control.off_policy import OffPolicyTrainer
 from entropyfloor.control.on_policy import OnPolicyTrainer
 from entropyfloor.control.trainer import Trainer
 from entropyfloor.runs import Run, read_run
-from entropyfloor.runs.again import carry_on, check_same, check_seeds, is_begun
+from entropyfloor.runs.again import carry_on, is_begun, with_seeds
 from entropyfloor.runs.processes import cores, each_in_its_process
 
 __all__ = ["ControlConfig", "build", "configure", "resume", "train", "train_seeds"]
@@ -61,17 +61,13 @@ def train_seeds(config: ControlConfig, seeds: Sequence[int]) -> list[Path]:
         ValueError: The same seed twice, or a run in the way that was begun with other settings.
         RuntimeError: Some of the runs failed; the others are finished.
     """
-    check_seeds(seeds)
-    home = Path(config.out) if config.out else Path(set_(config.resolved().out)).parent
-    configs = [replace(config, seed=seed, out=str(home / f"seed-{seed}")).resolved() for seed in seeds]
-    paths = [Path(set_(config.out)) for config in configs]
-    for path, config in zip(paths, configs, strict=True):
-        check_same(path, asdict(config))
+    found = with_seeds(config, seeds)
     if jax.default_backend() != "cpu":
-        return _together(configs)
-    names = [f"seed {config.seed}" for config in configs]
-    each_in_its_process(_one_seed, configs, names, workers=max(1, cores() // max(1, config.threads)))
-    return paths
+        return _together(list(found.values()))
+    names = [f"seed {seed}" for seed in seeds]
+    workers = max(1, cores() // max(1, config.threads))
+    each_in_its_process(_one_seed, list(found.values()), names, workers)
+    return list(found)
 
 
 def build(configs: Sequence[ControlConfig]) -> Trainer[Any, Any]:

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 from entropyfloor.runs.record import CONFIG, read_config, read_run
+
+
+class Config(Protocol):
+    """Settings of a run: a dataclass with these and others."""
+
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+
+    @property
+    def out(self) -> str | None: ...  # noqa: D102
+
+    def resolved(self) -> Self:
+        """The same with a directory, and nothing left open that can be said now."""
+
+
+C = TypeVar("C", bound=Config)
 
 
 def is_begun(path: Path) -> bool:
@@ -43,11 +60,23 @@ def carry_on(path: Path, begin: Callable[[], object], resume: Callable[[Path], o
         resume(path)
 
 
-def check_seeds(seeds: Sequence[int]) -> None:
-    """Refuse none, or one twice.
+def with_seeds(config: C, seeds: Sequence[int], derived: Collection[str] = ()) -> dict[Path, C]:
+    """One config a seed, by its directory, `<out>/seed-<seed>`; refuse a run that is there with other settings.
+
+    Args:
+        config: Settings of all of them; `out` is the directory of all of them, by default the one above its own.
+        seeds: Different ones.
+        derived: Settings that, where they are None, follow from what only the run itself looks at.
 
     Raises:
-        ValueError: So it is.
+        ValueError: No seed, one twice, or a run in the way that was begun with other settings.
     """
     if len(set(seeds)) < len(seeds) or not seeds:
         raise ValueError(f"seeds={list(seeds)} must be different ones, at least one")
+    home = Path(config.out) if config.out else Path(str(config.resolved().out)).parent
+    each = [replace(config, seed=seed, out=str(home / f"seed-{seed}")).resolved() for seed in seeds]  # type: ignore[type-var]
+    found = {Path(str(config.out)): config for config in each}
+    for path, config in found.items():
+        asked = {k: v for k, v in asdict(config).items() if k not in derived or v is not None}  # type: ignore[call-overload]
+        check_same(path, asked)
+    return found

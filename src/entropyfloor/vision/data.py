@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from timm.data import AugMixDataset, create_transform
+from torch import nn
 from torch.utils.data import Dataset
 from torchvision import datasets, transforms
 
@@ -25,10 +26,11 @@ Augmentation = Literal["none", "light", "timm"]
 SUFFIXES = frozenset(Image.registered_extensions())
 SPLITS = {"train": ("train", "training"), "test": ("test", "val", "validation")}
 """What the folders of a dataset may be called."""
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-CIFAR100 = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel, in [0, 1]."""
+IMAGENET: Statistics = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR10: Statistics = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+CIFAR100: Statistics = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 
 
 class Store(Protocol):
@@ -99,7 +101,7 @@ class Source:
     classes: tuple[str, ...]
     labels: Sequence[int]
     store: Store
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
+    statistics: Statistics = IMAGENET
 
 
 class Images(Dataset[tuple[Any, int]]):
@@ -112,7 +114,7 @@ class Images(Dataset[tuple[Any, int]]):
         return len(self.source.labels)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        """The image, prepared, and its label.
+        """The image, prepared: bytes `[3, height, width]`; and its label.
 
         Raises:
             ValueError: The file is no image that can be read; the message names it.
@@ -165,7 +167,7 @@ def _digits(split: str) -> Source:
 
 
 def _cifar(dataset: str, root: Path, split: str, download: bool) -> Source:
-    kind, normalisation = {
+    kind, statistics = {
         "cifar10": (datasets.CIFAR10, CIFAR10),
         "cifar100": (datasets.CIFAR100, CIFAR100),
     }[dataset]
@@ -175,9 +177,7 @@ def _cifar(dataset: str, root: Path, split: str, download: bool) -> Source:
         raise ValueError(
             f"{dataset} is not in {root} ({error}): give --data-dir, or let --download fetch it"
         ) from None
-    return Source(
-        tuple(found.classes), found.targets, Arrays(found.data, f"{dataset} {split} image"), normalisation
-    )
+    return Source(tuple(found.classes), found.targets, Arrays(found.data, f"{dataset} {split} image"), statistics)
 
 
 def _folder(root: Path, split: str) -> Source:
@@ -234,6 +234,25 @@ def _labelled(names: Sequence[str], where: Path) -> tuple[tuple[str, ...], list[
 # --- preparation -----------------------------------------------------------------------------------------
 
 
+class Normalise(nn.Module):
+    """Bytes to the numbers that models take, `[batch, 3, height, width]`.
+
+    For batches on the device that learns: bytes are a quarter of the traffic to it.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, statistics: Statistics) -> None:
+        super().__init__()
+        for name, values in zip(("mean", "std"), statistics, strict=True):
+            self.register_buffer(name, 255 * torch.tensor(values).view(3, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Each channel with mean 0 and standard deviation 1 over the dataset."""
+        return (images.float() - self.mean) / self.std
+
+
 def training_set(
     source: Source,
     input_size: int,
@@ -252,26 +271,29 @@ def training_set(
         auto_augment: A policy of timm, such as `rand-m9-mstd0.5-inc1`.
         splits: Copies of each image in a batch, the first one clean (AugMix); 0 for one.
     """
-    mean, std = source.normalisation
     if augmentation != "timm":
         light = [transforms.RandomCrop(input_size, padding=input_size // 8), transforms.RandomHorizontalFlip()]
-        return Images(source, _prepare(input_size, 1.0, mean, std, light if augmentation == "light" else []))
-    options: dict[str, Any] = {"mean": mean, "std": std, "auto_augment": auto_augment, "separate": splits > 0}
+        return Images(source, _prepare(input_size, 1.0, light if augmentation == "light" else []))
+    mean, _ = source.statistics  # what a policy fills with
+    options: dict[str, Any] = {
+        "mean": mean,
+        "auto_augment": auto_augment,
+        "separate": splits > 0,
+        "normalize": False,
+    }
     images = Images(source, create_transform(input_size, is_training=True, interpolation="random", **options))
     return AugMixDataset(images, num_splits=splits) if splits else images
 
 
 def evaluation_set(source: Source, input_size: int, crop: float) -> Dataset[Any]:
     """Images as the model is judged on them: the middle `crop` of each side, resized."""
-    return Images(source, _prepare(input_size, crop, *source.normalisation))
+    return Images(source, _prepare(input_size, crop))
 
 
-def _prepare(
-    size: int, crop: float, mean: Sequence[float], std: Sequence[float], move: Sequence[Any] = ()
-) -> Callable[[Image.Image], Any]:
+def _prepare(size: int, crop: float, move: Sequence[Any] = ()) -> Callable[[Image.Image], Any]:
     bicubic = transforms.InterpolationMode.BICUBIC
     cut = [transforms.Resize(round(size / crop), bicubic), transforms.CenterCrop(size)]
-    return transforms.Compose([*cut, *move, transforms.ToTensor(), transforms.Normalize(mean, std)])
+    return transforms.Compose([*cut, *move, transforms.PILToTensor()])
 
 
 def collate_splits(batch: Sequence[tuple[Sequence[torch.Tensor], int]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from entropyfloor.runs import Run
-from entropyfloor.runs.again import carry_on, check_same, check_seeds
+from entropyfloor.runs.again import carry_on, with_seeds
 from entropyfloor.runs.processes import cores, each_in_its_process
 from entropyfloor.vision import data
 from entropyfloor.vision.config import VisionConfig
@@ -77,20 +77,15 @@ def train_seeds(config: VisionConfig, seeds: Sequence[int]) -> list[Path]:
         ValueError: The same seed twice, or a run in the way that was begun with other settings.
         RuntimeError: Some of the runs failed; the others are finished.
     """
-    check_seeds(seeds)
     workers = 1
     if not torch.accelerator.is_available():
         config = replace(config, threads=config.threads or 1)
         workers = max(1, cores() // config.threads)
-    home = Path(config.out) if config.out else Path(str(config.resolved().out)).parent
-    configs = [replace(config, seed=seed, out=str(home / f"seed-{seed}")).resolved() for seed in seeds]
-    for each in configs:
-        asked = {k: v for k, v in asdict(each).items() if k != "num_classes" or v is not None}
-        check_same(Path(str(each.out)), asked)
+    found = with_seeds(config, seeds, derived=("num_classes",))
     if config.download:  # once, before several would
         data.load(config.dataset, Path(config.data_dir), "train", download=True)
-    each_in_its_process(_one_seed, configs, [f"seed {seed}" for seed in seeds], workers)
-    return [Path(str(each.out)) for each in configs]
+    each_in_its_process(_one_seed, list(found.values()), [f"seed {seed}" for seed in seeds], workers)
+    return list(found)
 
 
 def _one_seed(config: VisionConfig) -> None:

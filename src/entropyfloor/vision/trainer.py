@@ -71,6 +71,7 @@ class Trainer:
         classes = agreed_classes(config, train.classes, test.classes)
         self.config = replace(config, num_classes=classes)
         self.train_loader, self.test_loader, self.ood_loader = self._loaders(train, test)
+        self.normalise = data.Normalise(train.statistics).to(self.accelerator.device)
 
         seed(config.seed, INIT)
         self.model, self.output = build_model(self.config)
@@ -222,6 +223,7 @@ class Trainer:
 
     def _update(self, images: Tensor, target: Tensor) -> Tensor:
         config = self.config
+        images = self.normalise(images)
         if config.erase:
             images = self.erase(images)
         if self.mixup:
@@ -253,7 +255,7 @@ class Trainer:
         model, raw = self.judged.eval(), RawLogits(self.judged)
         for images, target in loader:
             with self.accelerator.autocast(), raw:
-                logits = self.output(model(images))
+                logits = self.output(model(self.normalise(images)))
             before = logits if raw.last is None else raw.last
             gathered = self.accelerator.gather_for_metrics((logits, before, target))
             yield tuple(tensor.cpu() for tensor in gathered)
@@ -305,8 +307,8 @@ class Trainer:
         )
         sources = [test]
         if config.ood:
-            other = data.load(config.ood, Path(str(config.ood_dir)), "test", download=config.download)
-            sources.append(replace(other, normalisation=train.normalisation))
+            home = Path(str(config.ood_dir))
+            sources.append(data.load(config.ood, home, "test", download=config.download))
         judge = [DataLoader(data.evaluation_set(source, size, crop), **options) for source in sources]
         prepared = [self.accelerator.prepare(loader) for loader in (learn, *judge)]
         return prepared[0], prepared[1], prepared[2] if config.ood else None
