@@ -17,7 +17,7 @@ from hypothesis import given
 
 from entropyfloor.report import write_report
 from entropyfloor.report.page import lead, nats, plain, sentence, significant, verdict
-from entropyfloor.report.plots import entropy_figure, looks, overview_figure, png, score_figure, svg
+from entropyfloor.report.plots import entropy_figure, judged_figure, looks, overview_figure, png, score_figure, svg
 from entropyfloor.report.records import compare
 from entropyfloor.report.statistics import iqm, iqm_interval, mean_interval
 from entropyfloor.runs import Run
@@ -500,3 +500,76 @@ def test_the_table_holds_the_raw_numbers(filled):
     assert (row["env"], row["step"], row["promise"]) == ("dmc/walker-walk", "2000", "floor")
     [failed] = [row for row in rows if row["state"] == "failed"]
     assert (failed["return"], failed["step"]) == ("", "")
+
+
+# --- classifiers -----------------------------------------------------------------------------------------
+
+
+def classifier(root, agent, seed, floor=None, counts=None, **logged):
+    """A run of a classifier with two evaluations, judged where there are `counts`."""
+    config = {"domain": "vision", "env": "digits resnet18", "agent": agent, "epochs": 1}
+    run = Run.create(root / agent / str(seed), {**config, "seed": seed})
+    with run.recording():
+        for epoch in range(2):
+            entropy = {"realised_entropy": 0.9, "realised_entropy/min": 0.61}
+            promised = {} if floor is None else {"floor": floor}
+            run.log(epoch, {"top1": 0.5 + 0.01 * seed + 0.1 * epoch, **entropy, **promised, **logged})
+    if counts:
+        entropies = {"edges": [0.0, 0.5, 1.0], "counts": counts}
+        reliability = {
+            "edges": [0.0, 0.5, 1.0],
+            "counts": [9, 100],
+            "correct": [8, 80],
+            "confidence": [4.0, 90.0],
+        }
+        run.keep_evaluation({"entropy_histogram": entropies, "calibration_histogram": reliability})
+
+
+def test_classifiers_are_judged(tmp_path):
+    for seed in range(2):
+        classifier(tmp_path, "era", seed, 0.6, [0, 110 + seed], nll=1.0 + seed, ece=0.05)
+        classifier(tmp_path, "plain", seed, None, [60, 50] if seed else None, nll=2.0)
+    [comparison] = compare([tmp_path])
+    figure = judged_figure(comparison, looks([comparison]))
+    entropies, reliability = figure.axes
+    [stairs] = entropies.patches  # plain was judged for one of its seeds only
+    np.testing.assert_allclose(stairs.get_data().values, [0.0, 100.0])
+    curve, diagonal = reliability.lines
+    assert (curve.get_xdata().tolist(), curve.get_ydata().tolist()) == ([0.9], [0.8])  # 18 of a bin are too few
+    assert diagonal.get_xdata() == [0, 1]
+
+    page = write_report([tmp_path], tmp_path / "report").read_text()
+    assert (tmp_path / "report" / "digits-resnet18-judged.png").exists()
+    assert "of era most often from 0.50 to 1.00 nats" in page
+    columns = re.search(r"More of it.*?</thead>", page, re.DOTALL)[0]
+    assert re.findall("<th[^>]*>([^<]*)", columns) == ["Agent", "NLL (nats)", "Calibration error (%)"]
+    era, plain = re.findall(r"<tr><th[^>]*>(?:era|plain)</th>(.*?)</tr>", page.split("More of it")[1], re.DOTALL)[
+        :2
+    ]
+    assert re.findall(r">([^<]+)</td>", era)[0].startswith("1.500 [")
+    assert '<td class="number"></td>' in plain  # it has not logged its calibration
+    rows = list(csv.DictReader((tmp_path / "report" / "table.csv").open()))
+    assert [(row["label"], row["nll"], row["ece"]) for row in rows] == [
+        ("era", "1.0", "0.05"),
+        ("era", "2.0", "0.05"),
+        ("plain", "2.0", ""),
+        ("plain", "2.0", ""),
+    ]
+
+
+def test_seeds_that_were_judged_on_other_edges_are_not_added_up(tmp_path):
+    for seed, edges in enumerate(([0.0, 1.0], [0.0, 2.0])):
+        classifier(tmp_path, "era", seed, 0.6)
+        run = Run.open(tmp_path / "era" / str(seed))
+        run.keep_evaluation({"entropy_histogram": {"edges": edges, "counts": [3]}})
+    [comparison] = compare([tmp_path])
+    with pytest.raises(ValueError, match="era: the seeds have their entropy_histogram on different edges"):
+        judged_figure(comparison, looks([comparison]))
+
+
+def test_nothing_judged_is_nothing_drawn(tmp_path):
+    classifier(tmp_path, "era", 0, 0.6)
+    [comparison] = compare([tmp_path])
+    assert judged_figure(comparison, looks([comparison])) is None
+    write_report([tmp_path], tmp_path / "report")
+    assert not list((tmp_path / "report").glob("*judged*"))

@@ -1,6 +1,7 @@
 """What predictions are worth: against the definitions in float64 NumPy, and intervals against repeated draws."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -236,6 +237,24 @@ def test_histogram(bins):
     assert not counts.is_floating_point()
 
 
+@pytest.mark.parametrize("bins", [1, 4, 15])
+def test_the_calibration_histogram_adds_up(bins):
+    predictions = metrics.predict(*logits_of(10, samples=300, scale=4.0))
+    found = metrics.calibration_histogram(predictions, bins)
+    edges = np.linspace(0, 1, bins + 1)
+    np.testing.assert_allclose(found["edges"], edges)
+    confidence, correct = predictions.confidence.double().numpy(), predictions.correct.numpy()
+    for i, (low, high) in enumerate(pairwise(edges)):
+        inside = (confidence >= low) & ((confidence < high) | (i == bins - 1))
+        assert found["counts"][i] == inside.sum()
+        assert found["correct"][i] == correct[inside].sum()
+        assert found["confidence"][i] == pytest.approx(confidence[inside].sum())
+    assert sum(found["counts"]) == 300
+    if bins == metrics.BINS:
+        off = np.abs(np.subtract(found["correct"], found["confidence"])).sum() / 300
+        assert off == pytest.approx(metrics.summarise(predictions)["ece"], abs=1e-6)
+
+
 # --- intervals -------------------------------------------------------------------------------------------
 
 
@@ -411,3 +430,5 @@ def test_the_rest_names_what_is_wrong():
         metrics.entropy_histogram(torch.tensor([0.5, 0.9]), 2)
     with pytest.raises(ValueError, match="entropy from nan"):
         metrics.entropy_histogram(torch.tensor([math.nan]), 2)
+    with pytest.raises(ValueError, match="bins=0 must be at least 1"):
+        metrics.calibration_histogram(made([True]), 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from ctypes.util import find_library
 from pathlib import Path
@@ -16,8 +15,7 @@ from entropyfloor.control.config import set_
 from entropyfloor.control.rollout import Evaluator
 from entropyfloor.control.train import build, read_config
 from entropyfloor.control.trainer import make_env
-from entropyfloor.runs import Run, files
-from entropyfloor.runs.machine import describe
+from entropyfloor.runs import Run
 
 RESAMPLES = 10_000
 """Of the bootstrap."""
@@ -75,16 +73,15 @@ def evaluate(path: Path, *, episodes: int = 100, seed: int = 0, video: Path | No
             "q05": float(np.quantile(entropy, 0.05)),
         },
         **trainer.promise,
-        "machine": describe(),
     }
-    files.replace(path / "evaluation.json", (json.dumps(found, indent=1) + "\n").encode())
+    file = run.keep_evaluation(found)
     lines = [
         f"step {checkpoint.step:,}, {episodes} episodes",
         f"return            {returns.mean():.1f} [{low:.1f}, {high:.1f}], least {returns.min():.1f}, "
         f"most {returns.max():.1f}",
         f"realised entropy  {entropy.mean():.3f} nats on average, {entropy.min():.3f} at the least"
         + "".join(f" ({name.replace('_', ' ')} {value:.3f})" for name, value in trainer.promise.items()),
-        f"written to        {path / 'evaluation.json'}",
+        f"written to        {file}",
     ]
     if video is not None:
         lines.append(film.save())

@@ -39,10 +39,11 @@ MINUS = "\N{MINUS SIGN}"
 def write_report(paths: Sequence[Path | str], out: Path | str) -> Path:
     """Draw the runs at or below `paths`, and say what became of their floors.
 
-    Writes `<env>-return` (or `-top1`), `<env>-entropy` (each environment or dataset) and `overview` (the first of
-    them), each as PNG and SVG, `table.csv` with the numbers of every seed, and `index.html`, which holds the
-    figures itself and loads nothing. Each file is written beside its place and then moved there. The same runs
-    give the same bytes.
+    Writes `<env>-return` (or `-top1`), `<env>-entropy` (each environment or dataset), `<env>-judged` (of
+    classifiers that `entropyfloor evaluate` has judged: histograms of entropy, and calibration) and `overview`
+    (the first of them), each as PNG and SVG, `table.csv` with the numbers of every seed, and `index.html`, which
+    holds the figures itself and loads nothing. Each file is written beside its place and then moved there. The
+    same runs give the same bytes.
 
     Args:
         paths: Run directories, or directories that hold some.
@@ -72,6 +73,8 @@ def write_report(paths: Sequence[Path | str], out: Path | str) -> Path:
             ),
             _picture(out, f"{name}-entropy", plots.entropy_figure(comparison, look), _entropy_alt(comparison)),
         ]
+        if judged := plots.judged_figure(comparison, look):
+            figures[env].append(_picture(out, f"{name}-judged", judged, _judged_alt(comparison)))
     _picture(out, "overview", plots.overview_figure(drawn[0], look), "")
     files.replace(out / "table.csv", _csv(comparisons).encode())
     files.replace(out / "index.html", _page(comparisons, figures).encode())
@@ -144,6 +147,16 @@ def _entropy_alt(comparison: Comparison) -> str:
     return f"Realised entropy on {comparison.env} against {domain.step_label.lower()}. {told}"
 
 
+def _judged_alt(comparison: Comparison) -> str:
+    told = []
+    for group in comparison.groups:
+        if found := group.histogram(plots.ENTROPY_HISTOGRAM):
+            peak = found["counts"].argmax()
+            low, high = found["edges"][peak : peak + 2]
+            told.append(f"of {group.label} most often from {nats(low)} to {nats(high)} nats")
+    return f"Histogram of entropies of {comparison.domain.places}: {'; '.join(told)}. Reliability diagram."
+
+
 # --- numbers ---------------------------------------------------------------------------------------------
 
 
@@ -197,6 +210,18 @@ def _row(group: Group, domain: Domain) -> dict[str, str]:
     }
 
 
+def _more(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Column names and lines of the table of all else; columns that nobody has logged are left out."""
+    lines, also = [], comparison.domain.also
+    for group in comparison.groups:
+        found = [(group.last(column.name), column) for column in also]
+        told = ["" if x is None else _interval(mean_interval(c.factor * x), c.decimals) for x, c in found]
+        lines.append([group.label, *told])
+    used = [0, *(i for i in range(1, len(also) + 1) if any(line[i] for line in lines))]
+    names = ["", *(column.label for column in also)]
+    return [names[i] for i in used[1:]], [[line[i] for i in used] for line in lines]
+
+
 def _run(seed: Seed, domain: Domain) -> dict[str, str]:
     """A line of the table of runs."""
     status, config = seed.record.status, seed.record.config
@@ -247,8 +272,9 @@ def _csv(comparisons: Sequence[Comparison]) -> str:
     file = io.StringIO()
     domains = distinct(comparison.domain for comparison in comparisons)
     scores, rates = ([getattr(domain, name) for domain in domains] for name in ("score", "rate"))
+    also = distinct(column.name for domain in domains for column in domain.also)
     head = ("env", "label", "seed", "state", "step", *scores, *ENTROPIES)
-    names = (*head, "least", "floor", "promise", *rates, "path")
+    names = (*head, "least", "floor", "promise", *also, *rates, "path")
     writer = csv.DictWriter(file, names, lineterminator="\n")
     writer.writeheader()
     for comparison in comparisons:
@@ -256,6 +282,8 @@ def _csv(comparisons: Sequence[Comparison]) -> str:
         rows = [_raw(seed, domain) for seed in comparison.unused]
         for group in comparison.groups:
             last = {name: group.values(name)[:, -1].tolist() for name in domain.measured}
+            more = {column.name: group.last(column.name) for column in domain.also}
+            last |= {name: values.tolist() for name, values in more.items() if values is not None}
             for i, seed in enumerate(group.seeds):
                 measured = {name: values[i] for name, values in last.items()}
                 rows.append(
@@ -322,6 +350,7 @@ def _page(comparisons: Sequence[Comparison], figures: dict[str, list[Picture]]) 
                 "sentences": [sentence(group, comparison.domain) for group in comparison.groups],
                 "figures": figures.get(comparison.env, []),
                 "rows": [_row(group, comparison.domain) for group in comparison.groups],
+                "more": _more(comparison),
                 "runs": [_run(run, comparison.domain) for run in comparison.runs],
                 "open": [
                     _run(run, comparison.domain)

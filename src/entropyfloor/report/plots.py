@@ -29,6 +29,11 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = (0, (3, 2))
 INK, MUTED = "#1a1a1a", "#8a8a8a"
 
+ENTROPY_HISTOGRAM, CALIBRATION_HISTOGRAM = HISTOGRAMS = ("entropy_histogram", "calibration_histogram")
+"""Of `entropyfloor evaluate`."""
+LEAST_COUNT = 20
+"""Samples in a bin whose accuracy is drawn: of fewer it is mostly chance."""
+
 SINGLE, WIDE = 6.4, 11.0  # inches
 RC: dict[Any, Any] = {
     "axes.edgecolor": MUTED,
@@ -91,6 +96,16 @@ def overview_figure(comparison: Comparison, look: dict[str, Look]) -> Figure:
     return _figure(WIDE, comparison, look, [_draw_score, _draw_entropy])
 
 
+def judged_figure(comparison: Comparison, look: dict[str, Look]) -> Figure | None:
+    """Where the entropies of test samples lie, and how often the likeliest class is right.
+
+    None where `entropyfloor evaluate` has judged no group.
+    """
+    if not any(group.histogram(name) for group in comparison.groups for name in HISTOGRAMS):
+        return None
+    return _figure(WIDE, comparison, look, [_draw_entropies, _draw_calibration])
+
+
 def png(figure: Figure) -> bytes:
     """The figure at 200 dots an inch."""
     return _save(figure, format="png", dpi=200, metadata={"Software": None})
@@ -114,9 +129,6 @@ def _figure(width: float, comparison: Comparison, look: dict[str, Look], panels:
         keys = [_key(group, look[group.label]) for group in comparison.groups]
         for axes, draw in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             keys += draw(axes, comparison, look)
-            axes.set_xlabel(comparison.domain.step_label)
-            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-            axes.xaxis.set_major_locator(MaxNLocator(6))
             axes.tick_params(length=0)
             axes.set_axisbelow(True)
         longest = max(len(line) for key in keys for line in str(key.get_label()).splitlines())
@@ -127,6 +139,12 @@ def _figure(width: float, comparison: Comparison, look: dict[str, Look], panels:
         figure.suptitle(comparison.env, x=0.01, ha="left", fontsize=13, fontweight="bold")
         figure.legend(handles=keys, loc="outside lower center", ncols=columns)
         return figure
+
+
+def _against_steps(axes: Axes, comparison: Comparison) -> None:
+    axes.set_xlabel(comparison.domain.step_label)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_locator(MaxNLocator(6))
 
 
 def _key(group: Group, look: Look) -> Line2D:
@@ -144,6 +162,7 @@ def _draw_score(axes: Axes, comparison: Comparison, look: dict[str, Look]) -> li
     bottom, top = axes.get_ylim()
     axes.set_ylim(max(bottom, low - room), min(top, high + room))
     axes.set_title(comparison.domain.score_label)
+    _against_steps(axes, comparison)
     return []
 
 
@@ -162,6 +181,7 @@ def _draw_entropy(axes: Axes, comparison: Comparison, look: dict[str, Look]) -> 
         place = (0.015, 0.03 + 0.065 * line)
         axes.text(*place, text, transform=axes.transAxes, fontsize=9, zorder=6)
     axes.set_title(f"Realised entropy of the {domain.actor} (nats)")
+    _against_steps(axes, comparison)
     keys = [
         Line2D([], [], color=MUTED, lw=2, label=f"mean over {domain.places}"),
         Line2D([], [], color=MUTED, lw=1.6, ls=DASHES, label=f"least over {domain.places} and seeds"),
@@ -176,6 +196,44 @@ def _draw_entropy(axes: Axes, comparison: Comparison, look: dict[str, Look]) -> 
         axes.axhline(target, color="black", lw=1.2, ls=":", zorder=5)
         keys.append(Line2D([], [], color="black", lw=1.2, ls=":", label=f"target, {_number(target)} nats"))
     return keys
+
+
+def _draw_entropies(axes: Axes, comparison: Comparison, look: dict[str, Look]) -> list[Line2D]:
+    groups, domain = comparison.groups, comparison.domain
+    for group in groups:
+        if found := group.histogram(ENTROPY_HISTOGRAM):
+            share = 100 * found["counts"] / found["counts"].sum()
+            axes.stairs(share, found["edges"], color=look[group.label].colour, lw=1.8, zorder=3)
+            middles = (found["edges"][1:] + found["edges"][:-1]) / 2
+            peak = share.argmax()
+            axes.plot(
+                middles[peak], share[peak], color=look[group.label].colour, marker=look[group.label].marker, ms=5
+            )
+    floors = _promised(groups, "floor")
+    for floor in floors:
+        axes.axvline(floor, color="black", lw=1.0, zorder=2.5)
+    axes.set_title(f"Entropy of {domain.places}, share of them (%)")
+    axes.set_xlabel("Entropy (nats)")
+    axes.set_ylim(bottom=0)
+    return [
+        Line2D([], [], color="black", lw=1.0, label=f"promised floor, {_number(floor)} nats") for floor in floors
+    ]
+
+
+def _draw_calibration(axes: Axes, comparison: Comparison, look: dict[str, Look]) -> list[Line2D]:
+    for group in comparison.groups:
+        if found := group.histogram(CALIBRATION_HISTOGRAM):
+            some = found["counts"] >= LEAST_COUNT
+            confidence, accuracy = (
+                found[name][some] / found["counts"][some] for name in ("confidence", "correct")
+            )
+            drawn: dict[str, Any] = {"color": look[group.label].colour, "marker": look[group.label].marker}
+            axes.plot(confidence, accuracy, lw=1.8, ms=4, zorder=3, **drawn)
+    axes.plot([0, 1], [0, 1], color=MUTED, lw=1.2, ls=":", zorder=2.5)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.set_title("Calibration: how often the likeliest class is right")
+    axes.set_xlabel("Its probability")
+    return [Line2D([], [], color=MUTED, lw=1.2, ls=":", label="calibrated")]
 
 
 def _promised(groups: Iterable[Group], promise: Promise) -> list[float]:

@@ -7,13 +7,22 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from entropyfloor.runs import Record, find_runs, read_run
 
 ENTROPIES = ("realised_entropy", "realised_entropy/min")
+
+
+class Column(NamedTuple):
+    """Another quantity of the table."""
+
+    name: str
+    label: str
+    factor: float = 1.0
+    decimals: int = 3
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,8 @@ class Domain:
     """From the quantity to what is shown: 100 for a share that is shown in per cent."""
     decimals: int | None = None
     """Of the score; None takes as many as its size deserves."""
+    also: tuple[Column, ...] = ()
+    """What else an evaluation logs that the table should have."""
 
     @property
     def measured(self) -> tuple[str, ...]:
@@ -44,7 +55,22 @@ class Domain:
 DOMAINS = {
     "control": Domain("return", "Return", "Environment steps", "acting policy", "states", "steps_per_second"),
     "vision": Domain(
-        "top1", "Top-1 accuracy (%)", "Epochs", "classifier", "test images", "images_per_second", 100.0, 2
+        "top1",
+        "Top-1 accuracy (%)",
+        "Epochs",
+        "classifier",
+        "test images",
+        "images_per_second",
+        factor=100.0,
+        decimals=2,
+        also=(
+            Column("top5", "Top-5 (%)", 100.0, 2),
+            Column("nll", "NLL (nats)"),
+            Column("brier", "Brier score"),
+            Column("ece", "Calibration error (%)", 100.0, 2),
+            Column("auroc", "AUROC, other things"),
+            Column("saturation", "Saturated (%)", 100.0, 2),
+        ),
     ),
 }
 
@@ -104,6 +130,30 @@ class Group:
     def values(self, name: str) -> np.ndarray:
         """A quantity at `steps`, `[seeds, steps]`."""
         return np.stack([seed.values[name][np.isin(seed.steps, self.steps)] for seed in self.seeds])
+
+    def last(self, name: str) -> np.ndarray | None:
+        """Any logged quantity at the last of `steps`, `[seeds]`; None where a seed has not logged it there."""
+        series = [dict(zip(*seed.record.series(name), strict=True)) for seed in self.seeds]
+        found = [each.get(self.steps[-1]) for each in series]
+        return None if None in found else np.array(found)
+
+    def histogram(self, name: str) -> dict[str, np.ndarray] | None:
+        """A histogram of `entropyfloor evaluate`, all seeds added up; None where a seed was not judged.
+
+        Raises:
+            ValueError: Seeds were judged on other edges.
+        """
+        found = [seed.record.evaluation.get(name) for seed in self.seeds]
+        histograms = [{key: np.array(values) for key, values in each.items()} for each in found if each]
+        if len(histograms) < len(found):
+            return None
+        edges = histograms[0].pop("edges")
+        if any(not np.array_equal(edges, each.pop("edges")) for each in histograms[1:]):
+            raise ValueError(f"{self.label}: the seeds have their {name} on different edges: evaluate them again")
+        return {
+            "edges": edges,
+            **{key: np.sum([each[key] for each in histograms], axis=0) for key in histograms[0]},
+        }
 
     def tails(self, name: str) -> list[tuple[np.ndarray, np.ndarray]]:
         """Steps and values of single seeds from where `steps` ends, for seeds that went further."""

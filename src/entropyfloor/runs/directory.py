@@ -22,7 +22,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as dump_arrays
 
 from entropyfloor.runs import files, machine
-from entropyfloor.runs.record import CONFIG, METRICS, STATUS, read_config, read_lines
+from entropyfloor.runs.record import CONFIG, EVALUATION, MACHINE, METRICS, STATUS, read_config, read_lines
 from entropyfloor.runs.vocabulary import QUANTITIES
 
 ERROR = "error.txt"
@@ -69,7 +69,7 @@ class Run:
             raise ValueError(f"{path} holds a run already: choose another directory, resume it, or delete it")
         path.mkdir(parents=True, exist_ok=True)
         known = {name: value for name, value in config.items() if value is not None}
-        files.replace(path / "machine.json", _json(machine.describe()))
+        files.replace(path / MACHINE, _json(machine.describe()))
         (path / METRICS).touch()
         files.replace(path / CONFIG, tomli_w.dumps(known).encode())  # last: a directory with a config is a run
         return cls(path, known)
@@ -127,6 +127,12 @@ class Run:
         for old in self.checkpoints()[:-keep]:
             shutil.rmtree(old.rename(home / f".{old.name}.old"))  # a kill in between leaves no half of one
         return final
+
+    def keep_evaluation(self, found: dict[str, Any]) -> Path:
+        """Write what a later evaluation has found, in what JSON can hold; returns where."""
+        file = self.path / EVALUATION
+        files.replace(file, _json({**found, "machine": machine.describe()}))
+        return file
 
     def keep_failure(self, step: int, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> Path:
         """Keep what a failure can be looked at with, in the form of a checkpoint that nothing continues from.

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 CONFIG, METRICS, STATUS = "config.toml", "metrics.jsonl", "status.json"
+MACHINE, EVALUATION = "machine.json", "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Record:
     """`state` (created, running, finished, interrupted, failed, killed), `reason`, `step`, `time`."""
     lines: list[dict[str, Any]] = field(repr=False)
     """The metrics, in order, without what a resume has superseded."""
+    evaluation: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What `entropyfloor evaluate` has found, if it was called."""
 
     @property
     def names(self) -> set[str]:
@@ -50,7 +53,8 @@ def read_run(path: Path) -> Record:
     status = _read_json(path / STATUS, {"state": "created", "reason": None, "step": 0, "time": None})
     if status["state"] == "running" and not _is_held(path):
         status |= {"state": "killed", "reason": "the process ended without a word"}
-    return Record(path, config, _read_json(path / "machine.json", {}), status, _standing(read_lines(path)))
+    machine, evaluation = (_read_json(path / name, {}) for name in (MACHINE, EVALUATION))
+    return Record(path, config, machine, status, _standing(read_lines(path)), evaluation)
 
 
 def find_runs(*paths: Path) -> list[Path]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from entropyfloor.runs import Run, files
-from entropyfloor.runs.machine import describe
+from entropyfloor.runs import Run
 from entropyfloor.vision import metrics
 from entropyfloor.vision.train import read_config
 from entropyfloor.vision.trainer import Trainer
@@ -61,9 +59,9 @@ def evaluate(path: Path, *, data_dir: Path | None = None) -> str:
         "intervals_95": intervals,
         **trainer.promise,
         "entropy_histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
-        "machine": describe(),
+        "calibration_histogram": metrics.calibration_histogram(predictions),
     }
-    files.replace(path / "evaluation.json", (json.dumps(found, indent=1) + "\n").encode())
+    file = run.keep_evaluation(found)
     lines = [f"epoch {checkpoint.step}, {len(predictions.correct):,} test images"]
     for name, (label, factor, unit) in _SHOWN.items():
         if name in values:
@@ -71,5 +69,5 @@ def evaluate(path: Path, *, data_dir: Path | None = None) -> str:
             lines.append(f"{label:<22}{value:.4g} [{low:.4g}, {high:.4g}] {unit}".rstrip())
     aim = "".join(f" (floor {floor:g})" for floor in trainer.promise.values())
     lines.append(f"{'least entropy':<22}{values['realised_entropy/min']:.4f} nats{aim}")
-    lines.append(f"{'written to':<22}{path / 'evaluation.json'}")
+    lines.append(f"{'written to':<22}{file}")
     return "\n".join(lines)

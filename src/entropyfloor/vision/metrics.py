@@ -189,6 +189,27 @@ def entropy_histogram(
     return edges, counts.long()
 
 
+def calibration_histogram(predictions: Predictions, bins: int = BINS) -> dict[str, list[float]]:
+    """What a reliability diagram is drawn from: test samples by their confidence, in bins of equal width.
+
+    Returns:
+        `edges` over [0, 1], and in each bin `counts`, `correct` (how many were right) and `confidence` (the sum
+        of the largest probabilities). Several seeds add up; `Σ |correct - confidence| / Σ counts` over 15 bins is
+        the `ece` of `summarise`.
+
+    Raises:
+        ValueError: As `summarise`, or fewer than one bin.
+    """
+    if bins < 1:
+        raise ValueError(f"bins={bins} must be at least 1")
+    confidence = _check(predictions)
+    index, edges = _binned(confidence, bins)
+    columns = torch.stack([torch.ones_like(confidence), predictions.correct.double(), confidence])
+    sums = torch.zeros(3, bins, dtype=torch.float64).index_add_(1, index, columns)
+    names = ("counts", "correct", "confidence")
+    return {"edges": edges.tolist(), **dict(zip(names, sums.tolist(), strict=True))}
+
+
 # --- intervals -------------------------------------------------------------------------------------------
 
 
@@ -240,6 +261,12 @@ def intervals(
     return found
 
 
+def _binned(confidence: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    """In which bin each confidence is, with 1 in the last one; and the edges."""
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
+    return torch.bucketize(confidence, edges[1:-1], right=True), edges
+
+
 Estimator = Callable[[Tensor, Tensor | None], dict[str, Tensor]]
 
 
@@ -261,8 +288,7 @@ def _estimator(predictions: Predictions, ood_confidence: Tensor | None) -> Estim
     }
     columns = torch.stack([values.double() for values in means.values()], dim=1)
     # Accuracy and confidence of a bin have one denominator: Σ_b (n_b / N) |acc - conf| = Σ_b |Σ_i w (y - c)| / N.
-    edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)
-    index = torch.bucketize(confidence, edges[1:-1], right=True)
+    index, _ = _binned(confidence, BINS)
     excess = predictions.correct.double() - confidence
     miscalibration = torch.nn.functional.one_hot(index, BINS) * excess[:, None]
     table = torch.cat([columns, miscalibration], dim=1)
