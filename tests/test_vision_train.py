@@ -13,11 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from entropyfloor.runs import read_run
+import entropyfloor.vision
+from entropyfloor.runs import Run, read_run
 from entropyfloor.vision import data
 from entropyfloor.vision.config import VisionConfig
+from entropyfloor.vision.export import export, trained
 from entropyfloor.vision.train import resume, train
 from entropyfloor.vision.trainer import Trainer
+
+# isort: split
+import timm  # after our room, which sees to torchvision
 
 SMALL = {
     "model": "test_resnet",
@@ -202,6 +207,48 @@ def test_weights_of_a_plain_model_start_a_floored_one(folder, tmp_path):
     again = Trainer(config)
     for name, tensor in trainer.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"min_entropy": 0.3},
+        {"ema": 0.5, "min_entropy": 0.3, "floor": "paper", "inverse": "paper"},
+        {"temperature_floor": 0.3},
+        {"augmentation": "timm", "aug_splits": 2, "split_bn": True},
+        {"model": "vit_tiny_patch16_224"},
+    ],
+    ids=lambda settings: "-".join(settings),
+)
+def test_what_was_trained_leaves_the_run(settings, folder, tmp_path):
+    path = run(folder, tmp_path, **settings)
+    model = trained(path)
+    trainer = Trainer(VisionConfig(**{**TINY, "data_dir": str(folder), **settings}))
+    trainer.restore(Run.open(path).latest())
+    images = data.Normalise(data.IMAGENET)(torch.stack([image for image, _ in trainer.test_loader.dataset]))
+    with torch.no_grad():
+        expected = trainer.output(trainer.judged.eval()(images))
+        assert torch.equal(model(images), expected)
+        # and into plain timm, by the very lines that the command prints
+        lines = export(path, tmp_path / "weights.safetensors").splitlines()
+        there = {"timm": timm, "entropyfloor": entropyfloor}
+        exec("\n".join(lines), there)
+        plain = there["model"].eval()(images)
+        if "temperature_floor" in settings:
+            plain = trainer.output(plain)
+        assert torch.equal(plain, expected)
+    assert len(lines) == (2 if "min_entropy" in settings else 1)
+
+
+def test_what_cannot_leave_the_run_is_said(folder, tmp_path):
+    path = run(folder, tmp_path)
+    with pytest.raises(ValueError, match=r"weights\.pt must end in \.safetensors"):
+        export(path, tmp_path / "weights.pt")
+    shutil.rmtree(path / "checkpoints")
+    for leave in (trained, lambda path: export(path, tmp_path / "weights.safetensors")):
+        with pytest.raises(ValueError, match="has no checkpoint yet"):
+            leave(path)
+    assert not (tmp_path / "weights.safetensors").exists()
 
 
 def test_weights_of_another_model_are_refused(folder, tmp_path):

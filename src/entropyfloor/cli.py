@@ -130,6 +130,26 @@ def evaluate(args: Sequence[str]) -> None:
     print(judge(run, **options))
 
 
+def export(args: Sequence[str]) -> None:
+    """Write the weights of a trained classifier for plain timm."""
+    require("vision", "tyro")
+    import tyro
+
+    def parse(run: Annotated[Path, tyro.conf.Positional], out: Path) -> tuple[Path, Path]:
+        """Write the weights of a trained classifier for plain timm.
+
+        Args:
+            run: A run directory with a checkpoint.
+            out: A file that ends in .safetensors.
+        """
+        return run, out
+
+    run, out = _parse(parse, "export", args)
+    from entropyfloor.vision.export import export as write
+
+    print(write(run, out))
+
+
 def reproduce(args: Sequence[str]) -> None:
     """Run an experiment of the paper, at its scale or a smaller one."""
     from entropyfloor.experiments import recipe as recipes
@@ -232,6 +252,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train control": train_control,
     "train vision": train_vision,
     "evaluate": evaluate,
+    "export": export,
     "reproduce": reproduce,
     "report": report,
     "doctor": doctor,

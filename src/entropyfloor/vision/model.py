@@ -23,15 +23,7 @@ def build_model(config: VisionConfig) -> tuple[nn.Module, nn.Module]:
     Raises:
         ValueError: timm has no such model, the floor is out of reach, or the checkpoint does not fit.
     """
-    if config.model.endswith(SUFFIX):
-        raise ValueError(f"model={config.model!r}: name the plain model, min_entropy puts the floor under it")
-    if config.model not in timm.list_models():
-        raise ValueError(f"timm has no model {config.model!r}: timm.list_models() names what it has")
-    options: dict[str, Any] = {"num_classes": config.num_classes, "drop_rate": config.dropout}
-    try:
-        model = timm.create_model(config.model, img_size=config.input_size, **options)
-    except TypeError:  # most models take images of any size, and no `img_size`
-        model = timm.create_model(config.model, **options)
+    model, _ = plain_model(config, drop_rate=config.dropout)
     if config.checkpoint:
         try:
             load_checkpoint(model, config.checkpoint, weights_only=True)
@@ -44,11 +36,29 @@ def build_model(config: VisionConfig) -> tuple[nn.Module, nn.Module]:
     if config.split_bn:
         model = convert_splitbn_model(model, max(config.aug_splits, 2))
     if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # hints lack it
     output: nn.Module = nn.Identity()
     if config.temperature_floor is not None:
         output = TemperatureFloor(int(config.num_classes or 0), config.temperature_floor)
     return model, output
+
+
+def plain_model(config: VisionConfig, **more: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """timm's own model without a floor, with random weights, and the arguments that say which one it is.
+
+    Raises:
+        ValueError: timm has no such model.
+    """
+    if config.model.endswith(SUFFIX):
+        raise ValueError(f"model={config.model!r}: name the plain model, min_entropy puts the floor under it")
+    if config.model not in timm.list_models():
+        raise ValueError(f"timm has no model {config.model!r}: timm.list_models() names what it has")
+    options: dict[str, Any] = {"num_classes": config.num_classes}
+    sized = {**options, "img_size": config.input_size}
+    try:
+        return timm.create_model(config.model, **sized, **more), sized
+    except TypeError:  # most models take images of any size, and no `img_size`
+        return timm.create_model(config.model, **options, **more), options
 
 
 def check_size(model: nn.Module, size: int, device: torch.device) -> None:

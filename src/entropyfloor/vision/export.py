@@ -1,0 +1,86 @@
+"""Out of a run and into other people's code: the trained classifier, or its weights as plain timm reads them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from entropyfloor.runs import Run, files
+from entropyfloor.vision.model import build_model, load_weights, plain_model
+from entropyfloor.vision.train import read_config
+
+
+def trained(path: Path | str) -> nn.Module:
+    """The classifier of a run, as its last checkpoint is judged: with its floor, and in evaluation mode.
+
+    Args:
+        path: A run directory.
+
+    Returns:
+        From normalised images `[B, 3, H, W]` to logits `[B, n]`. `detach_era` makes it a plain timm model.
+
+    Raises:
+        ValueError: No run of a classifier, or no checkpoint.
+
+    Example:
+        >>> model = trained("runs/vision/digits-resnet18/plain/seed-0")  # doctest: +SKIP
+    """
+    path = Path(path)
+    run = Run.open(path)
+    # Without what only training has: the weights it began with, and batch norms of its own for copies of images.
+    config = replace(read_config(run.config), checkpoint=None, split_bn=False)
+    model, output = build_model(config)
+    load_weights(model, _weights(run, average=bool(config.ema)), str(path))
+    return (model if isinstance(output, nn.Identity) else nn.Sequential(model, output)).eval()
+
+
+def export(path: Path | str, out: Path | str) -> str:
+    """Write the weights of a run's classifier where plain timm can read them.
+
+    A floor has no parameters, so the weights are those of the plain model; the file says how the floor was.
+
+    Args:
+        path: A run directory.
+        out: A file that ends in .safetensors.
+
+    Returns:
+        The line of Python that loads it, and the one that gives it its floor.
+
+    Raises:
+        ValueError: No run of a classifier, no checkpoint, or a file that ends otherwise.
+    """
+    path, out = Path(path), Path(out)
+    if out.suffix != ".safetensors":
+        raise ValueError(f"out={out} must end in .safetensors: by this timm knows how to read it")
+    run = Run.open(path)
+    config = read_config(run.config)
+    weights = _weights(run, average=bool(config.ema))
+    model, options = plain_model(config)
+    load_weights(model, weights, str(path))  # if they fit here, they fit elsewhere
+    names = ("model", "num_classes", "input_size", "dataset", "min_entropy", "floor", "tau", "inverse")
+    settings = {name: str(getattr(config, name)) for name in names}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    files.replace(out, save(weights, {"format": "pt", **settings}))
+    told = ", ".join(f"{name}={value}" for name, value in options.items())
+    lines = [f"model = timm.create_model({config.model!r}, {told}, checkpoint_path={str(out)!r})"]
+    if config.min_entropy is not None:
+        floor = f"floor={config.floor!r}, tau={config.tau}, inverse={config.inverse!r}"
+        lines.append(f"model = entropyfloor.vision.attach_era(model, {config.min_entropy}, {floor})")
+    return "\n".join(lines)
+
+
+def _weights(run: Run, average: bool) -> dict[str, Tensor]:
+    """What the last checkpoint is judged with, without batch norms for copies of images (`split_bn`)."""
+    checkpoint = run.latest()
+    if checkpoint is None:
+        raise ValueError(f"{run.path} has no checkpoint yet: train on, or choose another run")
+    prefix = "average/" if average else "model/"
+    return {
+        name.removeprefix(prefix): torch.from_numpy(array)
+        for name, array in checkpoint.arrays.items()
+        if name.startswith(prefix) and ".aux_bn." not in name
+    }
