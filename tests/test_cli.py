@@ -2,11 +2,13 @@
 
 import contextlib
 import io
+import json
 import subprocess
 import sys
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 import entropyfloor
@@ -218,7 +220,7 @@ def test_a_classifier_is_trained_judged_and_goes_on(home, capsys):
     out = capsys.readouterr().out
     assert "epoch 1, 359 test images" in out
     assert "(floor 0.3)" in out
-    assert (home / "seen" / "evaluation.json").exists()
+    assert "auroc" not in json.loads((home / "seen" / "evaluation.json").read_text())["values"]
     assert main(["report", "seen"]) == 0
     page = (home / "report" / "index.html").read_text()
     assert "era-calibrated-0.3 promised 0.30 nats; its classifier had" in page
@@ -226,6 +228,15 @@ def test_a_classifier_is_trained_judged_and_goes_on(home, capsys):
     capsys.readouterr()
     assert main(["evaluate", "seen", "--episodes", "3"]) == 2
     assert "--episodes is nothing that a run of domain='vision' knows" in capsys.readouterr().err
+    (home / "other" / "test" / "red").mkdir(parents=True)
+    PIL.Image.new("RGB", (32, 32), "red").save(home / "other" / "test" / "red" / "0.png")
+    assert main(["evaluate", "seen", "--ood", "folder", "--ood-dir", "other"]) == 0
+    assert "AUROC, other things" in capsys.readouterr().out
+    assert 0 <= json.loads((home / "seen" / "evaluation.json").read_text())["values"]["auroc"] <= 1
+    assert main(["export", "seen", "--out", "weights.safetensors"]) == 0
+    assert "model = timm.create_model('test_resnet', num_classes=10, checkpoint_path='weights.safetensors')" in (
+        capsys.readouterr().out
+    )
     assert main(["train", "vision", "--resume", "seen", "--epochs", "2"]) == 2
     assert "--resume goes alone" in capsys.readouterr().err
     assert main(["train", "vision", "--resume", "seen"]) == 0

@@ -30,6 +30,9 @@ agent = "sac"
 [arms.era]
 agent = "sac-era-exact"
 head = "era-floor"
+
+[published.era]
+return = "a lot"
 """
 
 
@@ -144,7 +147,9 @@ def test_a_recipe_is_carried_out_and_once_is_enough(home, capsys):
     paths = [home / "runs/small/cpu/gym-Pendulum-v1" / arm / "seed-0" for arm in ("plain", "era")]
     before = [(path / "metrics.jsonl").read_bytes() for path in paths]
     assert [read_run(path).status["state"] for path in paths] == ["finished", "finished"]
-    assert "report: entropyfloor report runs/small/cpu" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "report: entropyfloor report runs/small/cpu" in out
+    assert "a test, era: return a lot" in out  # beside which one's own is to be seen
     assert main(["reproduce", "small.toml"]) == 0
     assert [(path / "metrics.jsonl").read_bytes() for path in paths] == before
     assert read_run(paths[0]).config["recipe"] == "small.toml cpu plain"

@@ -1,12 +1,13 @@
 """What people run from a clone: the demo and the benchmarks, small."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from entropyfloor.runs import read_run
+from entropyfloor.runs import Run, read_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,6 +42,34 @@ def test_the_demo_trains_reports_and_does_nothing_twice(tmp_path):
     other = run(*small, "--steps", "80")
     assert other.returncode == 1
     assert "is of gym/Reacher-v4 over 60 steps: choose another --out" in other.stderr
+
+
+def test_floors_of_classifiers_are_drawn(tmp_path):
+    arms = [("plain", {}), ("smoothing-0.1", {"label_smoothing": 0.1})]
+    for floor, nats in itertools.product(("paper", "calibrated"), (0.3, 0.6)):
+        arms.append((f"era-{floor}-{nats}", {"floor": floor, "min_entropy": nats}))
+    for (agent, settings), seed in itertools.product(arms, range(3)):
+        names = {"domain": "vision", "env": "cifar10 test_resnet", "agent": agent, "seed": seed}
+        one = Run.create(tmp_path / "runs" / agent / str(seed), {**names, **settings})
+        with one.recording():
+            one.log(1, {"top1": 0.7, "nll": 1.0 + 0.1 * seed, "ece": 0.05, "realised_entropy/min": 0.6})
+    done = run("examples/min_entropy.py", "--runs", str(tmp_path / "runs"), "--figure", str(tmp_path / "f"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "f.png").stat().st_size > 20_000
+    svg = (tmp_path / "f.svg").read_text()
+    assert all(f"<!-- {label} -->" in svg for label in ("paper", "calibrated", "no floor"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # inductor compiles ResNet-18 three times
+@pytest.mark.parametrize(
+    ("part", "line"),
+    [("head", "time of calibrated / time of plain"), ("step", "time of paper / time of plain")],
+)
+def test_the_benchmark_of_classifiers_runs(part, line):
+    done = run("benchmarks/vision.py", "--parts", part, "--rounds", "1", limit=1100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(line) >= 2
 
 
 @pytest.mark.slow

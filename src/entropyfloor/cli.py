@@ -102,6 +102,8 @@ def evaluate(args: Sequence[str]) -> None:
         seed: int | None = None,
         video: Path | None = None,
         data_dir: Path | None = None,
+        ood: Literal["cifar10", "cifar100", "digits", "folder"] | None = None,
+        ood_dir: Path | None = None,
     ) -> tuple[Path, dict[str, Any], dict[str, Any]]:
         """Judge what a run has trained: a policy or a classifier, with intervals.
 
@@ -111,8 +113,11 @@ def evaluate(args: Sequence[str]) -> None:
             seed: Policies: of the episodes, which training and its evaluations never use; 0 by default.
             video: Policies: film the first episode into this file, .mp4 or .gif.
             data_dir: Classifiers: where the dataset is now, if it was moved.
+            ood: Classifiers: a dataset of other things, whose test images the model should be unsure of.
+            ood_dir: Classifiers: where it is.
         """
-        return run, {"episodes": episodes, "seed": seed, "video": video}, {"data_dir": data_dir}
+        policies = {"episodes": episodes, "seed": seed, "video": video}
+        return run, policies, {"data_dir": data_dir, "ood": ood, "ood_dir": ood_dir}
 
     run, policies, classifiers = _parse(parse, "evaluate", args)
     from entropyfloor.runs import read_run
@@ -193,13 +198,17 @@ def reproduce(args: Sequence[str]) -> None:
         return
     home = out or Path("runs", name.removesuffix(".toml"), scale)
     settings = dict(recipes.setting(change) for change in changes)
-    plan = recipes.load(name).runs(scale, home, arms=arms, seeds=seeds, settings=settings)
+    found = recipes.load(name)
+    plan = found.runs(scale, home, arms=arms, seeds=seeds, settings=settings)
     if dry:
         for run in plan:
             start = ["entropyfloor"] if run.devices == 1 else ["python", "-m", *run.launcher]
             print(shlex.join([*start, *run.command]))
         return
     carry_out(plan, workers or (cores() if scale == "cpu" else 1))
+    for arm, reported in found.published.items():
+        told = ", ".join(f"{quantity} {value}" for quantity, value in reported.items())
+        print(f"{found.source}, {arm}: {told}")
     print(f"report: entropyfloor report {home}")
 
 

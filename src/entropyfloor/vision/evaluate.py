@@ -8,6 +8,7 @@ from typing import Any
 
 from entropyfloor.runs import Run
 from entropyfloor.vision import metrics
+from entropyfloor.vision.config import DatasetName
 from entropyfloor.vision.train import read_config
 from entropyfloor.vision.trainer import Trainer
 
@@ -23,12 +24,16 @@ _SHOWN = {
 }
 
 
-def evaluate(path: Path, *, data_dir: Path | None = None) -> str:
+def evaluate(
+    path: Path, *, data_dir: Path | None = None, ood: DatasetName | None = None, ood_dir: Path | None = None
+) -> str:
     """Judge the last checkpoint of a run on its test images, and write `evaluation.json` into the run.
 
     Args:
         path: A run directory.
         data_dir: Where the dataset is now, if it was moved.
+        ood: A dataset of other things, if not that of the run.
+        ood_dir: Where it is; by default where the dataset is.
 
     Returns:
         What was found, in words: each quantity with its 95 % bootstrap interval over test images, which says
@@ -42,10 +47,10 @@ def evaluate(path: Path, *, data_dir: Path | None = None) -> str:
     if checkpoint is None:
         raise ValueError(f"{path} has no checkpoint yet: train on, or choose another run")
     config = replace(read_config(run.config), checkpoint=None)  # its weights have been trained on
-    if data_dir is not None:
-        moved = str(data_dir)
-        other = moved if config.ood_dir == config.data_dir else config.ood_dir
-        config = replace(config, data_dir=moved, ood_dir=other)
+    home = config.data_dir if data_dir is None else str(data_dir)
+    elsewhere = home if config.ood_dir == config.data_dir else config.ood_dir
+    elsewhere = elsewhere if ood_dir is None else str(ood_dir)
+    config = replace(config, data_dir=home, ood=ood or config.ood, ood_dir=elsewhere)
     trainer = Trainer(config)
     trainer.restore(checkpoint)
     judged = trainer.judge()
