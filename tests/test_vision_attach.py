@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 import reference
+from entropyfloor import torchvision_shim
 from entropyfloor.torch.nn import ERALinear, ERASoftmax
-from entropyfloor.vision import attach_era, detach_era, registry, torchvision_shim  # before timm: see the shim
+from entropyfloor.vision import attach_era, detach_era, registry  # before timm: see the shim
 
 import timm  # isort: skip
 import torchvision  # isort: skip

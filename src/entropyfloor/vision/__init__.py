@@ -7,7 +7,7 @@ from entropyfloor.extras import require
 
 require("vision", "torch")
 
-from entropyfloor.vision import torchvision_shim  # noqa: E402
+from entropyfloor import torchvision_shim  # noqa: E402
 
 torchvision_shim.ensure()
 require("vision", "timm")  # which imports torchvision

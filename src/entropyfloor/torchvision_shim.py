@@ -1,8 +1,9 @@
 """torchvision, also where its compiled operators are missing.
 
 `import torchvision` gives up where it was built for another torch than the one that is installed, as some CPU
-builds are: it describes the operator `nms`, which then does not exist. No image is classified with `nms`. Where
-the import fails for exactly that, the operators are declared, without an implementation, and it is tried again.
+builds are: it describes the operator `nms`, which then does not exist. timm and transformers, which import
+torchvision, then fail too; neither classifier nor language model needs `nms`. Where the import fails for exactly
+that, the operators are declared, without an implementation, and it is tried again.
 """
 
 from __future__ import annotations
