@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from entropyfloor.runs import Run, files
+from entropyfloor.torch.checkpoint import tensors_below
 from entropyfloor.vision.model import build_model, load_weights, plain_model
 from entropyfloor.vision.train import read_config
 
@@ -78,9 +78,5 @@ def _weights(run: Run, average: bool) -> dict[str, Tensor]:
     checkpoint = run.latest()
     if checkpoint is None:
         raise ValueError(f"{run.path} has no checkpoint yet: train on, or choose another run")
-    prefix = "average/" if average else "model/"
-    return {
-        name.removeprefix(prefix): torch.from_numpy(array)
-        for name, array in checkpoint.arrays.items()
-        if name.startswith(prefix) and ".aux_bn." not in name
-    }
+    found = tensors_below("average/" if average else "model/", checkpoint.arrays)
+    return {name: tensor for name, tensor in found.items() if ".aux_bn." not in name}

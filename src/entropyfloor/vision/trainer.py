@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from entropyfloor.runs import Checkpoint, Run
 from entropyfloor.runs.processes import terminated_as_interrupted
 from entropyfloor.runs.progress import Progress
+from entropyfloor.torch.checkpoint import arrays_of, pack, tensors_below, unpack_optimiser
 from entropyfloor.vision import data, metrics
 from entropyfloor.vision.config import VisionConfig
 from entropyfloor.vision.model import RawLogits, build_model, check_size, load_weights
@@ -161,11 +162,10 @@ class Trainer:
             tensors |= {f"average/{name}": tensor for name, tensor in self.average.module.state_dict().items()}
         scaler = self.accelerator.scaler
         state = {
-            "optimiser": packed(self.optimiser.state_dict(), "optimiser", tensors),
+            "optimiser": pack(self.optimiser.state_dict(), "optimiser", tensors),
             "scaler": scaler.state_dict() if scaler else None,
         }
-        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
-        run.save(self.epoch, arrays, state)
+        run.save(self.epoch, arrays_of(tensors), state)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint of a run with the same settings.
@@ -173,14 +173,11 @@ class Trainer:
         Raises:
             ValueError: It is of another model.
         """
-        tensors = {name: torch.from_numpy(array) for name, array in checkpoint.arrays.items()}
-        where = f"checkpoint of epoch {checkpoint.step}"
-        load_weights(self.model, below("model/", tensors), where)
+        arrays, where = checkpoint.arrays, f"checkpoint of epoch {checkpoint.step}"
+        load_weights(self.model, tensors_below("model/", arrays), where)
         if self.average:
-            load_weights(self.average.module, below("average/", tensors), where)
-        optimiser = unpacked(checkpoint.state["optimiser"], tensors)
-        optimiser["state"] = {int(number): moments for number, moments in optimiser["state"].items()}
-        self.optimiser.load_state_dict(optimiser)
+            load_weights(self.average.module, tensors_below("average/", arrays), where)
+        self.optimiser.load_state_dict(unpack_optimiser(checkpoint.state["optimiser"], tensors_below("", arrays)))
         if self.accelerator.scaler and checkpoint.state["scaler"]:
             self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
         self.epoch = checkpoint.step
@@ -269,8 +266,7 @@ class Trainer:
         if run:
             tensors = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
             tensors |= {"data/images": images, "data/target": target}
-            arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
-            kept = str(run.keep_failure(self.epoch, arrays, {"quantities": {"loss": str(value)}}))
+            kept = str(run.keep_failure(self.epoch, arrays_of(tensors), {"quantities": {"loss": str(value)}}))
         raise FloatingPointError(
             f"loss is {value} in epoch {self.epoch + 1}: the run stops here. Weights and a batch are in {kept}"
         )
@@ -335,32 +331,6 @@ def told(found: dict[str, float]) -> str:
     """An evaluation in a line."""
     aim = f"floor {found['floor']:.2f}" if "floor" in found else "no floor"
     return f"top-1 {100 * found['top1']:.2f} % · entropy {found['realised_entropy']:.3f} ({aim})"
-
-
-def packed(tree: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """`tree` as JSON can hold it, with its tensors in `tensors` instead."""
-    if isinstance(tree, Tensor):
-        tensors[name] = tree
-        return {"tensor": name}
-    if isinstance(tree, dict):
-        return {str(key): packed(value, f"{name}/{key}", tensors) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [packed(value, f"{name}/{i}", tensors) for i, value in enumerate(tree)]
-    return tree
-
-
-def unpacked(tree: Any, tensors: dict[str, Tensor]) -> Any:
-    """The inverse of `packed`, with lists for tuples and text for keys."""
-    if isinstance(tree, dict):
-        if set(tree) == {"tensor"}:
-            return tensors[tree["tensor"]]
-        return {key: unpacked(value, tensors) for key, value in tree.items()}
-    return [unpacked(value, tensors) for value in tree] if isinstance(tree, list) else tree
-
-
-def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Those whose names begin with `prefix`, without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def derived(*numbers: int) -> int:
