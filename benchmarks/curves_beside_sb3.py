@@ -1,6 +1,8 @@
 """Learning curves of our SAC and PPO beside those of Stable-Baselines3, at the same settings, in the same format.
 
     python benchmarks/curves_beside_sb3.py --algorithm ppo --seeds 0 1 2
+    python benchmarks/curves_beside_sb3.py --algorithm sac --env gym/Pendulum-v1 --steps 10000 --eval-every 1000 \
+        --out runs/beside-sb3/pendulum
     entropyfloor report runs/beside-sb3
 
 Stable-Baselines3 trains on our environments and writes our run directories, so that the report draws both alike.
@@ -31,7 +33,6 @@ from entropyfloor.control.train import train
 from entropyfloor.runs import Run, read_run
 from entropyfloor.torch import functional as F
 
-ENV = "gym/HalfCheetah-v4"
 SHARED: dict[str, dict[str, Any]] = {
     "sac": {"steps": 30_000, "hidden": 64, "learning_rate": 1e-3, "batch_size": 128, "eval_every": 5_000},
     "ppo": {"steps": 200_000, "hidden": 64, "learning_rate": 3e-4, "minibatch_size": 64, "eval_every": 20_480},
@@ -63,16 +64,21 @@ class Args:
     """Which."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Runs of each side."""
+    env: str = "gym/HalfCheetah-v4"
+    """Where they act."""
+    steps: int | None = None
+    """How long, if not as long as HalfCheetah takes."""
+    eval_every: int | None = None
+    """Steps between evaluations."""
     out: Path = Path("runs/beside-sb3")
     """Where the runs go."""
 
 
-def train_theirs(algorithm: str, seed: int, out: Path) -> None:
+def train_theirs(algorithm: str, task: str, shared: dict[str, Any], seed: int, out: Path) -> None:
     """Stable-Baselines3 on our environment, into our run directory."""
-    shared = SHARED[algorithm]
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    env: Any = DummyVecEnv([lambda: make(ENV, seed=seeding.episode(seed, seeding.TRAIN_EPISODES, 0))])
+    env: Any = DummyVecEnv([lambda: make(task, seed=seeding.episode(seed, seeding.TRAIN_EPISODES, 0))])
     nets = [shared["hidden"]] * 2
     model: Any
     if algorithm == "sac":
@@ -96,18 +102,18 @@ def train_theirs(algorithm: str, seed: int, out: Path) -> None:
             seed=seed,
             device="cpu",
         )
-    config = {"domain": "control", "agent": f"sb3-{algorithm}", "env": ENV, "seed": seed, **shared}
+    config = {"domain": "control", "agent": f"sb3-{algorithm}", "env": task, "seed": seed, **shared}
     run = Run.create(out, {**config, "host": f"stable-baselines3 {sb3.__version__}"})
     with run.recording():
-        model.learn(shared["steps"], callback=Evaluate(run, seed, shared["eval_every"]))
+        model.learn(shared["steps"], callback=Evaluate(run, task, seed, shared["eval_every"]))
 
 
 class Evaluate(BaseCallback):
     """Return and realised entropy of the mode action, on the seeds that ours are evaluated on."""
 
-    def __init__(self, run: Run, seed: int, every: int) -> None:
+    def __init__(self, run: Run, task: str, seed: int, every: int) -> None:
         super().__init__()
-        self.run, self.every, self.env = run, every, make(ENV)
+        self.run, self.every, self.env = run, every, make(task)
         self.seeds = [seeding.episode(seed, seeding.EVAL_EPISODES, i) for i in range(EPISODES)]
 
     def _on_training_start(self) -> None:
@@ -151,13 +157,15 @@ class Evaluate(BaseCallback):
 
 def main(args: Args) -> None:
     """Train what is not finished."""
+    asked = {"steps": args.steps, "eval_every": args.eval_every}
+    shared = SHARED[args.algorithm] | {name: value for name, value in asked.items() if value is not None}
     for seed in args.seeds:
         ours, theirs = (args.out / args.algorithm / side / f"seed-{seed}" for side in ("ours", "sb3"))
-        settings = {**SHARED[args.algorithm], **OURS[args.algorithm], "eval_episodes": EPISODES}
+        settings = {**shared, **OURS[args.algorithm], "eval_episodes": EPISODES}
         if not finished(ours):
-            train(configure(args.algorithm, env=ENV, seed=seed, out=str(ours), **settings))
+            train(configure(args.algorithm, env=args.env, seed=seed, out=str(ours), **settings))
         if not finished(theirs):
-            train_theirs(args.algorithm, seed, theirs)
+            train_theirs(args.algorithm, args.env, shared, seed, theirs)
 
 
 def finished(path: Path) -> bool:

@@ -4,6 +4,7 @@ Section and equation numbers are those of arXiv 2510.08549. This file never impo
 """
 
 import math
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -168,3 +169,52 @@ def era_softmax(logits, min_entropy, tau=4.0, floor="calibrated", inverse="exact
     solve = inverse_exact if inverse == "exact" else inverse_paper
     constant = math.exp(min_entropy - 1) if floor == "paper" else calibrated_constant(n, min_entropy, tau, solve)
     return era_softmax_from_constant(logits, constant, tau, solve, axis)
+
+
+# --- token ERA -------------------------------------------------------------------------------------------
+
+
+def response_entropy(token_entropy, mask, top_fraction=0.2):
+    """H_resp of Eq. 16, one response after the other."""
+    values = []
+    for entropy, belongs in zip(np.asarray(token_entropy, np.float64), np.asarray(mask, bool), strict=True):
+        ranked = np.sort(entropy[belongs])[::-1]
+        count = max(1, math.floor(Fraction(str(top_fraction)) * len(ranked)))
+        values.append(ranked[:count].mean() if len(ranked) else 0.0)
+    return np.array(values)
+
+
+def era_token_scale(response_entropy, advantages, omega_low=0.45, omega_high=3.0, k=2.0, min_advantage=0.0):
+    """The scale of Eq. 16, [B, T]."""
+    scale = np.ones(np.shape(advantages))
+    for b, t in np.ndindex(scale.shape):
+        if advantages[b, t] > 0 and advantages[b, t] >= min_advantage:
+            scale[b, t] = k if response_entropy[b] < omega_low else scale[b, t]
+            scale[b, t] = 1 / k if response_entropy[b] > omega_high else scale[b, t]
+    return scale
+
+
+def top_k_logits(logits, k, row=True, target=None):
+    """One row of logits, without those below the k-th largest."""
+    if not row:
+        return logits
+    kept = np.argsort(logits)[::-1][:k]
+    keep = np.isin(np.arange(len(logits)), kept if target is None else [*kept, target])
+    return np.where(keep, logits, -np.inf)
+
+
+def token_log_probs(
+    hidden, weight, targets, bias=0.0, scale=1.0, temperature=1.0, softcap=None, top_k=None, top_k_rows=True
+):
+    """Log-probs under the logits of Eq. 16, and entropies of the policy that samples."""
+    log_probs, entropies = np.zeros(len(targets)), np.zeros(len(targets))
+    scale, rows = np.broadcast_to(scale, len(targets)), np.broadcast_to(top_k_rows, len(targets))
+    for i, target in enumerate(targets):
+        if target == -100:
+            continue
+        z = np.asarray(weight, np.float64) @ np.asarray(hidden, np.float64)[i] + bias
+        z = (z if softcap is None else softcap * np.tanh(z / softcap)) / temperature
+        kept = scale[i] * (z if top_k is None else top_k_logits(z, top_k, rows[i], target))
+        log_probs[i] = kept[target] - logsumexp(kept)
+        entropies[i] = categorical_entropy(z)
+    return log_probs, entropies

@@ -5,6 +5,7 @@ import pytest
 from entropyfloor.cli import main
 from entropyfloor.control.config import configure
 from entropyfloor.experiments import recipe
+from entropyfloor.language.config import LanguageConfig
 from entropyfloor.runs import read_run
 from entropyfloor.vision.config import VisionConfig
 
@@ -54,6 +55,8 @@ def test_every_run_of_every_recipe_can_be_configured(name, tmp_path):
             if run.domain == "control":
                 config = configure(settings.pop("agent"), **settings, seed=run.seed, out=str(run.out)).resolved()
                 assert config.env.count("/") == 1
+            elif found.domain == "language":
+                LanguageConfig(**settings, seed=run.seed, out=str(run.out)).resolved()
             else:
                 VisionConfig(**settings, seed=run.seed, out=str(run.out)).resolved()
     assert set(found.published) <= set(found.arms)
@@ -102,7 +105,7 @@ def test_what_cannot_be_reproduced_is_said(args, message, home, capsys):
 def test_the_command_line_takes_a_command_as_it_stands(name, tmp_path, monkeypatch):
     """The first run of each scale, up to where training would begin."""
     found, seen = recipe.load(name), []
-    for room in ("control", "vision"):
+    for room in ("control", "vision", "language"):
         monkeypatch.setattr(f"entropyfloor.{room}.train.train", lambda config: seen.append(config) or tmp_path)
     for scale in found.scales:
         run = found.runs(scale, tmp_path, settings={"download": True} if found.domain == "vision" else {})[0]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from jaxtyping import Float, PRNGKeyArray, jaxtyped
+from jaxtyping import Bool, Float, Int, PRNGKeyArray, Shaped, jaxtyped
 from typeguard import TypeCheckError, check_type
 
 import entropyfloor.jax
@@ -37,7 +37,8 @@ def array(room, *shape, dtype="float32"):
 def call(function, *args, **kwargs):
     """The result, after both sides were held to the annotations. Sizes must agree within the context around."""
     annotated = function.__init__ if isinstance(function, type) else function
-    hints = typing.get_type_hints(annotated, localns={"Float": Float, "PRNGKeyArray": PRNGKeyArray})
+    kinds = {"Bool": Bool, "Float": Float, "Int": Int, "PRNGKeyArray": PRNGKeyArray, "Shaped": Shaped}
+    hints = typing.get_type_hints(annotated, localns=kinds)
     for name, value in inspect.signature(function).bind(*args, **kwargs).arguments.items():
         if name != "self":
             check_type(value, hints[name])
@@ -62,10 +63,20 @@ FUNCTIONS = {
     "era_gaussian": lambda f, x: (f(x(6), -3.0), f(x(4, 6), x(4), mode="floor"), f(x(6, 4), -3.0, dim=0)),
     "era_gaussian_batch": lambda f, x: (f(x(4, 6), -3.0), f(x(2, 4, 6), x(), log_mean_exp_sum=x())),
     "era_softmax": lambda f, x: (f(x(6), 0.6), f(x(2, 6, 4), 0.6, floor="paper", inverse="paper", dim=1)),
+    "era_token_scale": lambda f, x: (f(x(4), x(4)), f(x(4), x(4, 6), k=3.0)),
     "era_truncated_normal": lambda f, x: (f(x(6), x(6), -3.0), f(x(4, 6), x(4, 6), x(4), mode="floor")),
     "gaussian_entropy": lambda f, x: (f(x(6)), f(x(2, 4, 6), dim=1)),
+    "log_probs_at": lambda f, x: (f(x(3, 6), x(6)), f(x(3, 4, 6), x(4, 1))),
     "project_gaussian": lambda f, x: (f(x(6), 3.0), f(x(4, 6), x(4))),
+    "response_entropy": lambda f, x: (f(x(4, 6), x(4, 6)), f(x(4, 6), x(4, 6) > 0, 0.5)),
+    "scale_advantages": lambda f, x: (f(x(4, 6), x(4)), f(x(4), x(4, 6))),
     "tanh_normal_entropy": lambda f, x: (f(x(6), x(6)), f(x(4, 6), x(6))),
+    "token_log_probs": lambda f, x: (
+        f(x(4, 6), x(5, 6), x(4).long(), bias=x(5), scale=x(4) + 2),
+        f(x(2, 4, 6), x(5, 6), x(2, 4).long(), scale=2.0, top_k=2, top_k_rows=x(2, 4) > 0),
+    ),
+    "token_log_probs_all_scales": lambda f, x: f(x(2, 4, 6), x(5, 6), x(2, 4).long(), k=3.0, softcap=2.0),
+    "top_k_logits": lambda f, x: (f(x(6), 2), f(x(4, 6), 2, rows=x(4) > 0, targets=x(4).long())),
     "truncated_normal_entropy": lambda f, x: (f(x(6), x(6)), f(x(4, 6), x(), low=-2.0)),
 }
 # Each module's arguments, and the shapes of what it is called on.

@@ -78,6 +78,35 @@ def train_vision(args: Sequence[str]) -> None:
     _train(room, config, path, seeds, settled=config != VisionConfig())
 
 
+def train_language(args: Sequence[str]) -> None:
+    """Train a language model by RL on problems whose answers can be checked."""
+    from entropyfloor.language import train as room
+    from entropyfloor.language.config import LanguageConfig
+
+    require("language", "tyro")
+    import tyro
+
+    def parse(
+        config: tyro.conf.OmitArgPrefixes[LanguageConfig],
+        resume: Path | None = None,
+        seeds: tuple[int, ...] = (),
+    ) -> tuple[LanguageConfig, Path | None, tuple[int, ...]]:
+        """Train a language model by RL on problems whose answers can be checked.
+
+        GRPO, Dr. GRPO or GSPO, with ERA or what is compared with it: an entropy bonus, clip-higher, KL-Cov,
+        Clip-Cov, forking tokens, a KL divergence to where it began.
+
+        Args:
+            config: Settings.
+            resume: Continue the run in this directory, with the settings that it began with.
+            seeds: Train these instead of `seed`, one process a core. The same command goes on with what it began.
+        """
+        return config, resume, seeds
+
+    config, path, seeds = _parse(parse, "train language", args)
+    _train(room, config, path, seeds, settled=config != LanguageConfig())
+
+
 def _train(room: Any, config: Any, path: Path | None, seeds: Sequence[int], settled: bool) -> None:
     """Resume the run in `path`, or begin `seeds` of them, or one; `settled` says whether a setting was given."""
     if path is not None and (seeds or settled):
@@ -133,6 +162,27 @@ def evaluate(args: Sequence[str]) -> None:
     else:
         from entropyfloor.control.evaluate import evaluate as judge
     print(judge(run, **options))
+
+
+def evaluate_language(args: Sequence[str]) -> None:
+    """Judge any language model on benchmarks of mathematics and knowledge."""
+    from entropyfloor.language.evaluate import EvaluationConfig
+    from entropyfloor.language.evaluate import evaluate as judge
+
+    require("language", "tyro")
+    import tyro
+
+    def parse(config: tyro.conf.OmitArgPrefixes[EvaluationConfig]) -> EvaluationConfig:
+        """Judge any language model on benchmarks of mathematics and knowledge.
+
+        Greedy accuracy, avg@k, pass@k, majority votes, with intervals. The same command goes on with the rest.
+
+        Args:
+            config: Settings.
+        """
+        return config
+
+    print(judge(_parse(parse, "evaluate language", args)))
 
 
 def export(args: Sequence[str]) -> None:
@@ -248,7 +298,7 @@ def doctor(args: Sequence[str]) -> None:
     lines = {name.replace("_", " "): value for name, value in found["hardware"].items()}
     lines |= {"system": found["system"], "free disk here": f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GB"}
     lines |= found["versions"]
-    for room in ("torch", "jax", "control", "vision", "report"):
+    for room in ("torch", "jax", "control", "vision", "language", "report"):
         try:
             importlib.import_module(f"entropyfloor.{room}")
             lines[f"entropyfloor.{room}"] = "ready"
@@ -260,6 +310,8 @@ def doctor(args: Sequence[str]) -> None:
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train control": train_control,
     "train vision": train_vision,
+    "train language": train_language,
+    "evaluate language": evaluate_language,
     "evaluate": evaluate,
     "export": export,
     "reproduce": reproduce,

@@ -1,7 +1,7 @@
 """A recipe: one experiment of the paper as a file, and the runs that it stands for at a scale.
 
     title, source           what it is, and where the paper has it
-    domain                  which trainer: control, vision
+    domain                  which trainer: control, vision, language
     [settings]              of every run
     [scales.<scale>]        paper, gpu, cpu: seeds, the arms to run (all, if none are named), `devices` of a run
                             (one, if nothing is said), other settings
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 Settings = Mapping[str, Any]
-DOMAINS = ("control", "vision")
+DOMAINS = ("control", "vision", "language")
 SCALES = ("paper", "gpu", "cpu")
 
 

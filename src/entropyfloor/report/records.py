@@ -39,6 +39,7 @@ class Domain:
     """Over what."""
     rate: str
     """The quantity that says how fast it trains."""
+    rate_label: str
     factor: float = 1.0
     """From the quantity to what is shown: 100 for a share that is shown in per cent."""
     decimals: int | None = None
@@ -53,7 +54,9 @@ class Domain:
 
 
 DOMAINS = {
-    "control": Domain("return", "Return", "Environment steps", "acting policy", "states", "steps_per_second"),
+    "control": Domain(
+        "return", "Return", "Environment steps", "acting policy", "states", "steps_per_second", "Steps/s"
+    ),
     "vision": Domain(
         "top1",
         "Top-1 accuracy (%)",
@@ -61,6 +64,7 @@ DOMAINS = {
         "classifier",
         "test images",
         "images_per_second",
+        "Images/s",
         factor=100.0,
         decimals=2,
         also=(
@@ -70,6 +74,22 @@ DOMAINS = {
             Column("ece", "Calibration error (%)", 100.0, 2),
             Column("auroc", "AUROC, other things"),
             Column("saturation", "Saturated (%)", 100.0, 2),
+        ),
+    ),
+    "language": Domain(
+        "avg_at_k",
+        "avg@k (%)",
+        "Rollouts",
+        "sampling policy",
+        "responses, their top tokens",
+        "tokens_per_second",
+        "Tokens/s",
+        factor=100.0,
+        decimals=1,
+        also=(
+            Column("greedy", "Greedy (%)", 100.0, 1),
+            *(Column(f"pass_at_{k}", f"pass@{k} (%)", 100.0, 1) for k in (4, 16, 64, 256)),
+            Column("response_length/eval", "Length (tokens)", 1.0, 1),
         ),
     ),
 }

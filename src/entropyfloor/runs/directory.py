@@ -134,6 +134,13 @@ class Run:
         files.replace(file, _json({**found, "machine": machine.describe()}))
         return file
 
+    def keep_text(self, name: str, text: str) -> Path:
+        """Write something to be read, such as samples; returns where."""
+        file = self.path / name
+        file.parent.mkdir(exist_ok=True)
+        files.replace(file, text.encode())
+        return file
+
     def keep_failure(self, step: int, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> Path:
         """Keep what a failure can be looked at with, in the form of a checkpoint that nothing continues from.
 

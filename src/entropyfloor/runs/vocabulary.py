@@ -52,6 +52,33 @@ QUANTITIES: dict[str, Quantity] = {
     "saturation": Quantity("Share of inputs whose raw logits are more than 10 apart"),
     "auroc": Quantity("AUROC of confidence against out-of-distribution inputs"),
     "loss": Quantity("Training loss"),
+    # language
+    "avg_at_k": Quantity("Share of correct responses to held-out problems"),
+    "greedy": Quantity("Share of held-out problems whose likeliest response is correct"),
+    **{
+        f"pass_at_{k}": Quantity(f"Share of held-out problems that {k} responses solve, unbiased")
+        for k in range(1, 1025)
+    },
+    "reward": Quantity("Mean reward of a rollout"),
+    "usable_groups": Quantity("Share of prompts whose responses earned different rewards"),
+    "response_length": Quantity("Length of responses in training", "tokens"),
+    "response_length/eval": Quantity("Length of responses to held-out problems", "tokens"),
+    "ended": Quantity("Share of responses that ended before the limit"),
+    "response_entropy": Quantity("Mean entropy of the top tokens of a response: H_resp of Eq. 16", "nats"),
+    "response_entropy/below": Quantity("Share of responses below ω_low"),
+    "response_entropy/above": Quantity("Share of responses above ω_high"),
+    "token_entropy": Quantity("Entropy of a token", "nats"),
+    "token_entropy/top": Quantity("Entropy of the fifth of all tokens with the highest", "nats"),
+    "token_entropy/bottom": Quantity("Entropy of the other tokens", "nats"),
+    "omega_low": Quantity("Threshold ω_low", "nats"),
+    "omega_high": Quantity("Threshold ω_high", "nats"),
+    "scaled_share": Quantity("Share of responses whose logits are scaled in the update"),
+    "clip_fraction/low": Quantity("Share of tokens clipped from below"),
+    "clip_fraction/high": Quantity("Share of tokens clipped from above"),
+    "ratio": Quantity("Mean ratio of the new policy to the old"),
+    "grad_norm": Quantity("Gradient norm"),
+    "loss/warm_start": Quantity("Negative log-likelihood at the end of the warm start", "nats"),
+    "tokens_per_second": Quantity("Training tokens per second", "1/s"),
     # the machine
     "images_per_second": Quantity("Training images per second", "1/s"),
     "steps_per_second": Quantity("Environment steps per second", "1/s"),

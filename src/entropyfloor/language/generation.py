@@ -1,0 +1,560 @@
+"""From a question to responses: what a model is shown, and the engines that let it answer.
+
+An engine answers requests in their order. Sampling is from the model's own distribution, at a temperature: what
+else a checkpoint recommends for itself, such as top-k or a repetition penalty, is left out, and nothing of ERA is
+applied. Each request has a seed of its own, so that a response does not depend on what it is batched with, except
+for the rounding of batched matrix products.
+"""
+
+from __future__ import annotations
+
+from entropyfloor.language import libraries  # noqa: F401
+
+# isort: split
+
+import importlib
+import inspect
+import json
+import os
+import queue
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+EngineName = Literal["transformers", "vllm", "server"]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class Request(NamedTuple):
+    """A prompt, and the seed of one response to it."""
+
+    prompt: str
+    seed: int
+
+
+class Sampling(NamedTuple):
+    """How responses are drawn."""
+
+    temperature: float
+    """0 takes the likeliest token."""
+    top_p: float
+    """Probability of the likeliest tokens that are drawn from; 1 for all."""
+    max_tokens: int
+    """Longest response; shorter where the context leaves less room."""
+
+
+class Response(NamedTuple):
+    """What a model answered."""
+
+    text: str
+    length: int
+    """Tokens, without the one that ends it; a server counts in its own way."""
+    cut: bool
+    """Whether it reached the limit before its end."""
+
+
+# --- prompts ---------------------------------------------------------------------------------------------
+
+
+class Template(NamedTuple):
+    """What stands around a question."""
+
+    name: str
+    text: str | None
+    """With `{question}`, and `{instruction}` where the benchmark's instruction belongs; None is the chat template
+    of the model's tokenizer."""
+    stop: tuple[str, ...] = ()
+    """A response ends before any of these."""
+
+    def fill(self, question: str, instruction: str) -> str:
+        """The prompt; of a chat template what the user says."""
+        text = "{question}\n{instruction}" if self.text is None else self.text
+        return text.replace("{instruction}", instruction).replace("{question}", question)
+
+
+CHAT = "chat"
+TEMPLATES = {
+    template.name: template
+    for template in (
+        Template(
+            "qwen-math",
+            "<|im_start|>system\n{instruction}<|im_end|>\n"
+            "<|im_start|>user\n{question}<|im_end|>\n"
+            "<|im_start|>assistant\n",
+            ("<|im_end|>", "<|endoftext|>"),
+        ),
+        Template("question", "Question:\n{question}\n{instruction}\n\nAnswer:\n", ("\n\nQuestion:",)),
+        Template(CHAT, None),
+        Template("none", "{question}"),
+    )
+}
+
+
+def template(name: str) -> Template:
+    """A template by its name, from a file, or in so many words.
+
+    Args:
+        name: One of `TEMPLATES`, a file, or a text with `{question}` in it.
+
+    Raises:
+        ValueError: It is none of these, or a file without `{question}`.
+    """
+    if name in TEMPLATES:
+        return TEMPLATES[name]
+    text, called = name, "own"
+    if "{question}" not in name:
+        file = Path(name)
+        if not file.is_file():
+            raise ValueError(
+                f"template {name!r} must be one of {', '.join(TEMPLATES)}, a file, or a text with {{question}} in "
+                f"it"
+            )
+        text, called = file.read_text(), file.name
+        if "{question}" not in text:
+            raise ValueError(f"template {name} has no {{question}} in it: every problem would be asked alike")
+    return Template(called, text)
+
+
+# --- engines ---------------------------------------------------------------------------------------------
+
+
+class Engine(Protocol):
+    """Something that answers."""
+
+    def prompt(self, question: str, instruction: str) -> str:
+        """What the model is shown."""
+
+    def room(self, prompt: str) -> int | None:
+        """Tokens that its context leaves for a response; None where only a server knows."""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Response]:
+        """One response to each request, in their order, as they come."""
+
+
+def read_tokenizer(model: str) -> tuple[PreTrainedTokenizerBase, Any]:
+    """Tokenizer and config of a model, by its path or its name on the hub.
+
+    Raises:
+        ValueError: There is none.
+    """
+    path = Path(model).expanduser()
+    if (path.is_absolute() or model.startswith(".")) and not path.exists():
+        raise ValueError(f"model {model}: there is no such directory; give one, or a name on the hub")
+    if path.is_dir() and not (path / "config.json").exists():
+        raise ValueError(
+            f"model {model} has no config.json: give a directory that transformers' `save_pretrained` has written"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(model), AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"model {model} cannot be loaded ({first}): give a directory with weights and tokenizer, or a name on "
+            f"the hub, and network or a cache that has it"
+        ) from None
+
+
+class _Tokens:
+    """Prompts as tokens, and what ends a response: what the engines share that run a model themselves."""
+
+    def __init__(self, model: str, template: Template, context: int | None) -> None:
+        self.tokenizer, self.config = read_tokenizer(model)
+        self.template = template
+        if template.text is None and not self.tokenizer.chat_template:
+            others = ", ".join(name for name in TEMPLATES if name != CHAT)
+            raise ValueError(f"model {model}: its tokenizer has no chat template; choose another of {others}")
+        known = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        self.context = context or known
+        # A stop that is one token of its own never shows in the text: it ends a response as the model's end does.
+        self.ends = {self.tokenizer.eos_token_id} - {None}
+        self.stop: list[str] = []
+        for stop in template.stop:
+            if stop in self.tokenizer.get_vocab():
+                self.ends.add(self.tokenizer.convert_tokens_to_ids(stop))
+            else:
+                self.stop.append(stop)
+
+    def prompt(self, question: str, instruction: str) -> str:
+        said = self.template.fill(question, instruction)
+        if self.template.text is not None:
+            return said
+        turns = [{"role": "user", "content": said}]
+        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+    def encode(self, prompt: str) -> list[int]:
+        """A chat template has put the special tokens there itself."""
+        return list(self.tokenizer(prompt, add_special_tokens=self.template.text is not None)["input_ids"])
+
+    def decode(self, tokens: list[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def room(self, prompt: str) -> int | None:
+        return None if self.context is None else self.context - len(self.encode(prompt))
+
+    def limit(self, length: int, max_tokens: int) -> int:
+        """Tokens of a response behind a prompt of `length` tokens."""
+        if self.context is not None and length >= self.context:
+            raise ValueError(
+                f"a prompt of {length} tokens leaves no room in a context of {self.context}: choose a shorter "
+                f"template, or give --context if the model takes more than its config says"
+            )
+        return max_tokens if self.context is None else min(max_tokens, self.context - length)
+
+
+class Transformers(_Tokens):
+    """A model in this process, through transformers: batches padded on the left, with a cache of keys and values.
+
+    Args:
+        model: A directory, or a name on the hub.
+        template: Around each question.
+        batch_size: Responses at a time.
+        context: Tokens of prompt and response together, if not what the model's config says.
+        dtype: Of the weights; `auto` is the checkpoint's own on an accelerator, and float32 on a CPU.
+        device: Such as cuda:1; by default the accelerator, if there is one.
+
+    Raises:
+        ValueError: No such model, or no chat template where one is asked for.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        template: Template,
+        *,
+        batch_size: int = 16,
+        context: int | None = None,
+        dtype: DtypeName = "auto",
+        device: str | None = None,
+    ) -> None:
+        super().__init__(model, template, context)
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        self._device = torch.device(device) if device else found or torch.device("cpu")
+        chosen = "float32" if dtype == "auto" and self._device.type == "cpu" else dtype
+        logging.disable_progress_bar()  # of the weights: there is one of our own
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=chosen)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"model {model} has no weights that can be loaded: {error}") from None
+        self._model = loaded.to(self._device).eval()
+        own = self._model.generation_config.eos_token_id  # chat models have several
+        self.ends |= {own} - {None} if not isinstance(own, list) else set(own)
+        self._batch_size = batch_size
+        # Logits of the last position alone: those of a whole prompt would fill the memory.
+        takes = inspect.signature(self._model.forward).parameters
+        self._last = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Response]:
+        """See `Engine`."""
+        for start in range(0, len(requests), self._batch_size):
+            try:
+                yield from self._batch(requests[start : start + self._batch_size], sampling)
+            except torch.OutOfMemoryError as error:
+                error.add_note(f"give a --batch-size below {self._batch_size}; the same command goes on")
+                raise
+
+    @torch.inference_mode()
+    def _batch(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
+        prompts = [self.encode(request.prompt) for request in requests]
+        limits = [self.limit(len(prompt), sampling.max_tokens) for prompt in prompts]
+        random = [torch.Generator().manual_seed(request.seed) for request in requests]
+        width = max(map(len, prompts))
+        tokens = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=self._device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self._device)
+        position = (mask.cumsum(1) - 1).clamp(min=0)
+        rows = list(range(len(prompts)))  # which request each row of the batch belongs to
+        written: list[list[int]] = [[] for _ in prompts]
+        done: dict[int, Response] = {}
+        cache = None
+        while True:
+            out = self._model(
+                input_ids=tokens,
+                attention_mask=mask,
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
+                **self._last,
+            )
+            cache = out.past_key_values
+            chosen = _choose(out.logits[:, -1], [random[i] for i in rows], sampling)
+            for i, token in zip(rows, chosen.tolist(), strict=True):
+                if i not in done and (response := self._extend(written[i], token, limits[i])):
+                    done[i] = response
+            if len(done) == len(prompts):
+                return [done[i] for i in range(len(prompts))]
+            tokens, position = chosen[:, None], position[:, -1:] + 1
+            mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+            alive = [row for row, i in enumerate(rows) if i not in done]
+            if 2 * len(alive) <= len(rows) and hasattr(cache, "batch_select_indices"):
+                # One that goes on is not to drag the finished along. Not at each end: the cache is copied.
+                kept = torch.tensor(alive, device=self._device)
+                cache.batch_select_indices(kept)
+                tokens, position, mask = tokens[kept], position[kept], mask[kept]
+                rows = [rows[row] for row in alive]
+
+    def _extend(self, written: list[int], token: int, limit: int) -> Response | None:
+        """One token more; the response, if that was its end."""
+        if token in self.ends:
+            return Response(self.decode(written), len(written), cut=False)
+        written.append(token)
+        if self.stop:
+            # A stop is no longer than as many tokens as it has bytes; only those can be new.
+            tail = self.decode(written[-max(len(stop.encode()) for stop in self.stop) - 1 :])
+            if any(stop in tail for stop in self.stop):
+                return Response(_before(self.decode(written), self.stop), len(written), cut=False)
+        if len(written) >= limit:
+            return Response(self.decode(written), len(written), cut=True)
+        return None
+
+
+def _choose(logits: Tensor, random: Sequence[torch.Generator], sampling: Sampling) -> Tensor:
+    """The next token of each row `[B]`: the likeliest, or by one uniform number of the row's own generator."""
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    p = (logits.double() / sampling.temperature).softmax(-1)
+    if sampling.top_p < 1:
+        ordered, index = p.sort(dim=-1, descending=True)
+        beyond = ordered.cumsum(-1) - ordered >= sampling.top_p
+        p = torch.zeros_like(p).scatter(-1, index, ordered.masked_fill(beyond, 0.0))
+    reached = p.cumsum(-1)
+    uniform = torch.stack([torch.rand(1, generator=one, dtype=torch.float64) for one in random])
+    found = torch.searchsorted(reached, uniform.to(p.device) * reached[:, -1:], right=True)
+    return found[:, 0].clamp(max=p.shape[-1] - 1)
+
+
+def _before(text: str, stops: Sequence[str]) -> str:
+    """The text up to the first stop."""
+    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
+
+
+class VLLM(_Tokens):
+    """A model through vLLM, where that is installed.
+
+    Args:
+        model: A directory, or a name on the hub.
+        template: Around each question.
+        batch_size: Responses that are handed over at a time; how many it works on at once it decides itself.
+        context: As for `Transformers`; fewer take less memory.
+        dtype: Of the weights.
+        devices: GPUs that the model is split over.
+
+    Raises:
+        ImportError: vLLM is not installed.
+        ValueError: As for `Transformers`.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        template: Template,
+        *,
+        batch_size: int = 1024,
+        context: int | None = None,
+        dtype: DtypeName = "auto",
+        devices: int = 1,
+    ) -> None:
+        try:
+            vllm: Any = importlib.import_module("vllm")
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                f"{error.name!r} is not installed: pip install vllm brings it where there is a GPU; or serve the "
+                f"model elsewhere and give --engine server, or take --engine transformers"
+            ) from None
+        super().__init__(model, template, context)
+        self._vllm = vllm
+        self._llm = vllm.LLM(model=model, dtype=dtype, max_model_len=context, tensor_parallel_size=devices)
+        self._batch_size = batch_size
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Response]:
+        """See `Engine`."""
+        for start in range(0, len(requests), self._batch_size):
+            batch = requests[start : start + self._batch_size]
+            prompts = [self.encode(request.prompt) for request in batch]
+            settings = [
+                self._vllm.SamplingParams(
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    max_tokens=self.limit(len(prompt), sampling.max_tokens),
+                    seed=request.seed,
+                    stop=self.stop or None,
+                    stop_token_ids=sorted(self.ends),
+                )
+                for prompt, request in zip(prompts, batch, strict=True)
+            ]
+            inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
+            for answered in self._llm.generate(inputs, settings, use_tqdm=False):
+                (one,) = answered.outputs
+                tokens = list(one.token_ids)
+                while tokens and tokens[-1] in self.ends:
+                    tokens.pop()
+                yield Response(one.text, len(tokens), one.finish_reason == "length")
+
+
+class Server:
+    """A model behind any server that speaks OpenAI's protocol, such as those of vLLM, SGLang and llama.cpp.
+
+    Prompts go to `/completions` word for word; with the template `chat` the question goes to `/chat/completions`,
+    and the server's own template is around it. Whether a special token such as <|im_end|> ends a response is up to
+    the server and its generation config. A key is read from the environment, `OPENAI_API_KEY`.
+
+    Args:
+        url: Such as http://localhost:8000/v1.
+        model: What the server calls it.
+        template: Around each question.
+        batch_size: Requests under way at once.
+        retries: How often a request is tried again when the server cannot be reached, is busy or fails.
+        wait: Seconds before the first of them; twice as many before each that follows.
+        timeout: Seconds that a response may take.
+
+    Raises:
+        ValueError: The address is none.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        template: Template,
+        *,
+        batch_size: int = 32,
+        retries: int = 6,
+        wait: float = 1.0,
+        timeout: float = 3600.0,
+    ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"url {url!r} must be that of a server, such as http://localhost:8000/v1")
+        self._url, self._model, self._template = url.rstrip("/"), model, template
+        self._batch_size, self._retries, self._wait, self._timeout = batch_size, retries, wait, timeout
+
+    def prompt(self, question: str, instruction: str) -> str:
+        """See `Engine`."""
+        return self._template.fill(question, instruction)
+
+    def room(self, prompt: str) -> int | None:  # noqa: ARG002
+        """Nobody knows but the server, which refuses what is too long."""
+        return None
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Response]:
+        """See `Engine`."""
+        answers: list[Future[Response]] = [Future() for _ in requests]
+        waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for i in range(len(requests)):
+            waiting.put(i)
+        stopped = threading.Event()
+
+        def work() -> None:
+            while not stopped.is_set():
+                try:
+                    i = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    answers[i].set_result(self._ask(requests[i], sampling, stopped))
+                except BaseException as error:
+                    answers[i].set_exception(error)
+
+        for _ in range(min(self._batch_size, len(requests))):
+            threading.Thread(target=work, daemon=True).start()  # daemons: Ctrl-C waits for no answer
+        try:
+            for answer in answers:
+                yield answer.result()
+        finally:
+            stopped.set()
+
+    def _ask(self, request: Request, sampling: Sampling, stopped: threading.Event) -> Response:
+        chat = self._template.text is None
+        asked = {"messages": [{"role": "user", "content": request.prompt}]} if chat else {"prompt": request.prompt}
+        body = {
+            "model": self._model,
+            **asked,
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": request.seed,
+            **({"stop": list(self._template.stop)} if self._template.stop else {}),
+        }
+        place = f"{self._url}/{'chat/completions' if chat else 'completions'}"
+        found = self._post(place, json.dumps(body).encode(), stopped)
+        try:
+            choice = found["choices"][0]
+            text = choice["message"]["content"] if chat else choice["text"]
+            length = int(found["usage"]["completion_tokens"])
+            return Response(_before(text or "", self._template.stop), length, choice["finish_reason"] == "length")
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise ValueError(
+                f"{place} does not speak OpenAI's protocol: no choice, finish_reason or usage in "
+                f"{str(found)[:200]}"
+            ) from None
+
+    def _post(self, place: str, body: bytes, stopped: threading.Event) -> Any:
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get("OPENAI_API_KEY"):
+            headers["Authorization"] = f"Bearer {key}"
+        asked = urllib.request.Request(place, body, headers)
+        for attempt in range(self._retries + 1):
+            wait = self._wait * 2**attempt
+            try:
+                with urllib.request.urlopen(asked, timeout=self._timeout) as answer:
+                    return json.loads(answer.read())
+            except urllib.error.HTTPError as error:
+                said = error.read().decode(errors="replace")[:300].strip()
+                if error.code not in (408, 409, 429) and error.code < 500:
+                    raise ValueError(
+                        f"{place} refuses with {error.code}: {said}. Does it serve {self._model}, is the prompt "
+                        f"with --max-tokens longer than its context, or is OPENAI_API_KEY wrong?"
+                    ) from None
+                failure = f"{error.code} {said}"
+                wait = max(wait, _seconds(error.headers.get("Retry-After")))
+            except (OSError, HTTPException, json.JSONDecodeError) as error:
+                failure = f"{type(error).__name__}: {getattr(error, 'reason', error)}"
+            if attempt == self._retries or stopped.wait(wait):
+                break
+        raise ConnectionError(
+            f"{place} gave no answer, asked {attempt + 1} times ({failure}): is the server up? The same command "
+            f"goes on with what is missing"
+        )
+
+
+def _seconds(text: str | None) -> float:
+    """Of a Retry-After, which may also be a date."""
+    try:
+        return min(float(text or 0), 300.0)
+    except ValueError:
+        return 0.0
+
+
+def engine(
+    name: EngineName,
+    model: str,
+    template: Template,
+    *,
+    url: str | None = None,
+    batch_size: int | None = None,
+    context: int | None = None,
+    dtype: DtypeName = "auto",
+    device: str | None = None,
+    devices: int = 1,
+) -> Engine:
+    """An engine by its name; see `Transformers`, `VLLM` and `Server` for the arguments.
+
+    Raises:
+        ValueError: A model that does not exist, or a server without an address.
+        ImportError: vLLM is asked for and not installed.
+    """
+    size: dict[str, int] = {} if batch_size is None else {"batch_size": batch_size}
+    if name == "server":
+        if url is None:
+            raise ValueError("--engine server needs --url, such as http://localhost:8000/v1")
+        return Server(url, model, template, **size)
+    if name == "vllm":
+        return VLLM(model, template, context=context, dtype=dtype, devices=devices, **size)
+    return Transformers(model, template, context=context, dtype=dtype, device=device, **size)

@@ -1,0 +1,503 @@
+"""Losses of language models in RL: GRPO and what is compared with it, as pure functions.
+
+Three kinds of functions make a loss:
+
+- *terms* `[B, T]`, one for each token, which are added: `policy_terms`, `kl_terms`, `entropy_terms`;
+- *choices* `[B, T]` of tokens, made over a whole batch: `forking_tokens`, `clip_cov_tokens`, `kl_cov_tokens`;
+- *weights* `[B, T]`, what a token counts for, made over a whole batch: `token_weights`.
+
+The loss is `weighted_sum(terms, weights)`. Choices and weights come from the whole batch before the first
+micro-batch. A micro-batch is some rows of everything, and the losses and gradients of micro-batches add up to
+those of the batch: nothing is divided by the size of a micro-batch.
+
+    weights = token_weights(mask)
+    chosen = forking_tokens(entropies, mask)
+    for rows in micro_batches:
+        terms = chosen[rows] * policy_terms(log_probs(rows), old_log_probs[rows], advantages[rows], mask[rows])
+        weighted_sum(terms, weights[rows]).backward()
+
+| baseline | how |
+|---|---|
+| GRPO | `policy_terms(…)` with `token_weights(mask, "sequence")` as published, or with the mean over tokens |
+| Dr. GRPO | `group_advantages(…, std=False)`, `token_weights(mask, "length", max_length=…)` |
+| clip-higher | `policy_terms(…, clip_high=0.28)` |
+| GSPO | `policy_terms(…, ratio="sequence", clip_low=3e-4, clip_high=4e-4)`, `token_weights(mask, "sequence")` |
+| forking tokens | `policy_terms(…) * forking_tokens(entropies, mask)` |
+| Clip-Cov | `policy_terms(…) * ~clip_cov_tokens(…)` |
+| KL-Cov | `policy_terms(…, clip_low=inf, clip_high=inf) + β kl_terms(log_probs, old_log_probs, chosen, "abs")` |
+| entropy bonus | `policy_terms(…) + entropy_terms(entropies, mask, c)` |
+| KL to a reference | `policy_terms(…) + β kl_terms(log_probs, reference_log_probs, mask)` |
+
+ERA needs no case here: the two log-probs of `policy_terms` are then those at the same row scales, and advantages
+may be scaled, `[B, T]`. Entropies, KL divergences and covariances stay those of the unscaled policy.
+
+`mask` is True, or not 0, at the tokens of the response. What stands at other places, NaN and inf included, changes
+neither a value nor a gradient, which is 0 there. A response without tokens counts for nothing, one with a single
+token is no special case, and a batch without tokens has the loss 0 with gradients of 0. Half-precision input is
+computed in float32. Log-probs, entropies and KL divergences are in nats.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from entropyfloor.torch.functional import _floating
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+
+Ratio = Literal["token", "sequence"]
+Mean = Literal["token", "sequence", "length"]
+Estimator = Literal["k1", "k2", "k3", "abs"]
+
+LOG_RATIO_MAX = 20.0
+"""Log ratios are kept within this, e^20 = 5e8: beyond it nothing is learned, and exponentials would overflow."""
+
+
+# --- advantages ------------------------------------------------------------------------------------------
+
+
+def equal_rewards(rewards: Float[Tensor, "groups samples"]) -> Bool[Tensor, " groups"]:
+    """Groups whose rewards are all equal, from which nothing is learned.
+
+    Dynamic sampling drops them (Yu et al. 2025, arXiv 2503.14476, Sec. 3.2).
+    """
+    _check_rewards(rewards)
+    return rewards.amax(-1) == rewards.amin(-1)
+
+
+def group_advantages(
+    rewards: Float[Tensor, "groups samples"], *, std: bool = True, eps: float = 1e-6
+) -> Float[Tensor, "groups samples"]:
+    """`A = (R - mean) / (std + eps)` within each group of responses to one prompt.
+
+    Shao et al. 2024 (arXiv 2402.03300), Sec. 4.1.2, with the sample's standard deviation. Groups of equal rewards
+    get 0 exactly: the rounding of their mean, divided by `eps`, would be a signal.
+
+    Args:
+        rewards: R, a row for each prompt. `.flatten()` of the result is `[B]` in that order.
+        std: False leaves the division out (Dr. GRPO: Liu et al. 2025, arXiv 2503.20783, Sec. 3.2).
+        eps: Added to the standard deviation.
+
+    Raises:
+        ValueError: Not `[groups, samples]`, fewer than two samples, or a reward that is not finite.
+    """
+    _check_rewards(rewards)
+    rewards = _floating(rewards, "rewards")
+    if not bool(rewards.isfinite().all()):
+        raise ValueError("rewards must be finite: give a sample that could not be judged the reward 0")
+    centred = rewards - rewards.mean(-1, keepdim=True)
+    if std:
+        centred = centred / (rewards.std(-1, keepdim=True) + eps)
+    return centred.masked_fill(equal_rewards(rewards)[:, None], 0.0)
+
+
+# --- terms -----------------------------------------------------------------------------------------------
+
+
+def policy_terms(
+    log_probs: Float[Tensor, "B T"],
+    old_log_probs: Float[Tensor, "B T"],
+    advantages: Float[Tensor, " B"] | Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    ratio: Ratio = "token",
+) -> Float[Tensor, "B T"]:
+    """`-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)`, with `r_t = exp(log π_t - log π_old,t)`.
+
+    The clipped objective of PPO (Schulman et al. 2017, arXiv 1707.06347, Eq. 7) for tokens, as GRPO has it (Shao
+    et al. 2024, arXiv 2402.03300, Eq. 3). The upper bound acts where A > 0, the lower one where A < 0. On-policy,
+    r = 1 and the gradient is that of `-A log π`.
+
+    With `ratio="sequence"` all tokens of a response have the ratio `exp(mean_t(log π_t - log π_old,t))` (GSPO:
+    Zheng et al. 2025, arXiv 2507.18071, Eq. 5 to 7); a response must then be in one micro-batch as a whole.
+
+    Args:
+        log_probs: log π of the tokens; the gradient flows through them only.
+        old_log_probs: log π_old. On-policy, `log_probs.detach()`.
+        advantages: A, of responses or of tokens.
+        mask: Tokens of the response.
+        clip_low: How far the ratio counts downwards; `math.inf` for no bound.
+        clip_high: How far it counts upwards; clip-higher is 0.28 (Yu et al. 2025, arXiv 2503.14476, Sec. 3.1).
+        ratio: Of each token, or of the response.
+
+    Returns:
+        A term for each token, 0 outside `mask`.
+
+    Raises:
+        ValueError: Shapes that differ, a clip below 0, or an unknown ratio.
+    """
+    values, bounded = _surrogates(log_probs, old_log_probs, advantages, mask, clip_low, clip_high, ratio)
+    return -torch.minimum(values, bounded)
+
+
+def clipped_tokens(
+    log_probs: Float[Tensor, "B T"],
+    old_log_probs: Float[Tensor, "B T"],
+    advantages: Float[Tensor, " B"] | Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    ratio: Ratio = "token",
+) -> Bool[Tensor, "B T"]:
+    """Tokens whose ratio is past the bound that acts on them, so that `policy_terms` gives them no gradient."""
+    with torch.no_grad():
+        values, bounded = _surrogates(log_probs, old_log_probs, advantages, mask, clip_low, clip_high, ratio)
+        return bounded < values
+
+
+def kl_terms(
+    log_probs: Float[Tensor, "B T"],
+    other_log_probs: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    estimator: Estimator = "k3",
+) -> Float[Tensor, "B T"]:
+    """Estimates of KL(π ‖ π') from the tokens that π sampled, in nats.
+
+    With `d = log π - log π'`: k1 is d, k2 is d² / 2, k3 is `e^-d + d - 1` (Schulman 2020, "Approximating KL
+    divergence"), and abs is |d|, no KL divergence but the penalty of KL-Cov (Cui et al. 2025, arXiv 2505.22617,
+    Sec. 4, in its authors' code). k1 and k3 have the right mean. As a loss on the policy's own samples only k2
+    has the gradient of KL(π ‖ π'): that of k1 is 0 on average, that of k3 is the one of KL(π' ‖ π).
+
+    Args:
+        log_probs: log π of the tokens.
+        other_log_probs: log π', of a reference or of the old policy; no gradient flows through it.
+        mask: Tokens that get a penalty: those of the response, or a choice of them.
+        estimator: Which one; k3 is what GRPO uses.
+
+    Returns:
+        A term for each token, 0 outside `mask`; multiply it with β.
+
+    Raises:
+        ValueError: Shapes that differ, or an unknown estimator.
+    """
+    difference = _log_ratio(log_probs, other_log_probs, mask)
+    if estimator == "k1":
+        return difference
+    if estimator == "k2":
+        return 0.5 * difference**2
+    if estimator == "k3":
+        return torch.expm1(-difference) + difference
+    if estimator == "abs":
+        return difference.abs()
+    raise ValueError(f"estimator={estimator!r} must be k1, k2, k3 or abs")
+
+
+def entropy_terms(
+    entropies: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], coefficient: float
+) -> Float[Tensor, "B T"]:
+    """`-c H_t`: the entropy bonus, whose gradient raises the entropy.
+
+    Args:
+        entropies: H_t of the policy at each token, in nats, with their gradient.
+        mask: Tokens of the response.
+        coefficient: c, what a nat is worth.
+
+    Raises:
+        ValueError: Shapes that differ.
+    """
+    return -coefficient * _kept(entropies, _mask(mask, entropies), "entropies")
+
+
+# --- choices of tokens, over the whole batch ------------------------------------------------------------
+
+
+def forking_tokens(
+    entropies: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], top_fraction: float = 0.2
+) -> Bool[Tensor, "B T"]:
+    """The `max(1, ⌊top_fraction · N⌋)` of the batch's N tokens with the highest entropy; the first of equals.
+
+    Wang et al. 2025 (arXiv 2506.01939), Sec. 5: only they have a gradient, and the mean stays over all tokens.
+
+    Args:
+        entropies: H_t in nats, of the whole batch, by the policy at the start of the update.
+        mask: Tokens of the response.
+        top_fraction: The share, above 0 and at most 1.
+
+    Raises:
+        ValueError: Shapes that differ, or a share out of its range.
+    """
+    return _highest(entropies, _mask(mask, entropies), _share(top_fraction, "top_fraction"))
+
+
+def token_covariances(
+    log_probs: Float[Tensor, "B T"],
+    advantages: Float[Tensor, " B"] | Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+) -> Float[Tensor, "B T"]:
+    """`cov_t = (log π_t - mean log π)(A_t - mean A)`, means over the batch's tokens; 0 outside `mask`.
+
+    Cui et al. 2025 (arXiv 2505.22617), Sec. 4. Where it is large, a step lowers the entropy most.
+
+    Args:
+        log_probs: log π, of the whole batch. The authors take those of the policy as it is updated, which for
+            micro-batches costs a pass without gradients before the update; the old ones are at hand, and the same
+            in the first update after sampling.
+        advantages: A, of responses or of tokens.
+        mask: Tokens of the response.
+
+    Returns:
+        Covariances, without gradient.
+
+    Raises:
+        ValueError: Shapes that differ.
+    """
+    mask = _mask(mask, log_probs)
+    log_probs = _kept(log_probs.detach(), mask, "log_probs")
+    values = _advantages(advantages, log_probs, mask)
+    count = mask.sum().clamp(min=1)
+    product = (log_probs - log_probs.sum() / count) * (values - values.sum() / count)
+    return product.masked_fill(~mask, 0.0)
+
+
+def clip_cov_tokens(
+    covariances: Float[Tensor, "B T"],
+    clipped: Bool[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    generator: torch.Generator,
+    *,
+    fraction: float = 2e-4,
+    low: float = 1.0,
+    high: float = 5.0,
+) -> Bool[Tensor, "B T"]:
+    """Tokens that Clip-Cov leaves without a gradient: `max(1, ⌊fraction · N⌋)` of the N tokens, by chance.
+
+    They are drawn from those with `low < cov < high` that are not clipped already, and are all of them where there
+    are fewer. Cui et al. 2025 (arXiv 2505.22617), Sec. 4; bounds and share are those of the authors' code.
+
+    Args:
+        covariances: `token_covariances` of the whole batch.
+        clipped: `clipped_tokens` of the whole batch.
+        mask: Tokens of the response.
+        generator: Decides.
+        fraction: Share of all tokens, above 0 and at most 1.
+        low: Lower bound of the covariance.
+        high: Upper bound of the covariance.
+
+    Raises:
+        ValueError: Shapes that differ, a share out of its range, or bounds that cross.
+    """
+    if not low < high:
+        raise ValueError(f"low={low} must be below high={high}")
+    mask = _mask(mask, covariances)
+    share = _share(fraction, "fraction")
+    candidates = mask & (covariances > low) & (covariances < high) & ~_mask(clipped, covariances, "clipped")
+    places = candidates.flatten().nonzero()[:, 0]  # drawn by their number, so that padding does not matter
+    order = torch.randperm(len(places), generator=generator, device=generator.device).to(places.device)
+    found = torch.zeros_like(mask).flatten()
+    found[places[order[: _count(share, mask)]]] = True
+    return found.view_as(mask)
+
+
+def kl_cov_tokens(
+    covariances: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], fraction: float = 2e-3
+) -> Bool[Tensor, "B T"]:
+    """Tokens that KL-Cov penalises: the `max(1, ⌊fraction · N⌋)` of the N tokens with the highest covariance.
+
+    Cui et al. 2025 (arXiv 2505.22617), Sec. 4: 2e-3 with 7B parameters, 2e-4 with 32B, and β = 1.
+
+    Args:
+        covariances: `token_covariances` of the whole batch.
+        mask: Tokens of the response.
+        fraction: Share of all tokens, above 0 and at most 1.
+
+    Raises:
+        ValueError: Shapes that differ, or a share out of its range.
+    """
+    return _highest(covariances, _mask(mask, covariances), _share(fraction, "fraction"))
+
+
+# --- from tokens to a number -----------------------------------------------------------------------------
+
+
+def token_weights(
+    mask: Bool[Tensor, "B T"],
+    mean: Mean = "token",
+    *,
+    max_length: int | None = None,
+    total: float | Tensor | None = None,
+) -> Float[Tensor, "B T"]:
+    """What each token counts for in the loss; 0 outside `mask`.
+
+    - `token`: 1 / N, with the N tokens of the batch (Yu et al. 2025, arXiv 2503.14476, Sec. 3.3).
+    - `sequence`: 1 / (B |o_i|), the mean over the |o_i| tokens of each of the B responses, then over responses
+      (GRPO: Shao et al. 2024, arXiv 2402.03300, Eq. 3).
+    - `length`: 1 / (B L) with a constant L, which favours no length (Dr. GRPO: Liu et al. 2025, arXiv 2503.20783,
+      Sec. 3.2).
+
+    Responses without tokens are not counted in B.
+
+    Args:
+        mask: Tokens of the response, of the whole batch.
+        mean: Which of the three.
+        max_length: L in tokens, the longest response that is allowed; for `length` only.
+        total: N, or B with the other two, where `mask` is only a part of the batch, such as that of one process.
+
+    Returns:
+        Weights in float32. Their rows are those of micro-batches.
+
+    Raises:
+        ValueError: An unknown mean, `max_length` missing or out of place, or a mask that is not `[B, T]`.
+    """
+    if mean not in ("token", "sequence", "length"):
+        raise ValueError(f"mean={mean!r} must be token, sequence or length")
+    if (mean == "length") != (max_length is not None):
+        raise ValueError(f"max_length={max_length} must be given with mean='length', and only there")
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"max_length={max_length} must be at least 1, the longest response that is allowed")
+    if mask.ndim != 2:
+        raise ValueError(f"mask {tuple(mask.shape)} must be [responses, tokens]")
+    weights = mask.bool().float()
+    lengths = weights.sum(-1, keepdim=True)
+    if total is None:
+        total = lengths.sum() if mean == "token" else (lengths > 0).sum()
+    total = torch.as_tensor(total, dtype=weights.dtype, device=weights.device).clamp(min=1.0)
+    if mean == "sequence":
+        weights = weights / lengths.clamp(min=1.0)
+    return weights / (total * (max_length or 1))
+
+
+def weighted_sum(terms: Float[Tensor, "B T"], weights: Float[Tensor, "B T"]) -> Float[Tensor, ""]:
+    """`Σ w_t x_t`: the loss of terms, or the mean of a quantity. Where a weight is 0, the term may be anything.
+
+    Raises:
+        ValueError: Shapes that differ.
+    """
+    _same(weights, terms, "weights", "terms")
+    return (_floating(terms, "terms").masked_fill(weights == 0, 0.0) * weights).sum()
+
+
+def policy_statistics(
+    log_probs: Float[Tensor, "B T"],
+    old_log_probs: Float[Tensor, "B T"],
+    advantages: Float[Tensor, " B"] | Float[Tensor, "B T"],
+    weights: Float[Tensor, "B T"],
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    ratio: Ratio = "token",
+) -> dict[str, Float[Tensor, ""]]:
+    """What to log of an update, without gradients; weighted as the loss, so that micro-batches add up.
+
+    Returns:
+        `clip_fraction`, of which `clip_fraction/low` and `clip_fraction/high`: tokens past the bound that acts on
+        them. `ratio`: mean of r. `approx_kl`: KL(π_old ‖ π) in nats, by k3 from the tokens that π_old sampled.
+
+    Raises:
+        ValueError: As `policy_terms`.
+    """
+    mask = weights != 0
+    bounds: dict[str, Any] = {"clip_low": clip_low, "clip_high": clip_high, "ratio": ratio}
+    with torch.no_grad():
+        clipped = clipped_tokens(log_probs, old_log_probs, advantages, mask, **bounds)
+        log_ratio = _log_ratio(log_probs, old_log_probs, mask)
+        positive = _advantages(advantages, log_ratio, mask) > 0
+        found = {
+            "clip_fraction": clipped,
+            "clip_fraction/low": clipped & ~positive,
+            "clip_fraction/high": clipped & positive,
+            "ratio": (_of_sequence(log_ratio, mask) if ratio == "sequence" else log_ratio).exp(),
+            "approx_kl": torch.expm1(log_ratio) - log_ratio,
+        }
+        return {name: weighted_sum(value.to(log_ratio.dtype), weights) for name, value in found.items()}
+
+
+# --- parts -----------------------------------------------------------------------------------------------
+
+
+def _surrogates(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip_low: float,
+    clip_high: float,
+    ratio: str,
+) -> tuple[Tensor, Tensor]:
+    """`r A`, and the same with r inside its bounds."""
+    for name, value in (("clip_low", clip_low), ("clip_high", clip_high)):
+        if not value >= 0:
+            raise ValueError(f"{name}={value} must be at least 0, the distance of the bound from 1")
+    if ratio not in ("token", "sequence"):
+        raise ValueError(f"ratio={ratio!r} must be token or sequence")
+    log_ratio = _log_ratio(log_probs, old_log_probs, mask)
+    if ratio == "sequence":
+        log_ratio = _of_sequence(log_ratio, _mask(mask, log_probs))
+    advantages = _advantages(advantages, log_ratio, mask)
+    ratios = log_ratio.exp()
+    return ratios * advantages, ratios.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages
+
+
+def _log_ratio(log_probs: Tensor, other: Tensor, mask: Tensor) -> Tensor:
+    """`log π - log π'`, within ±20, 0 outside the mask."""
+    mask = _mask(mask, log_probs)
+    _same(other, log_probs, "the other log-probs", "log_probs")
+    difference = _kept(log_probs, mask, "log_probs") - _kept(other.detach(), mask, "the other log-probs")
+    return difference.clamp(-LOG_RATIO_MAX, LOG_RATIO_MAX)
+
+
+def _of_sequence(log_ratio: Tensor, mask: Tensor) -> Tensor:
+    """The mean over a response, at each of its tokens."""
+    mean = log_ratio.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
+    return mean.expand_as(log_ratio)
+
+
+def _advantages(advantages: Tensor, like: Tensor, mask: Tensor) -> Tensor:
+    """Of tokens, without gradient, 0 outside the mask."""
+    if advantages.shape not in (like.shape, like.shape[:1]):
+        raise ValueError(
+            f"advantages {tuple(advantages.shape)} must be {tuple(like.shape[:1])}, one a response, or "
+            f"{tuple(like.shape)}, one a token"
+        )
+    of_tokens = advantages if advantages.ndim == 2 else advantages[:, None].expand_as(like)
+    return _kept(of_tokens.detach(), mask.bool(), "advantages").to(like.dtype)
+
+
+def _highest(values: Tensor, mask: Tensor, share: float) -> Tensor:
+    """The share of the tokens with the highest values; among equals the first ones."""
+    values = values.detach().masked_fill(~mask, -torch.inf)
+    found = torch.zeros_like(mask).flatten()
+    found[values.flatten().argsort(descending=True, stable=True)[: _count(share, mask)]] = True
+    return found.view_as(mask) & mask
+
+
+def _count(share: float, mask: Tensor) -> int:
+    """`max(1, ⌊share · N⌋)` of N tokens; 0.29 · 100 is 28.999… in floating point."""
+    return max(1, int(share * int(mask.sum()) + 1e-9))
+
+
+def _kept(x: Tensor, mask: Tensor, name: str) -> Tensor:
+    """`x` with 0 outside the mask; its gradient is 0 there whatever it is multiplied with."""
+    return _floating(x, name).masked_fill(~mask, 0.0)
+
+
+def _mask(mask: Tensor, like: Tensor, name: str = "mask") -> Tensor:
+    if like.ndim != 2:
+        raise ValueError(f"log-probs and entropies {tuple(like.shape)} must be [responses, tokens]")
+    _same(mask, like, name, "what it masks")
+    return mask.bool()
+
+
+def _same(x: Tensor, like: Tensor, name: str, other: str) -> None:
+    if x.shape != like.shape:
+        raise ValueError(f"{name} {tuple(x.shape)} and {other} {tuple(like.shape)} must have the same shape")
+
+
+def _share(value: float, name: str) -> float:
+    if not 0.0 < value <= 1.0:
+        raise ValueError(f"{name}={value} must be above 0 and at most 1, a share of the tokens")
+    return value
+
+
+def _check_rewards(rewards: Tensor) -> None:
+    if rewards.ndim != 2 or rewards.shape[1] < 2:
+        raise ValueError(
+            f"rewards {tuple(rewards.shape)} must be [groups, samples] with two samples or more: a response is "
+            "compared with others to the same prompt"
+        )

@@ -1,0 +1,146 @@
+"""Causal language models and their tokenizers: somebody's weights, or a small model from nothing."""
+
+from __future__ import annotations
+
+from entropyfloor.language import libraries  # noqa: F401
+
+# isort: split
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+PAD, END = "<pad>", "<end>"
+
+
+class Head(NamedTuple):
+    """The last layer of a language model, as `token_log_probs` takes it."""
+
+    weight: Float[Tensor, "V D"]
+    bias: Float[Tensor, " V"] | None
+    softcap: float | None
+
+
+def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model and its tokenizer, by hub name or path, in float32.
+
+    Raises:
+        ValueError: There is none; the message says what was tried.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        where = (
+            "is no directory here, and no model of the hub could be loaded"
+            if not Path(name).exists()
+            else "cannot be loaded"
+        )
+        raise ValueError(f"model={name} {where}: {error}") from None
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"model={name}: its tokenizer has no end of sequence, so no response would ever end")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so any token will do
+    # What a checkpoint recommends for sampling, such as a repetition penalty, would make another policy of it.
+    model.generation_config = GenerationConfig()
+    return model, tokenizer
+
+
+def tiny(
+    alphabet: Sequence[str], *, layers: int, hidden: int, heads: int, length: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A small model of the Qwen2 architecture with random weights, and a tokenizer of single characters.
+
+    Args:
+        alphabet: The characters that there are.
+        layers: Transformer layers.
+        hidden: Width; the inner width of a layer is three times that.
+        heads: Attention heads; must divide `hidden`.
+        length: Longest sequence, in tokens.
+
+    Raises:
+        ValueError: `heads` does not divide `hidden` into even parts.
+    """
+    if hidden % (2 * heads):
+        raise ValueError(f"hidden={hidden} must be a multiple of twice the number of heads, {2 * heads}")
+    tokenizer = characters(alphabet)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=length,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return Qwen2ForCausalLM(config), tokenizer
+
+
+def characters(alphabet: Sequence[str]) -> PreTrainedTokenizerBase:
+    """A tokenizer with one token for each character, one that pads and one that ends.
+
+    Raises:
+        ValueError: Something in `alphabet` is no single character, or is there twice.
+    """
+    if len(set(alphabet)) < len(alphabet) or any(len(character) != 1 for character in alphabet):
+        raise ValueError(f"alphabet={list(alphabet)} must be different single characters")
+    vocabulary = {token: i for i, token in enumerate((PAD, END, *alphabet))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def head_of(model: PreTrainedModel) -> Head:
+    """The last layer of `model`.
+
+    Raises:
+        ValueError: It is no linear layer, or the logits are scaled behind it in a way that is not known here.
+    """
+    layer: Any = model.get_output_embeddings()
+    if not isinstance(layer, torch.nn.Linear):
+        raise ValueError(
+            f"the last layer of {type(model).__name__} is {type(layer).__name__}: it must be a Linear"
+        )
+    config = model.config.get_text_config()
+    for name in ("logit_scale", "logits_scaling", "output_multiplier_scale"):
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            raise ValueError(f"{type(model).__name__} scales its logits ({name}), which is not supported")
+    return Head(layer.weight, layer.bias, getattr(config, "final_logit_softcapping", None))
+
+
+def hidden_states(
+    model: PreTrainedModel, tokens: Int[Tensor, "B L"], mask: Float[Tensor, "B L"]
+) -> Float[Tensor, "B L D"]:
+    """What reaches the last layer, of left-padded sequences: positions count from the first real token."""
+    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+    backbone: Any = model.get_decoder()
+    found: Tensor = backbone(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False)[0]
+    return found

@@ -1,0 +1,550 @@
+"""What a response is worth: answers that are checked, and functions that cannot stop a run.
+
+The judges `is_correct`, `is_number`, `is_exact` and `is_choice` say whether a response has an answer. A reward is
+any function `(response, row) -> number`, such as `Answer(is_correct)` or one's own; `Reward` applies them to
+batches, in processes that are ended when they take too long.
+
+Nothing here needs torch, so that such a process starts in a second.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import pickle
+import re
+import signal
+import sys
+import threading
+import time
+import traceback
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import cache
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from entropyfloor.extras import require
+
+Row = Mapping[str, Any]
+Function = Callable[[str, Row], float]
+Judge = Callable[[str, str], bool]
+
+JUDGE = "entropyfloor-judge"
+"""Name of the processes that judge."""
+MEMORY = 4 << 30
+"""Bytes that a function may ask for: 9^9^9 written out takes more than there is."""
+START_SECONDS = 300.0
+"""How long a process may take to import what it needs."""
+NUMBER = r"(?:(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|\.\d+)"
+"""Digits, perhaps with commas between thousands and with decimals."""
+
+log = logging.getLogger(__name__)
+
+
+# --- answers in texts ------------------------------------------------------------------------------------
+
+
+def boxed(text: str) -> str | None:
+    r"""What the last `\\boxed{}` holds, without the space around it; None where there is none that is closed."""
+    found, start = None, -1
+    opened: list[int | None] = []  # where a box begins; None for other braces
+    for token in re.finditer(r"\\boxed\s*\{|\\.|[{}]", text, re.DOTALL):
+        if token[0] == "}":
+            begin = opened.pop() if opened else None
+            if begin is not None and begin > start:
+                found, start = text[begin : token.start()].strip(), begin
+        elif token[0].endswith("{") and token[0] != r"\{":
+            opened.append(token.end() if token[0] != "{" else None)
+    return found
+
+
+def after_hashes(text: str) -> str | None:
+    """What follows the last `####` on its line, as GSM8K marks answers; None where there is none."""
+    _, mark, rest = text.rpartition("####")
+    return rest.strip().partition("\n")[0].strip() if mark else None
+
+
+def last_number(text: str) -> str | None:
+    """The last number in the text, without the commas between thousands; None where there is none."""
+    found = re.findall(rf"(?:(?<![\w)])[-+])?{NUMBER}", text)  # the 3 of 2-3 has no sign
+    return found[-1].replace(",", "") if found else None
+
+
+def letter(text: str) -> str | None:
+    r"""The letter of a multiple choice, A to J: alone in the last box, or last named the answer; None without one.
+
+    `\\boxed{C}`, `\\boxed{\\text{(C)}}`, "the answer is (C)", "Answer: C" and a text that is nothing but "C" or
+    "(C)" are understood.
+    """
+    box = boxed(text)
+    whole = (text if box is None else box).strip()[:40]
+    if alone := re.fullmatch(r"\W*(?:text|textbf|mathrm|mathbf)?\W*([A-J])\W*", whole):
+        return alone[1]
+    named = re.findall(r"(?i:answer(?: is)?)[ :*\n]*\(?([A-J])\b", text) if box is None else []
+    return named[-1] if named else None
+
+
+def final_answer(text: str) -> str:
+    """The answer of a reference solution: what follows `####`, else what is boxed, else all of it."""
+    found = after_hashes(text)
+    if found is None:
+        found = boxed(text)
+    return text.strip() if found is None else found
+
+
+# --- judges ----------------------------------------------------------------------------------------------
+
+
+def is_correct(response: str, answer: str) -> bool:
+    r"""Whether the last `\\boxed{}` of the response is worth the answer, by mathematics: 1/2, 0.5, \\frac12.
+
+    By math-verify, after plain numbers and equal texts, which need no algebra. Some expressions take for ever, in
+    code that nothing but the end of its process can stop: judge responses of a model through `Reward`.
+
+    Args:
+        response: What counts is its last box.
+        answer: LaTeX, with or without a box or dollars around it.
+    """
+    found = boxed(response)
+    if not found:
+        return False
+    wanted = _bare(answer)
+    if _spaceless(found) == _spaceless(wanted):
+        return True
+    numbers = _number(found), _number(wanted)
+    if None not in numbers and numbers[0] == numbers[1]:
+        return True
+    if all(number is not None and number == number.to_integral_value() for number in numbers):
+        return False
+    math_verify = _math_verify()
+    parsed = [math_verify.parse(rf"\boxed{{{text}}}", parsing_timeout=None) for text in (wanted, found)]
+    return bool(math_verify.verify(*parsed, timeout_seconds=None))
+
+
+def is_number(response: str, answer: str) -> bool:
+    """Whether the response gives the number that the answer is: after `####`, in a box, or the last one in it."""
+    found = after_hashes(response)
+    if found is None:
+        found = boxed(response)
+    text, wanted = last_number(response if found is None else found), _number(final_answer(answer))
+    return text is not None and wanted is not None and Decimal(text) == wanted
+
+
+def is_exact(response: str, answer: str) -> bool:
+    """Whether the response is the answer: after `####`, in a box, or all of it; space at the ends is no part."""
+    return final_answer(response) == final_answer(answer)
+
+
+def is_choice(response: str, answer: str) -> bool:
+    """Whether the response chooses the letter that the answer is."""
+    found = letter(response)
+    return found is not None and found == letter(answer)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """1 where a judge finds the row's answer in the response, else 0."""
+
+    judge: Judge = is_correct
+    column: str = "answer"
+    """Of the row."""
+
+    def __call__(self, response: str, row: Row) -> float:
+        """The reward of one response."""
+        return float(self.judge(response, str(row[self.column])))
+
+    def prepare(self) -> None:
+        """Have the parser of mathematics ready: the first expression takes as long as a hundred others."""
+        if self.judge is is_correct:
+            is_correct(r"\boxed{x + \frac{1}{2}}", r"\frac{1}{2} + x")
+
+
+@dataclass(frozen=True)
+class Format:
+    r"""1 where the response has a closed `\\boxed{}` that is not empty, or matches a pattern; else 0."""
+
+    pattern: str | None = None
+    """A regular expression that must match somewhere, such as `</think>.*\\\\boxed`; None asks for the box."""
+
+    def __call__(self, response: str, row: Row) -> float:  # noqa: ARG002 - as all rewards are called
+        """The reward of one response."""
+        if self.pattern is None:
+            return float(bool(boxed(response)))
+        return float(re.search(self.pattern, response, re.DOTALL) is not None)
+
+
+# --- batches ---------------------------------------------------------------------------------------------
+
+
+class Scores(NamedTuple):
+    """What a batch of responses is worth."""
+
+    total: np.ndarray
+    """`[B]` float64, the weighted sum."""
+    parts: dict[str, np.ndarray]
+    """`[B]` of each function, before its weight."""
+    failures: list[tuple[int, str, str]]
+    """Sample, function and reason, where a function gave no number and the part is 0."""
+
+
+class Reward:
+    """A weighted sum of functions of a response and its row, which costs a failing sample and not the run.
+
+        with Reward({"correct": Answer(is_correct), "format": Format()}, weights={"format": 0.1}) as reward:
+            rewards = reward(responses, rows)
+
+    A function that raises, returns no finite number, takes longer than `seconds` or ends its process gives 0 for
+    that sample. The reason is counted in `failures` and logged, once a call for each kind. Functions run in
+    processes that are started anew, not forked, as the parent has threads; one that is stuck is killed, with what
+    it started, and replaced. They stay for the next call, and go with `close`, with the object, or with the
+    parent. A script that makes a `Reward` needs `if __name__ == "__main__":`, as with all of `multiprocessing`.
+    On Linux each may take 4 GiB more than it starts with. A function that is an object with a method `prepare` has
+    it called once in each process, before its time counts.
+
+    Args:
+        functions: By name, or one alone, which is then called "reward". They must be found by name in a module
+            that can be imported, or be objects of such a class.
+        weights: By name; 1 where there is none.
+        workers: Processes; 0 calls the functions here, without a limit of time. That is for functions that are
+            known to be quick.
+        seconds: A function may take for one sample.
+
+    Raises:
+        ValueError: No function, a weight without one, a function that cannot be pickled, or a number out of range.
+    """
+
+    def __init__(
+        self,
+        functions: Mapping[str, Function] | Function,
+        *,
+        weights: Mapping[str, float] | None = None,
+        workers: int = 2,
+        seconds: float = 5.0,
+    ) -> None:
+        self.functions = dict(functions) if isinstance(functions, Mapping) else {"reward": functions}
+        self.weights = dict.fromkeys(self.functions, 1.0) | dict(weights or {})
+        if not self.functions:
+            raise ValueError("functions is empty: give one reward at least")
+        if unknown := set(self.weights) - set(self.functions):
+            raise ValueError(f"weights has {sorted(unknown)}: there are the functions {sorted(self.functions)}")
+        if workers < 0:
+            raise ValueError(f"workers={workers} must be 0, for this process, or more")
+        if not seconds > 0:
+            raise ValueError(f"seconds={seconds} must be above 0")
+        self.workers, self.seconds = workers, seconds
+        self.failures: Counter[str] = Counter()
+        """How often each function failed, and how, over all calls."""
+        self._pool: list[_Worker] = []
+        self._lock = threading.Lock()
+        self._finalizer = weakref.finalize(self, _stop, self._pool)
+        self._payload = b""
+        if workers:
+            try:
+                self._payload = pickle.dumps(self.functions)
+            except (pickle.PicklingError, AttributeError, TypeError) as error:
+                raise ValueError(
+                    f"a reward function cannot be sent to another process ({error}): define it at the top level "
+                    "of a module, or give workers=0, which has no limit of time"
+                ) from None
+
+    def __call__(self, responses: Sequence[str], rows: Sequence[Row]) -> np.ndarray:
+        """`[B]` float64: what each response is worth with its row; see `score`."""
+        return self.score(responses, rows).total
+
+    def score(self, responses: Sequence[str], rows: Sequence[Row]) -> Scores:
+        """The same with its parts.
+
+        Args:
+            responses: Texts.
+            rows: One for each response, such as a problem of a task.
+
+        Raises:
+            ValueError: Lengths that differ, or functions that the processes cannot import.
+            RuntimeError: The processes do not start.
+        """
+        if len(responses) != len(rows):
+            raise ValueError(f"{len(responses)} responses and {len(rows)} rows: there must be a row a response")
+        jobs = [
+            _Job(index, name, response, row)
+            for index, (response, row) in enumerate(zip(responses, rows, strict=True))
+            for name in self.functions
+        ]
+        with self._lock:
+            if self.workers:
+                self._run(jobs)
+            else:
+                for job in jobs:
+                    job.finish(*_call(self.functions, *job.work))
+            self._count([job for job in jobs if job.reason])
+        parts = {name: np.zeros(len(responses)) for name in self.functions}
+        for job in jobs:
+            parts[job.name][job.index] = job.value
+        total = sum((self.weights[name] * part for name, part in parts.items()), np.zeros(len(responses)))
+        return Scores(total, parts, [(job.index, job.name, job.reason) for job in jobs if job.reason])
+
+    def close(self) -> None:
+        """End the processes; a later call starts new ones."""
+        with self._lock:
+            _stop(self._pool)
+
+    def __enter__(self) -> Reward:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self, jobs: list[_Job]) -> None:
+        """Hand out jobs one by one; a worker is starting, idle, or busy with one."""
+        waiting = deque(jobs)
+        try:
+            while waiting or any(worker.job for worker in self._pool):
+                self._pool += [
+                    _Worker(self._payload) for _ in range(min(self.workers, len(waiting)) - len(self._pool))
+                ]
+                for worker in self._pool:
+                    if waiting and worker.ready and not worker.job:
+                        worker.give(waiting.popleft(), self.seconds)
+                limit = min(worker.deadline for worker in self._pool if not worker.idle)
+                busy = {worker.connection: worker for worker in self._pool if not worker.idle}
+                for connection in wait(list(busy), max(0.0, limit - time.monotonic())):
+                    busy[connection].listen()  # type: ignore[index]
+                now = time.monotonic()
+                for worker in [worker for worker in self._pool if worker.over(now)]:
+                    self._pool.remove(worker)
+                    worker.end()
+                    if worker.job:
+                        worker.job.finish(0.0, worker.epitaph(self.seconds))
+                    elif worker.doubt:  # it died idle, before it read the job: that is not the sample's fault
+                        waiting.appendleft(worker.doubt)
+        except BaseException:  # Ctrl-C too: answers that nobody has read must not reach the next call
+            _stop(self._pool)
+            raise
+
+    def _count(self, failed: list[_Job]) -> None:
+        kinds = Counter(f"{job.name}: {job.kind}" for job in failed)
+        self.failures.update(kinds)
+        for kind, count in kinds.items():
+            first = next(job for job in failed if f"{job.name}: {job.kind}" == kind)
+            log.warning(
+                "reward %s (%d in this batch, which get 0 for it; the first: %s, at the response %.200r)",
+                kind,
+                count,
+                first.reason,
+                first.response,
+            )
+
+
+# --- processes -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Job:
+    """A function of a sample."""
+
+    index: int
+    name: str
+    response: str
+    row: Row
+    value: float = 0.0
+    reason: str = ""
+
+    @property
+    def work(self) -> tuple[str, str, Row]:
+        return self.name, self.response, self.row
+
+    @property
+    def kind(self) -> str:
+        """The reason without its details, to be counted by."""
+        return self.reason.partition(":")[0]
+
+    def finish(self, value: float, reason: str) -> None:
+        self.value, self.reason = value, reason
+
+
+@dataclass
+class _Worker:
+    """A process, seen from here."""
+
+    payload: bytes
+    connection: Connection = field(init=False)
+    process: Any = field(init=False)
+    owner: int = field(default_factory=os.getpid)
+    ready: bool = False
+    job: _Job | None = None
+    doubt: _Job | None = None
+    gone: bool = False
+    deadline: float = 0.0
+
+    def __post_init__(self) -> None:
+        context = get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs, self.payload), name=JUDGE, daemon=True)
+        self.process.start()
+        theirs.close()  # so that its end is seen from here
+        self.deadline = time.monotonic() + START_SECONDS
+
+    @property
+    def idle(self) -> bool:
+        return self.ready and not self.job and not self.gone
+
+    def give(self, job: _Job, seconds: float) -> None:
+        try:
+            self.connection.send((seconds, *job.work))
+        except OSError:
+            self.gone, self.doubt = True, job
+        else:
+            self.job, self.deadline = job, time.monotonic() + seconds
+
+    def listen(self) -> None:
+        try:
+            value, reason = self.connection.recv()
+        except (EOFError, OSError):
+            self.gone = True
+            return
+        if self.job:
+            self.job.finish(value, reason)
+            self.job = None
+        elif reason:
+            raise ValueError(
+                f"a reward function cannot be imported where it should run ({reason}): define it in a module, not "
+                "in a notebook, or give workers=0"
+            )
+        else:
+            self.ready = True
+
+    def over(self, now: float) -> bool:
+        """Whether it has died, or has had its time."""
+        late = not self.idle and now >= self.deadline
+        if (late or self.gone) and not self.ready:
+            raise RuntimeError(
+                f"a process for rewards {'died' if self.gone else f'took over {START_SECONDS:.0f} s'} while it "
+                "started; its reason, if it gave one, is on standard error"
+            )
+        return late or self.gone
+
+    def epitaph(self, seconds: float) -> str:
+        if self.gone:
+            return f"ended its process: exit code {self.code}"
+        return f"took too long: more than {seconds:g} s"
+
+    def end(self) -> None:
+        """Kill it, and all that it has started; one that has ended already keeps the code it ended with."""
+        if os.getpid() != self.owner:  # a fork of the parent, whose processes these are not
+            return
+        if self.gone:
+            self.process.join(1.0)
+        if os.name == "posix" and self.ready:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
+        self.process.join()
+        self.code = self.process.exitcode
+        self.process.close()
+        self.connection.close()
+
+
+def _stop(pool: list[_Worker]) -> None:
+    """End all of a pool."""
+    while pool:
+        pool.pop().end()
+
+
+def _work(connection: Connection, payload: bytes) -> None:
+    """What a process does: say that it is ready, then answer until nobody asks any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
+    if os.name == "posix":
+        os.setpgrp()  # a group of its own, which ends as a whole
+    try:
+        functions = pickle.loads(payload)
+        for function in functions.values():
+            if hasattr(function, "prepare"):
+                function.prepare()
+    except BaseException as error:  # whatever an import may do
+        connection.send((0.0, _told(error)))
+        return
+    _limit_memory()
+    connection.send((0.0, ""))
+    while True:
+        try:
+            seconds, *job = connection.recv()
+        except (EOFError, OSError):
+            return
+        _alarm(seconds + 1.0)
+        answer = _call(functions, *job)
+        _alarm(0.0)
+        connection.send(answer)
+
+
+def _call(functions: Mapping[str, Function], name: str, response: str, row: Row) -> tuple[float, str]:
+    """The value of a function and an empty reason, or 0 and why."""
+    try:
+        found = functions[name](response, row)
+        value = float(found)
+    except Exception as error:
+        return 0.0, f"raised {type(error).__name__}: {_told(error)}"
+    except SystemExit as error:
+        return 0.0, f"raised SystemExit: {error.code!r:.200}"
+    if not math.isfinite(value):
+        return 0.0, f"returned no finite number: {value}"
+    return value, ""
+
+
+def _told(error: BaseException) -> str:
+    return traceback.format_exception_only(error)[-1].strip()[:200]
+
+
+def _alarm(seconds: float) -> None:
+    """End this process by then, whatever it does, even where the parent has gone and cannot."""
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def _limit_memory() -> None:
+    if sys.platform == "linux":
+        import resource
+
+        with open("/proc/self/statm") as file:
+            now = int(file.read().split()[0]) * resource.getpagesize()
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        limit = now + MEMORY if most == resource.RLIM_INFINITY else min(now + MEMORY, most)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, most))
+
+
+# --- parts -----------------------------------------------------------------------------------------------
+
+
+@cache
+def _math_verify() -> Any:
+    require("language", "math_verify")
+    import math_verify  # type: ignore[import-untyped]
+
+    for module in ("parser", "grader"):  # it says that it has no time limit; here the process has one
+        logging.getLogger(f"math_verify.{module}").addFilter(
+            lambda record: not record.getMessage().startswith("Timeout is disabled")
+        )
+    return math_verify
+
+
+def _bare(answer: str) -> str:
+    """Without a box, `####` or dollars around it."""
+    return final_answer(answer).strip("$").strip()
+
+
+def _spaceless(text: str) -> str:
+    return re.sub(r"\s+", "", text)
+
+
+def _number(text: str) -> Decimal | None:
+    """A plain number: `1,234.5`, `-3`, `$12`, `7.`; None where the text is anything else."""
+    text = text.strip().removeprefix(r"\$").strip("$").rstrip(".")
+    return Decimal(text.replace(",", "")) if re.fullmatch(rf"[-+]?{NUMBER}", text) else None

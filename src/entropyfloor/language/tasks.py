@@ -1,0 +1,810 @@
+"""What a language model is asked: tasks made from a seed, and questions with answers from files.
+
+Countdown, arithmetic and modular chains need no download. Their prompts and solutions are a few dozen characters
+from a small alphabet, so that a transformer of some 0.8M parameters, reading character by character, learns them.
+Which problems are for training and which are held out is decided by the problem alone: no seed mixes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import operator
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from entropyfloor.extras import require
+from entropyfloor.language.rewards import Answer, Function, Reward, Row, boxed, final_answer, is_correct
+
+if TYPE_CHECKING:
+    from entropyfloor.language.config import LanguageConfig
+
+Split = Literal["train", "test"]
+Form = Literal["steps", "expression"]
+
+DIGITS = "0123456789"
+HELD_OUT = 10
+"""One problem in so many is for testing."""
+LONGEST = 4000
+"""Characters of a response to a made task that are looked at; those of a solution are far fewer."""
+LARGEST_RESULT = 999
+"""Of a step in a derivation."""
+OPERATORS: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.truediv,
+}
+INTEGER = r"(?:0|-?[1-9][0-9]*)"
+STEP = re.compile(rf"({INTEGER})([-+*/])({INTEGER})=({INTEGER})")
+
+log = logging.getLogger(__name__)
+
+
+class Problem(NamedTuple):
+    """One question."""
+
+    prompt: str
+    answer: str
+    row: Row
+    """Both, and what else is known of it; what rewards are given."""
+
+
+class Task(Protocol):
+    """What can be asked, answered and judged."""
+
+    @property
+    def name(self) -> str:
+        """As a run is called after it."""
+
+    @property
+    def alphabet(self) -> str:
+        """The characters of prompts and solutions."""
+
+    @property
+    def max_prompt(self) -> int:
+        """Longest prompt, in characters."""
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Room for a solution and its end, in characters, or in tokens of a language model."""
+
+    def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
+        """Different problems, the same for the same seed; the first of more are these.
+
+        Raises:
+            ValueError: There are not so many.
+        """
+
+    def solution(self, problem: Problem, rng: np.random.Generator, *, wander: bool = False) -> str:
+        """A response that earns 1, written step by step; to wander, one that is well formed and may miss."""
+
+    def reward(self, problem: Problem, response: str) -> float:
+        """1 for a right response, 0 for any other."""
+
+
+def task_of(config: LanguageConfig) -> Task:
+    """The task that a config asks for.
+
+    Raises:
+        ValueError: There is no such task, or its files cannot be used.
+    """
+    name = config.task
+    if name in ("countdown-3", "countdown-4"):
+        return Countdown(int(name[-1]))
+    if name == "arithmetic":
+        return Arithmetic()
+    if name == "modular":
+        return Modular()
+    if name != "file":
+        raise ValueError(f"task={name!r} must be countdown-3, countdown-4, arithmetic, modular or file")
+    if config.data is None:
+        raise ValueError("task=file needs data, a jsonl, json or parquet file of questions with answers")
+    return Questions.read(config.data, config.test_data, min_level=config.min_level, prompt=config.prompt)
+
+
+@dataclass(frozen=True)
+class TaskReward:
+    """A task's reward as a function of response and row, for `Reward`."""
+
+    task: Task
+
+    def __call__(self, response: str, row: Row) -> float:
+        """The reward of one response."""
+        return self.task.reward(Problem(row["prompt"], row["answer"], row), response)
+
+
+# --- made from a seed ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Countdown:
+    """Reach a target from some numbers, each used once, with + - * /.
+
+    `3,7,12=15:` is solved by `12-7=5,5*3=15` in the form of steps: each takes two numbers that are there and puts
+    its whole result in their place; the last result is the target. An expression, `(12-7)*3`, may have fractions
+    on its way. Arithmetic is exact.
+
+    Args:
+        numbers: How many.
+        largest: The largest of them.
+        largest_target: Targets are from 1 to this.
+        form: Of solutions, and the only one that is accepted.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    numbers: int = 3
+    largest: int = 20
+    largest_target: int = 99
+    form: Form = "steps"
+
+    def __post_init__(self) -> None:
+        _at_least("numbers", self.numbers, 2)
+        _at_least("largest", self.largest, 2)
+        _at_least("largest_target", self.largest_target, 1)
+        if self.form not in ("steps", "expression"):
+            raise ValueError(f"form={self.form!r} must be steps or expression")
+
+    @property
+    def name(self) -> str:
+        """`countdown-3`."""
+        return f"countdown-{self.numbers}"
+
+    @property
+    def alphabet(self) -> str:
+        """Digits, operators and what is between them."""
+        return DIGITS + ("+-*/=,:" if self.form == "steps" else "+-*/=,:()")
+
+    @property
+    def max_prompt(self) -> int:
+        """Longest prompt, in characters."""
+        return self.numbers * (len(str(self.largest)) + 1) + len(str(self.largest_target)) + 1
+
+    @property
+    def max_new_tokens(self) -> int:
+        """A step is `999*999=999,` at most; an expression is shorter."""
+        digits = max(len(str(self.largest)), len(str(LARGEST_RESULT)))
+        return (self.numbers - 1) * (3 * digits + 3) + 1
+
+    def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
+        """Random numbers and what some derivation makes of them; in another order they are the same problem."""
+
+        def draw(rng: np.random.Generator) -> tuple[str, Problem] | None:
+            numbers = [int(n) for n in rng.integers(1, self.largest + 1, self.numbers)]
+            steps, target, expression = _derive(numbers, rng)
+            if not 1 <= target <= self.largest_target:
+                return None
+            prompt = f"{','.join(map(str, numbers))}={target}:"
+            row = {"prompt": prompt, "answer": str(target), "numbers": numbers, "target": target}
+            row["solution"] = steps if self.form == "steps" else expression
+            return f"{sorted(numbers)} {target}", Problem(prompt, str(target), row)
+
+        return _distinct(self.name, draw, split, count, seed)
+
+    def solution(self, problem: Problem, rng: np.random.Generator, *, wander: bool = False) -> str:
+        """The derivation that the target comes from; to wander, another one of the same numbers."""
+        if not wander:
+            return str(problem.row["solution"])
+        steps, _, expression = _derive(problem.row["numbers"], rng)
+        return steps if self.form == "steps" else expression
+
+    def reward(self, problem: Problem, response: str) -> float:
+        """1 where every number is used exactly once, every step is right and the target is reached."""
+        text, numbers, target = response.strip(), problem.row["numbers"], problem.row["target"]
+        if len(text) > LONGEST:
+            return 0.0
+        reached = _after_steps(text, numbers) if self.form == "steps" else _of_expression(text, numbers, target)
+        return float(reached == target)
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """`47*36:`, to be answered `47*30=1410,47*6=282,1410+282=1692`: sums, differences, products digit by digit.
+
+    What counts is the last result; all steps must be well formed.
+
+    Args:
+        digits: Of the larger numbers.
+        operators: Some of + - *.
+
+    Raises:
+        ValueError: A number is out of its range, or an operator unknown.
+    """
+
+    digits: int = 2
+    operators: str = "+-*"
+
+    def __post_init__(self) -> None:
+        _at_least("digits", self.digits, 1)
+        if not self.operators or set(self.operators) - set("+-*"):
+            raise ValueError(f"operators={self.operators!r} must be some of + - *")
+
+    @property
+    def name(self) -> str:
+        """`arithmetic`."""
+        return "arithmetic"
+
+    @property
+    def alphabet(self) -> str:
+        """Digits, operators and what is between them."""
+        return DIGITS + "+-*=,:"
+
+    @property
+    def max_prompt(self) -> int:
+        """Longest prompt, in characters."""
+        return 2 * self.digits + 2
+
+    @property
+    def max_new_tokens(self) -> int:
+        """That of the largest numbers, and the end."""
+        largest = 10**self.digits - 1
+        return max(len(",".join(_arithmetic(largest, sign, largest))) for sign in (*self.operators, "+")) + 1
+
+    def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
+        """Two numbers of up to `digits` digits; no difference is below 0, and 2+3 is no other problem than 3+2."""
+
+        def draw(rng: np.random.Generator) -> tuple[str, Problem]:
+            a, b = (int(n) for n in rng.integers(1, 10**self.digits, 2))
+            sign = self.operators[rng.integers(len(self.operators))]
+            if sign == "-":
+                a, b = max(a, b), min(a, b)
+            prompt, answer = f"{a}{sign}{b}:", str(OPERATORS[sign](Fraction(a), Fraction(b)))
+            row = {"prompt": prompt, "answer": answer, "a": a, "operator": sign, "b": b}
+            return f"{max(a, b)}{sign}{min(a, b)}", Problem(prompt, answer, row)
+
+        return _distinct(self.name, draw, split, count, seed)
+
+    def solution(self, problem: Problem, rng: np.random.Generator, *, wander: bool = False) -> str:
+        """Step by step; to wander, with any last result of as many digits."""
+        steps = _arithmetic(problem.row["a"], problem.row["operator"], problem.row["b"])
+        if wander:
+            left, _, result = steps[-1].partition("=")
+            steps[-1] = f"{left}={_any_number(len(result), rng)}"
+        return ",".join(steps)
+
+    def reward(self, problem: Problem, response: str) -> float:
+        """1 where the last result is right."""
+        return float(_last_result(response) == problem.answer)
+
+
+@dataclass(frozen=True)
+class Modular:
+    """`3+5*2-4%7:`, from left to right modulo 7, to be answered `3+5=1,1*2=2,2-4=5`.
+
+    The steps must be those of the chain, each from the result before it; of the results only the last one counts.
+
+    Args:
+        length: Operations.
+        modulus: Of all results.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    length: int = 5
+    modulus: int = 7
+
+    def __post_init__(self) -> None:
+        _at_least("length", self.length, 1)
+        _at_least("modulus", self.modulus, 2)
+
+    @property
+    def name(self) -> str:
+        """`modular`."""
+        return "modular"
+
+    @property
+    def alphabet(self) -> str:
+        """Digits, operators and what is between them."""
+        return DIGITS + "+-*=,%:"
+
+    @property
+    def max_prompt(self) -> int:
+        """Longest prompt, in characters."""
+        return self._width * (self.length + 1) + self.length + len(str(self.modulus)) + 2
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Longest solution, and its end."""
+        return self.length * (3 * self._width + 3)
+
+    @property
+    def _width(self) -> int:
+        return len(str(self.modulus - 1))
+
+    def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
+        """Numbers below the modulus and operators, all equally likely."""
+
+        def draw(rng: np.random.Generator) -> tuple[str, Problem]:
+            numbers = [int(n) for n in rng.integers(self.modulus, size=self.length + 1)]
+            signs = ["+-*"[i] for i in rng.integers(3, size=self.length)]
+            chain = str(numbers[0]) + "".join(f"{s}{n}" for s, n in zip(signs, numbers[1:], strict=True))
+            row: dict[str, Any] = {"prompt": f"{chain}%{self.modulus}:", "numbers": numbers, "operators": signs}
+            row["answer"] = self._steps(row)[-1].partition("=")[2]
+            return chain, Problem(row["prompt"], row["answer"], row)
+
+        return _distinct(self.name, draw, split, count, seed)
+
+    def solution(self, problem: Problem, rng: np.random.Generator, *, wander: bool = False) -> str:
+        """Step by step; to wander, with any result at one of them, and on from there."""
+        if not wander:
+            return ",".join(self._steps(problem.row))
+        return ",".join(self._steps(problem.row, int(rng.integers(self.length)), int(rng.integers(self.modulus))))
+
+    def reward(self, problem: Problem, response: str) -> float:
+        """1 where the last result is right, at the end of the chain's steps."""
+        value, *rest = problem.row["numbers"]
+        steps = response.strip().split(",")
+        if len(steps) != len(rest):
+            return 0.0
+        for step, sign, number in zip(steps, problem.row["operators"], rest, strict=True):
+            parsed = STEP.fullmatch(step)
+            if parsed is None or parsed.group(1, 2, 3) != (str(value), sign, str(number)):
+                return 0.0
+            value = parsed[4]
+        return float(value == problem.answer)
+
+    def _steps(self, row: Row, astray: int | None = None, result: int = 0) -> list[str]:
+        """The steps; at number `astray` the result is another one."""
+        value, *rest = row["numbers"]
+        steps = []
+        for i, (sign, number) in enumerate(zip(row["operators"], rest, strict=True)):
+            right = int(OPERATORS[sign](Fraction(value), Fraction(number)) % self.modulus)
+            after = result if i == astray else right
+            steps.append(f"{value}{sign}{number}={after}")
+            value = after
+        return steps
+
+
+# --- from files ------------------------------------------------------------------------------------------
+
+
+QUESTION_COLUMNS = ("problem", "question", "prompt", "input")
+ANSWER_COLUMNS = ("answer", "final_answer", "reward_model.ground_truth", "ground_truth", "solution")
+"""Looked for in this order; a dot goes into a column of columns."""
+CHOICES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+class Questions:
+    """Questions with answers, judged by mathematics in processes of their own.
+
+    Args:
+        train: Rows to train on.
+        test: Rows to be judged on, which are taken out of `train`; None holds a tenth of `train` out.
+        reward: What a response is worth; `is_correct` by default. It is called through `Reward`, so that nothing
+            hangs.
+        name: As a run is called after it.
+        seconds: A reward may take.
+
+    Raises:
+        ValueError: Nothing is left to train on, or to be judged on.
+    """
+
+    max_new_tokens = 1024
+
+    def __init__(
+        self,
+        train: Sequence[Problem],
+        test: Sequence[Problem] | None = None,
+        *,
+        reward: Function | None = None,
+        name: str = "file",
+        seconds: float = 5.0,
+    ) -> None:
+        held = [p for p in train if _is_held_out(p.prompt)] if test is None else list(test)
+        asked = {problem.prompt for problem in held}
+        self.name = name
+        self._problems = {"train": _unique(p for p in train if p.prompt not in asked), "test": _unique(held)}
+        for split, problems in self._problems.items():
+            if not problems:
+                raise ValueError(f"{name} has no problem to {split} with: give more, or test data of its own")
+        everything = [*self._problems["train"], *self._problems["test"]]
+        self.alphabet = "".join(sorted({c for p in everything for c in p.prompt + p.answer}))
+        self.max_prompt = max(len(p.prompt) for p in everything)
+        self._reward = Reward(reward or Answer(is_correct), seconds=seconds)
+
+    @classmethod
+    def read(
+        cls,
+        train: str | Path,
+        test: str | Path | None = None,
+        *,
+        min_level: int = 0,
+        prompt: str = "{question}",
+        question: str | None = None,
+        answer: str | None = None,
+        **options: Any,
+    ) -> Questions:
+        """From files.
+
+        Args:
+            train: jsonl, json or parquet.
+            test: Another one; None holds a tenth of `train` out.
+            min_level: Least level of `train`, as MATH has them in its column `level`; 0 asks for none.
+            prompt: What is asked; `{question}` stands for the question.
+            question: Column, found by itself where it is called as usual; see `QUESTION_COLUMNS`.
+            answer: Column, found by itself; see `ANSWER_COLUMNS`.
+            options: Of the class.
+
+        Raises:
+            ValueError: A file, a column or a level is missing, or a file is damaged.
+        """
+        if "{question}" not in prompt:
+            raise ValueError(f"prompt={prompt!r} must have {{question}} in it, where the question goes")
+
+        def problems(path: str | Path, least: int) -> list[Problem]:
+            rows = read_rows(path)
+            rows = at_level(rows, least, str(path)) if least else rows
+            return problems_of(rows, question, answer, prompt=prompt, source=str(path))
+
+        held = None if test is None else problems(test, 0)
+        return cls(problems(train, min_level), held, **({"name": Path(train).stem} | options))
+
+    def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
+        """Some of them, at random, without repeating one.
+
+        Raises:
+            ValueError: There are not so many.
+        """
+        found = self._problems[split]
+        if count > len(found):
+            raise ValueError(
+                f"{self.name} has {len(found)} problems to {split} with: ask for no more, not {count}"
+            )
+        order = np.random.default_rng([seed, split == "test"]).permutation(len(found))
+        return [found[i] for i in order[:count]]
+
+    def solution(self, problem: Problem, rng: np.random.Generator, *, wander: bool = False) -> str:  # noqa: ARG002
+        """There are none.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(f"{self.name} has answers and no solutions to imitate: set warm_start_steps to 0")
+
+    def reward(self, problem: Problem, response: str) -> float:
+        """1 for a right response, 0 for any other; for many at a time `rewards` is faster."""
+        return float(self.rewards([problem], [response])[0])
+
+    def rewards(self, problems: Sequence[Problem], responses: Sequence[str]) -> np.ndarray:
+        """`[B]`, of each response to its problem."""
+        return self._reward(responses, [problem.row for problem in problems])
+
+    def close(self) -> None:
+        """End the processes that judge."""
+        self._reward.close()
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a jsonl, json or parquet file as they are.
+
+    A `.json` file may hold a list of objects, or an object a line as `.jsonl` does.
+
+    Raises:
+        ValueError: The file is missing, of another kind, damaged (by its line), or has no rows.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} is no file: give a jsonl, json or parquet file")
+    if path.suffix == ".parquet":
+        rows = _parquet(path)
+    elif path.suffix in (".jsonl", ".json"):
+        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        rows = _json(path, data) if data.lstrip().startswith(b"[") else _lines(path, data)
+    else:
+        raise ValueError(f"{path} must end in .jsonl, .json or .parquet")
+    if not rows:
+        raise ValueError(f"{path} has no rows")
+    return rows
+
+
+def problems_of(
+    rows: Sequence[Row],
+    question: str | None = None,
+    answer: str | None = None,
+    *,
+    prompt: str = "{question}",
+    source: str = "the data",
+) -> list[Problem]:
+    """Problems of rows, whatever their columns are called.
+
+    A question may be a text or a list of messages, of which the user's count, and gets its choices behind it where
+    there is a column `options` or `choices`. An answer is what follows `####`, or what is boxed, or all of its
+    text. Rows without a question or an answer are left out, which is logged.
+
+    Args:
+        rows: From `read_rows`, say.
+        question: Column; None finds it.
+        answer: Column; None finds it.
+        prompt: What is asked; `{question}` stands for the question.
+        source: What a message calls the rows.
+
+    Raises:
+        ValueError: A column is missing; the message names those that there are.
+    """
+    ask = _column(rows, question, QUESTION_COLUMNS, "question", source)
+    tell = _column(rows, answer, ANSWER_COLUMNS, "answer", source)
+    found = []
+    for row in rows:
+        asked, told = _question(row, ask), final_answer(_text(_value(row, tell)))
+        if asked and told:
+            text = prompt.replace("{question}", asked)
+            found.append(Problem(text, told, {**row, "prompt": text, "answer": told}))
+    if missing := len(rows) - len(found):
+        log.warning("%s: %d of %d rows have no question or no answer and are left out", source, missing, len(rows))
+    return found
+
+
+def at_level(rows: Sequence[Row], least: int, source: str = "the data") -> list[dict[str, Any]]:
+    """Rows whose `level`, `4` or `Level 4`, is at least so much; those without a number are left out.
+
+    Raises:
+        ValueError: There is no such column, or no row is left.
+    """
+    _column(rows, "level", (), "level", source)
+    levels = [re.search(r"[0-9]+", str(row.get("level"))) for row in rows]
+    found = [dict(row) for row, level in zip(rows, levels, strict=True) if level and int(level[0]) >= least]
+    if not found:
+        highest = max((int(level[0]) for level in levels if level), default=None)
+        raise ValueError(f"{source} has no row of level {least} or above: its highest is {highest}")
+    return found
+
+
+# --- parts of made tasks ---------------------------------------------------------------------------------
+
+
+def _distinct(
+    name: str,
+    draw: Callable[[np.random.Generator], tuple[str, Problem] | None],
+    split: Split,
+    count: int,
+    seed: int,
+) -> list[Problem]:
+    """Draw until there are so many of the split, which is decided by a problem's key."""
+    if split not in ("train", "test"):
+        raise ValueError(f"split={split!r} must be train or test")
+    rng = np.random.default_rng([seed, split == "test"])
+    found: dict[str, Problem] = {}
+    misses = 0
+    while len(found) < count:
+        drawn = draw(rng)
+        if drawn is None:
+            continue
+        if drawn[0] in found or _is_held_out(drawn[0]) != (split == "test"):
+            misses += 1
+            # Of n + 1 problems the last one is missed so often with a probability below e^-50.
+            if misses > 1000 + 50 * HELD_OUT * (len(found) + 1):
+                raise ValueError(
+                    f"{name} has no more than {len(found)} problems to {split} with, and not {count}: ask for "
+                    "fewer, or make the task larger"
+                )
+            continue
+        found[drawn[0]], misses = drawn[1], 0
+    return list(found.values())
+
+
+def _is_held_out(key: str) -> bool:
+    """By a hash that is the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") % HELD_OUT == 0
+
+
+def _derive(numbers: Sequence[int], rng: np.random.Generator) -> tuple[str, int, str]:
+    """A random derivation from whole, positive results: its steps, its last result, and all as one expression."""
+    there = [(int(n), str(n)) for n in numbers]
+    most = max(LARGEST_RESULT, *numbers)
+    steps = []
+    while len(there) > 1:
+        i, j = rng.permutation(len(there))[:2]
+        (a, left), (b, right) = there[i], there[j]
+        if a < b:
+            a, b, left, right = b, a, right, left
+        results = {"+": a + b, "-": a - b, "*": a * b, "/": a // b if a % b == 0 else 0}
+        possible = [sign for sign, c in results.items() if 1 <= c <= most]  # a - b, or a / b where that is 0
+        sign = possible[rng.integers(len(possible))]
+        result = results[sign]
+        steps.append(f"{a}{sign}{b}={result}")
+        there = [x for k, x in enumerate(there) if k not in (i, j)]
+        there.append((result, f"({left}{sign}{right})"))
+    result, expression = there[0]
+    return ",".join(steps), result, expression[1:-1]
+
+
+def _after_steps(text: str, numbers: Sequence[int]) -> Fraction | None:
+    """The last result of steps that use what is there, all of it; None where one of them is wrong."""
+    there, result = Counter(numbers), None
+    steps = text.split(",")
+    if len(steps) != len(numbers) - 1:
+        return None
+    for step in steps:
+        parsed = STEP.fullmatch(step)
+        if parsed is None:
+            return None
+        a, b, c = (int(parsed[k]) for k in (1, 3, 4))
+        there.subtract((a, b))
+        if min(there[a], there[b]) < 0 or (parsed[2] == "/" and b == 0):
+            return None
+        result = OPERATORS[parsed[2]](Fraction(a), Fraction(b))
+        if result != c:
+            return None
+        there[c] += 1
+    return result
+
+
+def _of_expression(text: str, numbers: Sequence[int], target: int) -> Fraction | None:
+    """The value of an expression that uses the numbers, perhaps with `= target` behind it; None where it does not.
+
+    Operators wait on a stack until one that binds less follows; there is no recursion that depth could exhaust.
+    """
+    text, equals, right = (boxed(text) or text).replace(" ", "").partition("=")
+    tokens = re.findall(r"[0-9]+|[-+*/()]", text)
+    if "".join(tokens) != text or (equals and right != str(target)):
+        return None
+    if Counter(int(token) for token in tokens if token.isdigit()) != Counter(numbers):
+        return None
+    binds = {"+": 1, "-": 1, "*": 2, "/": 2}
+    values: list[Fraction] = []
+    waiting: list[str] = []
+
+    def apply() -> bool:
+        sign = waiting.pop()
+        if sign == "(" or len(values) < 2:
+            return False
+        b, a = values.pop(), values.pop()
+        if sign == "/" and b == 0:
+            return False
+        values.append(OPERATORS[sign](a, b))
+        return True
+
+    after_value = False  # a value or ")" was last, so that an operator or ")" may follow, and nothing else
+    for token in tokens:
+        if (token in binds or token == ")") != after_value:
+            return None
+        if token == "(":
+            waiting.append(token)
+        elif token == ")":
+            while waiting and waiting[-1] != "(":
+                if not apply():
+                    return None
+            if not waiting:
+                return None
+            waiting.pop()
+        elif token in binds:
+            while waiting and binds.get(waiting[-1], 0) >= binds[token]:
+                if not apply():
+                    return None
+            waiting.append(token)
+            after_value = False
+        else:
+            values.append(Fraction(int(token)))
+            after_value = True
+    while waiting:
+        if not apply():
+            return None
+    return values[0] if len(values) == 1 and after_value else None
+
+
+def _arithmetic(a: int, sign: str, b: int) -> list[str]:
+    """Steps: a product is the sum of those with each digit of b that is not 0."""
+    if sign != "*":
+        return [f"{a}{sign}{b}={a + b if sign == '+' else a - b}"]
+    parts = [int(digit) * 10**place for place, digit in enumerate(reversed(str(b))) if digit != "0"][::-1]
+    steps = [f"{a}*{part}={a * part}" for part in parts]
+    total = a * parts[0]
+    for part in parts[1:]:
+        steps.append(f"{total}+{a * part}={total + a * part}")
+        total += a * part
+    return steps
+
+
+def _last_result(response: str) -> str | None:
+    """The result of the last step; None where one is malformed."""
+    text = response.strip()
+    if len(text) > LONGEST or not all(STEP.fullmatch(step) for step in text.split(",")):
+        return None
+    return text.rpartition("=")[2]
+
+
+def _any_number(digits: int, rng: np.random.Generator) -> int:
+    return int(rng.integers(10 ** (digits - 1) if digits > 1 else 0, 10**digits))
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name}={value} must be at least {least}")
+
+
+# --- parts of files --------------------------------------------------------------------------------------
+
+
+def _lines(path: Path, data: bytes) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:  # of JSON, or of UTF-8
+                raise ValueError(f"{path}, line {number} is damaged ({error}): repair or remove it") from None
+            rows.append(_object(row, path, f"line {number}"))
+    return rows
+
+
+def _json(path: Path, data: bytes) -> list[dict[str, Any]]:
+    try:
+        rows = json.loads(data)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error})") from None
+    return [_object(row, path, f"row {number}") for number, row in enumerate(rows)]
+
+
+def _object(row: Any, path: Path, where: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise ValueError(f"{path}, {where} holds a {type(row).__name__}: it must be an object with columns")
+    return row
+
+
+def _parquet(path: Path) -> list[dict[str, Any]]:
+    require("language", "pyarrow")
+    import pyarrow  # type: ignore[import-untyped]
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read as parquet: {error}") from None
+    found: list[dict[str, Any]] = table.to_pylist()
+    return found
+
+
+def _value(row: Row, column: str) -> Any:
+    """What a column holds; a dot goes into a column of columns. None where there is nothing."""
+    if column in row:
+        return row[column]
+    first, dot, rest = column.partition(".")
+    inside = row.get(first)
+    return _value(inside, rest) if dot and isinstance(inside, Mapping) else None
+
+
+def _column(rows: Sequence[Row], wanted: str | None, usual: Sequence[str], what: str, source: str) -> str:
+    """The column that is asked for, or the first of the usual ones that some row has."""
+    for name in (wanted,) if wanted else usual:
+        if any(_value(row, name) not in (None, "", []) for row in rows):
+            return name
+    there = sorted({name for row in rows for name in row})
+    asked = repr(wanted) if wanted else f"for the {what}, which would be one of {', '.join(usual)}"
+    raise ValueError(f"{source} has no column {asked}; it has {', '.join(there)}")
+
+
+def _question(row: Row, column: str) -> str:
+    value = _value(row, column)
+    if isinstance(value, list) and all(isinstance(message, Mapping) for message in value):
+        value = "\n\n".join(str(m.get("content", "")) for m in value if m.get("role", "user") == "user")
+    text = _text(value)
+    choices = row.get("options") or row.get("choices")
+    if text and isinstance(choices, list):
+        text += "".join(f"\n{mark}. {choice}" for mark, choice in zip(CHOICES, choices, strict=False))
+    return text
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return ", ".join(_text(part) for part in value)
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
+
+
+def _unique(problems: Any) -> list[Problem]:
+    """Without those that ask what another one before asked."""
+    return list({problem.prompt: problem for problem in reversed(list(problems))}.values())[::-1]

@@ -1,0 +1,582 @@
+"""A language model in progress: supervised warm start, rollouts, updates, evaluations, checkpoints.
+
+A step is a rollout and the updates that share it. Everything random in a step follows from the seed and the number
+of the step, so a run that is resumed is the run that was not interrupted. The policy that samples and is judged is
+always the original one: ERA is in the log-probabilities of the update only.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from entropyfloor.language import losses, model, scores
+from entropyfloor.language.config import LanguageConfig
+from entropyfloor.language.rollout import Responses, parts, sample
+from entropyfloor.language.tasks import Problem, Questions, Task, task_of
+from entropyfloor.runs import Checkpoint, Run
+from entropyfloor.runs.processes import terminated_as_interrupted
+from entropyfloor.runs.progress import Progress
+from entropyfloor.torch import functional as F
+from entropyfloor.torch.checkpoint import arrays_of, pack, tensors_below, unpack_optimiser
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from transformers import PreTrainedModel
+
+INIT, WARM_START, PROBLEMS, SAMPLE, UPDATE, EVALUATE = range(6)
+"""Streams of random numbers."""
+LOW_SHARE, HIGH_SHARE = 0.75, 5.0
+"""Thresholds in entropies that RL began with; the paper's 0.45 and 3.0 are as far apart."""
+IGNORED = -100
+"""The target of padding."""
+SHOWN = 4
+"""Problems of an evaluation whose responses are written out to be read."""
+
+
+class Batch(NamedTuple):
+    """A rollout, as updates need it: `[B]` or `[B, T]`."""
+
+    responses: Responses
+    advantages: Tensor
+    entropies: Float[Tensor, "B T"]
+    """Of the policy that sampled, at each token."""
+    unscaled: Float[Tensor, "B T"]
+    """Its log-probabilities."""
+    old: Float[Tensor, "B T"]
+    """The same at the scale of each response."""
+    scale: Float[Tensor, "B 1"]
+    reference: Float[Tensor, "B T"] | None
+
+    def rows(self, index: Tensor | slice) -> Batch:
+        """Some of the responses."""
+        tensors = (each if each is None else each[index] for each in self[1:])
+        return Batch._make((self.responses.rows(index), *tensors))
+
+
+class Trainer:
+    """A language model in progress.
+
+    Args:
+        config: Settings; `self.config` is what they resolve to.
+
+    Raises:
+        ValueError: There is no such model or data, or the responses do not fit into the model.
+    """
+
+    def __init__(self, config: LanguageConfig) -> None:
+        config = config.resolved()
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.device = device_of(config.device)
+        self.task: Task = task_of(config)
+        length = config.max_new_tokens or self.task.max_new_tokens
+        self.config = replace(config, max_new_tokens=length)
+        self.step = 0
+        seed(config.seed, INIT)
+        if config.model == "tiny":
+            sizes = {"layers": config.layers, "hidden": config.hidden, "heads": config.heads}
+            self.model, self.tokenizer = model.tiny(
+                self.task.alphabet, length=self.task.max_prompt + length + 1, **sizes
+            )
+        else:
+            self.model, self.tokenizer = model.load(config.model)
+        self.model.to(self.device)  # type: ignore[arg-type]
+        model.head_of(self.model)  # which refuses what cannot be trained here
+        self.reference: PreTrainedModel | None = None
+        self.optimiser = self._optimiser(config.learning_rate)
+        self.thresholds: tuple[float, float] | None = None
+
+    def fit(self, run: Run) -> None:
+        """Train to the end, with an evaluation before RL and every `eval_every` steps.
+
+        Ctrl-C and SIGTERM stop at once: what follows the last checkpoint is done again.
+        """
+        config = self.config
+        alone = parent_process() is None
+        shown = Progress(
+            config.warm_start_steps + config.steps,
+            unit="steps",
+            label="" if alone else f"seed {config.seed}",
+            bar=alone,
+            every=1,
+        )
+        with run.recording(), shown as progress, terminated_as_interrupted():
+            try:
+                if self.step == 0 and not run.checkpoints():
+                    self._warm_start(run, progress)
+                    self._evaluate(run, progress)
+                    self.save(run)
+                if config.kl_coef and self.reference is None:
+                    self.reference = copy.deepcopy(self.model).eval()
+                while self.step < config.steps:
+                    found = self._train_step()
+                    self.step += 1
+                    run.log(self.step, found)
+                    self._check_finite(found, run)
+                    progress.advance(config.warm_start_steps + self.step)
+                    last = self.step == config.steps
+                    if last or self.step % config.eval_every == 0:
+                        self._evaluate(run, progress)
+                    if last or self.step % config.checkpoint_every == 0:
+                        self.save(run)
+                self.export(run.path / "model")
+            except KeyboardInterrupt:
+                way = f"continue with: entropyfloor train language --resume {run.path}"
+                raise KeyboardInterrupt(f"in step {self.step + 1}: {way}") from None
+            finally:
+                if isinstance(self.task, Questions):
+                    self.task.close()  # which has processes
+
+    def export(self, path: Path) -> None:
+        """Write the model and its tokenizer where transformers, and whatever reads its files, can load them."""
+        self.model.save_pretrained(path)
+        self.tokenizer.save_pretrained(path)
+
+    def save(self, run: Run) -> None:
+        """Write everything that `restore` needs."""
+        tensors: dict[str, Tensor] = {f"model/{name}": p for name, p in self.model.named_parameters()}
+        if self.reference is not None:
+            tensors |= {f"reference/{name}": p for name, p in self.reference.named_parameters()}
+        state = {
+            "optimiser": pack(self.optimiser.state_dict(), "optimiser", tensors),
+            "thresholds": None if self.thresholds is None else [str(value) for value in self.thresholds],
+        }
+        run.save(self.step, arrays_of(tensors), state)
+
+    @torch.no_grad()
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint of a run with the same settings."""
+        self._load(self.model, tensors_below("model/", checkpoint.arrays))
+        if reference := tensors_below("reference/", checkpoint.arrays):
+            self.reference = copy.deepcopy(self.model).eval()
+            self._load(self.reference, reference)
+        everything = tensors_below("", checkpoint.arrays)
+        self.optimiser.load_state_dict(unpack_optimiser(checkpoint.state["optimiser"], everything))
+        if (thresholds := checkpoint.state["thresholds"]) is not None:
+            self.thresholds = float(thresholds[0]), float(thresholds[1])
+        self.step = checkpoint.step
+
+    @torch.no_grad()
+    def judge(self, problems: int, samples: int) -> tuple[dict[str, float], str]:
+        """What the model makes of held-out problems: numbers, and some of its responses to read."""
+        config = self.config
+        seed(config.seed, EVALUATE, self.step)
+        asked = self.task.problems("test", problems, 0)
+        drawn = self._sample([p for p in asked for _ in range(samples)], config.eval_temperature)
+        rewards = self._rewards(asked, drawn, samples)
+        correct = (rewards >= 1.0).sum(1)
+        entropies = self._entropies(drawn)
+        of_responses = F.response_entropy(entropies, drawn.response_mask, config.top_fraction).cpu()
+        greedy = self._rewards(asked, self._sample(asked, 0.0), 1)
+        found = {
+            "avg_at_k": float(correct.double().mean()) / samples,
+            "greedy": float((greedy >= 1.0).double().mean()),
+            "realised_entropy": float(of_responses.mean()),
+            "realised_entropy/min": float(of_responses.min()),
+            "realised_entropy/q05": float(of_responses.quantile(0.05)),
+            "response_length/eval": float(drawn.response_mask.sum(1).double().mean()),
+        }
+        ks = powers(samples)
+        found |= {f"pass_at_{k}": float(scores.pass_at_k(samples, correct.numpy(), k).mean()) for k in ks}
+        return found, told(asked[:SHOWN], drawn, rewards[:SHOWN])
+
+    # --- parts of a run ---------------------------------------------------------------------------------
+
+    def _warm_start(self, run: Run, progress: Progress) -> None:
+        """Learn from solutions, some of them wrong: then RL has something to reward and something to improve."""
+        config = self.config
+        optimiser = self._optimiser(config.warm_start_learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, config.warm_start_steps))
+        end = self.tokenizer.eos_token or ""
+        for step in range(config.warm_start_steps):
+            number = derived(config.seed, WARM_START, step)
+            rng = np.random.default_rng(number)
+            problems = self.task.problems("train", config.warm_start_batch, number)
+            wrong = rng.random(len(problems)) < config.warm_start_random
+            shown = [self.task.solution(p, rng, wander=w) + end for p, w in zip(problems, wrong, strict=True)]
+            loss = self._imitate([problem.prompt for problem in problems], shown)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_grad)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            schedule.step()
+            progress.advance(step + 1)
+        if config.warm_start_steps:
+            run.log(0, {"loss/warm_start": float(loss.detach())})
+
+    def _imitate(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        """Negative log-likelihood of a token of the responses, in nats."""
+        self.model.train()
+        before, after = (self.tokenizer(list(texts), padding=False).input_ids for texts in (prompts, responses))
+        length = max(map(len, before)) + max(map(len, after))
+        tokens = torch.full((len(before), length), int(self.tokenizer.pad_token_id or 0))
+        mask = torch.zeros_like(tokens, dtype=torch.bool)
+        targets = torch.full_like(tokens, IGNORED)
+        start = max(map(len, before))  # where responses begin
+        for i, (prompt, response) in enumerate(zip(before, after, strict=True)):
+            span = slice(start - len(prompt), start + len(response))
+            tokens[i, span] = torch.tensor(prompt + response)
+            mask[i, span] = True
+            targets[i, start : start + len(response)] = torch.tensor(response)
+        tokens, mask, targets = (x.to(self.device) for x in (tokens, mask, targets))
+        hidden, head = model.hidden_states(self.model, tokens, mask), model.head_of(self.model)
+        log_probs, _ = F.token_log_probs(
+            hidden[:, start - 1 : -1],
+            head.weight,
+            targets[:, start:],
+            bias=head.bias,
+            softcap=head.softcap,
+            ignore_index=IGNORED,
+        )
+        return -log_probs.sum() / (targets != IGNORED).sum()
+
+    def _train_step(self) -> dict[str, float]:
+        begun = time.perf_counter()
+        batch, found = self._rollout()
+        if batch is not None:
+            found |= self._update(batch)
+            found["tokens_per_second"] = found.pop("tokens") / (time.perf_counter() - begun)
+        return found
+
+    def _rollout(self) -> tuple[Batch | None, dict[str, float]]:
+        """Responses with their advantages and scales; None where no group is left to learn from."""
+        config = self.config
+        seed(config.seed, SAMPLE, self.step)
+        kept: list[Responses] = []
+        rewards: list[Tensor] = []
+        earned: list[Tensor] = []
+        for refill in range(1 + (config.max_refills if config.dynamic_sampling else 0)):
+            number = derived(config.seed, PROBLEMS, self.step, refill)
+            problems = self.task.problems("train", config.prompts, number)
+            drawn = self._sample([p for p in problems for _ in range(config.samples)], config.temperature)
+            earned.append(self._rewards(problems, drawn, config.samples))
+            use = torch.ones(len(problems), dtype=torch.bool)
+            if config.dynamic_sampling:
+                use = ~losses.equal_rewards(earned[-1])
+            kept.append(drawn.rows(use.repeat_interleave(config.samples)))
+            rewards.append(earned[-1][use])
+            if sum(map(len, rewards)) >= config.prompts:
+                break
+        everything = torch.cat(earned)
+        usable = (~losses.equal_rewards(everything)).double().mean()
+        found = {"usable_groups": float(usable), "reward": float(everything.mean())}
+        whole = min(sum(map(len, rewards)), config.prompts) // config.minibatches * config.minibatches
+        if not whole:
+            return None, found
+        responses = joined(kept, self.tokenizer.pad_token_id).rows(slice(whole * config.samples))
+        advantages = losses.group_advantages(torch.cat(rewards)[:whole], std=config.loss != "dr-grpo").flatten()
+        batch, more = self._prepare(responses, advantages.to(self.device))
+        return batch, found | more
+
+    @torch.no_grad()
+    def _prepare(self, responses: Responses, advantages: Tensor) -> tuple[Batch, dict[str, float]]:
+        """Log-probabilities, entropies and scales of the policy that sampled."""
+        config, mask = self.config, responses.response_mask
+        all_scales, entropies = self._all_scales(self.model, responses, advantages)
+        reference = (
+            None if self.reference is None else self._all_scales(self.reference, responses, advantages)[0][0]
+        )
+        of_responses = F.response_entropy(entropies, mask, config.top_fraction)
+        if self.thresholds is None:
+            initial = float(of_responses.mean())
+            auto = (LOW_SHARE * initial, HIGH_SHARE * initial)
+            asked = (config.omega_low, config.omega_high)
+            low, high = (a if value == "auto" else float(value) for a, value in zip(auto, asked, strict=True))
+            self.thresholds = low, high
+        low, high = self._thresholds
+        scale = torch.ones_like(of_responses)
+        found: dict[str, float] = {}
+        if config.head == "era":
+            scale = F.era_token_scale(of_responses, advantages, **self._era)
+            advantages = F.scale_advantages(advantages, scale) if config.scale_advantages else advantages
+            found = {"omega_low": low, "scaled_share": float((scale != 1).double().mean())}
+            if math.isfinite(high):
+                found["omega_high"] = high
+        forking = losses.forking_tokens(entropies, mask)
+        found |= {
+            "response_entropy": float(of_responses.mean()),
+            "response_entropy/below": float((of_responses < low).double().mean()),
+            "response_entropy/above": float((of_responses > high).double().mean()),
+            "token_entropy": mean_over(entropies, mask),
+            "token_entropy/top": mean_over(entropies, forking),
+            "token_entropy/bottom": mean_over(entropies, mask & ~forking),
+            "response_length": float(mask.sum(1).double().mean()),
+            "ended": float(responses.ended.double().mean()),
+            "tokens": float(mask.sum()),
+        }
+        scale = scale[:, None]
+        old = F.log_probs_at(all_scales, scale)
+        return Batch(responses, advantages, entropies, all_scales[0], old, scale, reference), found
+
+    def _update(self, batch: Batch) -> dict[str, float]:
+        """The updates that share a rollout."""
+        config = self.config
+        seed(config.seed, UPDATE, self.step)
+        self._set_learning_rate()
+        self.model.train()
+        size = len(batch.advantages) // config.minibatches
+        found: dict[str, list[float]] = {}
+        for rows in parts(len(batch.advantages), size):
+            for name, value in self._minibatch(batch.rows(rows)).items():
+                found.setdefault(name, []).append(value)
+        return {name: sum(values) / len(values) for name, values in found.items()}
+
+    def _minibatch(self, batch: Batch) -> dict[str, float]:
+        """One update; whatever is chosen or normalised over the batch is, before it is taken apart."""
+        config, mask = self.config, batch.responses.response_mask
+        mean = {"grpo": config.aggregate.removesuffix("-mean"), "dr-grpo": "length", "gspo": "sequence"}[
+            config.loss
+        ]
+        longest = config.max_new_tokens if mean == "length" else None
+        weights = losses.token_weights(mask, mean, max_length=longest)  # type: ignore[arg-type]
+        used = mask
+        if config.forking < 1:
+            used = losses.forking_tokens(batch.entropies, mask, config.forking)
+        penalised = None
+        if config.kl_cov or config.clip_cov:
+            covariances = losses.token_covariances(batch.unscaled, batch.advantages, mask)
+            if config.kl_cov:
+                penalised = losses.kl_cov_tokens(covariances, mask, config.kl_cov)
+            else:
+                generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+                new, _ = self._current(batch)
+                clipped = losses.clipped_tokens(new, batch.old, batch.advantages, mask, **self._bounds)
+                chosen = losses.clip_cov_tokens(covariances, clipped, mask, generator, fraction=config.clip_cov)
+                used = used & ~chosen
+        total: dict[str, Tensor] = {}
+        for rows in parts(len(mask), config.micro_batch):
+            part, w = batch.rows(rows), weights[rows]
+            m, advantages = part.responses.response_mask, part.advantages
+            log_probs, entropies, unscaled = self._log_probs(part)
+            terms = used[rows] * losses.policy_terms(log_probs, part.old, advantages, m, **self._bounds)
+            if penalised is not None:
+                terms = terms + config.kl_cov_coef * losses.kl_terms(log_probs, part.old, penalised[rows], "abs")
+            if config.entropy_coef:
+                terms = terms + losses.entropy_terms(entropies, m, config.entropy_coef)
+            if part.reference is not None:
+                terms = terms + config.kl_coef * losses.kl_terms(unscaled, part.reference, m)
+            loss = losses.weighted_sum(terms, w)
+            loss.backward()
+            found = losses.policy_statistics(log_probs, part.old, advantages, w, **self._bounds)
+            for name, value in {"loss": loss.detach(), **found}.items():
+                total[name] = total.get(name, 0.0) + value
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_grad)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        return {name: float(value) for name, value in total.items()} | {"grad_norm": float(norm)}
+
+    def _log_probs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """With gradients: log-probabilities at the scale of each response, entropies, and those at scale 1."""
+        config, mask = self.config, batch.responses.response_mask
+        arguments = self._head(self.model, batch.responses, batch.advantages)
+        if config.freeze_scale and batch.reference is None:
+            log_probs, entropies = F.token_log_probs(scale=batch.scale, **arguments)
+            return log_probs, entropies, log_probs
+        found, entropies = F.token_log_probs_all_scales(k=config.k, **arguments)
+        scale = batch.scale
+        if config.head == "era" and not config.freeze_scale:
+            now = F.response_entropy(entropies.detach(), mask, config.top_fraction)
+            scale = F.era_token_scale(now, batch.advantages, **self._era)[:, None]
+        return F.log_probs_at(found, scale), entropies, found[0]
+
+    @torch.no_grad()
+    def _current(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        found = [
+            self._log_probs(batch.rows(rows))[:2] for rows in parts(len(batch.advantages), self.config.micro_batch)
+        ]
+        log_probs, entropies = (torch.cat(each) for each in zip(*found, strict=True))
+        return log_probs, entropies
+
+    # --- the model and its head --------------------------------------------------------------------------
+
+    def _head(self, of: PreTrainedModel, responses: Responses, advantages: Tensor) -> dict[str, Any]:
+        """Arguments of `token_log_probs`: hidden states at each token of the responses, and the last layer."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            hidden = model.hidden_states(of, responses.tokens, responses.mask)
+        length = responses.response_mask.shape[1]
+        head = model.head_of(of)
+        found = {
+            "hidden": hidden[:, -length - 1 : -1],
+            "weight": head.weight,
+            "bias": head.bias,
+            "softcap": head.softcap,
+            "targets": responses.targets.masked_fill(~responses.response_mask, IGNORED),
+            "temperature": self.config.temperature,
+            "ignore_index": IGNORED,
+        }
+        if self._top_k is not None:
+            rows = (advantages > 0)[:, None].expand(-1, length)
+            found |= {"top_k": self._top_k, "top_k_rows": rows}
+        return found
+
+    def _all_scales(self, of: PreTrainedModel, responses: Responses, advantages: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities at the scales 1, k and 1/k `[3, B, T]`, and entropies, of a whole rollout."""
+        of.eval()
+        found = []
+        for rows in parts(len(advantages), self.config.micro_batch):
+            arguments = self._head(of, responses.rows(rows), advantages[rows])
+            found.append(F.token_log_probs_all_scales(k=self.config.k, **arguments))
+        log_probs, entropies = zip(*found, strict=True)
+        return torch.cat(log_probs, 1), torch.cat(entropies)
+
+    def _entropies(self, responses: Responses) -> Tensor:
+        nothing = torch.zeros(len(responses.texts), device=self.device)
+        return self._all_scales(self.model, responses, nothing)[1]
+
+    @property
+    def _second_stage(self) -> bool:
+        return self.step >= self.config.second_stage * self.config.steps
+
+    @property
+    def _top_k(self) -> int | None:
+        """Only the first stage of the paper drops logits."""
+        return None if self._second_stage or self.config.head == "none" else self.config.top_k
+
+    @property
+    def _thresholds(self) -> tuple[float, float]:
+        assert self.thresholds is not None
+        return (self.config.omega_low_2, self.config.omega_high_2) if self._second_stage else self.thresholds
+
+    @property
+    def _era(self) -> dict[str, float]:
+        low, high = self._thresholds
+        return {
+            "omega_low": low,
+            "omega_high": high,
+            "k": self.config.k,
+            "min_advantage": self.config.min_advantage,
+        }
+
+    @property
+    def _bounds(self) -> dict[str, Any]:
+        """How ratios count; KL-Cov has its penalty instead of bounds."""
+        config = self.config
+        ratio = "sequence" if config.loss == "gspo" else "token"
+        if config.kl_cov:
+            return {"clip_low": math.inf, "clip_high": math.inf, "ratio": ratio}
+        return {"clip_low": config.clip_low, "clip_high": config.clip_high, "ratio": ratio}
+
+    # --- the rest ----------------------------------------------------------------------------------------
+
+    def _sample(self, problems: Sequence[Problem], temperature: float) -> Responses:
+        return sample(
+            self.model,
+            self.tokenizer,
+            [problem.prompt for problem in problems],
+            max_new_tokens=int(self.config.max_new_tokens or 0),
+            temperature=temperature,
+        )
+
+    def _rewards(self, problems: Sequence[Problem], responses: Responses, samples: int) -> Float[Tensor, "P k"]:
+        each = [problem for problem in problems for _ in range(samples)]
+        if isinstance(self.task, Questions):  # judged in processes of their own, which may hang or die
+            earned = self.task.rewards(each, responses.texts).tolist()
+        else:
+            earned = [self.task.reward(problem, text) for problem, text in zip(each, responses.texts, strict=True)]
+        return torch.tensor(earned).view(len(problems), samples)
+
+    def _optimiser(self, learning_rate: float) -> torch.optim.AdamW:
+        return torch.optim.AdamW(self.model.parameters(), learning_rate, weight_decay=self.config.weight_decay)
+
+    def _set_learning_rate(self) -> None:
+        share = min(1.0, (self.step + 1) / max(1, self.config.warmup))
+        for group in self.optimiser.param_groups:
+            group["lr"] = share * self.config.learning_rate
+
+    def _load(self, into: PreTrainedModel, weights: dict[str, Tensor]) -> None:
+        for name, parameter in into.named_parameters():
+            parameter.data.copy_(weights[name])
+
+    def _evaluate(self, run: Run, progress: Progress) -> None:
+        config = self.config
+        found, text = self.judge(config.eval_problems, config.eval_samples)
+        run.log(self.step, found)
+        run.keep_text(f"samples/{self.step:06d}.txt", text)
+        k = config.eval_samples
+        shares = f"avg@{k} {100 * found['avg_at_k']:.1f} % · pass@{k} {100 * found[f'pass_at_{k}']:.1f} %"
+        line = f"{shares} · entropy {found['realised_entropy']:.2f}"
+        progress.report(config.warm_start_steps + self.step, line)
+
+    def _check_finite(self, found: dict[str, float], run: Run) -> None:
+        """Stop where a number is not finite; keep the weights as the updates left them."""
+        bad = {name: str(value) for name, value in found.items() if not math.isfinite(value)}
+        if not bad:
+            return
+        arrays = arrays_of({f"model/{name}": parameter for name, parameter in self.model.named_parameters()})
+        kept = run.keep_failure(self.step, arrays, {"quantities": bad})
+        told = ", ".join(f"{name} is {value}" for name, value in bad.items())
+        raise FloatingPointError(f"{told} in step {self.step}: the run stops here. The weights are in {kept}")
+
+
+def powers(samples: int) -> list[int]:
+    """1, 2, 4, … and `samples` itself: where pass@k is measured."""
+    return sorted({*(2**i for i in range(samples.bit_length()) if 2**i <= samples), samples})
+
+
+def joined(drawn: Sequence[Responses], pad: int) -> Responses:
+    """Several batches as one, padded to the longest prompt and response."""
+    if len(drawn) == 1:
+        return drawn[0]
+    before = [each.tokens.shape[1] - each.response_mask.shape[1] for each in drawn]
+    after = [each.response_mask.shape[1] for each in drawn]
+    rooms = [(max(before) - b, max(after) - a) for b, a in zip(before, after, strict=True)]
+    return Responses(
+        torch.cat(
+            [
+                torch.nn.functional.pad(each.tokens, room, value=pad)
+                for each, room in zip(drawn, rooms, strict=True)
+            ]
+        ),
+        torch.cat([torch.nn.functional.pad(each.mask, room) for each, room in zip(drawn, rooms, strict=True)]),
+        torch.cat(
+            [torch.nn.functional.pad(e.response_mask, (0, r)) for e, (_, r) in zip(drawn, rooms, strict=True)]
+        ),
+        [text for each in drawn for text in each.texts],
+        torch.cat([each.ended for each in drawn]),
+    )
+
+
+def told(problems: Sequence[Problem], drawn: Responses, rewards: Tensor) -> str:
+    """Responses to some problems, with what each earned, to be read."""
+    lines, samples = [], rewards.shape[1]
+    for i, problem in enumerate(problems):
+        lines.append(problem.prompt)
+        for text, earned in zip(drawn.texts[i * samples :], rewards[i].tolist(), strict=False):
+            lines.append(f"  {earned:g}  {text}")
+    return "\n".join(lines) + "\n"
+
+
+def mean_over(values: Tensor, mask: Tensor) -> float:
+    """Of the values where the mask is; 0 where it is nowhere."""
+    return float(losses.weighted_sum(values, losses.token_weights(mask)))
+
+
+def device_of(name: str) -> torch.device:
+    """The device that is called so; `auto` is an accelerator where there is one."""
+    if name != "auto":
+        return torch.device(name)
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")  # type: ignore[return-value]
+
+
+def derived(*numbers: int) -> int:
+    """A seed that follows from numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def seed(*numbers: int) -> None:
+    """Seed the generators that PyTorch and transformers draw from."""
+    value = derived(*numbers)
+    random.seed(value)
+    torch.manual_seed(value)

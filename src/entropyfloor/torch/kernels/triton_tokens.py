@@ -1,0 +1,151 @@
+"""The steps of `tokens` on one tile as Triton kernels: each reads and writes the tile once.
+
+A program takes one row. The matrix products around the kernels are PyTorch's.
+"""
+
+# ruff: noqa: N803 (constants of a kernel are in capitals, as in Triton's own)
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+try:
+    import triton  # type: ignore[import-untyped, unused-ignore]
+    import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
+except ImportError:  # PyTorch brings it on Linux only
+    triton = None
+
+if TYPE_CHECKING:
+    from entropyfloor.torch.kernels.tokens import Shape
+
+
+def problem(device_type: str) -> str | None:
+    """Why the kernels cannot run there, None if they can."""
+    if triton is None:
+        return "Triton is not installed"
+    if device_type == "cuda" or triton.knobs.runtime.interpret:
+        return None
+    return f"it runs on CUDA, not on {device_type}, unless TRITON_INTERPRET=1 is set before Triton is imported"
+
+
+def fold(
+    tile: Tensor,
+    room: Tensor,  # noqa: ARG001
+    targets: Tensor,
+    scales: Tensor,
+    chosen: Tensor,
+    top: Tensor,
+    sums: Tensor,
+    moment: Tensor,
+    shape: Shape,
+    masked: bool,  # noqa: ARG001
+) -> None:
+    """As `tokens._fold`, but the tile stays."""
+    height, width = tile.shape
+    block = triton.next_power_of_2(width)
+    _fold_row[(height,)](
+        tile, targets, scales, chosen, top, sums, moment, width, scales.stride(0), sums.stride(0), *shape,
+        COUNT=len(scales), SOFTCAP=bool(shape.softcap), BLOCK=block, num_warps=_warps(block),
+    )  # fmt: skip
+
+
+def gradient(
+    tile: Tensor,
+    rooms: tuple[Tensor, ...],  # noqa: ARG001
+    scales: Tensor,
+    top: Tensor,
+    dense: Tensor,
+    by_moment: Tensor,
+    mean: Tensor,
+    used: tuple[bool, bool, bool],
+    shape: Shape,
+    masked: bool,  # noqa: ARG001
+) -> Tensor:
+    """As `tokens._gradient`, in place."""
+    height, width = tile.shape
+    block = triton.next_power_of_2(width)
+    unit, scaled, entropy = used
+    _gradient_row[(height,)](
+        tile, scales, top, dense, by_moment, mean, width, scales.stride(0), dense.stride(0), *shape,
+        COUNT=len(scales) if scaled else 1, UNIT=unit, ENTROPY=entropy, SOFTCAP=bool(shape.softcap), BLOCK=block,
+        num_warps=_warps(block),
+    )  # fmt: skip
+    return tile
+
+
+def _warps(block: int) -> int:
+    """Sixteen numbers a thread."""
+    return min(max(block // 512, 1), 16)
+
+
+def _jit(function: Any) -> Any:
+    return function if triton is None else triton.jit(function)
+
+
+@_jit
+def _bent(x, softcap):  # type: ignore[no-untyped-def]
+    """tanh(x / softcap), which neither overflows nor needs a library."""
+    u = tl.abs(x) / softcap
+    t = 1 - 2 / (tl.exp(2 * u) + 1)
+    return tl.where(x < 0, -t, t)
+
+
+@_jit
+def _fold_row(  # type: ignore[no-untyped-def]
+    tile, targets, scales, chosen, top, sums, moment, width, scales_stride, sums_stride, temperature, softcap,
+    COUNT: tl.constexpr, SOFTCAP: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    z = tl.load(tile + row * width + columns, mask=inside, other=0.0)
+    if SOFTCAP:
+        z = softcap * _bent(z, softcap)
+    z = tl.where(inside, z / temperature, -float("inf"))
+    target = tl.load(targets + row)
+    if (target >= 0) & (target < width):
+        tl.store(chosen + row, tl.sum(tl.where(columns == target, z, 0.0), 0))
+    before = tl.load(top + row)
+    highest = tl.maximum(before, tl.max(z, 0))
+    drop = before - highest
+    below = tl.maximum(z - highest, -1e30)  # 0 · inf would be NaN
+    for j in tl.static_range(COUNT):
+        scale = tl.load(scales + j * scales_stride + row)
+        total = sums + (1 + j) * sums_stride + row
+        tl.store(total, tl.load(total) * tl.exp(scale * drop) + tl.sum(tl.exp(scale * below), 0))
+    e = tl.exp(below)
+    total = tl.load(sums + row)
+    weighted = (tl.load(moment + row) + total * drop) * tl.exp(drop)
+    tl.store(moment + row, weighted + tl.sum(e * below, 0))
+    tl.store(sums + row, total * tl.exp(drop) + tl.sum(e, 0))
+    tl.store(top + row, highest)
+
+
+@_jit
+def _gradient_row(  # type: ignore[no-untyped-def]
+    tile, scales, top, dense, by_moment, mean, width, scales_stride, dense_stride, temperature, softcap,
+    COUNT: tl.constexpr, UNIT: tl.constexpr, ENTROPY: tl.constexpr, SOFTCAP: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    z = tl.load(tile + row * width + columns, mask=inside, other=0.0)
+    bent = tl.zeros((BLOCK,), tl.float32)
+    if SOFTCAP:
+        bent = _bent(z, softcap)
+        z = softcap * bent
+    below = tl.maximum(z / temperature - tl.load(top + row), -1e30)
+    gradient = tl.zeros((BLOCK,), tl.float32)
+    for j in tl.static_range(1, COUNT):
+        scale = tl.load(scales + j * scales_stride + row)
+        gradient += tl.load(dense + j * dense_stride + row) * tl.exp(scale * below)
+    if UNIT or ENTROPY:
+        rate = tl.load(dense + row) + tl.zeros((BLOCK,), tl.float32)
+        if ENTROPY:
+            rate += tl.load(by_moment + row) * (below - tl.load(mean + row))
+        gradient += rate * tl.exp(below)
+    if SOFTCAP:
+        gradient *= 1 - bent * bent
+    tl.store(tile + row * width + columns, gradient, mask=inside)

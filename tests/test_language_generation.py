@@ -1,0 +1,334 @@
+"""Engines: a real, tiny model through transformers; a real server that speaks OpenAI's protocol."""
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import torch
+
+import tiny_language
+from entropyfloor.language import generation
+from entropyfloor.language.generation import Request, Sampling, Server, Transformers, template
+
+INSTRUCTION = "Say it."
+GREEDY = Sampling(0.0, 1.0, 24)
+DRAWN = Sampling(1.0, 1.0, 24)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(tiny_language.save(tmp_path_factory.mktemp("model"), scale=20.0, chat=tiny_language.CHAT))
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    return Transformers(model, template("question"), batch_size=4)
+
+
+def requests_of(engine, n=7):
+    prompts = [engine.prompt(f"What is {i} + {'7' * (i + 1)}?", INSTRUCTION) for i in range(n)]
+    return [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
+
+
+def reference(engine, prompt, limit):
+    """Greedy tokens, one whole forward pass each: no cache, no batch, no padding."""
+    tokens = engine.encode(prompt)
+    written = []
+    while len(written) < limit:
+        logits = engine._model(input_ids=torch.tensor([tokens + written])).logits[0, -1]
+        if int(logits.argmax()) in engine.ends:
+            break
+        written.append(int(logits.argmax()))
+    return written
+
+
+# --- templates -------------------------------------------------------------------------------------------
+
+
+def test_templates_put_question_and_instruction_where_they_belong():
+    assert template("qwen-math").fill("1+1?", "Box it.") == (
+        "<|im_start|>system\nBox it.<|im_end|>\n<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert template("question").fill("1+1?", "Box it.") == "Question:\n1+1?\nBox it.\n\nAnswer:\n"
+    assert template("none").fill("1+1?", "Box it.") == "1+1?"
+
+
+def test_a_question_with_braces_is_left_alone():
+    question = r"What is \frac{1}{2}, {instruction} or {question}?"
+    assert template("none").fill(question, "Box it.") == question
+    assert template("question").fill(question, r"\boxed{}").count(question) == 1
+
+
+def test_ones_own_template_is_a_text_or_a_file(tmp_path):
+    assert template("Q {question}\n").fill("1?", "") == "Q 1?\n"
+    file = tmp_path / "mine.txt"
+    file.write_text("{instruction} {question} A:")
+    assert template(str(file)) == generation.Template("mine.txt", "{instruction} {question} A:")
+    file.write_text("nothing to fill")
+    with pytest.raises(ValueError, match=r"no \{question\} in it"):
+        template(str(file))
+    with pytest.raises(ValueError, match="must be one of qwen-math, question, chat, none, a file"):
+        template("qwen")
+
+
+def test_the_chat_template_is_the_tokenizers_own(model, tmp_path):
+    assert Transformers(model, template("chat")).prompt("1?", "Box.") == "[1?\nBox.]>"
+    plain = tiny_language.save(tmp_path / "plain")
+    with pytest.raises(ValueError, match="no chat template; choose another of qwen-math, question, none"):
+        Transformers(str(plain), template("chat"))
+
+
+# --- transformers ----------------------------------------------------------------------------------------
+
+
+def test_greedy_responses_are_those_of_whole_forward_passes(engine):
+    requests = requests_of(engine)
+    for request, response in zip(requests, engine.generate(requests, GREEDY), strict=True):
+        written = reference(engine, request.prompt, GREEDY.max_tokens)
+        assert response == (engine.decode(written), len(written), len(written) == GREEDY.max_tokens)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN, Sampling(0.7, 0.8, 24)])
+def test_the_size_of_a_batch_changes_nothing(model, sampling):
+    engines = [Transformers(model, template("question"), batch_size=size) for size in (1, 3, 7)]
+    found = [list(engine.generate(requests_of(engine), sampling)) for engine in engines]
+    assert found[0] == found[1] == found[2]
+    assert len({response.text for response in found[0]}) > 1
+
+
+def test_a_seed_is_a_response(engine):
+    prompt = engine.prompt("1?", INSTRUCTION)
+    found = [r.text for r in engine.generate([Request(prompt, seed) for seed in (0, 1, 0)], DRAWN)]
+    assert found[0] == found[2] != found[1]
+
+
+def test_tokens_are_drawn_with_the_probabilities_of_the_model():
+    logits = torch.tensor([[1.0, -2.0, 0.5, 3.0, -torch.inf]])
+    random = [torch.Generator().manual_seed(seed) for seed in range(20_000)]
+    many = logits.expand(len(random), -1)
+    for sampling, expected in (
+        (Sampling(1.0, 1.0, 1), logits[0].softmax(0)),
+        (Sampling(0.5, 1.0, 1), (2 * logits[0]).softmax(0)),
+        # 0.82 of the likeliest alone reaches 0.8; with 0.9 the next one belongs to them.
+        (Sampling(1.0, 0.8, 1), torch.tensor([0.0, 0, 0, 1, 0])),
+        (Sampling(1.0, 0.9, 1), torch.tensor([1.0, -torch.inf, -torch.inf, 3, -torch.inf]).softmax(0)),
+    ):
+        drawn = generation._choose(many, random, sampling)
+        share = np.bincount(drawn.numpy(), minlength=5) / len(random)
+        np.testing.assert_allclose(share, expected.numpy(), atol=4 * 0.5 / len(random) ** 0.5)
+        assert share[4] == 0
+
+
+def test_what_a_checkpoint_recommends_for_itself_is_left_out(model, engine, tmp_path):
+    other = Transformers(model, template("question"))
+    other._model.generation_config.repetition_penalty = 5.0
+    other._model.generation_config.temperature = 0.1
+    requests = requests_of(engine)
+    assert list(other.generate(requests, DRAWN)) == list(engine.generate(requests, DRAWN))
+
+
+def test_a_taught_model_ends_by_itself(tmp_path):
+    path = tiny_language.taught(tmp_path)
+    engine = Transformers(str(path), template("{question}="), batch_size=4)
+    requests = [Request(engine.prompt(question, ""), 0) for question, _ in tiny_language.PROBLEMS[:-1]]
+    found = list(engine.generate(requests, GREEDY))
+    assert [response.text for response in found] == [f"\\boxed{{{n}}}" for _, n in tiny_language.PROBLEMS[:-1]]
+    assert all(response.length == len(response.text) and not response.cut for response in found)
+
+
+def test_a_response_ends_before_its_stop(model, engine):
+    (whole,) = engine.generate([Request("1?", 0)], GREEDY)
+    stop = whole.text[5:8]
+    stopped = Transformers(model, generation.Template("own", "{question}", (stop,)))
+    (found,) = stopped.generate([Request("1?", 0)], GREEDY)
+    assert found.text == whole.text[: whole.text.index(stop)]
+    assert not found.cut
+    assert found.length == whole.text.index(stop) + 3
+
+
+def test_a_stop_that_is_a_special_token_ends_a_response(model):
+    engine = Transformers(model, template("qwen-math"))
+    assert engine.ends == {0, 2}
+    assert engine.stop == []
+    assert engine._extend([5], 2, 24).text == engine.decode([5])
+
+
+def test_the_context_limits_responses(model):
+    engine = Transformers(model, template("none"), batch_size=2)
+    (found,) = engine.generate([Request("x" * 250, 0)], GREEDY)
+    assert (found.length, found.cut) == (6, True)
+    assert engine.room("x" * 250) == 6
+    with pytest.raises(ValueError, match=r"256 tokens leaves no room in a context of 256.*--context"):
+        list(engine.generate([Request("x" * 256, 0)], GREEDY))
+    assert Transformers(model, template("none"), context=300).room("x" * 250) == 50
+
+
+def test_a_model_that_is_not_there_says_so(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="there is no such directory"):
+        Transformers(str(tmp_path / "nowhere"), template("none"))
+    with pytest.raises(ValueError, match=r"no config.json.*save_pretrained"):
+        Transformers(str(tmp_path), template("none"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"nobody/nothing cannot be loaded.*a name on the hub, and network"):
+        Transformers("nobody/nothing", template("none"))
+
+
+def test_a_model_without_weights_says_so(model, tmp_path):
+    tiny_language.save(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="no weights that can be loaded"):
+        Transformers(str(tmp_path), template("none"))
+
+
+def test_vllm_where_it_is_missing_names_the_ways_out(model):
+    pytest.importorskip("torch")
+    try:
+        import vllm  # noqa: F401
+    except ImportError:
+        with pytest.raises(ImportError, match=r"pip install vllm.*--engine server.*--engine transformers"):
+            generation.engine("vllm", model, template("none"))
+    else:
+        pytest.skip("vLLM is installed")
+
+
+# --- a server --------------------------------------------------------------------------------------------
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers with the prompt and the seed; `server.script` holds statuses to fail with first."""
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.seen.append((self.path, body, self.headers.get("Authorization")))
+            status = self.server.script.pop(0) if self.server.script else 200
+        if body.get("prompt") == "slow":
+            time.sleep(0.3)
+        if status == "cut off":
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            return
+        said = self.server.answer(self.path, body)
+        data = said if isinstance(said, bytes) else json.dumps(said).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args):
+        pass
+
+
+def echo(path, body):
+    chat = path.endswith("chat/completions")
+    text = f"{body['messages'][0]['content'] if chat else body['prompt']} {body['seed']}"
+    choice = {"message": {"content": text}} if chat else {"text": text}
+    reason = "length" if body["seed"] == 3 else "stop"
+    return {"choices": [{**choice, "finish_reason": reason}], "usage": {"completion_tokens": len(text)}}
+
+
+@pytest.fixture
+def server():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.lock, server.seen, server.script, server.answer = threading.Lock(), [], [], echo
+        server.url = f"http://127.0.0.1:{server.server_port}/v1/"
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_a_server_is_asked_in_the_protocol_and_answers_in_order(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    engine = Server(server.url, "mine", template("question"), batch_size=3)
+    found = list(engine.generate([Request("slow", 0), *(Request("q", i) for i in range(1, 6))], DRAWN))
+    assert [response.text for response in found] == ["slow 0", *(f"q {i}" for i in range(1, 6))]
+    assert [response.cut for response in found] == [False] * 3 + [True] + [False] * 2
+    assert found[0].length == len("slow 0")
+    path, body, key = server.seen[0]
+    assert (path, key) == ("/v1/completions", "Bearer secret")
+    expected = {"model": "mine", "max_tokens": 24, "temperature": 1.0, "top_p": 1.0, "stop": ["\n\nQuestion:"]}
+    assert {name: body[name] for name in expected} == expected
+
+
+def test_with_the_chat_template_a_server_puts_its_own_around(server):
+    engine = Server(server.url, "mine", template("chat"))
+    assert engine.room("x" * 10**6) is None
+    (found,) = engine.generate([Request(engine.prompt("1?", "Box."), 0)], GREEDY)
+    assert found.text == "1?\nBox. 0"
+    path, body, _ = server.seen[0]
+    assert path == "/v1/chat/completions"
+    assert body["messages"] == [{"role": "user", "content": "1?\nBox."}]
+
+
+def test_a_response_of_a_server_ends_before_its_stop(server):
+    engine = Server(server.url, "mine", template("question"))
+    (found,) = engine.generate([Request("a\n\nQuestion: b", 0)], GREEDY)
+    assert found.text == "a"
+
+
+@pytest.mark.parametrize("status", [429, 500, 503, "cut off"])
+def test_a_server_that_is_busy_is_asked_again(server, status):
+    server.script = [status, status]
+    engine = Server(server.url, "mine", template("none"), wait=0.01)
+    assert [r.text for r in engine.generate([Request("q", 1)], GREEDY)] == ["q 1"]
+    assert len(server.seen) == 3
+
+
+def test_a_server_that_stays_down_is_given_up(server):
+    server.script = [503] * 3
+    engine = Server(server.url, "mine", template("none"), wait=0.01, retries=2)
+    with pytest.raises(ConnectionError, match=r"no answer, asked 3 times .503.*same command goes on"):
+        list(engine.generate([Request("q", 1)], GREEDY))
+    assert len(server.seen) == 3
+
+
+def test_nobody_there_is_told():
+    engine = Server("http://127.0.0.1:9", "mine", template("none"), wait=0.01, retries=1)
+    with pytest.raises(ConnectionError, match=r"asked 2 times .*refused.*is the server up"):
+        list(engine.generate([Request("q", 1)], GREEDY))
+
+
+def test_a_refusal_is_told_at_once(server):
+    server.script, server.answer = [404], lambda path, body: {"error": "no such model"}
+    engine = Server(server.url, "mine", template("none"), wait=0.01)
+    with pytest.raises(ValueError, match=r"refuses with 404: .*no such model.*Does it serve mine"):
+        list(engine.generate([Request("q", 1)], GREEDY))
+    assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize("answer", [{"choices": []}, {"hello": 1}, [1], {"choices": [{"text": "a"}]}])
+def test_another_protocol_is_told(server, answer):
+    server.answer = lambda path, body: answer
+    with pytest.raises(ValueError, match="does not speak OpenAI's protocol"):
+        list(Server(server.url, "mine", template("none")).generate([Request("q", 1)], GREEDY))
+
+
+def test_an_answer_without_content_is_empty(server):
+    server.answer = lambda path, body: {
+        "choices": [{"message": {"content": None}, "finish_reason": "stop"}],
+        "usage": {"completion_tokens": 7},
+    }
+    (found,) = Server(server.url, "mine", template("chat")).generate([Request("q", 1)], GREEDY)
+    assert found == ("", 7, False)
+
+
+def test_a_consumer_that_leaves_stops_the_asking(server):
+    engine = Server(server.url, "mine", template("none"), batch_size=1)
+    responses = engine.generate([Request("slow", i) for i in range(50)], GREEDY)
+    next(responses)
+    responses.close()
+    time.sleep(0.7)
+    assert len(server.seen) <= 3
+
+
+def test_an_address_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="must be that of a server"):
+        Server("localhost:8000", "mine", template("none"))
+    with pytest.raises(ValueError, match="--engine server needs --url"):
+        generation.engine("server", "mine", template("none"))

@@ -1,0 +1,383 @@
+"""The language trainer on a real small transformer: what it samples, what it learns, and that it resumes."""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from entropyfloor.cli import main
+from entropyfloor.language import trainer as trainers
+from entropyfloor.language.config import LanguageConfig
+from entropyfloor.language.model import characters, head_of, hidden_states, load, tiny
+from entropyfloor.language.rollout import sample
+from entropyfloor.language.tasks import Problem
+from entropyfloor.language.train import read_config, resume, train
+from entropyfloor.language.trainer import Batch, Trainer, joined, powers
+from entropyfloor.runs import Run, read_run
+from entropyfloor.torch import functional as F
+
+TINY = {
+    "layers": 1,
+    "hidden": 16,
+    "heads": 2,
+    "warm_start_steps": 3,
+    "warm_start_batch": 8,
+    "steps": 2,
+    "prompts": 4,
+    "samples": 4,
+    "eval_problems": 4,
+    "eval_samples": 4,
+    "eval_every": 2,
+    "checkpoint_every": 2,
+    "threads": 1,
+}
+
+
+@dataclass(frozen=True)
+class Evens:
+    """Say an even digit first: a task that a model of no size learns in no time."""
+
+    name: str = "evens"
+    alphabet: str = "0123456789?"
+    max_prompt: int = 2
+    max_new_tokens: int = 2
+
+    def problems(self, split, count, seed):
+        digits = np.random.default_rng(seed).integers(0, 10, count)
+        return [Problem(f"{digit}?", "", {}) for digit in digits]
+
+    def solution(self, problem, rng, *, wander=False):
+        return str(rng.integers(0, 10))
+
+    def reward(self, problem, response):
+        return float(response[:1] in tuple("02468"))
+
+
+@pytest.fixture
+def evens(monkeypatch):
+    monkeypatch.setattr(trainers, "task_of", lambda config: Evens())
+
+
+def config(tmp_path, **settings):
+    return LanguageConfig(**{**TINY, "out": str(tmp_path / "run"), **settings})
+
+
+def lines(path):
+    """The metrics, without what time tells."""
+    return [
+        {name: value for name, value in line.items() if name not in ("seconds", "tokens_per_second")}
+        for line in read_run(path).lines
+    ]
+
+
+# --- models and responses --------------------------------------------------------------------------------
+
+
+def test_characters_are_tokens():
+    tokenizer = characters("ab \n+")
+    assert tokenizer("a b+\n").input_ids == [2, 4, 3, 6, 5]
+    assert tokenizer.decode([2, 4, 3, 6, 5, 1], skip_special_tokens=True) == "a b+\n"
+    for wrong in ("aa", ["ab"]):
+        with pytest.raises(ValueError, match="must be different single characters"):
+            characters(wrong)
+    with pytest.raises(ValueError, match="hidden=10 must be a multiple of twice the number of heads, 4"):
+        tiny("ab", layers=1, hidden=10, heads=2, length=8)
+
+
+def test_responses_end_where_they_end():
+    torch.manual_seed(0)
+    model, tokenizer = tiny("0123", layers=1, hidden=16, heads=2, length=40)
+    prompts = ["0", "0123"] * 40
+    drawn = sample(model, tokenizer, prompts, max_new_tokens=12, batch_size=32)
+    assert not model.training or model.train()
+    length = drawn.response_mask.shape[1]
+    assert drawn.tokens.shape == drawn.mask.shape == (80, 4 + length)
+    assert 0 < int(drawn.ended.sum()) < 80
+    for row, mask, text, ended in zip(drawn.targets, drawn.response_mask, drawn.texts, drawn.ended, strict=True):
+        said = row[mask].tolist()
+        assert (said[-1] == tokenizer.eos_token_id) == bool(ended)
+        assert tokenizer.eos_token_id not in said[:-1]
+        assert bool((row[~mask] == tokenizer.pad_token_id).all())
+        assert text == tokenizer.decode(said, skip_special_tokens=True)
+
+
+def test_padding_changes_no_log_probability():
+    torch.manual_seed(0)
+    model, tokenizer = tiny("0123", layers=2, hidden=16, heads=2, length=40)
+    drawn = sample(model, tokenizer, ["0", "0123"], max_new_tokens=6)
+    head = head_of(model)
+    hidden = hidden_states(model, drawn.tokens, drawn.mask)
+    for i, row in enumerate(drawn.tokens):
+        alone = row[drawn.mask[i]][None]
+        logits = model(input_ids=alone).logits[0].log_softmax(-1)
+        count = int(drawn.response_mask[i].sum())
+        expected = logits[-count - 1 : -1].gather(1, alone[0, -count:, None])[:, 0]
+        states = hidden[i, -drawn.response_mask.shape[1] - 1 : -1][drawn.response_mask[i]]
+        found, _ = F.token_log_probs(states, head.weight, alone[0, -count:])
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_batches_of_different_length_are_joined():
+    torch.manual_seed(0)
+    model, tokenizer = tiny("0123", layers=1, hidden=16, heads=2, length=40)
+    short = sample(model, tokenizer, ["0"] * 3, max_new_tokens=2)
+    long = sample(model, tokenizer, ["0123"] * 2, max_new_tokens=7)
+    both = joined([short, long], tokenizer.pad_token_id)
+    assert both.texts == short.texts + long.texts
+    head = head_of(model)
+    for one, rows in ((short, slice(0, 3)), (long, slice(3, 5))):
+        part = both.rows(rows)
+        for each, name in ((one, "alone"), (part, "joined")):
+            length = each.response_mask.shape[1]
+            hidden = hidden_states(model, each.tokens, each.mask)[:, -length - 1 : -1]
+            targets = each.targets.masked_fill(~each.response_mask, -100)
+            total = F.token_log_probs(hidden, head.weight, targets)[0].sum(1)
+            if name == "alone":
+                expected = total
+        torch.testing.assert_close(total, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_is_loaded_by_its_path(tmp_path):
+    model, tokenizer = tiny("0123", layers=1, hidden=16, heads=2, length=40)
+    model.generation_config.repetition_penalty = 1.5
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    again, tokenizer_again = load(str(tmp_path / "model"))
+    tokens = tokenizer("0123", return_tensors="pt").input_ids
+    assert torch.equal(tokens, tokenizer_again("0123", return_tensors="pt").input_ids)
+    assert torch.equal(model(tokens).logits, again(tokens).logits)
+    assert again.generation_config.repetition_penalty is None  # the policy is the model itself
+    assert head_of(again).weight is again.get_input_embeddings().weight
+    with pytest.raises(ValueError, match="absent is no directory here, and no model of the hub could be loaded"):
+        load(str(tmp_path / "absent"))
+
+
+# --- learning --------------------------------------------------------------------------------------------
+
+LEARN = {"warm_start_steps": 0, "steps": 30, "prompts": 8, "samples": 8, "learning_rate": 1e-2, "eval_every": 30}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss": "grpo"},
+        {"loss": "gspo"},
+        {"loss": "dr-grpo", "minibatches": 2, "max_new_tokens": 3},
+        {"head": "era", "omega_low": 1.2, "top_k": 20},
+        {"kl_cov": 0.05, "minibatches": 2},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+def test_rewards_rise(settings, evens, tmp_path):
+    path = train(config(tmp_path, **LEARN, **settings))
+    _, reward = read_run(path).series("reward")
+    assert reward[:3].mean() < 0.6
+    assert reward[-3:].mean() > 0.9
+    _, judged = read_run(path).series("avg_at_k")
+    assert judged[-1] > 0.85
+
+
+def test_era_keeps_the_entropy_that_grpo_loses(evens, tmp_path):
+    found = {}
+    for head in ("none", "era"):
+        path = train(config(tmp_path / head, **LEARN, head=head, omega_low=2.4, omega_high=math.inf))
+        found[head] = read_run(path).series("response_entropy")[1][-5:].mean()
+    assert found["era"] > found["none"] + 0.1
+
+
+def test_a_bonus_keeps_entropy_and_forking_tokens_are_fewer(evens, tmp_path):
+    plain, bonus = (
+        read_run(train(config(tmp_path / str(c), **LEARN, entropy_coef=c))).series("token_entropy")[1][-1]
+        for c in (0.0, 0.5)
+    )
+    assert bonus > plain + 0.1
+
+
+# --- one update ------------------------------------------------------------------------------------------
+
+ARMS = [
+    {},
+    {"head": "era", "omega_low": 3.0, "omega_high": 4.0},
+    {"head": "era", "omega_low": 3.0, "omega_high": 4.0, "scale_advantages": True, "kl_coef": 0.1},
+    {"loss": "gspo", "minibatches": 2},
+    {"loss": "dr-grpo", "aggregate": "sequence-mean"},
+    {"forking": 0.2, "entropy_coef": 0.1},
+    {"clip_cov": 0.1, "minibatches": 2},
+    {"kl_cov": 0.1, "minibatches": 2},
+]
+
+
+@pytest.mark.parametrize("settings", ARMS, ids=lambda settings: "-".join(settings) or "grpo")
+def test_micro_batches_change_nothing(settings, evens, tmp_path):
+    weights = []
+    for size in (256, 3):
+        path = train(config(tmp_path / str(size), steps=2, micro_batch=size, learning_rate=1e-3, **settings))
+        trained = Run.open(path).latest().arrays
+        weights.append(np.concatenate([trained[k].ravel() for k in sorted(trained) if k.startswith("model/")]))
+    np.testing.assert_allclose(weights[1], weights[0], atol=2e-5)
+
+
+def test_the_scale_is_that_of_the_response(evens, tmp_path):
+    """ERA's log-probabilities are those of k z where the entropy is low and the advantage positive."""
+    trainer = Trainer(config(tmp_path, head="era", omega_low=2.3, omega_high=2.35, warm_start_steps=0))
+    with torch.no_grad():
+        batch, found = trainer._rollout()
+        of_responses = F.response_entropy(batch.entropies, batch.responses.response_mask)
+        low, high = of_responses < 2.3, of_responses > 2.35
+        good = batch.advantages > 0
+        expected = torch.where(good & low, 2.0, torch.where(good & high, 0.5, 1.0))
+        assert torch.equal(batch.scale[:, 0], expected)
+        assert found["scaled_share"] == pytest.approx(float((expected != 1).float().mean()))
+        responses = batch.responses
+        logits = trainer.model(
+            input_ids=responses.tokens,
+            attention_mask=responses.mask,
+            position_ids=(responses.mask.long().cumsum(1) - 1).clamp(min=0),
+        ).logits[:, -responses.response_mask.shape[1] - 1 : -1]
+        scaled = (expected[:, None, None] * logits).log_softmax(-1).gather(2, responses.targets[..., None])[..., 0]
+        mask = responses.response_mask
+        torch.testing.assert_close(batch.old[mask], scaled[mask], atol=1e-5, rtol=1e-5)
+        plain = logits.log_softmax(-1).gather(2, responses.targets[..., None])[..., 0]
+        torch.testing.assert_close(batch.unscaled[mask], plain[mask], atol=1e-5, rtol=1e-5)
+
+
+def test_thresholds_follow_from_the_entropy_that_rl_begins_with(evens, tmp_path):
+    trainer = Trainer(config(tmp_path, head="era", warm_start_steps=0))
+    _, found = trainer._rollout()
+    assert trainer.thresholds == pytest.approx((0.75 * found["response_entropy"], 5 * found["response_entropy"]))
+    trainer = Trainer(config(tmp_path, head="era", warm_start_steps=0, omega_low=0.3))
+    trainer._rollout()
+    assert trainer.thresholds[0] == 0.3
+
+
+def test_the_second_stage_has_thresholds_of_its_own(evens, tmp_path):
+    path = train(config(tmp_path, head="era", steps=4, second_stage=0.5, omega_low=0.4, top_k=20))
+    record = read_run(path)
+    assert record.series("omega_low")[1].tolist() == [0.4, 0.4, 0.2, 0.2]
+    assert len(record.series("omega_high")[0]) == 2  # infinite in the second
+
+
+def test_groups_that_all_earned_the_same_are_replaced(evens, tmp_path, monkeypatch):
+    asked = []
+
+    def problems(self, split, count, seed):
+        asked.append((split, count))
+        return [Problem(f"{i}?", "", {}) for i in range(count)]
+
+    def reward(self, problem, response):
+        return float(problem.prompt[0] in "01" and len(response) % 2)
+
+    monkeypatch.setattr(Evens, "problems", problems)
+    monkeypatch.setattr(Evens, "reward", reward)
+    trainer = Trainer(config(tmp_path, dynamic_sampling=True, max_refills=1, warm_start_steps=0, samples=16))
+    batch, found = trainer._rollout()
+    assert [split for split, _ in asked] == ["train", "train"]
+    assert found["usable_groups"] == 0.5
+    assert len(batch.advantages) == 4 * 16
+    assert {
+        text for text, value in zip(batch.responses.texts, batch.advantages, strict=True) if value == 0
+    } == set()
+    monkeypatch.setattr(Evens, "reward", lambda *_: 0.0)
+    batch, found = trainer._rollout()
+    assert (batch, found["reward"]) == (None, 0.0)
+    assert "loss" not in trainer._train_step()  # nothing to learn from is no error
+
+
+# --- runs ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{"head": "era", "kl_coef": 0.1}, {"clip_cov": 0.1, "minibatches": 2}])
+def test_a_resumed_run_is_the_run_that_was_left_alone(settings, evens, tmp_path, monkeypatch):
+    settings = {**settings, "steps": 4}
+    whole = train(config(tmp_path / "whole", **settings))
+    step = Trainer._train_step
+
+    def interrupted(self):
+        if self.step == 3:
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "_train_step", interrupted)
+    part = config(tmp_path / "part", **settings)
+    with pytest.raises(KeyboardInterrupt, match=r"in step 4: continue with: entropyfloor train language --resume"):
+        train(part)
+    monkeypatch.setattr(Trainer, "_train_step", step)
+    resume(tmp_path / "part" / "run")
+    assert lines(whole) == lines(tmp_path / "part" / "run")
+    a, b = (Run.open(path).latest().arrays for path in (whole, tmp_path / "part" / "run"))
+    assert set(a) == set(b)
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_what_is_trained_can_be_loaded_and_read(evens, tmp_path):
+    path = train(config(tmp_path))
+    model, tokenizer = load(str(path / "model"))
+    trainer = Trainer(replace(read_config(read_run(path).config)))
+    trainer.restore(Run.open(path).latest())
+    tokens = tokenizer("3?", return_tensors="pt").input_ids
+    assert torch.equal(model(tokens).logits, trainer.model(tokens).logits)
+    text = (path / "samples" / "000002.txt").read_text().splitlines()
+    assert text[0].endswith("?")
+    assert len(text) == 4 * 5
+
+
+def test_a_number_that_is_not_finite_stops_the_run(evens, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "_minibatch", lambda self, batch: {"loss": math.nan})
+    with pytest.raises(FloatingPointError, match="loss is nan in step 1: the run stops here"):
+        train(config(tmp_path))
+    assert list((tmp_path / "run" / "failure").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task": "file"}, "needs --data"),
+        ({"task": "file", "data": "x.jsonl"}, "needs a --model that can speak"),
+        ({"samples": 1}, "samples=1 must be at least 2"),
+        ({"kl_cov": 0.1}, "do nothing where every ratio is 1"),
+        ({"kl_cov": 0.1, "clip_cov": 0.1, "minibatches": 2}, "choose one"),
+        ({"minibatches": 3}, "prompts=4 must be a multiple of minibatches=3"),
+        ({"head": "era", "omega_low": 2.0, "omega_high": 1.0}, "omega_low=2.0 must be at least 0 and below"),
+        ({"head": "era", "omega_low": math.nan, "omega_high": 1.0}, "omega_low=nan must be"),
+        ({"head": "era", "top_k": 5, "freeze_scale": False}, "top_k needs freeze_scale"),
+        ({"k": 1.0}, "k=1.0 must be above 1"),
+        ({"loss": "ppo"}, "loss='ppo' must be one of grpo, dr-grpo, gspo"),
+    ],
+)
+def test_settings_that_cannot_be(settings, message):
+    with pytest.raises(ValueError, match=message):
+        LanguageConfig(**{**TINY, **settings})
+
+
+def test_where_pass_at_k_is_measured():
+    assert powers(16) == [1, 2, 4, 8, 16]
+    assert powers(6) == [1, 2, 4, 6]
+
+
+def test_the_command_trains_goes_on_and_reports(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+    assert main(["train", "language", *small, "--task=arithmetic", "--head=era", "--omega-high=inf"]) == 0
+    out = capsys.readouterr().out
+    assert "run: runs/language/arithmetic-tiny/grpo-era/seed-0" in out
+    assert main(["train", "language", "--resume", "runs/language/arithmetic-tiny/grpo-era/seed-0"]) == 0
+    assert main(["report", "runs"]) == 0
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "avg@k (%)" in page
+    assert "pass@4 (%)" in page
+    assert (
+        main(["train", "language", "--resume", "runs/language/arithmetic-tiny/grpo-era/seed-0", "--steps=3"]) == 2
+    )
+    assert "--resume goes alone" in capsys.readouterr().err
+
+
+def test_a_batch_is_taken_apart_by_rows(evens, tmp_path):
+    trainer = Trainer(config(tmp_path, warm_start_steps=0))
+    batch, _ = trainer._rollout()
+    part = batch.rows(slice(2, 5))
+    assert isinstance(part, Batch)
+    assert torch.equal(part.old, batch.old[2:5])
+    assert part.responses.texts == batch.responses.texts[2:5]
+    assert part.reference is None

@@ -1,0 +1,83 @@
+"""A language model as small as they come, and a few problems to ask it."""
+
+import json
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+import entropyfloor.language  # noqa: F401  before transformers, so that a broken torchvision does no harm
+
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM  # isort: skip
+
+CHARACTERS = [chr(i) for i in range(32, 127)] + ["\n"]
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CHAT = "{% for turn in messages %}[{{ turn.content }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+
+
+def tokenizer(chat=None):
+    """One token for each character."""
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *CHARACTERS])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token=" "))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    inner.decoder = decoders.Fuse()
+    inner.add_special_tokens(SPECIAL)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        eos_token=SPECIAL[0],
+        pad_token=SPECIAL[0],
+        chat_template=chat,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def save(path, *, seed=0, context=256, chat=None, scale=1.0):
+    """A Qwen2 with random weights in `path`; a larger scale makes it surer of itself."""
+    torch.manual_seed(seed)
+    words = tokenizer(chat)
+    config = Qwen2Config(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=context,
+        bos_token_id=None,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+    )
+    model = Qwen2ForCausalLM(config)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(scale)
+    model.save_pretrained(path)
+    words.save_pretrained(path)
+    return path
+
+
+def write_rows(path, rows):
+    """A jsonl file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+PROBLEMS = [(f"{a}+{b}", str(a + b)) for a, b in ((1, 1), (2, 3), (4, 4), (5, 1), (3, 6), (2, 5))]
+
+
+def taught(path, *, steps=150, context=64):
+    r"""A model that has learned to answer `PROBLEMS`, asked as `1+1=`, with `\boxed{2}`; all but the last."""
+    save(path, context=context)
+    torch.manual_seed(0)
+    words = tokenizer()
+    model = Qwen2ForCausalLM.from_pretrained(path)
+    texts = [f"{question}=\\boxed{{{answer}}}" for question, answer in PROBLEMS[:-1]]
+    tokens = torch.tensor([[*words(text)["input_ids"], words.eos_token_id] for text in texts])
+    labels = tokens.clone()
+    labels[:, :4] = -100  # the questions
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        model(input_ids=tokens, labels=labels).loss.backward()
+        optimiser.step()
+    model.save_pretrained(path)
+    return path
