@@ -5,7 +5,7 @@ import json
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-import entropyfloor.language  # noqa: F401  before transformers, so that a broken torchvision does no harm
+import entropyfloor.language.libraries  # noqa: F401  before transformers, so that a broken torchvision does no harm
 
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM  # isort: skip
 
