@@ -55,7 +55,7 @@ figures: $(VENV)/installed  ## Draw the figures of docs/ again, from results/
 		mkdir -p docs/$$name && $(BIN)/entropyfloor report results/$$name --out report/$$name && \
 		cp report/$$name/overview.* report/$$name/table.csv docs/$$name/ || exit 1; \
 	done
-	$(BIN)/python examples/instability.py --draw --seeds 0 --out results/control/instability
+	$(BIN)/python examples/instability.py --draw --out results/control/instability
 
 clean:  ## Remove the environment and caches, never results
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
