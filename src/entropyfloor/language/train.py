@@ -12,7 +12,7 @@ import torch
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.trainer import Trainer
 from entropyfloor.runs import Run
-from entropyfloor.runs.again import carry_on, with_seeds
+from entropyfloor.runs.again import carry_on, config_of, with_seeds
 from entropyfloor.runs.processes import cores, each_in_its_process
 
 __all__ = ["LanguageConfig", "read_config", "resume", "train", "train_seeds"]
@@ -91,9 +91,4 @@ def read_config(settings: dict[str, Any]) -> LanguageConfig:
     Raises:
         ValueError: It is no run of a language model, or of another version, which has other settings.
     """
-    if settings.get("domain") != "language":
-        raise ValueError(f"a run of domain={settings.get('domain')!r} is no run of a language model")
-    known = {name: value for name, value in settings.items() if name not in NAMES}
-    if unknown := sorted(set(known) - set(LanguageConfig.__dataclass_fields__)):
-        raise ValueError(f"this version does not know the settings {', '.join(unknown)} of the run")
-    return LanguageConfig(**known)
+    return config_of(LanguageConfig, settings, "language", "a language model", NAMES)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,6 +29,7 @@ from entropyfloor.runs.processes import terminated_as_interrupted
 from entropyfloor.runs.progress import Progress
 from entropyfloor.torch import functional as F
 from entropyfloor.torch.checkpoint import arrays_of, pack, tensors_below, unpack_optimiser
+from entropyfloor.torch.seeding import derived, seed
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -336,9 +336,8 @@ class Trainer:
     def _minibatch(self, batch: Batch) -> dict[str, float]:
         """One update; whatever is chosen or normalised over the batch is, before it is taken apart."""
         config, mask = self.config, batch.responses.response_mask
-        mean = {"grpo": config.aggregate.removesuffix("-mean"), "dr-grpo": "length", "gspo": "sequence"}[
-            config.loss
-        ]
+        means = {"grpo": config.aggregate.removesuffix("-mean"), "dr-grpo": "length", "gspo": "sequence"}
+        mean = means[config.loss]
         longest = config.max_new_tokens if mean == "length" else None
         weights = losses.token_weights(mask, mean, max_length=longest)  # type: ignore[arg-type]
         used = mask
@@ -351,7 +350,7 @@ class Trainer:
                 penalised = losses.kl_cov_tokens(covariances, mask, config.kl_cov)
             else:
                 generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
-                new, _ = self._current(batch)
+                new = self._current(batch)
                 clipped = losses.clipped_tokens(new, batch.old, batch.advantages, mask, **self._bounds)
                 chosen = losses.clip_cov_tokens(covariances, clipped, mask, generator, fraction=config.clip_cov)
                 used = used & ~chosen
@@ -392,12 +391,10 @@ class Trainer:
         return F.log_probs_at(found, scale), entropies, found[0]
 
     @torch.no_grad()
-    def _current(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        found = [
-            self._log_probs(batch.rows(rows))[:2] for rows in parts(len(batch.advantages), self.config.micro_batch)
-        ]
-        log_probs, entropies = (torch.cat(each) for each in zip(*found, strict=True))
-        return log_probs, entropies
+    def _current(self, batch: Batch) -> Tensor:
+        """The log-probabilities of `_log_probs`, of the whole batch."""
+        rows = parts(len(batch.advantages), self.config.micro_batch)
+        return torch.cat([self._log_probs(batch.rows(each))[0] for each in rows])
 
     # --- the model and its head --------------------------------------------------------------------------
 
@@ -568,15 +565,3 @@ def device_of(name: str) -> torch.device:
     if name != "auto":
         return torch.device(name)
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")  # type: ignore[return-value]
-
-
-def derived(*numbers: int) -> int:
-    """A seed that follows from numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-def seed(*numbers: int) -> None:
-    """Seed the generators that PyTorch and transformers draw from."""
-    value = derived(*numbers)
-    random.seed(value)
-    torch.manual_seed(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
@@ -80,3 +80,24 @@ def with_seeds(config: C, seeds: Sequence[int], derived: Collection[str] = ()) -
         asked = {k: v for k, v in asdict(config).items() if k not in derived or v is not None}  # type: ignore[call-overload]
         check_same(path, asked)
     return found
+
+
+def config_of(kind: type[C], settings: Mapping[str, Any], domain: str, what: str, names: Collection[str]) -> C:
+    """The config of a run that was begun with `settings`.
+
+    Args:
+        kind: Its class, a dataclass.
+        settings: What `config.toml` has.
+        domain: What it must be a run of.
+        what: The same in words.
+        names: Settings that only say how a report calls the run.
+
+    Raises:
+        ValueError: It is a run of something else, or of another version, which has other settings.
+    """
+    if settings.get("domain") != domain:
+        raise ValueError(f"a run of domain={settings.get('domain')!r} is no run of {what}")
+    known = {name: value for name, value in settings.items() if name not in names}
+    if unknown := sorted(set(known) - {field.name for field in fields(kind)}):  # type: ignore[arg-type]
+        raise ValueError(f"this version does not know the settings {', '.join(unknown)} of the run")
+    return kind(**known)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from entropyfloor.runs import Run
-from entropyfloor.runs.again import carry_on, with_seeds
+from entropyfloor.runs.again import carry_on, config_of, with_seeds
 from entropyfloor.runs.processes import cores, each_in_its_process
 from entropyfloor.vision import data
 from entropyfloor.vision.config import VisionConfig
@@ -98,9 +98,4 @@ def read_config(settings: dict[str, Any]) -> VisionConfig:
     Raises:
         ValueError: It is no run of a classifier, or of another version, which has other settings.
     """
-    if settings.get("domain") != "vision":
-        raise ValueError(f"a run of domain={settings.get('domain')!r} is no run of an image classifier")
-    known = {name: value for name, value in settings.items() if name not in NAMES}
-    if unknown := sorted(set(known) - set(VisionConfig.__dataclass_fields__)):
-        raise ValueError(f"this version does not know the settings {', '.join(unknown)} of the run")
-    return VisionConfig(**known)
+    return config_of(VisionConfig, settings, "vision", "an image classifier", NAMES)

@@ -8,7 +8,6 @@ the seed and the number of the epoch, so a run that is resumed is the run that w
 from __future__ import annotations
 
 import math
-import random
 import time
 import warnings
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -34,6 +32,7 @@ from entropyfloor.runs import Checkpoint, Run
 from entropyfloor.runs.processes import terminated_as_interrupted
 from entropyfloor.runs.progress import Progress
 from entropyfloor.torch.checkpoint import arrays_of, pack, tensors_below, unpack_optimiser
+from entropyfloor.torch.seeding import derived, seed
 from entropyfloor.vision import data, metrics
 from entropyfloor.vision.config import VisionConfig
 from entropyfloor.vision.model import RawLogits, build_model, check_size, load_weights
@@ -331,16 +330,3 @@ def told(found: dict[str, float]) -> str:
     """An evaluation in a line."""
     aim = f"floor {found['floor']:.2f}" if "floor" in found else "no floor"
     return f"top-1 {100 * found['top1']:.2f} % · entropy {found['realised_entropy']:.3f} ({aim})"
-
-
-def derived(*numbers: int) -> int:
-    """A seed that follows from numbers; as many of them as elsewhere, or it may be the same."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-def seed(*numbers: int) -> None:
-    """Seed every generator that timm, torchvision and PyTorch draw from."""
-    value = derived(*numbers)
-    random.seed(value)
-    np.random.seed(value)  # noqa: NPY002 - timm draws from NumPy's global generator
-    torch.manual_seed(value)

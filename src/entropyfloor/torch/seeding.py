@@ -1,0 +1,23 @@
+"""Random numbers of a run: each stream follows from the run's seed and numbers of its own."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+
+__all__ = ["derived", "seed"]
+
+
+def derived(*numbers: int) -> int:
+    """A seed that follows from numbers; as many of them as elsewhere, or it may be the same."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def seed(*numbers: int) -> None:
+    """Seed every generator that PyTorch, timm, torchvision and transformers draw from."""
+    value = derived(*numbers)
+    random.seed(value)
+    np.random.seed(value)  # noqa: NPY002 - timm draws from NumPy's global generator
+    torch.manual_seed(value)
