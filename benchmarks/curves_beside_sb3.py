@@ -1,13 +1,14 @@
 """Learning curves of our SAC and PPO beside those of Stable-Baselines3, at the same settings, in the same format.
 
     python benchmarks/curves_beside_sb3.py --algorithm ppo --seeds 0 1 2
+    python benchmarks/curves_beside_sb3.py --algorithm sac --libraries sb3 sbx --seeds 0 1 2 3 4 5 6 7
     python benchmarks/curves_beside_sb3.py --algorithm sac --env gym/Pendulum-v1 --steps 10000 --eval-every 1000 \
         --out runs/beside-sb3/pendulum
     entropyfloor report runs/beside-sb3
 
-Stable-Baselines3 trains on our environments and writes our run directories, so that the report draws both alike.
-The settings are its defaults, but for the size that makes SAC quick. What cannot be made the same: it initialises
-the layers of its SAC as PyTorch does (ours are orthogonal).
+Stable-Baselines3 trains on our environments and writes our run directories, so that the report draws both alike;
+so does SBX, by its authors in JAX. The settings are their defaults, but for the size that makes SAC quick. What
+cannot be made the same: each initialises the layers of its SAC in its own way (ours are orthogonal).
 Finished runs are left alone. Needs `pip install 'entropyfloor[control,hosts]'`.
 """
 
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import sbx
 import stable_baselines3 as sb3
 import torch
 import tyro
@@ -53,6 +55,7 @@ OURS: dict[str, dict[str, Any]] = {
     "ppo": {"entropy_coef": 0.0, "decay_learning_rate": False},
 }
 """How ours are told to do what Stable-Baselines3 does by default."""
+LIBRARIES: dict[str, Any] = {"sb3": sb3, "sbx": sbx}
 EPISODES = 5
 
 
@@ -62,6 +65,8 @@ class Args:
 
     algorithm: Literal["sac", "ppo"]
     """Which."""
+    libraries: tuple[Literal["sb3", "sbx"], ...] = ("sb3",)
+    """Beside whom."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Runs of each side."""
     env: str = "gym/HalfCheetah-v4"
@@ -74,15 +79,16 @@ class Args:
     """Where the runs go."""
 
 
-def train_theirs(algorithm: str, task: str, shared: dict[str, Any], seed: int, out: Path) -> None:
-    """Stable-Baselines3 on our environment, into our run directory."""
+def train_theirs(library: str, algorithm: str, task: str, shared: dict[str, Any], seed: int, out: Path) -> None:
+    """Stable-Baselines3 or SBX on our environment, into our run directory."""
+    theirs = LIBRARIES[library]
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     env: Any = DummyVecEnv([lambda: make(task, seed=seeding.episode(seed, seeding.TRAIN_EPISODES, 0))])
     nets = [shared["hidden"]] * 2
     model: Any
     if algorithm == "sac":
-        model = sb3.SAC(
+        model = theirs.SAC(
             "MlpPolicy",
             env,
             learning_rate=shared["learning_rate"],
@@ -93,7 +99,7 @@ def train_theirs(algorithm: str, task: str, shared: dict[str, Any], seed: int, o
         )
     else:
         env = VecNormalize(env)
-        model = sb3.PPO(
+        model = theirs.PPO(
             "MlpPolicy",
             env,
             learning_rate=shared["learning_rate"],
@@ -102,8 +108,8 @@ def train_theirs(algorithm: str, task: str, shared: dict[str, Any], seed: int, o
             seed=seed,
             device="cpu",
         )
-    config = {"domain": "control", "agent": f"sb3-{algorithm}", "env": task, "seed": seed, **shared}
-    run = Run.create(out, {**config, "host": f"stable-baselines3 {sb3.__version__}"})
+    config = {"domain": "control", "agent": f"{library}-{algorithm}", "env": task, "seed": seed, **shared}
+    run = Run.create(out, {**config, "host": f"{theirs.__name__} {theirs.__version__}"})
     with run.recording():
         model.learn(shared["steps"], callback=Evaluate(run, task, seed, shared["eval_every"]))
 
@@ -140,10 +146,12 @@ class Evaluate(BaseCallback):
                 action, _ = self.model.predict(visited[-1], deterministic=True)
                 observation, reward, terminated, truncated, _ = self.env.step(action)
                 total, running = total + float(reward), not (terminated or truncated)
-        entropy = self.entropy(torch.as_tensor(np.stack(visited), dtype=torch.float32))
-        lines = {"realised_entropy": entropy.mean(), "realised_entropy/min": entropy.min()}
-        lines["realised_entropy/q05"] = np.quantile(entropy, 0.05)
-        self.run.log(self.num_timesteps, {"return": total / EPISODES, **lines})
+        lines = {"return": total / EPISODES}
+        if isinstance(self.model, sb3.SAC | sb3.PPO):  # those of SBX are no PyTorch modules
+            entropy = self.entropy(torch.as_tensor(np.stack(visited), dtype=torch.float32))
+            lines |= {"realised_entropy": entropy.mean(), "realised_entropy/min": entropy.min()}
+            lines["realised_entropy/q05"] = np.quantile(entropy, 0.05)
+        self.run.log(self.num_timesteps, lines)
 
     @torch.no_grad()
     def entropy(self, observations: torch.Tensor) -> np.ndarray:
@@ -160,12 +168,13 @@ def main(args: Args) -> None:
     asked = {"steps": args.steps, "eval_every": args.eval_every}
     shared = SHARED[args.algorithm] | {name: value for name, value in asked.items() if value is not None}
     for seed in args.seeds:
-        ours, theirs = (args.out / args.algorithm / side / f"seed-{seed}" for side in ("ours", "sb3"))
+        ours, *others = (args.out / args.algorithm / side / f"seed-{seed}" for side in ("ours", *args.libraries))
         settings = {**shared, **OURS[args.algorithm], "eval_episodes": EPISODES}
         if not finished(ours):
             train(configure(args.algorithm, env=args.env, seed=seed, out=str(ours), **settings))
-        if not finished(theirs):
-            train_theirs(args.algorithm, args.env, shared, seed, theirs)
+        for library, theirs in zip(args.libraries, others, strict=True):
+            if not finished(theirs):
+                train_theirs(library, args.algorithm, args.env, shared, seed, theirs)
 
 
 def finished(path: Path) -> bool:

@@ -1,7 +1,9 @@
 """The language trainer on a real small transformer: what it samples, what it learns, and that it resumes."""
 
+import copy
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ from entropyfloor.language.model import characters, head_of, hidden_states, load
 from entropyfloor.language.rollout import sample
 from entropyfloor.language.tasks import Problem
 from entropyfloor.language.train import read_config, resume, train
-from entropyfloor.language.trainer import Batch, Trainer, joined, powers
+from entropyfloor.language.trainer import Batch, Trainer, joined
+from entropyfloor.language.warm_start import file_of
 from entropyfloor.runs import Run, read_run
 from entropyfloor.torch import functional as F
 
@@ -79,8 +82,8 @@ def test_characters_are_tokens():
     tokenizer = characters("ab \n+")
     assert tokenizer("a b+\n").input_ids == [2, 4, 3, 6, 5]
     assert tokenizer.decode([2, 4, 3, 6, 5, 1], skip_special_tokens=True) == "a b+\n"
-    for wrong in ("aa", ["ab"]):
-        with pytest.raises(ValueError, match="must be different single characters"):
+    for wrong in ("aa", ["ab"], "é"):
+        with pytest.raises(ValueError, match="must be different single ASCII characters"):
             characters(wrong)
     with pytest.raises(ValueError, match="hidden=10 must be a multiple of twice the number of heads, 4"):
         tiny("ab", layers=1, hidden=10, heads=2, length=8)
@@ -140,13 +143,17 @@ def test_batches_of_different_length_are_joined():
 
 
 def test_a_model_is_loaded_by_its_path(tmp_path):
-    model, tokenizer = tiny("0123", layers=1, hidden=16, heads=2, length=40)
+    model, tokenizer = tiny("0123 +\n", layers=1, hidden=16, heads=2, length=40)
     model.generation_config.repetition_penalty = 1.5
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     again, tokenizer_again = load(str(tmp_path / "model"))
-    tokens = tokenizer("0123", return_tensors="pt").input_ids
-    assert torch.equal(tokens, tokenizer_again("0123", return_tensors="pt").input_ids)
+    text = " 01 +\n\n23 "
+    tokens = tokenizer(text, return_tensors="pt").input_ids
+    assert tokens.shape == (1, len(text))
+    assert torch.equal(tokens, tokenizer_again(text, return_tensors="pt").input_ids)
+    assert tokenizer_again.decode([*tokens[0], tokenizer.eos_token_id], skip_special_tokens=True) == text
+    assert len(tokenizer_again) == len(tokenizer)
     assert torch.equal(model(tokens).logits, again(tokens).logits)
     assert again.generation_config.repetition_penalty is None  # the policy is the model itself
     assert head_of(again).weight is again.get_input_embeddings().weight
@@ -207,6 +214,34 @@ ARMS = [
     {"clip_cov": 0.1, "minibatches": 2},
     {"kl_cov": 0.1, "minibatches": 2},
 ]
+
+
+def test_what_is_compared_with_a_reference_is_neither_scaled_nor_filtered(evens, tmp_path):
+    """Before the first update the policy is its reference, whatever ERA makes of its log-probabilities."""
+    settings = {"head": "era", "omega_low": 3.0, "omega_high": 4.0, "top_k": 2, "kl_coef": 1.0}
+    trainer = Trainer(config(tmp_path, **settings, warm_start_steps=0))
+    trainer.reference = copy.deepcopy(trainer.model)
+    batch, _ = trainer._rollout()
+    plain, mask = batch._replace(scale=torch.ones_like(batch.scale)), batch.responses.response_mask
+    _, _, _, unscaled = trainer._log_probs(batch)
+    torch.testing.assert_close(unscaled[mask], batch.reference[mask], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(unscaled[mask], batch.unscaled[mask], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(trainer._log_probs(plain)[0][mask], batch.unscaled[mask], atol=1e-2)  # filtered
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_advantages_are_compared_before_they_are_scaled(freeze, evens, tmp_path):
+    """With k = 4 an advantage of 1.5 is scaled to less than `min_advantage` = 1; it is scaled all the same."""
+    settings = {"head": "era", "omega_low": 3.0, "omega_high": 4.0, "k": 4.0, "scale_advantages": True}
+    trainer = Trainer(
+        config(tmp_path, **settings, min_advantage=1.0, freeze_scale=freeze, warm_start_steps=0, samples=16)
+    )
+    batch, _ = trainer._rollout()
+    high = batch.advantages > 1
+    assert 0 < high.sum() < len(high)
+    log_probs, advantages, _, _ = trainer._log_probs(batch)
+    torch.testing.assert_close(advantages, torch.where(high, batch.advantages / 4, batch.advantages))
+    torch.testing.assert_close(log_probs, batch.old, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("settings", ARMS, ids=lambda settings: "-".join(settings) or "grpo")
@@ -351,9 +386,36 @@ def test_settings_that_cannot_be(settings, message):
         LanguageConfig(**{**TINY, **settings})
 
 
-def test_where_pass_at_k_is_measured():
-    assert powers(16) == [1, 2, 4, 8, 16]
-    assert powers(6) == [1, 2, 4, 6]
+def test_runs_share_a_warm_start(evens, tmp_path):
+    """What is taken from another run is what would have been learnt, to the bit, and nothing else is taken."""
+    alone = train(config(tmp_path / "alone"))
+    settings = {"warm_starts": str(tmp_path / "warm")}
+    first = train(config(tmp_path / "first", **settings))
+    file = file_of(read_config(read_run(first).config))
+    written = file.stat().st_mtime_ns
+    second = train(config(tmp_path / "second", **settings))
+    assert lines(alone) == lines(first) == lines(second)
+    train(config(tmp_path / "third", **settings, head="era"))  # another arm
+    assert [*(tmp_path / "warm").iterdir()] == [file]
+    assert file.stat().st_mtime_ns == written
+    train(config(tmp_path / "fourth", **settings, seed=1))
+    assert len([*(tmp_path / "warm").iterdir()]) == 2
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"is damaged .*: delete it, and it is made again"):
+        train(config(tmp_path / "fifth", **settings))
+
+
+def test_a_response_must_fit_into_the_model(tmp_path):
+    model, tokenizer = tiny("0123456789+*-=? \n", layers=1, hidden=16, heads=2, length=16)
+    model.save_pretrained(tmp_path / "short")
+    tokenizer.save_pretrained(tmp_path / "short")
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(f'{{"question": "{i} + {i}", "answer": "{2 * i}"}}\n' for i in range(100)))
+    asked = {"task": "file", "data": str(data), "model": str(tmp_path / "short"), "warm_start_steps": 0}
+    trainer = Trainer(config(tmp_path, **asked, max_new_tokens=9))  # "99 + 99" has 7 tokens
+    trainer.close()
+    with pytest.raises(ValueError, match=r"a prompt of 7 tokens and max_new_tokens=10 do not fit into the 16 pos"):
+        Trainer(config(tmp_path, **asked, max_new_tokens=10))
 
 
 def test_the_command_trains_goes_on_and_reports(tmp_path, monkeypatch, capsys):
@@ -365,6 +427,20 @@ def test_the_command_trains_goes_on_and_reports(tmp_path, monkeypatch, capsys):
     assert main(["train", "language", "--resume", "runs/language/arithmetic-tiny/grpo-era/seed-0"]) == 0
     assert main(["report", "runs"]) == 0
     page = (tmp_path / "report" / "index.html").read_text()
+    assert main(["evaluate", "runs/language/arithmetic-tiny/grpo-era/seed-0", "--problems=5", "--samples=8"]) == 0
+    told = capsys.readouterr().out
+    assert "step 2, 5 problems, 8 responses each" in told
+    assert "pass@8" in told
+    found = read_run(Path("runs/language/arithmetic-tiny/grpo-era/seed-0")).evaluation
+    assert found["values"]["avg_at_k"] == sum(found["correct"]) / 40
+    assert found["values"]["pass_at_1"] == pytest.approx(found["values"]["avg_at_k"])
+    assert main(["evaluate", "runs/language/arithmetic-tiny/grpo-era/seed-0", "--episodes=5"]) == 2
+    assert "--episodes is nothing that a run of domain='language' knows" in capsys.readouterr().err
+    assert main(["export", "runs/language/arithmetic-tiny/grpo-era/seed-0", "--out=mine"]) == 0
+    assert "from_pretrained('mine')" in capsys.readouterr().out
+    weights = load("mine")[0].state_dict()
+    kept = load("runs/language/arithmetic-tiny/grpo-era/seed-0/model")[0].state_dict()
+    assert all(torch.equal(weights[name], kept[name]) for name in kept)
     assert "avg@k (%)" in page
     assert "pass@4 (%)" in page
     assert (

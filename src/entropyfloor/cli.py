@@ -121,7 +121,7 @@ def _train(room: Any, config: Any, path: Path | None, seeds: Sequence[int], sett
 
 
 def evaluate(args: Sequence[str]) -> None:
-    """Judge what a run has trained: a policy or a classifier, with intervals."""
+    """Judge what a run has trained: a policy, a classifier or a language model, with intervals."""
     require("report", "tyro")
     import tyro
 
@@ -133,8 +133,10 @@ def evaluate(args: Sequence[str]) -> None:
         data_dir: Path | None = None,
         ood: Literal["cifar10", "cifar100", "digits", "folder"] | None = None,
         ood_dir: Path | None = None,
-    ) -> tuple[Path, dict[str, Any], dict[str, Any]]:
-        """Judge what a run has trained: a policy or a classifier, with intervals.
+        problems: int | None = None,
+        samples: int | None = None,
+    ) -> tuple[Path, dict[str, dict[str, Any]]]:
+        """Judge what a run has trained: a policy, a classifier or a language model, with intervals.
 
         Args:
             run: A run directory with a checkpoint.
@@ -144,24 +146,25 @@ def evaluate(args: Sequence[str]) -> None:
             data_dir: Classifiers: where the dataset is now, if it was moved.
             ood: Classifiers: a dataset of other things, whose test images the model should be unsure of.
             ood_dir: Classifiers: where it is.
+            problems: Language models: how many held-out problems, 256 by default.
+            samples: Language models: responses to each, 64 by default.
         """
-        policies = {"episodes": episodes, "seed": seed, "video": video}
-        return run, policies, {"data_dir": data_dir, "ood": ood, "ood_dir": ood_dir}
+        return run, {
+            "control": {"episodes": episodes, "seed": seed, "video": video},
+            "vision": {"data_dir": data_dir, "ood": ood, "ood_dir": ood_dir},
+            "language": {"problems": problems, "samples": samples},
+        }
 
-    run, policies, classifiers = _parse(parse, "evaluate", args)
-    from entropyfloor.runs import read_run
-
-    domain = read_run(run).config.get("domain")
-    given, others = (classifiers, policies) if domain == "vision" else (policies, classifiers)
-    if wrong := [name for name, value in others.items() if value is not None]:
+    run, options = _parse(parse, "evaluate", args)
+    domain = _domain(run)
+    given = {
+        (of, name): value for of, each in options.items() for name, value in each.items() if value is not None
+    }
+    if wrong := [name for of, name in given if of != domain]:
         raise ValueError(f"--{wrong[0].replace('_', '-')} is nothing that a run of domain={domain!r} knows")
-    options = {name: value for name, value in given.items() if value is not None}
-    judge: Any
-    if domain == "vision":
-        from entropyfloor.vision.evaluate import evaluate as judge
-    else:
-        from entropyfloor.control.evaluate import evaluate as judge
-    print(judge(run, **options))
+    room = {"vision": "vision.evaluate", "language": "language.held_out"}.get(domain, "control.evaluate")
+    judge = importlib.import_module(f"entropyfloor.{room}").evaluate
+    print(judge(run, **{name: value for (_, name), value in given.items()}))
 
 
 def evaluate_language(args: Sequence[str]) -> None:
@@ -186,23 +189,29 @@ def evaluate_language(args: Sequence[str]) -> None:
 
 
 def export(args: Sequence[str]) -> None:
-    """Write the weights of a trained classifier for plain timm."""
-    require("vision", "tyro")
+    """Write a trained classifier for plain timm, or a language model for transformers."""
+    require("report", "tyro")
     import tyro
 
     def parse(run: Annotated[Path, tyro.conf.Positional], out: Path) -> tuple[Path, Path]:
-        """Write the weights of a trained classifier for plain timm.
+        """Write a trained classifier for plain timm, or a language model for transformers.
 
         Args:
             run: A run directory with a checkpoint.
-            out: A file that ends in .safetensors.
+            out: Classifiers: a file that ends in .safetensors. Language models: a directory.
         """
         return run, out
 
     run, out = _parse(parse, "export", args)
-    from entropyfloor.vision.export import export as write
+    room = {"language": "language.held_out"}.get(_domain(run), "vision.export")
+    print(importlib.import_module(f"entropyfloor.{room}").export(run, out))
 
-    print(write(run, out))
+
+def _domain(run: Path) -> str:
+    """What kind of run it is."""
+    from entropyfloor.runs import read_run
+
+    return str(read_run(run).config.get("domain"))
 
 
 def reproduce(args: Sequence[str]) -> None:

@@ -71,6 +71,8 @@ class LanguageConfig:
     """Of AdamW, falling as a cosine."""
     warm_start_random: float = 0.5
     """Share of derivations that are well formed but may miss the answer, so that something is left to learn."""
+    warm_starts: str | None = None
+    """Directory of models warmed up: what a run with the same warm start has left there is not done again."""
 
     prompts: int = 16
     """Problems in a rollout."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -100,18 +100,22 @@ def tiny(
 def characters(alphabet: Sequence[str]) -> PreTrainedTokenizerBase:
     """A tokenizer with one token for each character, one that pads and one that ends.
 
+    It is one of bytes without merges, as Qwen2 has one with: whatever else is written in its files, `AutoTokenizer`
+    would make that of it, beside a model of this architecture.
+
     Raises:
-        ValueError: Something in `alphabet` is no single character, or is there twice.
+        ValueError: Something in `alphabet` is no single ASCII character, or is there twice.
     """
-    if len(set(alphabet)) < len(alphabet) or any(len(character) != 1 for character in alphabet):
-        raise ValueError(f"alphabet={list(alphabet)} must be different single characters")
-    vocabulary = {token: i for i, token in enumerate((PAD, END, *alphabet))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
+    if len(set(alphabet)) < len(alphabet) or any(len(c) != 1 or not c.isascii() for c in alphabet):
+        raise ValueError(f"alphabet={list(alphabet)} must be different single ASCII characters")
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    letters = [bytes_.pre_tokenize_str(character)[0][0] for character in alphabet]  # a space is written Ġ
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate((PAD, END, *letters))}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = bytes_, decoders.ByteLevel()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
+        unk_token=PAD,
         eos_token=END,
         padding_side="left",
         clean_up_tokenization_spaces=False,

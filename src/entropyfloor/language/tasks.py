@@ -409,8 +409,9 @@ class Questions:
             if not problems:
                 raise ValueError(f"{name} has no problem to {split} with: give more, or test data of its own")
         everything = [*self._problems["train"], *self._problems["test"]]
+        self.prompts = [problem.prompt for problem in everything]
         self.alphabet = "".join(sorted({c for p in everything for c in p.prompt + p.answer}))
-        self.max_prompt = max(len(p.prompt) for p in everything)
+        self.max_prompt = max(map(len, self.prompts))
         self._reward = Reward(reward or Answer(is_correct), seconds=seconds)
 
     @classmethod

@@ -16,14 +16,15 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from entropyfloor.language import losses, model, scores
+from entropyfloor.language import losses, model
 from entropyfloor.language.config import LanguageConfig
+from entropyfloor.language.judgement import Judgement
 from entropyfloor.language.rollout import Responses, parts, sample
 from entropyfloor.language.tasks import Problem, Questions, Task, task_of
+from entropyfloor.language.warm_start import IGNORED, warm_start
 from entropyfloor.runs import Checkpoint, Run
 from entropyfloor.runs.processes import terminated_as_interrupted
 from entropyfloor.runs.progress import Progress
@@ -35,12 +36,10 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from transformers import PreTrainedModel
 
-INIT, WARM_START, PROBLEMS, SAMPLE, UPDATE, EVALUATE = range(6)
-"""Streams of random numbers."""
+INIT, PROBLEMS, SAMPLE, UPDATE, EVALUATE = 0, 2, 3, 4, 5
+"""Streams of random numbers; 1 is that of the warm start."""
 LOW_SHARE, HIGH_SHARE = 0.75, 5.0
 """Thresholds in entropies that RL began with; the paper's 0.45 and 3.0 are as far apart."""
-IGNORED = -100
-"""The target of padding."""
 SHOWN = 4
 """Problems of an evaluation whose responses are written out to be read."""
 
@@ -94,6 +93,7 @@ class Trainer:
             self.model, self.tokenizer = model.load(config.model)
         self.model.to(self.device)  # type: ignore[arg-type]
         model.head_of(self.model)  # which refuses what cannot be trained here
+        self._check_room()
         self.reference: PreTrainedModel | None = None
         self.optimiser = self._optimiser(config.learning_rate)
         self.thresholds: tuple[float, float] | None = None
@@ -115,7 +115,9 @@ class Trainer:
         with run.recording(), shown as progress, terminated_as_interrupted():
             try:
                 if self.step == 0 and not run.checkpoints():
-                    self._warm_start(run, progress)
+                    if config.warm_start_steps:
+                        loss = warm_start(self.model, self.tokenizer, self.task, config, progress.advance)
+                        run.log(0, {"loss/warm_start": loss})
                     self._evaluate(run, progress)
                     self.save(run)
                 if config.kl_coef and self.reference is None:
@@ -136,8 +138,12 @@ class Trainer:
                 way = f"continue with: entropyfloor train language --resume {run.path}"
                 raise KeyboardInterrupt(f"in step {self.step + 1}: {way}") from None
             finally:
-                if isinstance(self.task, Questions):
-                    self.task.close()  # which has processes
+                self.close()
+
+    def close(self) -> None:
+        """End the processes that judge responses, if there are any."""
+        if isinstance(self.task, Questions):
+            self.task.close()
 
     def export(self, path: Path) -> None:
         """Write the model and its tokenizer where transformers, and whatever reads its files, can load them."""
@@ -169,78 +175,29 @@ class Trainer:
         self.step = checkpoint.step
 
     @torch.no_grad()
-    def judge(self, problems: int, samples: int) -> tuple[dict[str, float], str]:
-        """What the model makes of held-out problems: numbers, and some of its responses to read."""
+    def judge(self, problems: int, samples: int) -> Judgement:
+        """What the model makes of held-out problems, always the same ones.
+
+        Responses are sampled at `eval_temperature`; their entropies are those that the thresholds are about, at
+        the temperature of training.
+        """
         config = self.config
         seed(config.seed, EVALUATE, self.step)
         asked = self.task.problems("test", problems, 0)
         drawn = self._sample([p for p in asked for _ in range(samples)], config.eval_temperature)
-        rewards = self._rewards(asked, drawn, samples)
-        correct = (rewards >= 1.0).sum(1)
-        entropies = self._entropies(drawn)
-        of_responses = F.response_entropy(entropies, drawn.response_mask, config.top_fraction).cpu()
-        greedy = self._rewards(asked, self._sample(asked, 0.0), 1)
-        found = {
-            "avg_at_k": float(correct.double().mean()) / samples,
-            "greedy": float((greedy >= 1.0).double().mean()),
-            "realised_entropy": float(of_responses.mean()),
-            "realised_entropy/min": float(of_responses.min()),
-            "realised_entropy/q05": float(of_responses.quantile(0.05)),
-            "response_length/eval": float(drawn.response_mask.sum(1).double().mean()),
-        }
-        ks = powers(samples)
-        found |= {f"pass_at_{k}": float(scores.pass_at_k(samples, correct.numpy(), k).mean()) for k in ks}
-        return found, told(asked[:SHOWN], drawn, rewards[:SHOWN])
+        greedy = self._sample(asked, 0.0)
+        entropies = self._all_scales(self.model, drawn)[1]
+        of_responses = F.response_entropy(entropies, drawn.response_mask, config.top_fraction)
+        return Judgement(
+            asked,
+            drawn.texts,
+            self._rewards(asked, drawn, samples).numpy(),
+            self._rewards(asked, greedy, 1)[:, 0].numpy(),
+            of_responses.cpu().numpy(),
+            drawn.response_mask.sum(1).cpu().numpy(),
+        )
 
     # --- parts of a run ---------------------------------------------------------------------------------
-
-    def _warm_start(self, run: Run, progress: Progress) -> None:
-        """Learn from solutions, some of them wrong: then RL has something to reward and something to improve."""
-        config = self.config
-        optimiser = self._optimiser(config.warm_start_learning_rate)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, config.warm_start_steps))
-        end = self.tokenizer.eos_token or ""
-        for step in range(config.warm_start_steps):
-            number = derived(config.seed, WARM_START, step)
-            rng = np.random.default_rng(number)
-            problems = self.task.problems("train", config.warm_start_batch, number)
-            wrong = rng.random(len(problems)) < config.warm_start_random
-            shown = [self.task.solution(p, rng, wander=w) + end for p, w in zip(problems, wrong, strict=True)]
-            loss = self._imitate([problem.prompt for problem in problems], shown)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_grad)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-            schedule.step()
-            progress.advance(step + 1)
-        if config.warm_start_steps:
-            run.log(0, {"loss/warm_start": float(loss.detach())})
-
-    def _imitate(self, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        """Negative log-likelihood of a token of the responses, in nats."""
-        self.model.train()
-        before, after = (self.tokenizer(list(texts), padding=False).input_ids for texts in (prompts, responses))
-        length = max(map(len, before)) + max(map(len, after))
-        tokens = torch.full((len(before), length), int(self.tokenizer.pad_token_id or 0))
-        mask = torch.zeros_like(tokens, dtype=torch.bool)
-        targets = torch.full_like(tokens, IGNORED)
-        start = max(map(len, before))  # where responses begin
-        for i, (prompt, response) in enumerate(zip(before, after, strict=True)):
-            span = slice(start - len(prompt), start + len(response))
-            tokens[i, span] = torch.tensor(prompt + response)
-            mask[i, span] = True
-            targets[i, start : start + len(response)] = torch.tensor(response)
-        tokens, mask, targets = (x.to(self.device) for x in (tokens, mask, targets))
-        hidden, head = model.hidden_states(self.model, tokens, mask), model.head_of(self.model)
-        log_probs, _ = F.token_log_probs(
-            hidden[:, start - 1 : -1],
-            head.weight,
-            targets[:, start:],
-            bias=head.bias,
-            softcap=head.softcap,
-            ignore_index=IGNORED,
-        )
-        return -log_probs.sum() / (targets != IGNORED).sum()
 
     def _train_step(self) -> dict[str, float]:
         begun = time.perf_counter()
@@ -285,9 +242,8 @@ class Trainer:
         """Log-probabilities, entropies and scales of the policy that sampled."""
         config, mask = self.config, responses.response_mask
         all_scales, entropies = self._all_scales(self.model, responses, advantages)
-        reference = (
-            None if self.reference is None else self._all_scales(self.reference, responses, advantages)[0][0]
-        )
+        unscaled = all_scales[0] if self._top_k is None else self._all_scales(self.model, responses)[0][0]
+        reference = None if self.reference is None else self._all_scales(self.reference, responses)[0][0]
         of_responses = F.response_entropy(entropies, mask, config.top_fraction)
         if self.thresholds is None:
             initial = float(of_responses.mean())
@@ -300,7 +256,6 @@ class Trainer:
         found: dict[str, float] = {}
         if config.head == "era":
             scale = F.era_token_scale(of_responses, advantages, **self._era)
-            advantages = F.scale_advantages(advantages, scale) if config.scale_advantages else advantages
             found = {"omega_low": low, "scaled_share": float((scale != 1).double().mean())}
             if math.isfinite(high):
                 found["omega_high"] = high
@@ -318,7 +273,7 @@ class Trainer:
         }
         scale = scale[:, None]
         old = F.log_probs_at(all_scales, scale)
-        return Batch(responses, advantages, entropies, all_scales[0], old, scale, reference), found
+        return Batch(responses, advantages, entropies, unscaled, old, scale, reference), found
 
     def _update(self, batch: Batch) -> dict[str, float]:
         """The updates that share a rollout."""
@@ -350,21 +305,19 @@ class Trainer:
                 penalised = losses.kl_cov_tokens(covariances, mask, config.kl_cov)
             else:
                 generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
-                new = self._current(batch)
-                clipped = losses.clipped_tokens(new, batch.old, batch.advantages, mask, **self._bounds)
+                clipped = losses.clipped_tokens(*self._current(batch), mask, **self._bounds)
                 chosen = losses.clip_cov_tokens(covariances, clipped, mask, generator, fraction=config.clip_cov)
                 used = used & ~chosen
         total: dict[str, Tensor] = {}
         for rows in parts(len(mask), config.micro_batch):
-            part, w = batch.rows(rows), weights[rows]
-            m, advantages = part.responses.response_mask, part.advantages
-            log_probs, entropies, unscaled = self._log_probs(part)
+            part, w, m = batch.rows(rows), weights[rows], mask[rows]
+            log_probs, advantages, entropies, unscaled = self._log_probs(part)
             terms = used[rows] * losses.policy_terms(log_probs, part.old, advantages, m, **self._bounds)
             if penalised is not None:
                 terms = terms + config.kl_cov_coef * losses.kl_terms(log_probs, part.old, penalised[rows], "abs")
             if config.entropy_coef:
                 terms = terms + losses.entropy_terms(entropies, m, config.entropy_coef)
-            if part.reference is not None:
+            if part.reference is not None and unscaled is not None:
                 terms = terms + config.kl_coef * losses.kl_terms(unscaled, part.reference, m)
             loss = losses.weighted_sum(terms, w)
             loss.backward()
@@ -376,30 +329,46 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         return {name: float(value) for name, value in total.items()} | {"grad_norm": float(norm)}
 
-    def _log_probs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """With gradients: log-probabilities at the scale of each response, entropies, and those at scale 1."""
-        config, mask = self.config, batch.responses.response_mask
+    def _log_probs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """With gradients: what the loss compares, and the log-probabilities of the policy itself for a reference.
+
+        Returns:
+            Log-probabilities and advantages at the scale of each response, entropies, and, where there is a
+            reference, log-probabilities of the policy that samples, neither scaled nor filtered.
+        """
+        config, scale = self.config, batch.scale
         arguments = self._head(self.model, batch.responses, batch.advantages)
-        if config.freeze_scale and batch.reference is None:
-            log_probs, entropies = F.token_log_probs(scale=batch.scale, **arguments)
-            return log_probs, entropies, log_probs
-        found, entropies = F.token_log_probs_all_scales(k=config.k, **arguments)
-        scale = batch.scale
-        if config.head == "era" and not config.freeze_scale:
-            now = F.response_entropy(entropies.detach(), mask, config.top_fraction)
-            scale = F.era_token_scale(now, batch.advantages, **self._era)[:, None]
-        return F.log_probs_at(found, scale), entropies, found[0]
+        if config.freeze_scale:
+            log_probs, entropies = F.token_log_probs(scale=scale, **arguments)
+        else:
+            all_scales, entropies = F.token_log_probs_all_scales(k=config.k, **arguments)
+            if config.head == "era":
+                mask = batch.responses.response_mask
+                now = F.response_entropy(entropies.detach(), mask, config.top_fraction)
+                scale = F.era_token_scale(now, batch.advantages, **self._era)[:, None]
+            log_probs = F.log_probs_at(all_scales, scale)
+        unscaled = None
+        if batch.reference is not None:
+            unscaled, _ = F.token_log_probs(**arguments | {"top_k": None, "top_k_rows": None})
+        advantages = batch.advantages
+        if config.scale_advantages:
+            advantages = F.scale_advantages(advantages, scale[:, 0])
+        return log_probs, advantages, entropies, unscaled
 
     @torch.no_grad()
-    def _current(self, batch: Batch) -> Tensor:
-        """The log-probabilities of `_log_probs`, of the whole batch."""
-        rows = parts(len(batch.advantages), self.config.micro_batch)
-        return torch.cat([self._log_probs(batch.rows(each))[0] for each in rows])
+    def _current(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities of the whole batch, now and before, and advantages, as the loss compares them."""
+        parts_ = [self._log_probs(batch.rows(rows))[:2] for rows in parts(len(batch.old), self.config.micro_batch)]
+        log_probs, advantages = (torch.cat(each) for each in zip(*parts_, strict=True))
+        return log_probs, batch.old, advantages
 
     # --- the model and its head --------------------------------------------------------------------------
 
-    def _head(self, of: PreTrainedModel, responses: Responses, advantages: Tensor) -> dict[str, Any]:
-        """Arguments of `token_log_probs`: hidden states at each token of the responses, and the last layer."""
+    def _head(self, of: PreTrainedModel, responses: Responses, advantages: Tensor | None = None) -> dict[str, Any]:
+        """Arguments of `token_log_probs`: hidden states at each token of the responses, and the last layer.
+
+        Where advantages are given, logits are dropped, if it is asked for, from the tokens that they favour.
+        """
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             hidden = model.hidden_states(of, responses.tokens, responses.mask)
         length = responses.response_mask.shape[1]
@@ -413,24 +382,22 @@ class Trainer:
             "temperature": self.config.temperature,
             "ignore_index": IGNORED,
         }
-        if self._top_k is not None:
-            rows = (advantages > 0)[:, None].expand(-1, length)
-            found |= {"top_k": self._top_k, "top_k_rows": rows}
+        if self._top_k is not None and advantages is not None:
+            found |= {"top_k": self._top_k, "top_k_rows": (advantages > 0)[:, None].expand(-1, length)}
         return found
 
-    def _all_scales(self, of: PreTrainedModel, responses: Responses, advantages: Tensor) -> tuple[Tensor, Tensor]:
+    def _all_scales(
+        self, of: PreTrainedModel, responses: Responses, advantages: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Log-probabilities at the scales 1, k and 1/k `[3, B, T]`, and entropies, of a whole rollout."""
         of.eval()
         found = []
-        for rows in parts(len(advantages), self.config.micro_batch):
-            arguments = self._head(of, responses.rows(rows), advantages[rows])
+        for rows in parts(len(responses.texts), self.config.micro_batch):
+            favoured = None if advantages is None else advantages[rows]
+            arguments = self._head(of, responses.rows(rows), favoured)
             found.append(F.token_log_probs_all_scales(k=self.config.k, **arguments))
         log_probs, entropies = zip(*found, strict=True)
         return torch.cat(log_probs, 1), torch.cat(entropies)
-
-    def _entropies(self, responses: Responses) -> Tensor:
-        nothing = torch.zeros(len(responses.texts), device=self.device)
-        return self._all_scales(self.model, responses, nothing)[1]
 
     @property
     def _second_stage(self) -> bool:
@@ -465,6 +432,19 @@ class Trainer:
             return {"clip_low": math.inf, "clip_high": math.inf, "ratio": ratio}
         return {"clip_low": config.clip_low, "clip_high": config.clip_high, "ratio": ratio}
 
+    def _check_room(self) -> None:
+        """Refuse responses for which the model has no positions left."""
+        known = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        longest = self.task.max_prompt
+        if isinstance(self.task, Questions):
+            longest = max(map(len, self.tokenizer(self.task.prompts).input_ids))
+        if known is not None and longest + int(self.config.max_new_tokens or 0) > known:
+            raise ValueError(
+                f"a prompt of {longest} tokens and max_new_tokens={self.config.max_new_tokens} do not fit into "
+                f"the {known} positions of {self.config.model}: give a smaller --max-new-tokens, or leave out the "
+                f"longest problems"
+            )
+
     # --- the rest ----------------------------------------------------------------------------------------
 
     def _sample(self, problems: Sequence[Problem], temperature: float) -> Responses:
@@ -498,9 +478,10 @@ class Trainer:
 
     def _evaluate(self, run: Run, progress: Progress) -> None:
         config = self.config
-        found, text = self.judge(config.eval_problems, config.eval_samples)
+        judgement = self.judge(config.eval_problems, config.eval_samples)
+        found = judgement.values()
         run.log(self.step, found)
-        run.keep_text(f"samples/{self.step:06d}.txt", text)
+        run.keep_text(f"samples/{self.step:06d}.txt", judgement.told(SHOWN))
         k = config.eval_samples
         shares = f"avg@{k} {100 * found['avg_at_k']:.1f} % · pass@{k} {100 * found[f'pass_at_{k}']:.1f} %"
         line = f"{shares} · entropy {found['realised_entropy']:.2f}"
@@ -515,11 +496,6 @@ class Trainer:
         kept = run.keep_failure(self.step, arrays, {"quantities": bad})
         told = ", ".join(f"{name} is {value}" for name, value in bad.items())
         raise FloatingPointError(f"{told} in step {self.step}: the run stops here. The weights are in {kept}")
-
-
-def powers(samples: int) -> list[int]:
-    """1, 2, 4, … and `samples` itself: where pass@k is measured."""
-    return sorted({*(2**i for i in range(samples.bit_length()) if 2**i <= samples), samples})
 
 
 def joined(drawn: Sequence[Responses], pad: int) -> Responses:
@@ -543,16 +519,6 @@ def joined(drawn: Sequence[Responses], pad: int) -> Responses:
         [text for each in drawn for text in each.texts],
         torch.cat([each.ended for each in drawn]),
     )
-
-
-def told(problems: Sequence[Problem], drawn: Responses, rewards: Tensor) -> str:
-    """Responses to some problems, with what each earned, to be read."""
-    lines, samples = [], rewards.shape[1]
-    for i, problem in enumerate(problems):
-        lines.append(problem.prompt)
-        for text, earned in zip(drawn.texts[i * samples :], rewards[i].tolist(), strict=False):
-            lines.append(f"  {earned:g}  {text}")
-    return "\n".join(lines) + "\n"
 
 
 def mean_over(values: Tensor, mask: Tensor) -> float:

@@ -13,10 +13,13 @@ def write(path: Path, data: bytes) -> None:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a part."""
-    beside = path.with_name(f".{path.name}.partial")
-    write(beside, data)
-    beside.replace(path)
+    """Write a file so that a reader sees the old one or the new one, never a part; several processes may."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(beside, data)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)  # which is there only if something went wrong
 
 
 def sync(directory: Path) -> None:

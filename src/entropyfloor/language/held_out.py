@@ -1,0 +1,86 @@
+"""A trained language model judged on problems of its task that it never saw, and given to others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from entropyfloor.language.train import read_config
+from entropyfloor.language.trainer import Trainer
+from entropyfloor.runs import Run
+
+SHOWN = 4
+"""Problems whose responses are written out to be read."""
+
+
+def evaluate(path: Path, *, problems: int = 256, samples: int = 64) -> str:
+    """Judge the last checkpoint of a run on held-out problems, and write `evaluation.json` into the run.
+
+    The policy that is judged is the model itself, without ERA, at the run's `eval_temperature`.
+
+    Args:
+        path: A run directory.
+        problems: How many, always the same ones.
+        samples: Responses to each; pass@k reaches up to this k.
+
+    Returns:
+        What was found, in words: each quantity with its 95 % interval over problems, which says nothing of other
+        seeds.
+
+    Raises:
+        ValueError: No run, no checkpoint, the task's files are not there, or it has fewer problems.
+    """
+    trainer, run = _trained(path)
+    try:
+        found = trainer.judge(problems, samples)
+    finally:
+        trainer.close()
+    scores = found.scores()
+    file = run.keep_evaluation(
+        {
+            "step": trainer.step,
+            "problems": len(found.problems),
+            "samples": samples,
+            "values": found.values(),
+            "intervals_95": {name: [score.low, score.high] for name, score in scores.items()},
+            "correct": found.correct.sum(1).tolist(),
+        }
+    )
+    run.keep_text("samples/evaluation.txt", found.told(SHOWN))
+    lines = [f"step {trainer.step}, {len(found.problems):,} problems, {samples} responses each"]
+    for name, (value, low, high) in scores.items():
+        told = f"avg@{samples}" if name == "avg_at_k" else name.replace("_at_", "@")
+        lines.append(f"{told:<22}{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}] %")
+    lines.append(f"{'entropy':<22}{found.entropies.mean():.3f} nats, of the top tokens of a response")
+    lines.append(f"{'written to':<22}{file}")
+    return "\n".join(lines)
+
+
+def export(path: Path, out: Path) -> str:
+    """Write the model of a run's last checkpoint, with its tokenizer, where transformers can load it.
+
+    Args:
+        path: A run directory.
+        out: A directory, made if it is not there.
+
+    Returns:
+        The line of Python that loads it.
+
+    Raises:
+        ValueError: No run, no checkpoint, or `out` is a file.
+    """
+    if out.is_file():
+        raise ValueError(f"out={out} is a file: a language model is a directory of several")
+    trainer, _ = _trained(path)
+    trainer.close()
+    trainer.export(out)
+    return f"model = transformers.AutoModelForCausalLM.from_pretrained({str(out)!r})"
+
+
+def _trained(path: Path) -> tuple[Trainer, Run]:
+    run = Run.open(path)
+    checkpoint = run.latest()
+    if checkpoint is None:
+        raise ValueError(f"{path} has no checkpoint yet: train on, or choose another run")
+    trainer = Trainer(read_config(run.config))
+    trainer.restore(checkpoint)
+    return trainer, run
