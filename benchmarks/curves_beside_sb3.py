@@ -146,17 +146,20 @@ class Evaluate(BaseCallback):
                 action, _ = self.model.predict(visited[-1], deterministic=True)
                 observation, reward, terminated, truncated, _ = self.env.step(action)
                 total, running = total + float(reward), not (terminated or truncated)
-        lines = {"return": total / EPISODES}
-        if isinstance(self.model, sb3.SAC | sb3.PPO):  # those of SBX are no PyTorch modules
-            entropy = self.entropy(torch.as_tensor(np.stack(visited), dtype=torch.float32))
-            lines |= {"realised_entropy": entropy.mean(), "realised_entropy/min": entropy.min()}
-            lines["realised_entropy/q05"] = np.quantile(entropy, 0.05)
-        self.run.log(self.num_timesteps, lines)
+        entropy = self.entropy(torch.as_tensor(np.stack(visited), dtype=torch.float32))
+        lines = {"realised_entropy": entropy.mean(), "realised_entropy/min": entropy.min()}
+        lines["realised_entropy/q05"] = np.quantile(entropy, 0.05)
+        self.run.log(self.num_timesteps, {"return": total / EPISODES, **lines})
 
     @torch.no_grad()
     def entropy(self, observations: torch.Tensor) -> np.ndarray:
         """That of the acting policy in each state: squashed for SAC, the Gaussian for PPO."""
         policy: Any = self.model.policy
+        if isinstance(self.model, sbx.SAC):
+            state = policy.actor_state
+            normal = state.apply_fn(state.params, observations.numpy()).distribution
+            loc, std = (torch.as_tensor(np.array(each)) for each in (normal.mean(), normal.stddev()))
+            return F.tanh_normal_entropy(loc, std.log()).sum(-1).numpy()
         if isinstance(self.model, sb3.SAC):
             loc, log_std, _ = policy.actor.get_action_dist_params(observations)
             return F.tanh_normal_entropy(loc, log_std).sum(-1).numpy()
