@@ -43,12 +43,14 @@ test: lint  ## What CI runs: style, types and the tests
 test-all: lint $(VENV)/installed-hosts  ## `test` and everything slow: long runs, the demo, benchmarks beside other libraries
 	$(BIN)/python -m pytest -n 2
 
-bench: $(VENV)/installed-hosts  ## The floors beside plain heads, and the agents beside other libraries
+bench: $(VENV)/installed-hosts  ## The floors beside plain heads, the agents and the fused head beside other libraries
 	$(BIN)/python benchmarks/activations.py
 	$(BIN)/python benchmarks/control.py
 	$(BIN)/python benchmarks/vision.py
+	$(BIN)/python benchmarks/token_log_probs.py
 
-FIGURES := demo control/walker-run control/halfcheetah-ppo control/beside-sb3/sac control/beside-sb3/ppo
+FIGURES := demo control/walker-run control/halfcheetah-ppo control/beside-sb3/pendulum control/beside-sb3/ppo \
+	control/beside-sb3/sac
 
 figures: $(VENV)/installed  ## Draw the figures of docs/ again, from results/
 	for name in $(FIGURES); do \

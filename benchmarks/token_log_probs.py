@@ -8,9 +8,9 @@ paper's release, as we read it: all logits are held, those outside the top 20 re
 is taken in the dtype of the input.
 
 Each side is a process of its own. The peak is the high-water mark of the first call above what was held just
-before it: of the process on a CPU, of PyTorch's allocator on CUDA. The gradients are part of it: that of the
-weight is as large as the weight, unless `--frozen`. Time is CPU time on one thread, and on CUDA wall time;
-processes take turns, in a new random order each round.
+before it: of the process on a CPU, of PyTorch's allocator on CUDA. Beside it stands what of it is not the
+gradients themselves: that of the weight is as large as the weight, unless `--frozen`. Time is CPU time on one
+thread, and on CUDA wall time; processes take turns, in a new random order each round.
 """
 
 import os
@@ -202,13 +202,17 @@ def measure(args: argparse.Namespace, dtype: str, names: list[str]) -> None:
     middle = {name: float(np.median(values)) for name, values in seconds.items()}
     what = "frozen head" if args.frozen else "trained head"
     print(f"\n{dtype}, {args.tokens} tokens, {args.hidden} × {args.vocabulary:,}, {what}, {args.rounds} rounds")
-    print(f"{'':<16}{'seconds':>10}{'peak MB':>10}")
+    rows = args.tokens + (0 if args.frozen else args.vocabulary)
+    gradients = rows * args.hidden * getattr(torch, dtype).itemsize
+    beyond = {name: peak - gradients for name, peak in peaks.items()}
+    print(f"{'':<16}{'seconds':>10}{'peak MB':>10}{'without gradients':>20}")
     for name in names:
-        print(f"{name:<16}{middle[name]:>10.3f}{peaks[name] / 1e6:>10.1f}")
+        print(f"{name:<16}{middle[name]:>10.3f}{peaks[name] / 1e6:>10.1f}{beyond[name] / 1e6:>20.1f}")
     for one, other in PAIRS:
         if one in names and other in names:
             ratio = np.median(np.divide(seconds[one], seconds[other]))
-            print(f"{one} / {other}: time {ratio:.3f}, peak {peaks[one] / peaks[other]:.4f}", flush=True)
+            memory = f"peak {peaks[one] / peaks[other]:.4f}, without gradients {beyond[one] / beyond[other]:.4f}"
+            print(f"{one} / {other}: time {ratio:.3f}, {memory}", flush=True)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """What people run from a clone: the demo and the benchmarks, small."""
 
 import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -93,3 +94,22 @@ def test_the_benchmark_of_agents_runs(part, line):
     done = run("benchmarks/control.py", "--parts", part, "--rounds", "2", "--steps", "64", limit=1100)
     assert done.returncode == 0, done.stderr
     assert line in done.stdout
+
+
+@pytest.mark.slow
+def test_the_fused_head_is_measured_beside_others():
+    small = ["--tokens", "64", "--hidden", "32", "--vocabulary", "5000", "--rounds", "1", "--dtype"]
+    done = run("benchmarks/token_log_probs.py", *small, "bfloat16")
+    assert done.returncode == 0, done.stderr
+    for name in (
+        "plain",
+        "era",
+        "era-filtered",
+        "era-afterwards",
+        "naive",
+        "release",
+        "trl-logits",
+        "trl-chunked",
+    ):
+        assert len(re.findall(rf"^{name} +[0-9.]+ +[0-9.]+ +-?[0-9.]+$", done.stdout, re.MULTILINE)) == 1
+    assert "era / release: time" in done.stdout
