@@ -5,12 +5,12 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import numpy as np
 import pytest
 import torch
 
 import tiny_language
 from entropyfloor.language import generation
+from entropyfloor.language.decoding import Written
 from entropyfloor.language.generation import Request, Sampling, Server, Transformers, template
 
 INSTRUCTION = "Say it."
@@ -105,23 +105,6 @@ def test_a_seed_is_a_response(engine):
     assert found[0] == found[2] != found[1]
 
 
-def test_tokens_are_drawn_with_the_probabilities_of_the_model():
-    logits = torch.tensor([[1.0, -2.0, 0.5, 3.0, -torch.inf]])
-    random = [torch.Generator().manual_seed(seed) for seed in range(20_000)]
-    many = logits.expand(len(random), -1)
-    for sampling, expected in (
-        (Sampling(1.0, 1.0, 1), logits[0].softmax(0)),
-        (Sampling(0.5, 1.0, 1), (2 * logits[0]).softmax(0)),
-        # 0.82 of the likeliest alone reaches 0.8; with 0.9 the next one belongs to them.
-        (Sampling(1.0, 0.8, 1), torch.tensor([0.0, 0, 0, 1, 0])),
-        (Sampling(1.0, 0.9, 1), torch.tensor([1.0, -torch.inf, -torch.inf, 3, -torch.inf]).softmax(0)),
-    ):
-        drawn = generation._choose(many, random, sampling)
-        share = np.bincount(drawn.numpy(), minlength=5) / len(random)
-        np.testing.assert_allclose(share, expected.numpy(), atol=4 * 0.5 / len(random) ** 0.5)
-        assert share[4] == 0
-
-
 def test_what_a_checkpoint_recommends_for_itself_is_left_out(model, engine, tmp_path):
     other = Transformers(model, template("question"))
     other._model.generation_config.repetition_penalty = 5.0
@@ -153,7 +136,7 @@ def test_a_stop_that_is_a_special_token_ends_a_response(model):
     engine = Transformers(model, template("qwen-math"))
     assert engine.ends == {0, 2}
     assert engine.stop == []
-    assert engine._extend([5], 2, 24).text == engine.decode([5])
+    assert engine._response(Written([5, 2], True)) == (engine.decode([5]), 1, False)
 
 
 def test_the_context_limits_responses(model):

@@ -13,10 +13,10 @@ from entropyfloor.cli import main
 from entropyfloor.language import trainer as trainers
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.model import characters, head_of, hidden_states, load, tiny
-from entropyfloor.language.rollout import sample
+from entropyfloor.language.rollout import joined, sample
 from entropyfloor.language.tasks import Problem
 from entropyfloor.language.train import read_config, resume, train
-from entropyfloor.language.trainer import Batch, Trainer, joined
+from entropyfloor.language.trainer import Batch, Trainer
 from entropyfloor.language.warm_start import file_of
 from entropyfloor.runs import Run, read_run
 from entropyfloor.torch import functional as F
@@ -93,7 +93,7 @@ def test_responses_end_where_they_end():
     torch.manual_seed(0)
     model, tokenizer = tiny("0123", layers=1, hidden=16, heads=2, length=40)
     prompts = ["0", "0123"] * 40
-    drawn = sample(model, tokenizer, prompts, max_new_tokens=12, batch_size=32)
+    drawn = sample(model, tokenizer, prompts, seed=0, max_new_tokens=12, batch_size=32)
     assert not model.training or model.train()
     length = drawn.response_mask.shape[1]
     assert drawn.tokens.shape == drawn.mask.shape == (80, 4 + length)
@@ -109,7 +109,7 @@ def test_responses_end_where_they_end():
 def test_padding_changes_no_log_probability():
     torch.manual_seed(0)
     model, tokenizer = tiny("0123", layers=2, hidden=16, heads=2, length=40)
-    drawn = sample(model, tokenizer, ["0", "0123"], max_new_tokens=6)
+    drawn = sample(model, tokenizer, ["0", "0123"], seed=0, max_new_tokens=6)
     head = head_of(model)
     hidden = hidden_states(model, drawn.tokens, drawn.mask)
     for i, row in enumerate(drawn.tokens):
@@ -125,8 +125,8 @@ def test_padding_changes_no_log_probability():
 def test_batches_of_different_length_are_joined():
     torch.manual_seed(0)
     model, tokenizer = tiny("0123", layers=1, hidden=16, heads=2, length=40)
-    short = sample(model, tokenizer, ["0"] * 3, max_new_tokens=2)
-    long = sample(model, tokenizer, ["0123"] * 2, max_new_tokens=7)
+    short = sample(model, tokenizer, ["0"] * 3, seed=0, max_new_tokens=2)
+    long = sample(model, tokenizer, ["0123"] * 2, seed=1, max_new_tokens=7)
     both = joined([short, long], tokenizer.pad_token_id)
     assert both.texts == short.texts + long.texts
     head = head_of(model)
@@ -344,6 +344,17 @@ def test_a_resumed_run_is_the_run_that_was_left_alone(settings, evens, tmp_path,
     a, b = (Run.open(path).latest().arrays for path in (whole, tmp_path / "part" / "run"))
     assert set(a) == set(b)
     assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_samples_follow_from_seed_and_step_alone(evens, tmp_path):
+    trainer = Trainer(config(tmp_path, warm_start_steps=0))
+    drawn, judged = [], []
+    for noise, trainer.step in enumerate((0, 0, 1)):
+        torch.manual_seed(noise)
+        drawn.append(trainer._rollout()[0].responses.texts)
+        judged.append(trainer.judge(4, 4))
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert judged[0].texts == judged[1].texts != judged[2].texts
 
 
 def test_what_is_trained_can_be_loaded_and_read(evens, tmp_path):

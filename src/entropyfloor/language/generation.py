@@ -13,7 +13,6 @@ from entropyfloor.language import libraries  # noqa: F401
 # isort: split
 
 import importlib
-import inspect
 import json
 import os
 import queue
@@ -27,9 +26,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
+
+from entropyfloor.language.decoding import Written, decode
 
 EngineName = Literal["transformers", "vllm", "server"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -249,9 +249,6 @@ class Transformers(_Tokens):
         own = self._model.generation_config.eos_token_id  # chat models have several
         self.ends |= {own} - {None} if not isinstance(own, list) else set(own)
         self._batch_size = batch_size
-        # Logits of the last position alone: those of a whole prompt would fill the memory.
-        takes = inspect.signature(self._model.forward).parameters
-        self._last = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Response]:
         """See `Engine`."""
@@ -262,73 +259,28 @@ class Transformers(_Tokens):
                 error.add_note(f"give a --batch-size below {self._batch_size}; the same command goes on")
                 raise
 
-    @torch.inference_mode()
     def _batch(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
         prompts = [self.encode(request.prompt) for request in requests]
-        limits = [self.limit(len(prompt), sampling.max_tokens) for prompt in prompts]
-        random = [torch.Generator().manual_seed(request.seed) for request in requests]
-        width = max(map(len, prompts))
-        tokens = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=self._device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self._device)
-        position = (mask.cumsum(1) - 1).clamp(min=0)
-        rows = list(range(len(prompts)))  # which request each row of the batch belongs to
-        written: list[list[int]] = [[] for _ in prompts]
-        done: dict[int, Response] = {}
-        cache = None
-        while True:
-            out = self._model(
-                input_ids=tokens,
-                attention_mask=mask,
-                position_ids=position,
-                past_key_values=cache,
-                use_cache=True,
-                **self._last,
-            )
-            cache = out.past_key_values
-            chosen = _choose(out.logits[:, -1], [random[i] for i in rows], sampling)
-            for i, token in zip(rows, chosen.tolist(), strict=True):
-                if i not in done and (response := self._extend(written[i], token, limits[i])):
-                    done[i] = response
-            if len(done) == len(prompts):
-                return [done[i] for i in range(len(prompts))]
-            tokens, position = chosen[:, None], position[:, -1:] + 1
-            mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-            alive = [row for row, i in enumerate(rows) if i not in done]
-            if 2 * len(alive) <= len(rows) and hasattr(cache, "batch_select_indices"):
-                # One that goes on is not to drag the finished along. Not at each end: the cache is copied.
-                kept = torch.tensor(alive, device=self._device)
-                cache.batch_select_indices(kept)
-                tokens, position, mask = tokens[kept], position[kept], mask[kept]
-                rows = [rows[row] for row in alive]
+        written = decode(
+            self._model,
+            prompts,
+            limits=[self.limit(len(prompt), sampling.max_tokens) for prompt in prompts],
+            seeds=[request.seed for request in requests],
+            ends=self.ends,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            stop=self._stops if self.stop else None,
+        )
+        return [self._response(each) for each in written]
 
-    def _extend(self, written: list[int], token: int, limit: int) -> Response | None:
-        """One token more; the response, if that was its end."""
-        if token in self.ends:
-            return Response(self.decode(written), len(written), cut=False)
-        written.append(token)
-        if self.stop:
-            # A stop is no longer than as many tokens as it has bytes; only those can be new.
-            tail = self.decode(written[-max(len(stop.encode()) for stop in self.stop) - 1 :])
-            if any(stop in tail for stop in self.stop):
-                return Response(_before(self.decode(written), self.stop), len(written), cut=False)
-        if len(written) >= limit:
-            return Response(self.decode(written), len(written), cut=True)
-        return None
+    def _stops(self, tokens: list[int]) -> bool:
+        # A stop is no longer than as many tokens as it has bytes; only those can be new.
+        tail = self.decode(tokens[-max(len(stop.encode()) for stop in self.stop) - 1 :])
+        return any(stop in tail for stop in self.stop)
 
-
-def _choose(logits: Tensor, random: Sequence[torch.Generator], sampling: Sampling) -> Tensor:
-    """The next token of each row `[B]`: the likeliest, or by one uniform number of the row's own generator."""
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    p = (logits.double() / sampling.temperature).softmax(-1)
-    if sampling.top_p < 1:
-        ordered, index = p.sort(dim=-1, descending=True)
-        beyond = ordered.cumsum(-1) - ordered >= sampling.top_p
-        p = torch.zeros_like(p).scatter(-1, index, ordered.masked_fill(beyond, 0.0))
-    reached = p.cumsum(-1)
-    uniform = torch.stack([torch.rand(1, generator=one, dtype=torch.float64) for one in random])
-    found = torch.searchsorted(reached, uniform.to(p.device) * reached[:, -1:], right=True)
-    return found[:, 0].clamp(max=p.shape[-1] - 1)
+    def _response(self, written: Written) -> Response:
+        tokens = written.tokens[:-1] if written.tokens[-1] in self.ends else written.tokens
+        return Response(_before(self.decode(tokens), self.stop), len(tokens), cut=not written.ended)
 
 
 def _before(text: str, stops: Sequence[str]) -> str:

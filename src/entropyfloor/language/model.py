@@ -100,7 +100,7 @@ def tiny(
 def characters(alphabet: Sequence[str]) -> PreTrainedTokenizerBase:
     """A tokenizer with one token for each character, one that pads and one that ends.
 
-    It is one of bytes without merges, as Qwen2 has one with: whatever else is written in its files, `AutoTokenizer`
+    It is one of bytes without merges, as Qwen2 has one with: whatever its files say, `AutoTokenizer`
     would make that of it, beside a model of this architecture.
 
     Raises:

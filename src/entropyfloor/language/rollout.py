@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from entropyfloor.language.decoding import Written, decode
+from entropyfloor.torch.seeding import derived
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -44,64 +47,76 @@ class Responses(NamedTuple):
         )
 
 
-@torch.no_grad()
 def sample(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     *,
+    seed: int,
     max_new_tokens: int,
     temperature: float = 1.0,
     batch_size: int = 256,
 ) -> Responses:
     """One response to each prompt, from the model itself: nothing is cut off its distribution.
 
-    The samples follow PyTorch's global generator.
-
     Args:
         model: Put into evaluation mode while it samples.
-        tokenizer: Pads on the left.
-        prompts: Several times the same one for several responses to it.
-        max_new_tokens: Longest response.
+        tokenizer: Has an end of sequence, and a token that pads.
+        prompts: Several times the same one for several responses to it, best side by side: a batch reads it once.
+        seed: The response to each prompt follows from it and the prompt's place.
+        max_new_tokens: Longest response, at least 1.
         temperature: Of the logits; 0 takes the likeliest token each time.
         batch_size: Sequences at a time.
+
+    Raises:
+        ValueError: There is no prompt, one without a token, or no room for a response.
     """
+    if not prompts:
+        raise ValueError("prompts is empty: there is nothing to respond to")
+    before: list[list[int]] = tokenizer(list(prompts)).input_ids
     training = model.training
     model.eval()
-    how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
-    drawn = []
-    longest = max(len(ids) for ids in tokenizer(list(prompts)).input_ids)
-    for start in range(0, len(prompts), batch_size):
-        batch = tokenizer(
-            list(prompts[start : start + batch_size]),
-            return_tensors="pt",
-            padding="max_length",
-            max_length=longest,
-        ).to(model.device)
-        tokens = model.generate(  # type: ignore[operator]
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            **(how or {"do_sample": False}),
-        )
-        missing = longest + max_new_tokens - tokens.shape[1]  # where all of a batch ended early
-        drawn.append(
-            (torch.nn.functional.pad(tokens, (0, missing), value=tokenizer.pad_token_id), batch.attention_mask)
+    written: list[Written] = []
+    for some in parts(len(prompts), batch_size):
+        places = range(some.start, some.stop)
+        written += decode(
+            model,
+            before[some],
+            limits=[max_new_tokens] * len(places),
+            seeds=[derived(seed, place) for place in places],
+            ends={tokenizer.eos_token_id},
+            temperature=temperature,
         )
     model.train(training)
-    tokens, prompt_mask = (torch.cat(parts) for parts in zip(*drawn, strict=True))
-    targets = tokens[:, longest:]
-    ends = (targets == tokenizer.eos_token_id).long()
-    response_mask = ends.cumsum(1) - ends == 0  # up to the first end
-    length = int(response_mask.sum(1).max())
-    tokens, response_mask = tokens[:, : longest + length], response_mask[:, :length]
-    kept = torch.where(response_mask, tokens[:, longest:], tokenizer.pad_token_id)
-    texts = tokenizer.batch_decode(kept, skip_special_tokens=True)
-    tokens = torch.cat([tokens[:, :longest], kept], 1)
-    mask = torch.cat([prompt_mask.bool(), response_mask], 1)
-    return Responses(tokens, mask, response_mask, texts, ends.any(1))
+    after = [each.tokens for each in written]
+    width, length = max(map(len, before)), max(map(len, after))
+    tokens = torch.full((len(prompts), width + length), int(tokenizer.pad_token_id or 0))
+    mask = torch.zeros_like(tokens, dtype=torch.bool)
+    for i, (prompt, response) in enumerate(zip(before, after, strict=True)):
+        span = slice(width - len(prompt), width + len(response))
+        tokens[i, span] = torch.tensor(prompt + response)
+        mask[i, span] = True
+    tokens, mask = tokens.to(model.device), mask.to(model.device)
+    texts = tokenizer.batch_decode(after, skip_special_tokens=True)
+    ended = torch.tensor([each.ended for each in written], device=model.device)
+    return Responses(tokens, mask, mask[:, width:], texts, ended)
+
+
+def joined(drawn: Sequence[Responses], pad: int) -> Responses:
+    """Several batches as one, padded to the longest prompt and response."""
+    if len(drawn) == 1:
+        return drawn[0]
+    before = [each.tokens.shape[1] - each.response_mask.shape[1] for each in drawn]
+    after = [each.response_mask.shape[1] for each in drawn]
+    rooms = [(max(before) - b, max(after) - a) for b, a in zip(before, after, strict=True)]
+    padded = torch.nn.functional.pad
+    return Responses(
+        torch.cat([padded(each.tokens, room, value=pad) for each, room in zip(drawn, rooms, strict=True)]),
+        torch.cat([padded(each.mask, room) for each, room in zip(drawn, rooms, strict=True)]),
+        torch.cat([padded(each.response_mask, (0, r)) for each, (_, r) in zip(drawn, rooms, strict=True)]),
+        [text for each in drawn for text in each.texts],
+        torch.cat([each.ended for each in drawn]),
+    )
 
 
 def parts(count: int, size: int) -> Iterator[slice]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from entropyfloor.language import losses, model
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.judgement import Judgement
-from entropyfloor.language.rollout import Responses, parts, sample
+from entropyfloor.language.rollout import Responses, joined, parts, sample
 from entropyfloor.language.tasks import Problem, Questions, Task, task_of
 from entropyfloor.language.warm_start import IGNORED, warm_start
 from entropyfloor.runs import Checkpoint, Run
@@ -182,10 +182,10 @@ class Trainer:
         the temperature of training.
         """
         config = self.config
-        seed(config.seed, EVALUATE, self.step)
         asked = self.task.problems("test", problems, 0)
-        drawn = self._sample([p for p in asked for _ in range(samples)], config.eval_temperature)
-        greedy = self._sample(asked, 0.0)
+        stream = EVALUATE, self.step
+        drawn = self._sample([p for p in asked for _ in range(samples)], config.eval_temperature, *stream)
+        greedy = self._sample(asked, 0.0, *stream)
         entropies = self._all_scales(self.model, drawn)[1]
         of_responses = F.response_entropy(entropies, drawn.response_mask, config.top_fraction)
         return Judgement(
@@ -210,14 +210,14 @@ class Trainer:
     def _rollout(self) -> tuple[Batch | None, dict[str, float]]:
         """Responses with their advantages and scales; None where no group is left to learn from."""
         config = self.config
-        seed(config.seed, SAMPLE, self.step)
         kept: list[Responses] = []
         rewards: list[Tensor] = []
         earned: list[Tensor] = []
         for refill in range(1 + (config.max_refills if config.dynamic_sampling else 0)):
             number = derived(config.seed, PROBLEMS, self.step, refill)
             problems = self.task.problems("train", config.prompts, number)
-            drawn = self._sample([p for p in problems for _ in range(config.samples)], config.temperature)
+            asked = [p for p in problems for _ in range(config.samples)]
+            drawn = self._sample(asked, config.temperature, SAMPLE, self.step, refill)
             earned.append(self._rewards(problems, drawn, config.samples))
             use = torch.ones(len(problems), dtype=torch.bool)
             if config.dynamic_sampling:
@@ -447,11 +447,12 @@ class Trainer:
 
     # --- the rest ----------------------------------------------------------------------------------------
 
-    def _sample(self, problems: Sequence[Problem], temperature: float) -> Responses:
+    def _sample(self, problems: Sequence[Problem], temperature: float, *stream: int) -> Responses:
         return sample(
             self.model,
             self.tokenizer,
             [problem.prompt for problem in problems],
+            seed=derived(self.config.seed, *stream),
             max_new_tokens=int(self.config.max_new_tokens or 0),
             temperature=temperature,
         )
@@ -496,29 +497,6 @@ class Trainer:
         kept = run.keep_failure(self.step, arrays, {"quantities": bad})
         told = ", ".join(f"{name} is {value}" for name, value in bad.items())
         raise FloatingPointError(f"{told} in step {self.step}: the run stops here. The weights are in {kept}")
-
-
-def joined(drawn: Sequence[Responses], pad: int) -> Responses:
-    """Several batches as one, padded to the longest prompt and response."""
-    if len(drawn) == 1:
-        return drawn[0]
-    before = [each.tokens.shape[1] - each.response_mask.shape[1] for each in drawn]
-    after = [each.response_mask.shape[1] for each in drawn]
-    rooms = [(max(before) - b, max(after) - a) for b, a in zip(before, after, strict=True)]
-    return Responses(
-        torch.cat(
-            [
-                torch.nn.functional.pad(each.tokens, room, value=pad)
-                for each, room in zip(drawn, rooms, strict=True)
-            ]
-        ),
-        torch.cat([torch.nn.functional.pad(each.mask, room) for each, room in zip(drawn, rooms, strict=True)]),
-        torch.cat(
-            [torch.nn.functional.pad(e.response_mask, (0, r)) for e, (_, r) in zip(drawn, rooms, strict=True)]
-        ),
-        [text for each in drawn for text in each.texts],
-        torch.cat([each.ended for each in drawn]),
-    )
 
 
 def mean_over(values: Tensor, mask: Tensor) -> float:
