@@ -9,6 +9,7 @@ import pytest
 
 from entropyfloor.language import benchmarks, rewards
 from entropyfloor.language.benchmarks import BENCHMARKS, IN_DOMAIN, PUBLISHED, load
+from entropyfloor.language.rewards import is_correct
 
 SHARED = Path(os.environ.get("ENTROPYFLOOR_DATA", Path(__file__).parents[2] / "shared/data"))
 LOCAL = [name for name, benchmark in BENCHMARKS.items() if not benchmark.gated]
@@ -134,7 +135,7 @@ def test_the_choices_of_gpqa_are_shuffled_and_always_alike():
 def test_numbers_are_compared_as_numbers(said, answer, right):
     pytest.importorskip("math_verify")
     _, wanted, _ = BENCHMARKS["minerva"].read({"problem": "?", "answer": answer})
-    assert benchmarks.is_right(f"It is \\boxed{{{said}}}.", wanted) is right
+    assert is_correct(f"It is \\boxed{{{said}}}.", wanted) is right
 
 
 # --- files -----------------------------------------------------------------------------------------------
@@ -241,5 +242,5 @@ def test_real_answers_are_worth_themselves_and_no_others(shared, name):
     pytest.importorskip("math_verify")
     problems = load(BENCHMARKS[name], shared)
     for problem in problems[:: max(1, len(problems) // 30)]:
-        assert benchmarks.is_right(f"So it is \\boxed{{ {problem.answer}}}.", problem.answer), problem
-        assert not benchmarks.is_right(r"So it is \boxed{\pi^{7}}.", problem.answer), problem
+        assert is_correct(f"So it is \\boxed{{ {problem.answer}}}.", problem.answer), problem
+        assert not is_correct(r"So it is \boxed{\pi^{7}}.", problem.answer), problem

@@ -10,7 +10,7 @@ import pytest
 import tiny_language
 from entropyfloor.language import evaluate as room
 from entropyfloor.language import generation
-from entropyfloor.language.benchmarks import BENCHMARKS, is_right
+from entropyfloor.language.benchmarks import BENCHMARKS
 from entropyfloor.language.evaluate import EvaluationConfig, evaluate, judge, seed_of
 from entropyfloor.language.generation import Response
 from entropyfloor.language.rewards import Answer, Reward
@@ -53,7 +53,7 @@ def whole(home, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def equal():
-    with Reward(Answer(is_right), seconds=60.0) as reward:
+    with Reward(Answer(), seconds=60.0) as reward:
         yield reward
 
 
@@ -311,7 +311,7 @@ def test_equal_answers_have_equal_words(equal):
 def test_what_hangs_the_judge_is_undecided():
     said = r"\boxed{m l \ddot{\theta}(t)-m g \sin \theta(t)=f(t) \cos \theta(t)}"
     answer = r"\frac{d^{2} v_{o}}{d t^{2}}+\frac{v_{o}}{L C}=\frac{v_{i}}{L C}"
-    with Reward(Answer(is_right), seconds=2.0) as reward:
+    with Reward(Answer(), seconds=2.0) as reward:
         found = judge(reward, "math", answer, [f"\\boxed{{{answer}}}", said])
     assert found.correct == [True, False]
     assert found.undecided == [False, True]

@@ -10,12 +10,11 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from entropyfloor.extras import require
-from entropyfloor.language.rewards import boxed, is_correct
+from entropyfloor.language.rewards import boxed
 from entropyfloor.language.tasks import read_rows
 
 Kind = Literal["math", "choice"]
@@ -213,56 +212,6 @@ def _text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{value!r} is no text")
     return value.strip()
-
-
-# --- numbers ---------------------------------------------------------------------------------------------
-
-CLOSE = Decimal("1e-6")
-"""Difference up to which two numbers of about 1 are one."""
-_UNIT = r"\\(?:text|mathrm|textrm|rm)\{[^{}]*\}(?:\^\{?[-+]?\d\}?)?"
-_NUMBER = re.compile(
-    r"(?P<plain>[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?)"
-    r"(?:[eE](?P<e>[-+]?\d{1,4})"
-    r"|(?P<times>\\times|\\cdot|\*|×)?10(?:\^|\*\*)(?:\{(?P<ten>[-+]?\d{1,4})\}|(?P<one>\d)))?"
-    rf"(?:(?:/|\\cdot)?{_UNIT})*"
-)
-
-
-def is_right(response: str, answer: str) -> bool:
-    r"""`rewards.is_correct`, with numbers as large and as small as those of physics.
-
-    math-verify compares numbers after rounding to six decimals, which makes 1.6 · 10⁻¹⁹ and 2.6 · 10⁻¹⁹ one. Where
-    both the last `\\boxed{}` and the answer are numbers, plain or with a power of ten, they are one if they differ
-    by no more than 10⁻⁶ of their size; plain ones above 1 by no more than 10⁻⁶, so that whole numbers are exact.
-    Units behind them are left out, as math-verify does.
-
-    Args:
-        response: What counts is its last box.
-        answer: LaTeX.
-    """
-    found, wanted = _number(boxed(response) or ""), _number(answer)
-    if found is None or wanted is None:
-        return is_correct(response, answer)
-    size = abs(wanted.value) if found.power or wanted.power else min(Decimal(1), abs(wanted.value))
-    return abs(found.value - wanted.value) <= CLOSE * size
-
-
-class _Number(NamedTuple):
-    value: Decimal
-    power: bool
-    """Whether a power of ten was written."""
-
-
-def _number(text: str) -> _Number | None:
-    r"""A number such as `-1,234.5`, `4.5e33` or `4.5 \\times 10^{33} \\text{ J}`; None where it is none."""
-    match = _NUMBER.fullmatch(re.sub(r"\\[,;:! ]|[\s~$]", "", text))
-    if match is None:
-        return None
-    plain, e, ten = match["plain"].replace(",", ""), match["e"], match["ten"] or match["one"]
-    digits = any(character.isdigit() for character in plain)
-    if not (digits or ten) or (ten and digits == (match["times"] is None)):
-        return None  # 210^3 is no power of ten, and neither is a factor without a number before it
-    return _Number(Decimal(plain if digits else plain + "1").scaleb(int(e or ten or 0)), bool(e or ten))
 
 
 # --- what there is ---------------------------------------------------------------------------------------

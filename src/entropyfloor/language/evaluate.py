@@ -26,7 +26,7 @@ import numpy as np
 import tomli_w
 
 from entropyfloor.language import benchmarks, generation, rewards, scores
-from entropyfloor.language.benchmarks import INSTRUCTIONS, PUBLISHED, Benchmark, Kind, Problem, is_right
+from entropyfloor.language.benchmarks import INSTRUCTIONS, PUBLISHED, Benchmark, Kind, Problem
 from entropyfloor.language.generation import DtypeName, Engine, EngineName, Request, Response, Sampling
 from entropyfloor.language.rewards import Answer, Reward
 from entropyfloor.runs import files, machine
@@ -167,7 +167,7 @@ def evaluate(config: EvaluationConfig) -> str:
             known = {name: value for name, value in config.record.items() if value is not None}
             files.replace(path / CONFIG, tomli_w.dumps(known).encode())
         try:
-            with Reward(Answer(is_right), seconds=SECONDS) as equal:
+            with Reward(Answer(), seconds=SECONDS) as equal:
                 for benchmark, result in results.items():
                     _answer(config, benchmark, engine, equal, result, prompts[benchmark])
         except KeyboardInterrupt:

@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from entropyfloor.extras import require
+from entropyfloor.language.numbers import number, same
 
 Row = Mapping[str, Any]
 Function = Callable[[str, Row], float]
@@ -107,8 +108,8 @@ def final_answer(text: str) -> str:
 def is_correct(response: str, answer: str) -> bool:
     r"""Whether the last `\\boxed{}` of the response is worth the answer, by mathematics: 1/2, 0.5, \\frac12.
 
-    By math-verify, after plain numbers and equal texts, which need no algebra. Some expressions take for ever, in
-    code that nothing but the end of its process can stop: judge responses of a model through `Reward`.
+    By math-verify, after equal texts and numbers (`numbers.same`), which need no algebra. Some expressions take for
+    ever, in code that nothing but the end of its process can stop: judge responses of a model through `Reward`.
 
     Args:
         response: What counts is its last box.
@@ -120,11 +121,9 @@ def is_correct(response: str, answer: str) -> bool:
     wanted = _bare(answer)
     if _spaceless(found) == _spaceless(wanted):
         return True
-    numbers = _number(found), _number(wanted)
-    if None not in numbers and numbers[0] == numbers[1]:
-        return True
-    if all(number is not None and number == number.to_integral_value() for number in numbers):
-        return False
+    said, right = number(found), number(wanted)
+    if said is not None and right is not None:
+        return same(said, right)
     math_verify = _math_verify()
     parsed = [math_verify.parse(rf"\boxed{{{text}}}", parsing_timeout=None) for text in (wanted, found)]
     return bool(math_verify.verify(*parsed, timeout_seconds=None))
@@ -135,8 +134,8 @@ def is_number(response: str, answer: str) -> bool:
     found = after_hashes(response)
     if found is None:
         found = boxed(response)
-    text, wanted = last_number(response if found is None else found), _number(final_answer(answer))
-    return text is not None and wanted is not None and Decimal(text) == wanted
+    text, wanted = last_number(response if found is None else found), number(final_answer(answer))
+    return text is not None and wanted is not None and Decimal(text) == wanted.value
 
 
 def is_exact(response: str, answer: str) -> bool:
@@ -542,9 +541,3 @@ def _bare(answer: str) -> str:
 
 def _spaceless(text: str) -> str:
     return re.sub(r"\s+", "", text)
-
-
-def _number(text: str) -> Decimal | None:
-    """A plain number: `1,234.5`, `-3`, `$12`, `7.`; None where the text is anything else."""
-    text = text.strip().removeprefix(r"\$").strip("$").rstrip(".")
-    return Decimal(text.replace(",", "")) if re.fullmatch(rf"[-+]?{NUMBER}", text) else None
