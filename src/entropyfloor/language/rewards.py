@@ -108,8 +108,8 @@ def final_answer(text: str) -> str:
 def is_correct(response: str, answer: str) -> bool:
     r"""Whether the last `\\boxed{}` of the response is worth the answer, by mathematics: 1/2, 0.5, \\frac12.
 
-    By math-verify, after equal texts and numbers (`numbers.same`), which need no algebra. Some expressions take for
-    ever, in code that nothing but the end of its process can stop: judge responses of a model through `Reward`.
+    By math-verify, after equal texts and numbers (`numbers.same`), which need no algebra. Some expressions take
+    for ever, in code that nothing but the end of its process can stop: judge what a model says through `Reward`.
 
     Args:
         response: What counts is its last box.
