@@ -434,28 +434,34 @@ def test_the_command_trains_goes_on_and_reports(tmp_path, monkeypatch, capsys):
     small = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
     assert main(["train", "language", *small, "--task=arithmetic", "--head=era", "--omega-high=inf"]) == 0
     out = capsys.readouterr().out
-    assert "run: runs/language/arithmetic-tiny/grpo-era/seed-0" in out
-    assert main(["train", "language", "--resume", "runs/language/arithmetic-tiny/grpo-era/seed-0"]) == 0
+    assert "run: runs/language/arithmetic-tiny/grpo-era-no-high/seed-0" in out
+    assert main(["train", "language", "--resume", "runs/language/arithmetic-tiny/grpo-era-no-high/seed-0"]) == 0
     assert main(["report", "runs"]) == 0
     page = (tmp_path / "report" / "index.html").read_text()
-    assert main(["evaluate", "runs/language/arithmetic-tiny/grpo-era/seed-0", "--problems=5", "--samples=8"]) == 0
+    assert (
+        main(["evaluate", "runs/language/arithmetic-tiny/grpo-era-no-high/seed-0", "--problems=5", "--samples=8"])
+        == 0
+    )
     told = capsys.readouterr().out
     assert "step 2, 5 problems, 8 responses each" in told
     assert "pass@8" in told
-    found = read_run(Path("runs/language/arithmetic-tiny/grpo-era/seed-0")).evaluation
+    found = read_run(Path("runs/language/arithmetic-tiny/grpo-era-no-high/seed-0")).evaluation
     assert found["values"]["avg_at_k"] == sum(found["correct"]) / 40
     assert found["values"]["pass_at_1"] == pytest.approx(found["values"]["avg_at_k"])
-    assert main(["evaluate", "runs/language/arithmetic-tiny/grpo-era/seed-0", "--episodes=5"]) == 2
+    assert main(["evaluate", "runs/language/arithmetic-tiny/grpo-era-no-high/seed-0", "--episodes=5"]) == 2
     assert "--episodes is nothing that a run of domain='language' knows" in capsys.readouterr().err
-    assert main(["export", "runs/language/arithmetic-tiny/grpo-era/seed-0", "--out=mine"]) == 0
+    assert main(["export", "runs/language/arithmetic-tiny/grpo-era-no-high/seed-0", "--out=mine"]) == 0
     assert "from_pretrained('mine')" in capsys.readouterr().out
     weights = load("mine")[0].state_dict()
-    kept = load("runs/language/arithmetic-tiny/grpo-era/seed-0/model")[0].state_dict()
+    kept = load("runs/language/arithmetic-tiny/grpo-era-no-high/seed-0/model")[0].state_dict()
     assert all(torch.equal(weights[name], kept[name]) for name in kept)
     assert "avg@k (%)" in page
     assert "pass@4 (%)" in page
     assert (
-        main(["train", "language", "--resume", "runs/language/arithmetic-tiny/grpo-era/seed-0", "--steps=3"]) == 2
+        main(
+            ["train", "language", "--resume", "runs/language/arithmetic-tiny/grpo-era-no-high/seed-0", "--steps=3"]
+        )
+        == 2
     )
     assert "--resume goes alone" in capsys.readouterr().err
 

@@ -16,10 +16,23 @@ import pytest
 from hypothesis import given
 
 from entropyfloor.report import write_report
-from entropyfloor.report.page import lead, nats, plain, sentence, significant, verdict
-from entropyfloor.report.plots import entropy_figure, judged_figure, looks, overview_figure, png, score_figure, svg
+from entropyfloor.report.plots import (
+    entropy_figure,
+    judged_figure,
+    looks,
+    overview_figure,
+    pass_figure,
+    png,
+    responses_figure,
+    score_figure,
+    shares_figure,
+    svg,
+    thresholds_figure,
+    tokens_figure,
+)
 from entropyfloor.report.records import compare
 from entropyfloor.report.statistics import iqm, iqm_interval, mean_interval
+from entropyfloor.report.words import lead, nats, plain, sentence, significant, verdict
 from entropyfloor.runs import Run
 
 NASTY = '<script>alert(1)</script> $a$ & "b"'
@@ -174,7 +187,7 @@ def test_averages_are_taken_where_all_seeds_are(tmp_path):
     runs = group(tmp_path)
     assert runs.steps.tolist() == [0, 1000]
     assert runs.values("return").tolist() == [[1.0, 2.0], [5.0, 6.0]]
-    [(steps, values)] = runs.tails("return")  # the longer one goes on alone, from where the average ends
+    [(steps, values)] = runs.curve("return").tails  # the longer one goes on alone, from where the average ends
     assert (steps.tolist(), values.tolist()) == ([1000, 2000, 3000], [2.0, 3.0, 4.0])
 
 
@@ -357,6 +370,26 @@ def test_every_label_looks_different(tmp_path):
     assert image.shape[1] == 2200
 
 
+def test_in_a_crowd_intervals_stand_at_the_side(tmp_path):
+    for i in range(7):
+        for seed in range(3):
+            write(tmp_path, seed=seed, alpha=float(i), returns=(1.0, i + seed), name=f"{i}-{seed}")
+    [comparison] = compare([tmp_path])
+    look = looks([comparison])
+    assert len({each.colour for each in look.values()}) == 7
+    [axes] = score_figure(comparison, look).axes
+    assert not axes.collections  # no bands
+    ends = [line for line in axes.lines if line.get_transform() != axes.transData and len(line.get_ydata()) == 2]
+    # standard error 1/√3, t(0.975, 2) = 4.302653 from a printed table
+    half = 4.302653 / math.sqrt(3)
+    np.testing.assert_allclose(
+        [line.get_ydata() for line in ends], [[i + 1 - half, i + 1 + half] for i in range(7)], rtol=1e-5
+    )
+    bottom, top = axes.get_ylim()
+    assert bottom <= 1 - half
+    assert top >= 7 + half
+
+
 def test_files_are_whole_and_the_same_for_the_same_runs(filled, tmp_path):
     before = dict(matplotlib.rcParams)
     (tmp_path / "index.html").write_text("an older report")
@@ -441,8 +474,8 @@ def test_the_page_says_what_happened(filled):
     # 100, 110, 120: s = 10, t(0.975, 2) = 4.302653
     iqm_cell = "110.0 [100.0, 120.0]"
     mean_cell = "110.0 [85.2, 134.8]"
-    era = ["3", "2,000", mean_cell, iqm_cell, "-3.00", "-5.50", "-7.30", "broken by 4.3 nats", "101.0"]
-    assert ["sac-era", *era] in rows
+    era = ["3", "2,000", mean_cell, iqm_cell, "-3.00", "-5.50", "-7.30", "broken by 4.3 nats"]
+    assert ["sac-era", *era, "101.0 [101.0, 101.0]"] in rows
     assert [
         "sac-no-entropy",
         "1",
@@ -540,7 +573,7 @@ def test_classifiers_are_judged(tmp_path):
 
     page = write_report([tmp_path], tmp_path / "report").read_text()
     assert (tmp_path / "report" / "digits-resnet18-judged.png").exists()
-    assert "of era most often from 0.50 to 1.00 nats" in page
+    assert "era has most from 0.50 to 1.00 nats" in page
     columns = re.search(r"More of it.*?</thead>", page, re.DOTALL)[0]
     assert re.findall("<th scope[^>]*>([^<]*)", columns) == ["Agent", "NLL (nats)", "Calibration error (%)"]
     lines = re.findall(r"<tr><th[^>]*>(?:era|plain)</th>(.*?)</tr>", page.split("More of it")[1], re.DOTALL)
@@ -572,3 +605,229 @@ def test_nothing_judged_is_nothing_drawn(tmp_path):
     assert judged_figure(comparison, looks([comparison])) is None
     write_report([tmp_path], tmp_path / "report")
     assert not list((tmp_path / "report").glob("*judged*"))
+
+
+# --- language models -------------------------------------------------------------------------------------
+
+
+def speaker(
+    root,
+    agent="grpo",
+    seed=0,
+    *,
+    entropy=lambda step: 0.5,
+    low=None,
+    high=None,
+    steps=4,
+    every=2,
+    shares=(0.25, 0.125),
+    samples=4,
+):
+    """A run of a language model; `low` and `high` are thresholds, or functions of the step."""
+    config = {"domain": "language", "env": "countdown-3 tiny", "agent": agent, "steps": 150}
+    run = Run.create(root / agent / str(seed), {**config, "seed": seed})
+    with run.recording():
+        for step in range(steps + 1):
+            if step:
+                at = {
+                    name: value(step) if callable(value) else value
+                    for name, value in (("omega_low", low), ("omega_high", high))
+                    if value is not None
+                }
+                outside = dict(zip(("response_entropy/below", "response_entropy/above"), shares, strict=True))
+                tokens = {"token_entropy/top": entropy(step), "token_entropy/bottom": 0.001 * step}
+                rollout = {"reward": 0.125 * step, "response_entropy": entropy(step), **outside, **tokens}
+                scaled = {"scaled_share": 0.25} if low is not None else {}
+                run.log(step, {**rollout, **at, **scaled, "tokens_per_second": 1000.0 + 2 * seed})
+            if step % every == 0:
+                judged = {"realised_entropy": 0.5, "realised_entropy/min": 0.0, "greedy": 0.5}
+                shared = {f"pass_at_{k}": 0.125 * k + 0.01 * seed for k in (1, 2, 4) if k <= samples}
+                run.log(step, {"avg_at_k": 0.25 + 0.01 * step, **judged, **shared})
+
+
+def spoken(root):
+    """The only comparison, and its looks."""
+    [comparison] = compare([root])
+    return comparison, looks([comparison])
+
+
+def test_learning_curves_of_language_models(tmp_path):
+    speaker(tmp_path)
+    figure = score_figure(*spoken(tmp_path))
+    score, greedy, reward = figure.axes
+    assert [axes.get_title("left") for axes in figure.axes] == ["avg@k (%)", "Greedy (%)", "Reward of rollouts"]
+    np.testing.assert_allclose(score.lines[0].get_ydata(), [25.0, 27.0, 29.0])
+    assert greedy.lines[0].get_ydata().tolist() == [50.0, 50.0, 50.0]
+    assert reward.lines[0].get_xydata().tolist() == [[1, 0.125], [2, 0.25], [3, 0.375], [4, 0.5]]
+    assert not [axes for axes in overview_figure(*spoken(tmp_path)).axes[1:] if not axes.lines]
+    assert entropy_figure(*spoken(tmp_path)) is None  # as there is that of responses
+
+
+def test_what_is_logged_often_is_averaged_over_blocks(tmp_path):
+    speaker(tmp_path, entropy=float, steps=150, every=50)
+    speaker(tmp_path, seed=1, entropy=lambda step: step + 3.0, steps=100, every=50)
+    [only] = spoken(tmp_path)[0].groups
+    curve = only.curve("response_entropy")
+    assert curve.steps.tolist() == [3.0 * i + 2 for i in range(34)]  # 150 steps are 50 blocks of 3
+    np.testing.assert_allclose(curve.values[0], curve.steps)
+    np.testing.assert_allclose(curve.values[1][:-1], curve.steps[:-1] + 3)  # the last block has one step
+    [(steps, values)] = curve.tails
+    np.testing.assert_allclose(steps, values)
+    assert (steps[0], steps[-1]) == (101, 149)
+    # in the table: from the evaluation at 50 to that at 100
+    assert only.last("response_entropy").tolist() == [75.5, 78.5]
+    assert only.curve("avg_at_k").steps.tolist() == [0, 50, 100]
+    assert only.curve("loss") is only.last("loss") is only.end("loss") is None
+
+
+def test_entropy_of_responses_stands_beside_its_thresholds(tmp_path):
+    for seed in range(3):
+        moving = {"low": lambda step: 0.25 if step < 3 else 0.125, "high": 3.0}
+        speaker(tmp_path, "grpo-era", seed, entropy=lambda step, seed=seed: 0.5 + 0.1 * seed, **moving)
+        speaker(tmp_path, "grpo", seed, entropy=lambda step: 0.5 / step)
+    comparison, look = spoken(tmp_path)
+    [axes] = responses_figure(comparison, look).axes
+    drawn = {line.get_color(): line.get_ydata().tolist() for line in axes.lines}
+    np.testing.assert_allclose(drawn[look["grpo-era"].colour], [0.6] * 4)
+    assert drawn[look["grpo"].colour] == [0.5, 0.25, 0.5 / 3, 0.125]
+    assert drawn["black"] == [0.25, 0.25, 0.125, 0.125]
+    assert [line for line in axes.lines if line.get_linestyle() == ":"] == []  # ω_high is far out of sight
+    assert axes.get_yscale() == "log"  # 0.7 is more than 5 times 0.125
+    assert len(axes.collections) == 2  # bands, and nothing shaded
+
+    figure = thresholds_figure(comparison, look)
+    plain_panel, era_panel = figure.axes
+    assert [axes.get_title("left") for axes in figure.axes] == ["grpo (n = 3)", "grpo-era (n = 3)"]
+    colours = [{line.get_color() for line in axes.lines} for axes in figure.axes]
+    others = colours[0] & colours[1]
+    assert [found - others for found in colours] == [{look["grpo"].colour}, {look["grpo-era"].colour, "black"}]
+    assert plain_panel.get_ylim() == era_panel.get_ylim()
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["the others", "ω_low"]
+    assert len(plain_panel.collections) == 1
+    assert len(era_panel.collections) == 2  # its band, and below ω_low
+
+
+def test_omega_high_is_drawn_where_it_is_in_sight(tmp_path):
+    speaker(tmp_path, "grpo-era", low=0.4, high=0.7)
+    figure = responses_figure(*spoken(tmp_path))
+    [axes] = figure.axes
+    [high] = [line for line in axes.lines if line.get_linestyle() == ":"]
+    assert high.get_ydata().tolist() == [0.7] * 4
+    bottom, top = axes.get_ylim()
+    assert bottom < 0.4
+    assert top > 0.7
+    assert axes.get_yscale() == "linear"
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["grpo-era (n = 1)", "ω_low", "ω_high"]
+    assert thresholds_figure(*spoken(tmp_path)) is None  # one panel would be that figure again
+
+
+def test_pass_at_k_is_drawn_over_k(tmp_path):
+    for seed in range(3):
+        speaker(tmp_path, seed=seed)
+    speaker(tmp_path, "gspo", samples=2)
+    comparison, look = spoken(tmp_path)
+    [axes] = pass_figure(comparison, look).axes
+    more, fewer = axes.lines
+    np.testing.assert_allclose(more.get_xydata(), [[1, 13.5], [2, 26.0], [4, 51.0]])
+    np.testing.assert_allclose(fewer.get_xydata(), [[1, 12.5], [2, 25.0]])
+    assert axes.get_xscale() == "log"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "4"]
+    columns = [column.name for column in comparison.also]
+    assert [name for name in columns if name.startswith("pass")] == [
+        "pass_at_2",
+        "pass_at_4",
+    ]  # each one's largest
+
+
+def test_shares_of_responses_add_up(tmp_path):
+    speaker(tmp_path, "grpo", 0)
+    speaker(tmp_path, "grpo", 1, shares=(0.75, 0.125))
+    speaker(tmp_path, "grpo-era", low=0.4)
+    comparison, look = spoken(tmp_path)
+    figure = shares_figure(comparison, look)
+    areas = figure.axes[0].collections
+    tops = [area.get_paths()[0].vertices[:, 1].max() for area in areas]
+    assert tops == [50.0, 87.5, 100.0]  # a half below, three eighths between
+    assert {tuple(area.get_facecolor()[0][:3]) for area in areas} == {
+        matplotlib.colors.to_rgb(look["grpo"].colour)
+    }
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "below ω_low",
+        "between",
+        "above ω_high",
+    ]
+
+
+def test_entropies_of_tokens(tmp_path):
+    speaker(tmp_path, entropy=lambda step: 0.5 + 0.1 * step)
+    top, bottom = tokens_figure(*spoken(tmp_path)).axes
+    np.testing.assert_allclose(top.lines[0].get_ydata(), [0.6, 0.7, 0.8, 0.9])
+    np.testing.assert_allclose(bottom.lines[0].get_ydata(), [0.001, 0.002, 0.003, 0.004])
+
+
+def test_the_page_of_language_models(tmp_path):
+    for seed in range(2):
+        speaker(tmp_path / "runs", "grpo-era", seed, low=0.4 + 0.1 * seed, high=3.0)
+        speaker(tmp_path / "runs", "grpo", seed)
+    page = Page(write_report([tmp_path / "runs"], tmp_path / "report"))
+    text = "".join(page.parts)
+    assert "grpo-era promised nothing, its updates raise the entropy of responses below 0.45 nats; its" in text
+    assert "grpo promised nothing; its sampling policy had 0.50 on average" in text
+    drawn = {path.stem for path in (tmp_path / "report").glob("*.svg")}
+    kinds = ("avg_at_k", "entropy", "pass", "thresholds", "shares", "tokens")
+    assert drawn == {"overview", *(f"countdown-3-tiny-{kind}" for kind in kinds)}
+    alts = [str(image["alt"]) for image in page.all("img")]
+    for alt, said in zip(
+        alts,
+        (
+            "grpo ended at 29.0 [29.0, 29.0]; grpo-era ended",
+            "grpo ended at 0.50 nats; grpo-era ended at 0.50 nats, its ω_low at 0.45.",
+            "grpo has 13.0 % for k = 1, 25.5 % for k = 2, 50.5 % for k = 4; grpo-era",
+            "grpo-era ended at 0.50 nats, its ω_low at 0.45.",
+            "grpo ended with 25 % below and 12 % above",
+            "grpo ended at 0.5 nats, and at 0.004 in the others",
+        ),
+        strict=True,
+    ):
+        assert said in alt
+    assert [figure.get("class") for figure in page.all("figure")].count("wide") == 4
+    head = next(row for row in page.rows if "Greedy (%)" in row)
+    names = ["pass@4 (%)", "Greedy (%)", "Reward of rollouts", "Response entropy (nats)", "ω_low (nats)"]
+    assert head == ["Agent", *names, "Responses scaled (%)"]
+    lines = [row for row in page.rows if row[0] in ("grpo", "grpo-era") and len(row) == len(head)]
+    plain_line, era_line = lines[:2]
+    assert era_line[1].startswith("50.5 [")
+    assert era_line[3:] == [
+        "0.438 [0.438, 0.438]",
+        "0.500 [0.500, 0.500]",
+        "0.450 [\N{MINUS SIGN}0.185, 1.085]",
+        "25.0 [25.0, 25.0]",
+    ]
+    assert plain_line[-2:] == ["", ""]
+    assert "1,001 [988, 1,014]" in next(row for row in page.rows if row[0] == "grpo")
+    rows = list(csv.DictReader((tmp_path / "report" / "table.csv").read_text().splitlines()))
+    assert [(row["label"], row["omega_low"], row["pass_at_4"]) for row in rows] == [
+        ("grpo", "", "0.5"),
+        ("grpo", "", "0.51"),
+        ("grpo-era", "0.4", "0.5"),
+        ("grpo-era", "0.5", "0.51"),
+    ]
+
+
+def test_a_language_model_that_was_only_judged_has_a_report(tmp_path):
+    speaker(tmp_path, steps=0)
+    comparison, look = spoken(tmp_path)
+    assert entropy_figure(comparison, look) is not None
+    for figure in (responses_figure, thresholds_figure, shares_figure, tokens_figure):
+        assert figure(comparison, look) is None
+    assert len(score_figure(comparison, look).axes) == 2  # no reward yet
+    write_report([tmp_path], tmp_path / "report")
+
+
+def test_a_number_that_is_not_finite_is_not_in_the_table(tmp_path):
+    classifier(tmp_path, "era", 0, 0.6, nll=1.0, auroc=math.nan)
+    page = write_report([tmp_path], tmp_path / "report").read_text()
+    assert "NLL (nats)" in page
+    assert "AUROC" not in page

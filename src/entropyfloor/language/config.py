@@ -213,9 +213,13 @@ class LanguageConfig:
     @property
     def label(self) -> str:
         """What is compared: the loss, and what stands beside it."""
-        clip = self._clip
+        clip, era = self._clip, self.head == "era"
         known = {
-            "era": self.head == "era",
+            "era": era,
+            "no-high": era and self.omega_high == math.inf,
+            f"above-{self.min_advantage:g}": era and self.min_advantage > 0,
+            "follows": era and not self.freeze_scale,
+            f"top-{self.top_k}": era and self.top_k is not None,
             f"clip-{clip[0]:g}-{clip[1]:g}": clip != CLIP[self.loss],
             f"bonus-{self.entropy_coef}": self.entropy_coef,
             f"forking-{self.forking}": self.forking < 1,

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from entropyfloor.report import plots
+from entropyfloor.report.figures import FIGURES
 from entropyfloor.report.records import (
     ENTROPIES,
     NOT_A_DIFFERENCE,
@@ -29,21 +30,20 @@ from entropyfloor.report.records import (
     differences,
     distinct,
 )
-from entropyfloor.report.statistics import Interval, iqm_interval, mean_interval
+from entropyfloor.report.statistics import iqm_interval, mean_interval
+from entropyfloor.report.words import bracketed, lead, nats, plain, sentence, verdict
 from entropyfloor.runs import files
 
 _STATES = {"created": "created, never started"}
-MINUS = "\N{MINUS SIGN}"
 
 
 def write_report(paths: Sequence[Path | str], out: Path | str) -> Path:
     """Draw the runs at or below `paths`, and say what became of their floors.
 
-    Writes `<env>-return` (or `-top1`), `<env>-entropy` (each environment or dataset), `<env>-judged` (of
-    classifiers that `entropyfloor evaluate` has judged: histograms of entropy, and calibration) and `overview`
-    (the first of them), each as PNG and SVG, `table.csv` with the numbers of every seed, and `index.html`, which
-    holds the figures itself and loads nothing. Each file is written beside its place and then moved there. The
-    same runs give the same bytes.
+    Writes the `FIGURES` of each environment or dataset, such as `<env>-entropy`, and `overview` (of the first of
+    them), each as PNG and SVG, `table.csv` with the numbers of every seed, and `index.html`, which holds the
+    figures itself and loads nothing. Each file is written beside its place and then moved there. The same runs
+    give the same bytes.
 
     Args:
         paths: Run directories, or directories that hold some.
@@ -62,129 +62,23 @@ def write_report(paths: Sequence[Path | str], out: Path | str) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     figures: dict[str, list[Picture]] = {}
     for comparison in drawn:
-        env = comparison.env
-        name = re.sub(r"[^A-Za-z0-9.]+", "-", env).strip("-")
+        env, domain = comparison.env, comparison.domain
+        start = re.sub(r"[^A-Za-z0-9.]+", "-", env).strip("-")
         figures[env] = [
             _picture(
                 out,
-                f"{name}-{comparison.domain.score}",
-                plots.score_figure(comparison, look),
-                _score_alt(comparison),
-            ),
-            _picture(out, f"{name}-entropy", plots.entropy_figure(comparison, look), _entropy_alt(comparison)),
+                f"{start}-{kind.name or domain.score}",
+                figure,
+                kind.alt(comparison),
+                kind.caption.format(domain=domain),
+            )
+            for kind in FIGURES
+            if (figure := kind.draw(comparison, look))
         ]
-        if judged := plots.judged_figure(comparison, look):
-            figures[env].append(_picture(out, f"{name}-judged", judged, _judged_alt(comparison)))
-    _picture(out, "overview", plots.overview_figure(drawn[0], look), "")
+    _picture(out, "overview", plots.overview_figure(drawn[0], look))
     files.replace(out / "table.csv", _csv(comparisons).encode())
     files.replace(out / "index.html", _page(comparisons, figures).encode())
     return out / "index.html"
-
-
-# --- in words --------------------------------------------------------------------------------------------
-
-
-def sentence(group: Group, domain: Domain) -> str:
-    """What the group promised, and what its policy or classifier did.
-
-    The average is that of the last evaluation that all seeds have; the least value is that of all evaluations, as
-    a floor is promised for every state at any time.
-    """
-    mean = group.values("realised_entropy")[:, -1].mean()
-    had = f"its {domain.actor} had {nats(mean)} on average and {nats(group.least)} at the least"
-    if group.floor is None:
-        return f"{group.label} promised nothing; {had} (nats)."
-    if group.promise == "target":
-        return f"{group.label} promised nothing, its loss steers to {nats(group.floor)} nats; {had}."
-    n = len(group.seeds)
-    end = (
-        f"below the floor in {_seeds(group.broken, n)}"
-        if group.broken
-        else f"the floor was kept in {_seeds(n, n)}"
-    )
-    return f"{group.label} promised {nats(group.floor)} nats; {had}: {end}."
-
-
-def _seeds(some: int, n: int) -> str:
-    if some < n:
-        return f"{some} of {n} seeds"
-    return {1: "its one seed", 2: "both seeds"}.get(n, f"all {n} seeds")
-
-
-def verdict(group: Group) -> str:
-    """What became of the floor, in a word or two."""
-    if group.promise != "floor" or group.floor is None:
-        return "no floor"
-    if not group.broken:
-        return "kept"
-    return f"broken by {significant(group.floor - group.least)} nats"
-
-
-def lead(comparisons: Iterable[Comparison]) -> str:
-    """The outcome in one sentence."""
-    promised = [group for comparison in comparisons for group in comparison.groups if group.promise == "floor"]
-    if not promised:
-        return "Nothing here promised a floor."
-    kept = sum(not group.broken for group in promised)
-    if len(promised) == 1:
-        return f"One floor was promised, and it was {'kept' if kept else 'broken'}."
-    return f"Of {len(promised)} promised floors, {kept or 'none'} {'were' if kept > 1 else 'was'} kept."
-
-
-def _score_alt(comparison: Comparison) -> str:
-    domain = comparison.domain
-    ends = [
-        f"{group.label} ended at {_interval(mean_interval(group.values(domain.score)[:, -1]), domain.decimals)}"
-        for group in comparison.groups
-    ]
-    axes = f"{domain.score_label} against {domain.step_label}".lower()
-    return f"Learning curves on {comparison.env}: {axes}. {'; '.join(ends)}."
-
-
-def _entropy_alt(comparison: Comparison) -> str:
-    domain = comparison.domain
-    told = " ".join(sentence(group, domain) for group in comparison.groups)
-    return f"Realised entropy on {comparison.env} against {domain.step_label.lower()}. {told}"
-
-
-def _judged_alt(comparison: Comparison) -> str:
-    told = []
-    for group in comparison.groups:
-        if found := group.histogram(plots.ENTROPY_HISTOGRAM):
-            peak = found["counts"].argmax()
-            low, high = found["edges"][peak : peak + 2]
-            told.append(f"of {group.label} most often from {nats(low)} to {nats(high)} nats")
-    return f"Histogram of entropies of {comparison.domain.places}: {'; '.join(told)}. Reliability diagram."
-
-
-# --- numbers ---------------------------------------------------------------------------------------------
-
-
-def nats(value: float) -> str:
-    """An entropy with two decimals."""
-    return f"{value:.2f}".replace("-0.00", "0.00").replace("-", MINUS)
-
-
-def significant(value: float) -> str:
-    """Two digits that count: an excess may be 4 nats or 0.001."""
-    return np.format_float_positional(float(f"{value:.2g}"), trim="-").replace("-", MINUS)
-
-
-def plain(value: float, decimals: int | None = None) -> str:
-    """A score or a rate, with so many decimals, or as many as its size deserves."""
-    return f"{value:,.{_deserved(value) if decimals is None else decimals}f}".replace("-", MINUS)
-
-
-def _deserved(value: float) -> int:
-    return 0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 2
-
-
-def _interval(interval: Interval, decimals: int | None = None) -> str:
-    value, low, high = map(float, interval[:3])
-    decimals = _deserved(value) if decimals is None else decimals
-    if not np.isfinite(low):
-        return plain(value, decimals)
-    return f"{plain(value, decimals)} [{plain(low, decimals)}, {plain(high, decimals)}]"
 
 
 # --- tables ----------------------------------------------------------------------------------------------
@@ -200,22 +94,22 @@ def _row(group: Group, domain: Domain) -> dict[str, str]:
         "label": group.label,
         "n": str(n),
         "step": f"{group.steps[-1]:,}",
-        "score": _interval(mean_interval(final), domain.decimals),
-        "iqm": _interval(iqm_interval(final), domain.decimals) if n >= 3 else "n < 3",
+        "score": bracketed(mean_interval(final), domain.decimals),
+        "iqm": bracketed(iqm_interval(final), domain.decimals) if n >= 3 else "n < 3",
         "floor": f"{floor} (target)" if group.promise == "target" else floor,
         "entropy": nats(group.values("realised_entropy")[:, -1].mean()),
         "least": nats(group.least),
         "verdict": verdict(group),
-        "rate": plain(float(np.mean(rates))) if rates else "not logged",
+        "rate": bracketed(mean_interval(rates)) if rates else "not logged",
     }
 
 
 def _more(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Column names and lines of the table of all else; columns that nobody has logged are left out."""
-    lines, also = [], comparison.domain.also
+    lines, also = [], comparison.also
     for group in comparison.groups:
         found = [(group.last(column.name), column) for column in also]
-        told = ["" if x is None else _interval(mean_interval(c.factor * x), c.decimals) for x, c in found]
+        told = ["" if x is None else bracketed(mean_interval(c.factor * x), c.decimals) for x, c in found]
         lines.append([group.label, *told])
     used = [0, *(i for i in range(1, len(also) + 1) if any(line[i] for line in lines))]
     names = ["", *(column.label for column in also)]
@@ -272,7 +166,7 @@ def _csv(comparisons: Sequence[Comparison]) -> str:
     file = io.StringIO()
     domains = distinct(comparison.domain for comparison in comparisons)
     scores, rates = ([getattr(domain, name) for domain in domains] for name in ("score", "rate"))
-    also = distinct(column.name for domain in domains for column in domain.also)
+    also = distinct(column.name for comparison in comparisons for column in comparison.also)
     head = ("env", "label", "seed", "state", "step", *scores, *ENTROPIES)
     names = (*head, "least", "floor", "promise", *also, *rates, "path")
     writer = csv.DictWriter(file, names, lineterminator="\n")
@@ -282,7 +176,7 @@ def _csv(comparisons: Sequence[Comparison]) -> str:
         rows = [_raw(seed, domain) for seed in comparison.unused]
         for group in comparison.groups:
             last = {name: group.values(name)[:, -1].tolist() for name in domain.measured}
-            more = {column.name: group.last(column.name) for column in domain.also}
+            more = {column.name: group.last(column.name) for column in comparison.also}
             last |= {name: values.tolist() for name, values in more.items() if values is not None}
             for i, seed in enumerate(group.seeds):
                 measured = {name: values[i] for name, values in last.items()}
@@ -322,13 +216,16 @@ class Picture:
     name: str
     source: str
     alt: str
+    caption: str
+    wide: bool
 
 
-def _picture(out: Path, name: str, figure: Figure, alt: str) -> Picture:
+def _picture(out: Path, name: str, figure: Figure, alt: str = "", caption: str = "") -> Picture:
     image = plots.svg(figure)
     files.replace(out / f"{name}.svg", image)
     files.replace(out / f"{name}.png", plots.png(figure))
-    return Picture(name, f"data:image/svg+xml;base64,{b64encode(image).decode()}", alt)
+    source = f"data:image/svg+xml;base64,{b64encode(image).decode()}"
+    return Picture(name, source, alt, caption, figure.get_figwidth() > plots.SINGLE)
 
 
 def _page(comparisons: Sequence[Comparison], figures: dict[str, list[Picture]]) -> str:

@@ -14,6 +14,12 @@ import numpy as np
 from entropyfloor.runs import Record, find_runs, read_run
 
 ENTROPIES = ("realised_entropy", "realised_entropy/min")
+RESPONSES, THRESHOLDS = "response_entropy", ("omega_low", "omega_high")
+OUTSIDE = ("response_entropy/below", "response_entropy/above")
+PASS_AT = "pass_at_"
+"""pass@k is logged under this and k."""
+POINTS = 50
+"""At most so many in a curve of what is logged more often than evaluations are: it is averaged over blocks."""
 
 
 class Column(NamedTuple):
@@ -23,6 +29,19 @@ class Column(NamedTuple):
     label: str
     factor: float = 1.0
     decimals: int = 3
+    drawn: bool = False
+    """Whether its curve is drawn beside that of the score."""
+
+
+class Curve(NamedTuple):
+    """A quantity of several seeds against steps."""
+
+    steps: np.ndarray
+    """`[steps]`, at which every seed has it: only there is an average taken."""
+    values: np.ndarray
+    """`[seeds, steps]`."""
+    tails: list[tuple[np.ndarray, np.ndarray]]
+    """Steps and values of single seeds from where `steps` ends, for seeds that went further."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +64,7 @@ class Domain:
     decimals: int | None = None
     """Of the score; None takes as many as its size deserves."""
     also: tuple[Column, ...] = ()
-    """What else an evaluation logs that the table should have."""
+    """What else is logged that the table should have."""
 
     @property
     def measured(self) -> tuple[str, ...]:
@@ -87,15 +106,21 @@ DOMAINS = {
         factor=100.0,
         decimals=1,
         also=(
-            Column("greedy", "Greedy (%)", 100.0, 1),
-            *(Column(f"pass_at_{k}", f"pass@{k} (%)", 100.0, 1) for k in (4, 16, 64, 256)),
+            Column("greedy", "Greedy (%)", 100.0, 1, drawn=True),
+            Column("reward", "Reward of rollouts", drawn=True),
+            Column("response_entropy", "Response entropy (nats)"),
+            Column("omega_low", "ω_low (nats)"),
+            Column("scaled_share", "Responses scaled (%)", 100.0, 1),
             Column("response_length/eval", "Length (tokens)", 1.0, 1),
         ),
     ),
 }
 
 NOT_A_DIFFERENCE = frozenset(
-    {"seed", "out", "recipe", "threads", "checkpoint_every", "workers", "data_dir", "ood_dir", "download"}
+    {
+        *("seed", "out", "recipe", "threads", "workers", "checkpoint_every", "micro_batch"),
+        *("data_dir", "ood_dir", "download", "warm_starts"),
+    }
 )
 """Settings in which runs of one label may differ."""
 
@@ -134,6 +159,19 @@ class Seed:
         """The least entropy in any state at any evaluation, in nats."""
         return float(self.values["realised_entropy/min"].min())
 
+    def series(self, name: str, every: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and finite values of any logged quantity, up to the last evaluation that is used.
+
+        What no evaluation has measured is averaged over blocks of `every` steps.
+        """
+        if name in self.values:
+            return self.steps, self.values[name]
+        steps, values = self.record.series(name)
+        used = np.isfinite(values) & (steps <= self.steps[-1])
+        blocks, where = np.unique((steps[used] - 1) // every, return_inverse=True)
+        middles = blocks * every + (every + 1) / 2
+        return middles, np.bincount(where, values[used]) / np.bincount(where)
+
 
 @dataclass(frozen=True)
 class Group:
@@ -152,10 +190,41 @@ class Group:
         return np.stack([seed.values[name][np.isin(seed.steps, self.steps)] for seed in self.seeds])
 
     def last(self, name: str) -> np.ndarray | None:
-        """Any logged quantity at the last of `steps`, `[seeds]`; None where a seed has not logged it there."""
-        series = [dict(zip(*seed.record.series(name), strict=True)) for seed in self.seeds]
-        found = [each.get(self.steps[-1]) for each in series]
-        return None if None in found else np.array(found)
+        """Any logged quantity at the last of `steps`, `[seeds]`; None where a seed has not logged it there.
+
+        What is logged more often than evaluations are is averaged since the one before.
+        """
+        since, last = self.steps[-2] if len(self.steps) > 1 else -1, self.steps[-1]
+        series = [seed.series(name) for seed in self.seeds]
+        found = [values[(steps > since) & (steps <= last)] for steps, values in series]
+        return np.array([values.mean() for values in found]) if all(values.size for values in found) else None
+
+    def curve(self, name: str, factor: float = 1.0) -> Curve | None:
+        """Any logged quantity, times `factor`, against steps; None where there is no step at which all have it."""
+        every = max(1, -(-max(len(seed.series(name)[0]) for seed in self.seeds) // POINTS))
+        series = [seed.series(name, every) for seed in self.seeds]
+        steps = reduce(np.intersect1d, (each for each, _ in series))
+        if not steps.size:
+            return None
+        ends = [(each, values, each >= steps[-1]) for each, values in series]
+        return Curve(
+            steps,
+            factor * np.stack([values[np.isin(each, steps)] for each, values in series]),
+            [(each[end], factor * values[end]) for each, values, end in ends if end.sum() > 1],
+        )
+
+    def end(self, name: str) -> float | None:
+        """Mean over seeds at the end of the curve."""
+        curve = self.curve(name)
+        return None if curve is None else float(curve.values[:, -1].mean())
+
+    @cached_property
+    def pass_at(self) -> Curve | None:
+        """pass@k in per cent at the last of `steps`, against k; None where a seed has not logged it there."""
+        names = {name for seed in self.seeds for name in seed.record.names if name.startswith(PASS_AT)}
+        found = {int(name.removeprefix(PASS_AT)): self.last(name) for name in names}
+        known = {k: values for k, values in sorted(found.items()) if values is not None}
+        return Curve(np.array([*known]), 100 * np.stack([*known.values()], 1), []) if known else None
 
     def histogram(self, name: str) -> dict[str, np.ndarray] | None:
         """A histogram of `entropyfloor evaluate`, all seeds added up; None where a seed was not judged.
@@ -174,11 +243,6 @@ class Group:
             "edges": edges,
             **{key: np.sum([each[key] for each in histograms], axis=0) for key in histograms[0]},
         }
-
-    def tails(self, name: str) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Steps and values of single seeds from where `steps` ends, for seeds that went further."""
-        ends = [(seed, seed.steps >= self.steps[-1]) for seed in self.seeds]
-        return [(seed.steps[end], seed.values[name][end]) for seed, end in ends if end.sum() > 1]
 
     @property
     def floor(self) -> float | None:
@@ -212,6 +276,12 @@ class Comparison:
     groups: tuple[Group, ...]
     unused: tuple[Seed, ...]
     """Runs without an evaluation."""
+
+    @cached_property
+    def also(self) -> tuple[Column, ...]:
+        """What the table has beside the score: pass@k for the largest k of each group, and that of the domain."""
+        ks = {int(group.pass_at.steps[-1]) for group in self.groups if group.pass_at}
+        return (*(Column(f"{PASS_AT}{k}", f"pass@{k} (%)", 100.0, 1) for k in sorted(ks)), *self.domain.also)
 
     @property
     def runs(self) -> list[Seed]:

@@ -1,0 +1,154 @@
+"""The figures of a page: which there are, what stands below each, and what is read aloud instead of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from entropyfloor.report import plots
+from entropyfloor.report.records import OUTSIDE, POINTS, RESPONSES, THRESHOLDS, Comparison, Domain, Group
+from entropyfloor.report.statistics import mean_interval
+from entropyfloor.report.words import bracketed, nats, plain, sentence, significant
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of figure."""
+
+    name: str
+    """In the names of files; that of the score if empty."""
+    draw: Callable[[Comparison, dict[str, plots.Look]], Figure | None]
+    """None where there is nothing to draw."""
+    caption: str
+    """`{domain}` stands for the words of the domain; so it does in `shows`."""
+    shows: str
+    """What it shows, to be read aloud, and then"""
+    tell: Callable[[Group, Domain], str]
+    """what of a group."""
+
+    def alt(self, comparison: Comparison) -> str:
+        """Instead of the figure, for those who cannot see it."""
+        domain = comparison.domain
+        told = "; ".join(text for group in comparison.groups if (text := self.tell(group, domain)))
+        return f"{self.shows.format(domain=domain)} on {comparison.env}. {told}."
+
+
+def _score(group: Group, domain: Domain) -> str:
+    ends = mean_interval(group.values(domain.score)[:, -1])
+    return f"{group.label} ended at {bracketed(ends, domain.decimals)}"
+
+
+def _entropy(group: Group, domain: Domain) -> str:
+    return sentence(group, domain).rstrip(".")
+
+
+def _responses(group: Group, _: Domain) -> str:
+    entropy, low = group.end(RESPONSES), group.end(THRESHOLDS[0])
+    if entropy is None:
+        return ""
+    return f"{group.label} ended at {nats(entropy)} nats" + ("" if low is None else f", its ω_low at {nats(low)}")
+
+
+def _shares(group: Group, _: Domain) -> str:
+    below, above = (group.end(name) for name in OUTSIDE)
+    if below is None or above is None:
+        return ""
+    return f"{group.label} ended with {plain(100 * below, 0)} % below and {plain(100 * above, 0)} % above"
+
+
+def _tokens(group: Group, _: Domain) -> str:
+    top, bottom = (group.end(column.name) for column in plots.TOKENS)
+    if top is None or bottom is None:
+        return ""
+    return f"{group.label} ended at {significant(top)} nats, and at {significant(bottom)} in the others"
+
+
+def _pass(group: Group, _: Domain) -> str:
+    if not (curve := group.pass_at):
+        return ""
+    shares = curve.values.mean(axis=0)
+    told = [f"{plain(share, 1)} % for k = {k}" for k, share in zip(curve.steps, shares, strict=True)]
+    return f"{group.label} has {', '.join(told)}"
+
+
+def _judged(group: Group, _: Domain) -> str:
+    if not (found := group.histogram(plots.ENTROPY_HISTOGRAM)):
+        return ""
+    peak = found["counts"].argmax()
+    low, high = found["edges"][peak : peak + 2]
+    return f"{group.label} has most from {nats(low)} to {nats(high)} nats"
+
+
+_SEEDS = (
+    "Thin lines: single seeds, where they are two or went further than the rest. Bands are cut where they leave "
+    f"the panel. Of more than {plots.CROWD} agents the intervals of the last values stand beside the panel."
+)
+_BLOCKS = f"Each point is the mean over a block of rollouts, where there are more than {POINTS}."
+
+FIGURES = (
+    Kind(
+        "",
+        plots.score_figure,
+        "Learning curves: mean over n seeds with the 95\N{NO-BREAK SPACE}% interval of Student's t; where n = 2, "
+        f"both seeds instead. {_SEEDS}",
+        "Learning curves of {domain.score_label}",
+        _score,
+    ),
+    Kind(
+        "entropy",
+        plots.entropy_figure,
+        "Realised entropy: mean over {domain.places} (solid, with interval over seeds, or both), least over "
+        f"{{domain.places}} and seeds (dashed). Shaded: below the floor. {_SEEDS}",
+        "Realised entropy of the {domain.actor}",
+        _entropy,
+    ),
+    Kind(
+        "entropy",
+        plots.responses_figure,
+        "Entropy of responses in training, of their top tokens. Black: the thresholds ω_low and, where it is in "
+        f"sight, ω_high of each agent that has them. {_BLOCKS} {_SEEDS}",
+        "Entropy of responses in training",
+        _responses,
+    ),
+    Kind(
+        "pass",
+        plots.pass_figure,
+        "Share of held-out problems that one of k responses solves, at the last step that all n seeds have: mean "
+        "with interval over seeds.",
+        "Share of held-out problems that one of k responses solves",
+        _pass,
+    ),
+    Kind(
+        "thresholds",
+        plots.thresholds_figure,
+        "The entropy of responses again, each agent by itself beside its thresholds, with intervals over seeds. "
+        "Shaded: below ω_low.",
+        "Entropy of responses in training, each agent beside its thresholds,",
+        _responses,
+    ),
+    Kind(
+        "shares",
+        plots.shares_figure,
+        "Share of responses in training whose entropy is below ω_low, between, and above ω_high: mean over seeds. "
+        f"Agents that do not use the thresholds are measured by them too. {_BLOCKS}",
+        "Shares of responses in training outside of ω_low and ω_high",
+        _shares,
+    ),
+    Kind(
+        "tokens",
+        plots.tokens_figure,
+        f"Entropy in training of the fifth of all tokens that has most, and of the others. {_BLOCKS} {_SEEDS}",
+        "Entropy in training of the fifth of all tokens that has most, and of the others,",
+        _tokens,
+    ),
+    Kind(
+        "judged",
+        plots.judged_figure,
+        "The last checkpoints, judged by entropyfloor evaluate, all seeds together. Left: entropies; a marker is "
+        "at each peak. Right: accuracy against confidence, in bins of at least 20 samples.",
+        "Histogram of entropies of {domain.places}, and reliability diagram",
+        _judged,
+    ),
+)
