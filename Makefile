@@ -8,10 +8,10 @@ BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test test-all lint bench figures clean
+.PHONY: help demo demo-language test test-all lint bench figures clean
 
 help:  ## Show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
@@ -31,6 +31,12 @@ $(VENV)/installed-hosts: $(VENV)/installed
 
 demo: $(VENV)/installed-demo  ## Train three agents for some minutes and draw a page: what was promised, what was done
 	$(BIN)/python examples/demo.py
+
+QUICK := steps=120 eval_every=20 checkpoint_every=40 warm_start_batch=64
+
+demo-language: $(VENV)/installed  ## Train a small language model on countdown by GRPO, with ERA and without
+	$(BIN)/entropyfloor reproduce language/countdown --arms grpo era --seeds 0 --set $(QUICK) --out runs/demo-language
+	$(BIN)/entropyfloor report runs/demo-language --out runs/demo-language/report
 
 lint: $(VENV)/installed  ## Style and types
 	$(BIN)/ruff check .

@@ -439,11 +439,19 @@ def test_the_command_trains_goes_on_and_reports(tmp_path, monkeypatch, capsys):
     assert main(["report", "runs"]) == 0
     page = (tmp_path / "report" / "index.html").read_text()
     assert (
-        main(["evaluate", "runs/language/arithmetic-tiny/grpo-era-no-high/seed-0", "--problems=5", "--samples=8"])
+        main(
+            [
+                "evaluate",
+                "runs/language/arithmetic-tiny/grpo-era-no-high/seed-0",
+                "--problems=5",
+                "--samples=8",
+                "--temperature=0.7",
+            ]
+        )
         == 0
     )
     told = capsys.readouterr().out
-    assert "step 2, 5 problems, 8 responses each" in told
+    assert "step 2, 5 problems, 8 responses each at temperature 0.7" in told
     assert "pass@8" in told
     found = read_run(Path("runs/language/arithmetic-tiny/grpo-era-no-high/seed-0")).evaluation
     assert found["values"]["avg_at_k"] == sum(found["correct"]) / 40

@@ -135,6 +135,7 @@ def evaluate(args: Sequence[str]) -> None:
         ood_dir: Path | None = None,
         problems: int | None = None,
         samples: int | None = None,
+        temperature: float | None = None,
     ) -> tuple[Path, dict[str, dict[str, Any]]]:
         """Judge what a run has trained: a policy, a classifier or a language model, with intervals.
 
@@ -148,11 +149,12 @@ def evaluate(args: Sequence[str]) -> None:
             ood_dir: Classifiers: where it is.
             problems: Language models: how many held-out problems, 256 by default.
             samples: Language models: responses to each, 64 by default.
+            temperature: Language models: of sampling, if not that of the run's evaluations.
         """
         return run, {
             "control": {"episodes": episodes, "seed": seed, "video": video},
             "vision": {"data_dir": data_dir, "ood": ood, "ood_dir": ood_dir},
-            "language": {"problems": problems, "samples": samples},
+            "language": {"problems": problems, "samples": samples, "temperature": temperature},
         }
 
     run, options = _parse(parse, "evaluate", args)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from entropyfloor.language.train import read_config
@@ -12,24 +13,26 @@ SHOWN = 4
 """Problems whose responses are written out to be read."""
 
 
-def evaluate(path: Path, *, problems: int = 256, samples: int = 64) -> str:
+def evaluate(path: Path, *, problems: int = 256, samples: int = 64, temperature: float | None = None) -> str:
     """Judge the last checkpoint of a run on held-out problems, and write `evaluation.json` into the run.
 
-    The policy that is judged is the model itself, without ERA, at the run's `eval_temperature`.
+    The policy that is judged is the model itself, without ERA.
 
     Args:
         path: A run directory.
         problems: How many, always the same ones.
         samples: Responses to each; pass@k reaches up to this k.
+        temperature: Of sampling, instead of the run's `eval_temperature`.
 
     Returns:
         What was found, in words: each quantity with its 95 % interval over problems, which says nothing of other
         seeds.
 
     Raises:
-        ValueError: No run, no checkpoint, the task's files are not there, or it has fewer problems.
+        ValueError: No run, no checkpoint, the task's files are not there, it has fewer problems, or a temperature
+            that is not above 0.
     """
-    trainer, run = _trained(path)
+    trainer, run = _trained(path, **({} if temperature is None else {"eval_temperature": temperature}))
     try:
         found = trainer.judge(problems, samples)
     finally:
@@ -40,13 +43,15 @@ def evaluate(path: Path, *, problems: int = 256, samples: int = 64) -> str:
             "step": trainer.step,
             "problems": len(found.problems),
             "samples": samples,
+            "temperature": trainer.config.eval_temperature,
             "values": found.values(),
             "intervals_95": {name: [score.low, score.high] for name, score in scores.items()},
             "correct": found.correct.sum(1).tolist(),
         }
     )
     run.keep_text("samples/evaluation.txt", found.told(SHOWN))
-    lines = [f"step {trainer.step}, {len(found.problems):,} problems, {samples} responses each"]
+    drawn = f"{samples} responses each at temperature {trainer.config.eval_temperature:g}"
+    lines = [f"step {trainer.step}, {len(found.problems):,} problems, {drawn}"]
     for name, (value, low, high) in scores.items():
         told = f"avg@{samples}" if name == "avg_at_k" else name.replace("_at_", "@")
         lines.append(f"{told:<22}{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}] %")
@@ -76,11 +81,12 @@ def export(path: Path, out: Path) -> str:
     return f"model = transformers.AutoModelForCausalLM.from_pretrained({str(out)!r})"
 
 
-def _trained(path: Path) -> tuple[Trainer, Run]:
+def _trained(path: Path, **settings: float) -> tuple[Trainer, Run]:
+    """The model of the last checkpoint; `settings` instead of the run's, of what is no matter of training."""
     run = Run.open(path)
     checkpoint = run.latest()
     if checkpoint is None:
         raise ValueError(f"{path} has no checkpoint yet: train on, or choose another run")
-    trainer = Trainer(read_config(run.config))
+    trainer = Trainer(replace(read_config(run.config), **settings))  # type: ignore[arg-type]
     trainer.restore(checkpoint)
     return trainer, run
