@@ -240,3 +240,9 @@ def test_a_classifier_is_trained_judged_and_goes_on(home, capsys):
     assert main(["train", "vision", "--resume", "seen", "--epochs", "2"]) == 2
     assert "--resume goes alone" in capsys.readouterr().err
     assert main(["train", "vision", "--resume", "seen"]) == 0
+
+
+def test_whoever_has_seen_enough_is_told_no_more():
+    command = f"{sys.executable} -m entropyfloor.cli reproduce | true"  # which is gone before there is a word
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -4,6 +4,7 @@ Each command imports what it needs when it is called, so that a report needs no 
 """
 
 import importlib
+import os
 import shlex
 import shutil
 import sys
@@ -359,6 +360,10 @@ def _guarded(command: Callable[[Sequence[str]], None], args: Sequence[str]) -> i
     """One line instead of a traceback where the message already says what is wrong and the way out."""
     try:
         command(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
