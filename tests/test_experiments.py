@@ -2,10 +2,13 @@
 
 import pytest
 
+import tiny_language
 from entropyfloor.cli import main
 from entropyfloor.control.config import configure
 from entropyfloor.experiments import recipe
+from entropyfloor.language.benchmarks import PUBLISHED
 from entropyfloor.language.config import LanguageConfig
+from entropyfloor.language.evaluate import EvaluationConfig
 from entropyfloor.runs import read_run
 from entropyfloor.vision.config import VisionConfig
 
@@ -55,6 +58,9 @@ def test_every_run_of_every_recipe_can_be_configured(name, tmp_path):
             if run.domain == "control":
                 config = configure(settings.pop("agent"), **settings, seed=run.seed, out=str(run.out)).resolved()
                 assert config.env.count("/") == 1
+            elif found.does == "evaluate":
+                assert any(row.checkpoint == settings["model"] for row in PUBLISHED)
+                EvaluationConfig(**settings, seed=run.seed, out=str(run.out)).resolved()
             elif found.domain == "language":
                 LanguageConfig(**settings, seed=run.seed, out=str(run.out)).resolved()
             else:
@@ -107,6 +113,7 @@ def test_the_command_line_takes_a_command_as_it_stands(name, tmp_path, monkeypat
     found, seen = recipe.load(name), []
     for room in ("control", "vision", "language"):
         monkeypatch.setattr(f"entropyfloor.{room}.train.train", lambda config: seen.append(config) or tmp_path)
+    monkeypatch.setattr("entropyfloor.language.evaluate.evaluate", seen.append)
     for scale in found.scales:
         run = found.runs(scale, tmp_path, settings={"download": True} if found.domain == "vision" else {})[0]
         assert main(run.command) == 0
@@ -167,3 +174,40 @@ def test_a_run_that_fails_is_named_and_the_others_are_done(home, capsys):
     assert "1 of 2 runs failed: see runs/small/cpu/gym-Pendulum-v1/era/seed-0-log.txt" in capsys.readouterr().err
     assert "none" in (home / "runs/small/cpu/gym-Pendulum-v1/era/seed-0-log.txt").read_text()
     assert read_run(home / "runs/small/cpu/gym-Pendulum-v1/plain/seed-0").status["state"] == "finished"
+
+
+EVALUATION = """
+title = "Two models on what is asked of them"
+source = "a test"
+domain = "language"
+does = "evaluate"
+
+[settings]
+benchmarks = "math500"
+template = "none"
+max_tokens = 4
+data_dir = "data"
+
+[scales.cpu]
+seeds = [0]
+
+[arms.one]
+model = "./one"
+
+[arms.two]
+model = "./two"
+"""
+
+
+def test_models_that_others_have_trained_are_scored(home, capsys):
+    (home / "scores.toml").write_text(EVALUATION)
+    for seed, name in enumerate(("one", "two")):
+        tiny_language.save(home / name, seed=seed)
+    tiny_language.write_rows(home / "data" / "math500.jsonl", [{"problem": "1+1=?", "answer": "2"}])
+    for _ in range(2):  # what is there is not asked again
+        assert main(["reproduce", "scores.toml", "--workers", "1"]) == 0
+        out = capsys.readouterr().out
+        assert "scores: runs/scores/cpu/two/seed-0, in words runs/scores/cpu/two/seed-0-log.txt" in out
+        assert "report:" not in out
+    assert (home / "runs/scores/cpu/one/seed-0/math500.jsonl").read_text().count("\n") == 1
+    assert "MATH500" in (home / "runs/scores/cpu/two/seed-0-log.txt").read_text()

@@ -220,6 +220,7 @@ def _domain(run: Path) -> str:
 def reproduce(args: Sequence[str]) -> None:
     """Run an experiment of the paper, at its scale or a smaller one."""
     from entropyfloor.experiments import recipe as recipes
+    from entropyfloor.experiments.reproduce import log
     from entropyfloor.experiments.reproduce import reproduce as carry_out
     from entropyfloor.runs.processes import cores
 
@@ -271,7 +272,10 @@ def reproduce(args: Sequence[str]) -> None:
     for arm, reported in found.published.items():
         told = ", ".join(f"{quantity} {value}" for quantity, value in reported.items())
         print(f"{found.source}, {arm}: {told}")
-    print(f"report: entropyfloor report {home}")
+    if found.does == "train":
+        print(f"report: entropyfloor report {home}")
+    else:
+        print("\n".join(f"scores: {run.out}, in words {log(run)}" for run in plan))
 
 
 def report(args: Sequence[str]) -> None:

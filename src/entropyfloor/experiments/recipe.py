@@ -1,7 +1,8 @@
 """A recipe: one experiment of the paper as a file, and the runs that it stands for at a scale.
 
     title, source           what it is, and where the paper has it
-    domain                  which trainer: control, vision, language
+    domain                  which room: control, vision, language
+    does                    train, if nothing is said, or evaluate: scores of models that somebody has trained
     [settings]              of every run
     [scales.<scale>]        paper, gpu, cpu: seeds, the arms to run (all, if none are named), `devices` of a run
                             (one, if nothing is said), other settings
@@ -24,6 +25,7 @@ from typing import Any
 
 Settings = Mapping[str, Any]
 DOMAINS = ("control", "vision", "language")
+DEEDS = ("train", "evaluate")
 SCALES = ("paper", "gpu", "cpu")
 
 
@@ -37,6 +39,7 @@ class Planned:
     domain: str
     settings: dict[str, Any] = field(repr=False)
     devices: int = 1
+    does: str = "train"
 
     @property
     def record(self) -> dict[str, Any]:
@@ -53,7 +56,7 @@ class Planned:
     @property
     def command(self) -> list[str]:
         """Arguments of `entropyfloor` that begin it."""
-        words = ["train", self.domain, "--seed", str(self.seed), "--out", str(self.out)]
+        words = [self.does, self.domain, "--seed", str(self.seed), "--out", str(self.out)]
         for name, value in self.settings.items():
             option = name.replace("_", "-")
             if isinstance(value, bool):
@@ -75,8 +78,10 @@ class Recipe:
     scales: Mapping[str, Settings]
     arms: Mapping[str, Settings]
     published: Mapping[str, Settings] = field(default_factory=dict)
+    does: str = "train"
 
     def __post_init__(self) -> None:
+        _check_name(f"{self.name}: does", self.does, DEEDS)
         _check_name(f"{self.name}: domain", self.domain, DOMAINS)
         for scale, content in self.scales.items():
             _check_name(f"{self.name}: scale", scale, SCALES)
@@ -126,8 +131,10 @@ class Recipe:
                 for env in envs if isinstance(envs, list) else [None]:
                     place = out if env is None else out / env.replace("/", "-")
                     one = found if env is None else {**found, "env": env}
-                    one = {**one, "recipe": f"{self.name} {scale} {arm}"}
-                    plan.append(Planned(arm, seed, place / arm / f"seed-{seed}", self.domain, one, devices))
+                    if self.does == "train":
+                        one = {**one, "recipe": f"{self.name} {scale} {arm}"}
+                    path = place / arm / f"seed-{seed}"
+                    plan.append(Planned(arm, seed, path, self.domain, one, devices, self.does))
         return plan
 
     def _arm(self, name: str) -> dict[str, Any]:

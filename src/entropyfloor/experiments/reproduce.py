@@ -68,7 +68,7 @@ class _Work:
 
     def do(self, run: Planned) -> None:
         """Begin a run, go on with it, or find it finished."""
-        begun = is_begun(run.out)
+        begun = run.does == "train" and is_begun(run.out)  # what evaluates goes on by the same command
         if begun and read_run(run.out).status.get("state") == "finished":
             return self._end(run, "was finished before", 0)
         words = ["train", run.domain, "--resume", str(run.out)] if begun else run.command
