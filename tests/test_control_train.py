@@ -245,7 +245,9 @@ def test_checkpoints_hold_no_code(finished):
 # --- several seeds ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["obac", "sac, era-batch, learned residual", "ppo, discrete"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("obac", marks=pytest.mark.slow), "sac, era-batch, learned residual", "ppo, discrete"]
+)
 def test_seeds_in_lockstep_have_the_numbers_of_each_alone(name, tmp_path):
     """Compiled apart, they differ by rounding, and what grows of it in some updates."""
     settings = {**RUNS[name], "steps": 160, "checkpoint_every": 128, "log_every": 1}
