@@ -490,7 +490,8 @@ def test_rewards_of_questions_do_not_hang():
 
 
 def test_the_task_of_a_config(tmp_path):
-    config = {"data": None, "test_data": None, "min_level": 0, "prompt": "{question}"}
+    config = {"data": None, "test_data": None, "min_level": 0, "prompt": "{question}", "largest": 9}
+    assert task_of(SimpleNamespace(task="countdown-3", **config)) == Countdown(3, largest=9)
     for name in ("countdown-3", "countdown-4", "arithmetic", "modular"):
         assert task_of(SimpleNamespace(task=name, **config)).name == name
     with pytest.raises(ValueError, match="task=file needs data"):

@@ -15,6 +15,7 @@ Threshold = float | Literal["auto"]
 ABOVE_ONE = Range(1, math.inf, "above 1", open=True)
 RANGES = {
     **dict.fromkeys(("layers", "hidden", "heads", "prompts", "samples", "max_new_tokens", "minibatches"), COUNT),
+    "largest": Range(2, math.inf, "at least 2"),
     **dict.fromkeys(("micro_batch", "eval_every", "eval_problems", "eval_samples", "checkpoint_every"), COUNT),
     **dict.fromkeys(
         ("warm_start_steps", "warm_start_batch", "steps", "max_refills", "threads", "min_level"), NATURAL
@@ -38,6 +39,8 @@ class LanguageConfig:
 
     task: TaskName = "countdown-3"
     """countdown-3, countdown-4, arithmetic, modular (none needs a download), or file: questions with answers."""
+    largest: int = 20
+    """Task countdown: the largest of the numbers."""
     data: str | None = None
     """Task file: a jsonl, json or parquet file to train on."""
     test_data: str | None = None

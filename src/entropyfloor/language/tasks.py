@@ -35,8 +35,6 @@ HELD_OUT = 10
 """One problem in so many is for testing."""
 LONGEST = 4000
 """Characters of a response to a made task that are looked at; those of a solution are far fewer."""
-LARGEST_RESULT = 999
-"""Of a step in a derivation."""
 OPERATORS: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
     "+": operator.add,
     "-": operator.sub,
@@ -99,7 +97,7 @@ def task_of(config: LanguageConfig) -> Task:
     """
     name = config.task
     if name in ("countdown-3", "countdown-4"):
-        return Countdown(int(name[-1]))
+        return Countdown(int(name[-1]), largest=config.largest)
     if name == "arithmetic":
         return Arithmetic()
     if name == "modular":
@@ -166,14 +164,19 @@ class Countdown:
         return DIGITS + ("+-*/=,:" if self.form == "steps" else "+-*/=,:()")
 
     @property
+    def largest_result(self) -> int:
+        """Of a step of a derivation; a response may go beyond it."""
+        return max(self.largest**2, self.largest_target)
+
+    @property
     def max_prompt(self) -> int:
         """Longest prompt, in characters."""
         return self.numbers * (len(str(self.largest)) + 1) + len(str(self.largest_target)) + 1
 
     @property
     def max_new_tokens(self) -> int:
-        """A step is `999*999=999,` at most; an expression is shorter."""
-        digits = max(len(str(self.largest)), len(str(LARGEST_RESULT)))
+        """A step is `400*400=400,` at most, by default; an expression is shorter."""
+        digits = len(str(self.largest_result))
         return (self.numbers - 1) * (3 * digits + 3) + 1
 
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
@@ -181,7 +184,7 @@ class Countdown:
 
         def draw(rng: np.random.Generator) -> tuple[str, Problem] | None:
             numbers = [int(n) for n in rng.integers(1, self.largest + 1, self.numbers)]
-            steps, target, expression = _derive(numbers, rng)
+            steps, target, expression = _derive(numbers, rng, self.largest_result)
             if not 1 <= target <= self.largest_target:
                 return None
             prompt = f"{','.join(map(str, numbers))}={target}:"
@@ -195,7 +198,7 @@ class Countdown:
         """The derivation that the target comes from; to wander, another one of the same numbers."""
         if not wander:
             return str(problem.row["solution"])
-        steps, _, expression = _derive(problem.row["numbers"], rng)
+        steps, _, expression = _derive(problem.row["numbers"], rng, self.largest_result)
         return steps if self.form == "steps" else expression
 
     def reward(self, problem: Problem, response: str) -> float:
@@ -599,10 +602,9 @@ def _is_held_out(key: str) -> bool:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") % HELD_OUT == 0
 
 
-def _derive(numbers: Sequence[int], rng: np.random.Generator) -> tuple[str, int, str]:
-    """A random derivation from whole, positive results: its steps, its last result, and all as one expression."""
+def _derive(numbers: Sequence[int], rng: np.random.Generator, most: int) -> tuple[str, int, str]:
+    """A random derivation by whole, positive results, `most` at most: its steps, its last result, all as one."""
     there = [(int(n), str(n)) for n in numbers]
-    most = max(LARGEST_RESULT, *numbers)
     steps = []
     while len(there) > 1:
         i, j = rng.permutation(len(there))[:2]
