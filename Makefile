@@ -32,7 +32,7 @@ $(VENV)/installed-hosts: $(VENV)/installed
 demo: $(VENV)/installed-demo  ## Train three agents for some minutes and draw a page: what was promised, what was done
 	$(BIN)/python examples/demo.py
 
-QUICK := steps=120 eval_every=20 checkpoint_every=40 warm_start_batch=64
+QUICK := warm_start_steps=700 steps=100 eval_every=20 checkpoint_every=50
 
 demo-language: $(VENV)/installed  ## Train a small language model on countdown by GRPO, with ERA and without
 	$(BIN)/entropyfloor reproduce language/countdown --arms grpo era --seeds 0 --set $(QUICK) --out runs/demo-language
