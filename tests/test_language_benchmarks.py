@@ -129,6 +129,8 @@ def test_the_choices_of_gpqa_are_shuffled_and_always_alike():
         (r"\arcsin(10/13)", "np.arcsin(10/13)", True),
         (r"-\frac{1}{3}", "-1./3", True),
         ("10", "025", False),
+        (str(2**100 + 1), str(2**100), False),
+        (f"{2**100}.0", str(2**100), True),
         ("25", "025", True),
     ],
 )

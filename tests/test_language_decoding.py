@@ -241,3 +241,13 @@ def test_responses_follow_from_the_seed_and_nothing_else():
     assert not any(x.is_inference() for x in (whole.tokens, whole.mask, whole.response_mask, whole.ended))
     with pytest.raises(ValueError, match="nothing to respond to"):
         sample(model, tokenizer, [], seed=0, max_new_tokens=1)
+
+
+def test_a_row_that_has_ended_leaves_the_context_to_nobody():
+    """It stays in the batch while most go on, and has no position left."""
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=30, n_embd=16, n_layer=1, n_head=2, n_positions=8)
+    small = transformers.GPT2LMHeadModel(config).eval()
+    prompts = [[1] * 8, *([[2, 3]] * 9)]
+    written = decode(small, prompts, limits=[1, *([6] * 9)], seeds=range(10), ends=())
+    assert [len(each.tokens) for each in written] == [1, *([6] * 9)]

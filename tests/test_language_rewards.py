@@ -221,6 +221,7 @@ def test_nothing_is_said_about_time_limits(caplog):
 def test_numbers():
     answer = "He sells 9 * 2 = 18.\n#### 1,018"
     assert is_number("so\n#### 1018", answer)
+    assert is_number(str(2**100), str(2**100))
     assert is_number("It is $1,018.00 in total.", answer)
     assert is_number(r"3 \boxed{1018} 4", answer)
     assert not is_number("1018 of 2000", answer)

@@ -16,6 +16,8 @@ from entropyfloor import __version__
 from entropyfloor.extras import require
 
 T = TypeVar("T")
+CLOSED_PIPE = 141
+"""Exit status, as shells have it for SIGPIPE."""
 
 
 def train_control(args: Sequence[str]) -> None:
@@ -340,7 +342,8 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit status: 0, 1 for a run that failed, 2 for a command that cannot be carried out, 130 for Ctrl-C.
+        The exit status: 0, 1 for a run that failed, 2 for a command that cannot be carried out, 130 for Ctrl-C,
+        141 where nobody reads what it says any more.
     """
     args = sys.argv[1:] if args is None else list(args)
     if args == ["--version"]:
@@ -367,7 +370,7 @@ def _guarded(command: Callable[[Sequence[str]], None], args: Sequence[str]) -> i
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return CLOSED_PIPE
     except (ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

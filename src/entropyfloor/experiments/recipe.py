@@ -82,6 +82,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _check_name(f"{self.name}: does", self.does, DEEDS)
+        if self.does == "evaluate" and self.domain != "language":
+            raise ValueError(f"{self.name}: only language models are evaluated by a recipe, not {self.domain}")
         _check_name(f"{self.name}: domain", self.domain, DOMAINS)
         for scale, content in self.scales.items():
             _check_name(f"{self.name}: scale", scale, SCALES)
@@ -120,7 +122,7 @@ class Recipe:
         _check_name(f"{self.name}: scale", scale, tuple(self.scales))
         own = dict(self.scales[scale])
         own_seeds, known = own.pop("seeds"), own.pop("arms", list(self.arms))
-        devices = own.pop("devices", 1)
+        devices = own.pop("devices", 1) if self.does == "train" else 1  # an evaluation has them among its settings
         for arm in arms:
             _check_name(f"{self.name}: arm at scale {scale}", arm, known)
         plan = []

@@ -88,7 +88,7 @@ def decode(
         if batch.movable and len(going) <= KEPT * len(rows):
             batch.take(going)
             rows = [rows[at] for at in going]
-        batch.append([written[row][-1] for row in rows])
+        batch.append([written[row][-1] for row in rows], [row not in ended for row in rows])
     return [Written(tokens, ended[row]) for row, tokens in enumerate(written)]
 
 
@@ -163,10 +163,11 @@ class _Batch:
         self._cache.reorder_cache(index)
         self.logits, self._mask, self._position = self.logits[index], self._mask[index], self._position[index]
 
-    def append(self, tokens: Sequence[int]) -> None:
-        """Read one token more in each row."""
+    def append(self, tokens: Sequence[int], going: Sequence[bool]) -> None:
+        """Read one token more in each row; one that does not go on stays where it is, within the context."""
         self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
-        self._forward(torch.tensor(tokens, device=self._mask.device)[:, None], self._position + 1)
+        ids, steps = (torch.tensor(each, device=self._mask.device)[:, None] for each in (tokens, going))
+        self._forward(ids, self._position + steps)
 
     def _forward(self, tokens: Tensor, position: Tensor) -> None:
         out = self._model(

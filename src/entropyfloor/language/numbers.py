@@ -36,7 +36,8 @@ def number(text: str) -> Number | None:
     digits = any(character.isdigit() for character in plain)
     if not (digits or ten) or (ten and digits == (match["times"] is None)):
         return None  # 210^3 is no power of ten, and neither is a factor without a number before it
-    return Number(Decimal(plain if digits else plain + "1").scaleb(int(e or ten or 0)), bool(e or ten))
+    written = plain if digits else f"{plain}1"
+    return Number(Decimal(f"{written}E{e or ten or 0}"), bool(e or ten))  # exact, as nothing is computed
 
 
 def same(one: Number, other: Number) -> bool:
@@ -46,7 +47,11 @@ def same(one: Number, other: Number) -> bool:
     than 10⁻⁶, so that whole numbers are exact. (math-verify rounds to six decimals instead, which makes one of
     1.6 · 10⁻¹⁹ and 2.6 · 10⁻¹⁹.)
     """
+    if one.value == other.value:
+        return True
     size = abs(other.value)
     if not (one.power or other.power):
         size = min(Decimal(1), size)
+        if one.value == one.value.to_integral_value() and other.value == other.value.to_integral_value():
+            return False  # however many digits they have: a difference has 28
     return abs(one.value - other.value) <= CLOSE * size

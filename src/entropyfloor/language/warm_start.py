@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from entropyfloor import __version__
 from entropyfloor.language import model as models
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.tasks import Task
@@ -69,6 +71,10 @@ def warm_start(
 
     Returns:
         Negative log-likelihood of a token at the end, in nats.
+
+    Raises:
+        FloatingPointError: It is not finite.
+        ValueError: What the other run has left is damaged.
     """
     file = file_of(config)
     if file is not None and file.exists():
@@ -94,6 +100,10 @@ def warm_start(
         schedule.step()
         advance(step + 1)
     last = float(loss.detach())
+    if not math.isfinite(last):  # nobody is to take this for a beginning
+        raise FloatingPointError(
+            f"the loss of the warm start is {last}: give a smaller --warm-start-learning-rate"
+        )
     if file is not None:
         weights = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +149,7 @@ def file_of(config: LanguageConfig) -> Path | None:
     """Where runs with these settings keep their warm start; None where they do not."""
     if config.warm_starts is None:
         return None
-    settings = json.dumps({name: getattr(config, name) for name in SETTINGS})
+    settings = json.dumps({name: getattr(config, name) for name in SETTINGS} | {"version": __version__})
     digest = hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()
     return Path(config.warm_starts, f"{config.task}-seed-{config.seed}-{digest}.safetensors")
 
@@ -152,5 +162,5 @@ def _take(model: PreTrainedModel, file: Path) -> float:
                 for name, parameter in model.named_parameters():
                     parameter.copy_(kept.get_tensor(name))
             return float(kept.metadata()["loss"])
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, RuntimeError, TypeError, KeyError) as error:
         raise ValueError(f"{file} is damaged ({error}): delete it, and it is made again") from None
