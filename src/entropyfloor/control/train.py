@@ -14,8 +14,8 @@ from entropyfloor.control.off_policy import OffPolicyTrainer
 from entropyfloor.control.on_policy import OnPolicyTrainer
 from entropyfloor.control.trainer import Trainer
 from entropyfloor.runs import Run, read_run
-from entropyfloor.runs.again import carry_on, is_begun, with_seeds
-from entropyfloor.runs.processes import cores, each_in_its_process
+from entropyfloor.runs.again import each_seed, is_begun, with_seeds
+from entropyfloor.runs.processes import cores
 
 __all__ = ["ControlConfig", "build", "configure", "resume", "train", "train_seeds"]
 
@@ -64,10 +64,7 @@ def train_seeds(config: ControlConfig, seeds: Sequence[int]) -> list[Path]:
     found = with_seeds(config, seeds)
     if jax.default_backend() != "cpu":
         return _together(list(found.values()))
-    names = [f"seed {seed}" for seed in seeds]
-    workers = max(1, cores() // max(1, config.threads))
-    each_in_its_process(_one_seed, list(found.values()), names, workers)
-    return list(found)
+    return each_seed(found, train, resume, workers=max(1, cores() // max(1, config.threads)))
 
 
 def build(configs: Sequence[ControlConfig]) -> Trainer[Any, Any]:
@@ -125,7 +122,3 @@ def _together(configs: Sequence[ControlConfig]) -> list[Path]:
     if open_ := [path for path in paths if read_run(path).status.get("state") != "finished"]:
         _resume(open_)
     return paths
-
-
-def _one_seed(config: ControlConfig) -> None:
-    carry_on(Path(set_(config.out)), lambda: train(config), resume)

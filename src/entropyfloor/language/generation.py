@@ -30,6 +30,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging
 
 from entropyfloor.language.decoding import Written, decode
+from entropyfloor.language.model import device_of
 
 EngineName = Literal["transformers", "vllm", "server"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -237,8 +238,7 @@ class Transformers(_Tokens):
         device: str | None = None,
     ) -> None:
         super().__init__(model, template, context)
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        self._device = torch.device(device) if device else found or torch.device("cpu")
+        self._device = device_of(device or "auto")
         chosen = "float32" if dtype == "auto" and self._device.type == "cpu" else dtype
         logging.disable_progress_bar()  # of the weights: there is one of our own
         try:

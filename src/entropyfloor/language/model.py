@@ -38,6 +38,13 @@ class Head(NamedTuple):
     softcap: float | None
 
 
+def device_of(name: str) -> torch.device:
+    """The device that is called so; `auto` is an accelerator where there is one."""
+    if name != "auto":
+        return torch.device(name)
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")  # type: ignore[return-value]
+
+
 def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer, by hub name or path, in float32.
 

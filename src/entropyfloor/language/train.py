@@ -12,8 +12,8 @@ import torch
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.trainer import Trainer
 from entropyfloor.runs import Run
-from entropyfloor.runs.again import carry_on, config_of, with_seeds
-from entropyfloor.runs.processes import cores, each_in_its_process
+from entropyfloor.runs.again import config_of, each_seed, with_seeds
+from entropyfloor.runs.processes import cores
 
 __all__ = ["LanguageConfig", "read_config", "resume", "train", "train_seeds"]
 
@@ -77,12 +77,7 @@ def train_seeds(config: LanguageConfig, seeds: Sequence[int]) -> list[Path]:
         config = replace(config, threads=config.threads or 1)
         workers = max(1, cores() // config.threads)
     found = with_seeds(config, seeds, derived=("max_new_tokens",))
-    each_in_its_process(_one_seed, list(found.values()), [f"seed {seed}" for seed in seeds], workers)
-    return list(found)
-
-
-def _one_seed(config: LanguageConfig) -> None:
-    carry_on(Path(str(config.out)), lambda: train(config), resume)
+    return each_seed(found, train, resume, workers)
 
 
 def read_config(settings: dict[str, Any]) -> LanguageConfig:

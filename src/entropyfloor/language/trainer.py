@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -78,7 +79,7 @@ class Trainer:
         config = config.resolved()
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.device = device_of(config.device)
+        self.device = model.device_of(config.device)
         self.task: Task = task_of(config)
         length = config.max_new_tokens or self.task.max_new_tokens
         self.config = replace(config, max_new_tokens=length)
@@ -186,7 +187,7 @@ class Trainer:
         stream = EVALUATE, self.step
         drawn = self._sample([p for p in asked for _ in range(samples)], config.eval_temperature, *stream)
         greedy = self._sample(asked, 0.0, *stream)
-        entropies = self._all_scales(self.model, drawn)[1]
+        _, entropies = self._swept(self.model, drawn)
         of_responses = F.response_entropy(entropies, drawn.response_mask, config.top_fraction)
         return Judgement(
             asked,
@@ -241,9 +242,14 @@ class Trainer:
     def _prepare(self, responses: Responses, advantages: Tensor) -> tuple[Batch, dict[str, float]]:
         """Log-probabilities, entropies and scales of the policy that sampled."""
         config, mask = self.config, responses.response_mask
-        all_scales, entropies = self._all_scales(self.model, responses, advantages)
-        unscaled = all_scales[0] if self._top_k is None else self._all_scales(self.model, responses)[0][0]
-        reference = None if self.reference is None else self._all_scales(self.reference, responses)[0][0]
+        era = config.head == "era"
+        if era:
+            at_scales = partial(F.token_log_probs_all_scales, k=config.k)
+            all_scales, entropies = self._swept(self.model, responses, at_scales, advantages)
+            unscaled = all_scales[0] if self._top_k is None else self._swept(self.model, responses)[0]
+        else:
+            unscaled, entropies = self._swept(self.model, responses)
+        reference = None if self.reference is None else self._swept(self.reference, responses)[0]
         of_responses = F.response_entropy(entropies, mask, config.top_fraction)
         if self.thresholds is None:
             initial = float(of_responses.mean())
@@ -252,10 +258,11 @@ class Trainer:
             low, high = (a if value == "auto" else float(value) for a, value in zip(auto, asked, strict=True))
             self.thresholds = low, high
         low, high = self._thresholds
-        scale = torch.ones_like(of_responses)
+        old, scale = unscaled, torch.ones_like(of_responses)
         found: dict[str, float] = {}
-        if config.head == "era":
+        if era:
             scale = F.era_token_scale(of_responses, advantages, **self._era)
+            old = F.log_probs_at(all_scales, scale[:, None])
             found = {"omega_low": low, "scaled_share": float((scale != 1).double().mean())}
             if math.isfinite(high):
                 found["omega_high"] = high
@@ -271,9 +278,7 @@ class Trainer:
             "ended": float(responses.ended.double().mean()),
             "tokens": float(mask.sum()),
         }
-        scale = scale[:, None]
-        old = F.log_probs_at(all_scales, scale)
-        return Batch(responses, advantages, entropies, unscaled, old, scale, reference), found
+        return Batch(responses, advantages, entropies, unscaled, old, scale[:, None], reference), found
 
     def _update(self, batch: Batch) -> dict[str, float]:
         """The updates that share a rollout."""
@@ -386,18 +391,22 @@ class Trainer:
             found |= {"top_k": self._top_k, "top_k_rows": (advantages > 0)[:, None].expand(-1, length)}
         return found
 
-    def _all_scales(
-        self, of: PreTrainedModel, responses: Responses, advantages: Tensor | None = None
+    def _swept(
+        self,
+        of: PreTrainedModel,
+        responses: Responses,
+        sweep: Callable[..., tuple[Tensor, Tensor]] = F.token_log_probs,
+        advantages: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities at the scales 1, k and 1/k `[3, B, T]`, and entropies, of a whole rollout."""
+        """Log-probabilities `[..., B, T]` and entropies of a whole rollout, by default at scale 1."""
         of.eval()
         found = []
         for rows in parts(len(responses.texts), self.config.micro_batch):
             favoured = None if advantages is None else advantages[rows]
             arguments = self._head(of, responses.rows(rows), favoured)
-            found.append(F.token_log_probs_all_scales(k=self.config.k, **arguments))
+            found.append(sweep(**arguments))
         log_probs, entropies = zip(*found, strict=True)
-        return torch.cat(log_probs, 1), torch.cat(entropies)
+        return torch.cat(log_probs, -2), torch.cat(entropies)
 
     @property
     def _second_stage(self) -> bool:
@@ -502,10 +511,3 @@ class Trainer:
 def mean_over(values: Tensor, mask: Tensor) -> float:
     """Of the values where the mask is; 0 where it is nowhere."""
     return float(losses.weighted_sum(values, losses.token_weights(mask)))
-
-
-def device_of(name: str) -> torch.device:
-    """The device that is called so; `auto` is an accelerator where there is one."""
-    if name != "auto":
-        return torch.device(name)
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")  # type: ignore[return-value]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
+from entropyfloor.runs.processes import each_in_its_process
 from entropyfloor.runs.record import CONFIG, read_config, read_run
 
 
@@ -58,6 +60,33 @@ def carry_on(path: Path, begin: Callable[[], object], resume: Callable[[Path], o
         begin()
     elif read_run(path).status.get("state") != "finished":
         resume(path)
+
+
+def each_seed(
+    found: Mapping[Path, C], begin: Callable[[C], object], resume: Callable[[Path], object], workers: int
+) -> list[Path]:
+    """Begin the runs of `with_seeds`, or go on with them, each in a process of its own.
+
+    Args:
+        found: Their configs by their directories.
+        begin: From a config to a run; like `resume` a function of a module, as processes need it.
+        resume: From its directory on.
+        workers: Processes at a time.
+
+    Returns:
+        The run directories.
+
+    Raises:
+        RuntimeError: Some of the runs failed; the others are finished.
+    """
+    configs = list(found.values())
+    one = partial(_one_seed, begin=begin, resume=resume)
+    each_in_its_process(one, configs, [f"seed {config.seed}" for config in configs], workers)
+    return list(found)
+
+
+def _one_seed(config: Config, begin: Callable[[Any], object], resume: Callable[[Path], object]) -> None:
+    carry_on(Path(str(config.out)), lambda: begin(config), resume)
 
 
 def with_seeds(config: C, seeds: Sequence[int], derived: Collection[str] = ()) -> dict[Path, C]:

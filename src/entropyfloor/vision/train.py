@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from entropyfloor.runs import Run
-from entropyfloor.runs.again import carry_on, config_of, with_seeds
-from entropyfloor.runs.processes import cores, each_in_its_process
+from entropyfloor.runs.again import config_of, each_seed, with_seeds
+from entropyfloor.runs.processes import cores
 from entropyfloor.vision import data
 from entropyfloor.vision.config import VisionConfig
 from entropyfloor.vision.trainer import Trainer
@@ -84,12 +84,7 @@ def train_seeds(config: VisionConfig, seeds: Sequence[int]) -> list[Path]:
     found = with_seeds(config, seeds, derived=("num_classes",))
     if config.download:  # once, before several would
         data.load(config.dataset, Path(config.data_dir), "train", download=True)
-    each_in_its_process(_one_seed, list(found.values()), [f"seed {seed}" for seed in seeds], workers)
-    return list(found)
-
-
-def _one_seed(config: VisionConfig) -> None:
-    carry_on(Path(str(config.out)), lambda: train(config), resume)
+    return each_seed(found, train, resume, workers)
 
 
 def read_config(settings: dict[str, Any]) -> VisionConfig:
