@@ -238,8 +238,9 @@ def test_a_classifier_is_trained_judged_and_goes_on(home, capsys):
         capsys.readouterr().out
     )
     assert main(["train", "vision", "--resume", "seen", "--epochs", "2"]) == 2
-    assert "--resume goes alone" in capsys.readouterr().err
-    assert main(["train", "vision", "--resume", "seen"]) == 0
+    assert "--resume goes alone (--data-dir and --ood-dir may be with it)" in capsys.readouterr().err
+    assert main(["train", "vision", "--resume", "seen", "--data-dir", "data"]) == 0
+    assert main(["train", "vision", "--resume", "seen", "--data_dir=data"]) == 0
 
 
 def test_whoever_has_seen_enough_is_told_no_more():

@@ -102,7 +102,7 @@ def test_a_resumed_run_is_the_run_that_was_left_alone(optimiser, folder, tmp_pat
     halted = run(folder, tmp_path / "halted", **settings)
     newest = sorted((halted / "checkpoints").iterdir())[-1]
     shutil.rmtree(newest)
-    resume(halted)
+    resume(halted, data_dir=str(shutil.copytree(folder, tmp_path / "moved")))
     a, b = (
         [
             {k: v for k, v in line.items() if k not in ("seconds", "images_per_second")}

@@ -25,32 +25,13 @@ def train_control(args: Sequence[str]) -> None:
     from entropyfloor.control import train as room
     from entropyfloor.control.config import CONFIGS
 
-    require("control", "tyro")
-    import tyro
-
     agent = _value_of("--agent", args)
     # The settings are those of the agent's class; a name that does not exist is left to the parser to refuse.
-    kind: Any = CONFIGS.get(agent or "", CONFIGS["sac-era-exact"])
+    kind = CONFIGS.get(agent or "", CONFIGS["sac-era-exact"])
+    about = f"""Train an agent on a simulator.
 
-    def parse(
-        config: tyro.conf.OmitArgPrefixes[kind],
-        resume: Path | None = None,
-        seeds: tuple[int, ...] = (),
-    ) -> tuple[kind, Path | None, tuple[int, ...]]:
-        return config, resume, seeds
-
-    parse.__doc__ = f"""Train an agent on a simulator.
-
-        Agents: {", ".join(CONFIGS)}. `--agent ppo --help` shows the settings of PPO, and so on.
-
-        Args:
-            config: Settings.
-            resume: Continue the run in this directory, with the settings that it began with.
-            seeds: Train these instead of `seed`: on CPUs one process a core, on an accelerator all at once. The
-                same command goes on with what it began.
-        """
-    config, path, seeds = _parse(parse, "train control", args)
-    _train(room, config, path, seeds, settled=bool(agent) or config != kind())
+        Agents: {", ".join(CONFIGS)}. `--agent ppo --help` shows the settings of PPO, and so on."""
+    _train("control", about, room, kind, args, settled=bool(agent))
 
 
 def train_vision(args: Sequence[str]) -> None:
@@ -58,27 +39,10 @@ def train_vision(args: Sequence[str]) -> None:
     from entropyfloor.vision import train as room
     from entropyfloor.vision.config import VisionConfig
 
-    require("vision", "tyro")
-    import tyro
+    about = """Train an image classifier.
 
-    def parse(
-        config: tyro.conf.OmitArgPrefixes[VisionConfig],
-        resume: Path | None = None,
-        seeds: tuple[int, ...] = (),
-    ) -> tuple[VisionConfig, Path | None, tuple[int, ...]]:
-        """Train an image classifier.
-
-        Any of timm, with a floor under the entropy of its predictions, with its rivals, or plain.
-
-        Args:
-            config: Settings.
-            resume: Continue the run in this directory, with the settings that it began with.
-            seeds: Train these instead of `seed`, one process a core. The same command goes on with what it began.
-        """
-        return config, resume, seeds
-
-    config, path, seeds = _parse(parse, "train vision", args)
-    _train(room, config, path, seeds, settled=config != VisionConfig())
+        Any of timm, with a floor under the entropy of its predictions, with its rivals, or plain."""
+    _train("vision", about, room, VisionConfig, args, places=("data_dir", "ood_dir"))
 
 
 def train_language(args: Sequence[str]) -> None:
@@ -86,41 +50,64 @@ def train_language(args: Sequence[str]) -> None:
     from entropyfloor.language import train as room
     from entropyfloor.language.config import LanguageConfig
 
-    require("language", "tyro")
+    about = """Train a language model by RL on problems whose answers can be checked.
+
+        GRPO, Dr. GRPO or GSPO, with ERA or what is compared with it: an entropy bonus, clip-higher, KL-Cov,
+        Clip-Cov, forking tokens, a KL divergence to where it began."""
+    _train("language", about, room, LanguageConfig, args, places=("data", "test_data"))
+
+
+def _train(
+    domain: str,
+    about: str,
+    room: Any,
+    kind: Any,
+    args: Sequence[str],
+    *,
+    places: Sequence[str] = (),
+    settled: bool = False,
+) -> None:
+    """Begin a run, or several, or resume one.
+
+    Args:
+        domain: Name of the room.
+        about: What the command does, for its help.
+        room: The module that trains.
+        kind: Class of its settings.
+        args: Of the command line.
+        places: Settings that may be given to a resumed run, as they say where something is.
+        settled: Whether a setting was given that may be a default.
+    """
+    require(domain, "tyro")
     import tyro
 
     def parse(
-        config: tyro.conf.OmitArgPrefixes[LanguageConfig],
-        resume: Path | None = None,
-        seeds: tuple[int, ...] = (),
-    ) -> tuple[LanguageConfig, Path | None, tuple[int, ...]]:
-        """Train a language model by RL on problems whose answers can be checked.
+        config: tyro.conf.OmitArgPrefixes[kind], resume: Path | None = None, seeds: tuple[int, ...] = ()
+    ) -> tuple[Any, Path | None, tuple[int, ...]]:
+        return config, resume, seeds
 
-        GRPO, Dr. GRPO or GSPO, with ERA or what is compared with it: an entropy bonus, clip-higher, KL-Cov,
-        Clip-Cov, forking tokens, a KL divergence to where it began.
+    moved = " and ".join(f"--{name.replace('_', '-')}" for name in places)
+    parse.__doc__ = f"""{about}
 
         Args:
             config: Settings.
-            resume: Continue the run in this directory, with the settings that it began with.
-            seeds: Train these instead of `seed`, one process a core. The same command goes on with what it began.
+            resume: Continue the run in this directory, with the settings that it began with{
+        f" ({moved}: where its files are now)" if places else ""
+    }.
+            seeds: Train these instead of `seed`: on CPUs one process a core. The same command goes on with what it
+                began.
         """
-        return config, resume, seeds
-
-    config, path, seeds = _parse(parse, "train language", args)
-    _train(room, config, path, seeds, settled=config != LanguageConfig())
-
-
-def _train(room: Any, config: Any, path: Path | None, seeds: Sequence[int], settled: bool) -> None:
-    """Resume the run in `path`, or begin `seeds` of them, or one; `settled` says whether a setting was given."""
-    if path is not None and (seeds or settled):
-        raise ValueError("--resume goes alone: a resumed run keeps the settings that it began with")
-    if path is not None:
-        paths = [room.resume(path)]
-    elif seeds:
-        paths = room.train_seeds(config, seeds)
-    else:
-        paths = [room.train(config)]
-    _say_where(paths)
+    config, path, seeds = _parse(parse, f"train {domain}", args)
+    if path is None:
+        _say_where(room.train_seeds(config, seeds) if seeds else [room.train(config)])
+        return
+    where = {
+        name: value for name in places if (value := _value_of(f"--{name.replace('_', '-')}", args)) is not None
+    }
+    if seeds or settled or config != kind(**where):
+        also = f" ({moved} may be with it)" if places else ""
+        raise ValueError(f"--resume goes alone{also}: a resumed run keeps the settings that it began with")
+    _say_where([room.resume(path, **where)])
 
 
 def evaluate(args: Sequence[str]) -> None:
@@ -392,10 +379,9 @@ def _say_where(paths: Sequence[Path]) -> None:
 def _value_of(option: str, args: Sequence[str]) -> str | None:
     """What stands behind an option, before the parser knows which options there are."""
     for i, word in enumerate(args):
-        if word == option and i + 1 < len(args):
-            return args[i + 1]
-        if word.startswith(f"{option}="):
-            return word.split("=", 1)[1]
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") == option:
+            return value if equals else next(iter(args[i + 1 :]), None)
     return None
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from entropyfloor.language import model
 from entropyfloor.language.train import read_config
 from entropyfloor.language.trainer import Trainer
-from entropyfloor.runs import Run
+from entropyfloor.runs import Checkpoint, Run
+from entropyfloor.torch.checkpoint import tensors_below
 
 SHOWN = 4
 """Problems whose responses are written out to be read."""
@@ -32,8 +34,11 @@ def evaluate(path: Path, *, problems: int = 256, samples: int = 64, temperature:
         ValueError: No run, no checkpoint, the task's files are not there, it has fewer problems, or a temperature
             that is not above 0.
     """
-    trainer, run = _trained(path, **({} if temperature is None else {"eval_temperature": temperature}))
+    run, checkpoint = _opened(path)
+    config = read_config(run.config)
+    trainer = Trainer(config if temperature is None else replace(config, eval_temperature=temperature))
     try:
+        trainer.restore(checkpoint)
         found = trainer.judge(problems, samples)
     finally:
         trainer.close()
@@ -75,18 +80,19 @@ def export(path: Path, out: Path) -> str:
     """
     if out.is_file():
         raise ValueError(f"out={out} is a file: a language model is a directory of several")
-    trainer, _ = _trained(path)
-    trainer.close()
-    trainer.export(out)
+    run, checkpoint = _opened(path)
+    read_config(run.config)  # which refuses what is no language model
+    language_model, tokenizer = model.described(path / "model")
+    model.load_weights(language_model, tensors_below("model/", checkpoint.arrays))
+    language_model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
     return f"model = transformers.AutoModelForCausalLM.from_pretrained({str(out)!r})"
 
 
-def _trained(path: Path, **settings: float) -> tuple[Trainer, Run]:
-    """The model of the last checkpoint; `settings` instead of the run's, of what is no matter of training."""
+def _opened(path: Path) -> tuple[Run, Checkpoint]:
+    """A run and its last checkpoint."""
     run = Run.open(path)
     checkpoint = run.latest()
     if checkpoint is None:
         raise ValueError(f"{path} has no checkpoint yet: train on, or choose another run")
-    trainer = Trainer(replace(read_config(run.config), **settings))  # type: ignore[arg-type]
-    trainer.restore(checkpoint)
-    return trainer, run
+    return run, checkpoint

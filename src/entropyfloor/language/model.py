@@ -6,7 +6,7 @@ from entropyfloor.language import libraries  # noqa: F401
 
 # isort: split
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -68,6 +69,25 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     # What a checkpoint recommends for sampling, such as a repetition penalty, would make another policy of it.
     model.generation_config = GenerationConfig()
     return model, tokenizer
+
+
+def describe(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write everything about a model but its weights where transformers reads it."""
+    model.config.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+
+
+def described(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model of the architecture that is described in `path`, with weights of no meaning, and its tokenizer."""
+    config = AutoConfig.from_pretrained(path)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32), AutoTokenizer.from_pretrained(path)
+
+
+@torch.no_grad()
+def load_weights(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
+    """Take all parameters of `model` from `weights`."""
+    for name, parameter in model.named_parameters():
+        parameter.copy_(weights[name])
 
 
 def tiny(

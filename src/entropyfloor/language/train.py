@@ -38,8 +38,12 @@ def train(config: LanguageConfig) -> Path:
     return path
 
 
-def resume(path: Path) -> Path:
+def resume(path: Path, **places: str) -> Path:
     """Continue the run in `path` from its last checkpoint, or from the start if it has none.
+
+    Args:
+        path: A run directory.
+        places: `data`, `test_data`: where the task's files are now, if they were moved.
 
     Returns:
         The run directory.
@@ -48,7 +52,7 @@ def resume(path: Path) -> Path:
         ValueError: No run, or a checkpoint that is damaged or of other settings.
     """
     run = Run.open(path)
-    trainer = Trainer(read_config(run.config))
+    trainer = Trainer(replace(read_config(run.config), **places))  # type: ignore[arg-type]
     if (checkpoint := run.resume()) is not None:
         trainer.restore(checkpoint)
     trainer.fit(run)

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from multiprocessing import parent_process
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -116,6 +115,7 @@ class Trainer:
         with run.recording(), shown as progress, terminated_as_interrupted():
             try:
                 if self.step == 0 and not run.checkpoints():
+                    model.describe(run.path / "model", self.model, self.tokenizer)
                     if config.warm_start_steps:
                         loss = warm_start(self.model, self.tokenizer, self.task, config, progress.advance)
                         run.log(0, {"loss/warm_start": loss})
@@ -134,7 +134,7 @@ class Trainer:
                         self._evaluate(run, progress)
                     if last or self.step % config.checkpoint_every == 0:
                         self.save(run)
-                self.export(run.path / "model")
+                self.model.save_pretrained(run.path / "model")
             except KeyboardInterrupt:
                 way = f"continue with: entropyfloor train language --resume {run.path}"
                 raise KeyboardInterrupt(f"in step {self.step + 1}: {way}") from None
@@ -145,11 +145,6 @@ class Trainer:
         """End the processes that judge responses, if there are any."""
         if isinstance(self.task, Questions):
             self.task.close()
-
-    def export(self, path: Path) -> None:
-        """Write the model and its tokenizer where transformers, and whatever reads its files, can load them."""
-        self.model.save_pretrained(path)
-        self.tokenizer.save_pretrained(path)
 
     def save(self, run: Run) -> None:
         """Write everything that `restore` needs."""
@@ -165,10 +160,10 @@ class Trainer:
     @torch.no_grad()
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint of a run with the same settings."""
-        self._load(self.model, tensors_below("model/", checkpoint.arrays))
+        model.load_weights(self.model, tensors_below("model/", checkpoint.arrays))
         if reference := tensors_below("reference/", checkpoint.arrays):
             self.reference = copy.deepcopy(self.model).eval()
-            self._load(self.reference, reference)
+            model.load_weights(self.reference, reference)
         everything = tensors_below("", checkpoint.arrays)
         self.optimiser.load_state_dict(unpack_optimiser(checkpoint.state["optimiser"], everything))
         if (thresholds := checkpoint.state["thresholds"]) is not None:
@@ -481,10 +476,6 @@ class Trainer:
         share = min(1.0, (self.step + 1) / max(1, self.config.warmup))
         for group in self.optimiser.param_groups:
             group["lr"] = share * self.config.learning_rate
-
-    def _load(self, into: PreTrainedModel, weights: dict[str, Tensor]) -> None:
-        for name, parameter in into.named_parameters():
-            parameter.data.copy_(weights[name])
 
     def _evaluate(self, run: Run, progress: Progress) -> None:
         config = self.config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -162,12 +163,12 @@ class Seed:
     def series(self, name: str, every: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Steps and finite values of any logged quantity, up to the last evaluation that is used.
 
-        What no evaluation has measured is averaged over blocks of `every` steps.
+        What no evaluation has measured is averaged over blocks of `every` steps, as far as they are whole.
         """
         if name in self.values:
             return self.steps, self.values[name]
         steps, values = self.record.series(name)
-        used = np.isfinite(values) & (steps <= self.steps[-1])
+        used = np.isfinite(values) & (steps <= self.steps[-1] // every * every)
         blocks, where = np.unique((steps[used] - 1) // every, return_inverse=True)
         middles = blocks * every + (every + 1) / 2
         return middles, np.bincount(where, values[used]) / np.bincount(where)
@@ -201,8 +202,10 @@ class Group:
 
     def curve(self, name: str, factor: float = 1.0) -> Curve | None:
         """Any logged quantity, times `factor`, against steps; None where there is no step at which all have it."""
-        every = max(1, -(-max(len(seed.series(name)[0]) for seed in self.seeds) // POINTS))
-        series = [seed.series(name, every) for seed in self.seeds]
+        series = [seed.series(name) for seed in self.seeds]
+        if max(len(steps) for steps, _ in series) > POINTS:
+            every = math.ceil(max(seed.steps[-1] for seed in self.seeds) / POINTS)
+            series = [seed.series(name, every) for seed in self.seeds]
         steps = reduce(np.intersect1d, (each for each, _ in series))
         if not steps.size:
             return None

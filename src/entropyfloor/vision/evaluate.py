@@ -46,12 +46,9 @@ def evaluate(
     checkpoint = run.latest()
     if checkpoint is None:
         raise ValueError(f"{path} has no checkpoint yet: train on, or choose another run")
-    config = replace(read_config(run.config), checkpoint=None)  # its weights have been trained on
-    home = config.data_dir if data_dir is None else str(data_dir)
-    elsewhere = home if config.ood_dir == config.data_dir else config.ood_dir
-    elsewhere = elsewhere if ood_dir is None else str(ood_dir)
-    config = replace(config, data_dir=home, ood=ood or config.ood, ood_dir=elsewhere)
-    trainer = Trainer(config)
+    config = read_config(run.config).moved(data_dir, ood_dir)
+    # Its first weights have been trained on.
+    trainer = Trainer(replace(config, checkpoint=None, ood=ood or config.ood))
     trainer.restore(checkpoint)
     judged = trainer.judge()
     predictions, _ = judged

@@ -41,8 +41,12 @@ def train(config: VisionConfig) -> Path:
     return path
 
 
-def resume(path: Path) -> Path:
+def resume(path: Path, **places: str) -> Path:
     """Continue the run in `path` from its last checkpoint, or from the start if it has none.
+
+    Args:
+        path: A run directory.
+        places: `data_dir`, `ood_dir`: where the images are now, if they were moved.
 
     Returns:
         The run directory.
@@ -51,7 +55,7 @@ def resume(path: Path) -> Path:
         ValueError: No run, or a checkpoint that is damaged or of other settings.
     """
     run = Run.open(path)
-    config = read_config(run.config)
+    config = read_config(run.config).moved(**places)
     trainer = Trainer(replace(config, checkpoint=None) if run.checkpoints() else config)
     checkpoint = run.resume() if trainer.leads else run.latest()
     if checkpoint is not None:

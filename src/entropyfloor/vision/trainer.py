@@ -87,7 +87,9 @@ class Trainer:
         self.updates_per_epoch = len(self.train_loader)
         self.scheduler, _ = create_scheduler_v2(
             self.optimiser,
-            config.schedule,
+            # Only the newest of timm know a constant; a step schedule that never falls is one in all of them.
+            "step" if config.schedule == "constant" else config.schedule,
+            decay_rate=1.0,
             num_epochs=config.epochs,
             warmup_epochs=config.warmup_epochs,
             warmup_lr=1e-5,  # timm's
