@@ -17,6 +17,7 @@ import entropyfloor.vision
 from entropyfloor.runs import Run, read_run
 from entropyfloor.vision import data
 from entropyfloor.vision.config import VisionConfig
+from entropyfloor.vision.evaluate import evaluate
 from entropyfloor.vision.export import export, trained
 from entropyfloor.vision.train import resume, train
 from entropyfloor.vision.trainer import Trainer
@@ -81,6 +82,13 @@ def test_it_learns_and_the_floor_holds(tmp_path):
     record = read_run(path)
     assert (record.status["state"], record.status["step"]) == ("finished", 2)
     assert (record.config["num_classes"], record.config["input_size"]) == (10, 32)
+
+
+def test_what_smoothing_cannot_reach_is_said_once(folder, tmp_path):
+    with pytest.warns(UserWarning, match="caps it at .*: the optimum cannot be reached") as said:
+        path = run(folder, tmp_path, min_entropy=0.6, label_smoothing=0.1)
+    assert len(said) == 1
+    evaluate(path)  # has no loss, and says nothing
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw", "lamb"])

@@ -75,12 +75,6 @@ class Trainer:
 
         seed(config.seed, INIT)
         self.model, self.output = build_model(self.config)
-        if config.min_entropy and config.label_smoothing:
-            message = smoothing_out_of_reach(
-                classes, config.min_entropy, config.label_smoothing, tau=config.tau, floor=config.floor
-            )
-            if message and self.leads:
-                warnings.warn(message, stacklevel=3)
         self.optimiser = create_optimizer_v2(
             self.model, config.optimiser, config.learning_rate, config.weight_decay, config.momentum
         )
@@ -116,6 +110,8 @@ class Trainer:
             run: Where to write; None in the processes that only help.
         """
         config = self.config
+        if self.leads and (message := self._out_of_reach):
+            warnings.warn(message, stacklevel=2)
         alone = parent_process() is None  # or one of several processes that share a terminal
         shown = Progress(
             config.epochs * self.updates_per_epoch,
@@ -142,6 +138,20 @@ class Trainer:
         """The floor in nats, if there is one; that of Eq. 15 as printed is the number that the paper promises."""
         floor = self.config.min_entropy or self.config.temperature_floor
         return {} if floor is None else {"floor": floor}
+
+    @property
+    def _out_of_reach(self) -> str | None:
+        """What is to be said of a loss that asks for more than the floor allows."""
+        config = self.config
+        if not (config.min_entropy and config.label_smoothing):
+            return None
+        return smoothing_out_of_reach(
+            int(config.num_classes or 0),
+            config.min_entropy,
+            config.label_smoothing,
+            tau=config.tau,
+            floor=config.floor,
+        )
 
     @property
     def judged(self) -> nn.Module:
