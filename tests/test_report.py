@@ -555,7 +555,8 @@ def classifier(root, agent, seed, floor=None, counts=None, **logged):
             "correct": [8, 80],
             "confidence": [4.0, 90.0],
         }
-        run.keep_evaluation({"entropy_histogram": entropies, "calibration_histogram": reliability})
+        histograms = {"entropy_histogram": entropies, "calibration_histogram": reliability}
+        run.keep_evaluation({"step": 1, "values": {"auroc": 0.75, "nll": 9.0}, **histograms})
 
 
 def test_classifiers_are_judged(tmp_path):
@@ -575,10 +576,16 @@ def test_classifiers_are_judged(tmp_path):
     assert (tmp_path / "report" / "digits-resnet18-judged.png").exists()
     assert "era has most from 0.50 to 1.00 nats" in page
     columns = re.search(r"More of it.*?</thead>", page, re.DOTALL)[0]
-    assert re.findall("<th scope[^>]*>([^<]*)", columns) == ["Agent", "NLL (nats)", "Calibration error (%)"]
+    assert re.findall("<th scope[^>]*>([^<]*)", columns) == [
+        "Agent",
+        "NLL (nats)",
+        "Calibration error (%)",
+        "AUROC, other things",
+    ]
     lines = re.findall(r"<tr><th[^>]*>(?:era|plain)</th>(.*?)</tr>", page.split("More of it")[1], re.DOTALL)
     era, plain = lines[:2]
-    assert re.findall(r">([^<]+)</td>", era)[0].startswith("1.500 [")
+    assert re.findall(r">([^<]+)</td>", era)[0].startswith("1.500 [")  # as training logged it
+    assert "0.750 [0.750, 0.750]" in era  # training did not
     assert '<td class="number"></td>' in plain  # it has not logged its calibration
     rows = list(csv.DictReader((tmp_path / "report" / "table.csv").read_text().splitlines()))
     assert [(row["label"], row["nll"], row["ece"]) for row in rows] == [

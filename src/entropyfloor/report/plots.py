@@ -157,7 +157,7 @@ def judged_figure(comparison: Comparison, look: dict[str, Look]) -> Figure | Non
 
 
 def pass_figure(comparison: Comparison, look: dict[str, Look]) -> Figure | None:
-    """pass@k of the last evaluation against k; None where nobody has logged it."""
+    """pass@k of the last evaluation against k; None where nobody has it."""
     logged = any(group.pass_at for group in comparison.groups)
     return _figure(comparison, look, [_draw_pass]) if logged else None
 

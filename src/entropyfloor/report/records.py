@@ -191,14 +191,20 @@ class Group:
         return np.stack([seed.values[name][np.isin(seed.steps, self.steps)] for seed in self.seeds])
 
     def last(self, name: str) -> np.ndarray | None:
-        """Any logged quantity at the last of `steps`, `[seeds]`; None where a seed has not logged it there.
+        """Any quantity at the last of `steps`, `[seeds]`; None where a seed has not logged it and was not judged.
 
         What is logged more often than evaluations are is averaged since the one before.
         """
         since, last = self.steps[-2] if len(self.steps) > 1 else -1, self.steps[-1]
         series = [seed.series(name) for seed in self.seeds]
         found = [values[(steps > since) & (steps <= last)] for steps, values in series]
-        return np.array([values.mean() for values in found]) if all(values.size for values in found) else None
+        return np.array([values.mean() for values in found]) if all(map(np.size, found)) else self.judged(name)
+
+    def judged(self, name: str) -> np.ndarray | None:
+        """What `entropyfloor evaluate` found at the last of `steps`, `[seeds]`; None if a seed was not judged."""
+        found = [seed.record.evaluation for seed in self.seeds]
+        values = [each.get("values", {}).get(name) for each in found if each.get("step") == self.steps[-1]]
+        return None if len(values) < len(found) or None in values else np.array(values)
 
     def curve(self, name: str, factor: float = 1.0) -> Curve | None:
         """Any logged quantity, times `factor`, against steps; None where there is no step at which all have it."""
@@ -223,11 +229,17 @@ class Group:
 
     @cached_property
     def pass_at(self) -> Curve | None:
-        """pass@k in per cent at the last of `steps`, against k; None where a seed has not logged it there."""
-        names = {name for seed in self.seeds for name in seed.record.names if name.startswith(PASS_AT)}
-        found = {int(name.removeprefix(PASS_AT)): self.last(name) for name in names}
-        known = {k: values for k, values in sorted(found.items()) if values is not None}
-        return Curve(np.array([*known]), 100 * np.stack([*known.values()], 1), []) if known else None
+        """pass@k in per cent at the last of `steps`, against k; None where a seed has not logged it there.
+
+        Of `entropyfloor evaluate`, if it has judged all seeds: it draws more responses than training does.
+        """
+        logged = {name for seed in self.seeds for name in seed.record.names}
+        judged = {name for seed in self.seeds for name in seed.record.evaluation.get("values", {})}
+        for names, read in ((judged, self.judged), (logged, self.last)):
+            found = {int(name.removeprefix(PASS_AT)): read(name) for name in names if name.startswith(PASS_AT)}
+            if known := {k: values for k, values in sorted(found.items()) if values is not None}:
+                return Curve(np.array([*known]), 100 * np.stack([*known.values()], 1), [])
+        return None
 
     def histogram(self, name: str) -> dict[str, np.ndarray] | None:
         """A histogram of `entropyfloor evaluate`, all seeds added up; None where a seed was not judged.

@@ -55,7 +55,7 @@ def evaluate(
     values, intervals = metrics.summarise(*judged), metrics.intervals(*judged)
     edges, counts = metrics.entropy_histogram(predictions.entropy, int(trainer.config.num_classes or 0))
     found: dict[str, Any] = {
-        "epoch": checkpoint.step,
+        "step": checkpoint.step,
         "images": len(predictions.correct),
         "values": values,
         "intervals_95": intervals,
