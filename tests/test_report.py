@@ -670,6 +670,19 @@ def test_learning_curves_of_language_models(tmp_path):
     assert entropy_figure(*spoken(tmp_path)) is None  # as there is that of responses
 
 
+def test_pass_at_k_is_of_evaluate_where_it_judged_all_seeds(tmp_path):
+    for seed in range(2):
+        speaker(tmp_path, "grpo", seed)
+        speaker(tmp_path, "era", seed)
+        values = {"pass_at_1": 0.25, "pass_at_64": 0.5 + 0.25 * seed}
+        for agent, step in (("grpo", 4), ("era", 4 - 2 * seed)):  # one of era's at another step than its last
+            Run.open(tmp_path / agent / str(seed)).keep_evaluation({"step": step, "values": values})
+    era, grpo = spoken(tmp_path)[0].groups
+    assert grpo.pass_at.steps.tolist() == [1, 64]
+    assert grpo.pass_at.values.tolist() == [[25, 50], [25, 75]]
+    assert era.pass_at.steps.tolist() == [1, 2, 4]
+
+
 def test_what_is_logged_often_is_averaged_over_blocks(tmp_path):
     speaker(tmp_path, entropy=float, steps=150, every=50)
     speaker(tmp_path, seed=1, entropy=lambda step: step + 3.0, steps=100, every=50)
