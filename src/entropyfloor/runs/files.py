@@ -1,6 +1,7 @@
 """Files that are whole, whenever the process or the machine stops."""
 
 import os
+import secrets
 from pathlib import Path
 
 
@@ -13,8 +14,11 @@ def write(path: Path, data: bytes) -> None:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a part; several processes may."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Write a file so that a reader sees the old one or the new one, never a part; several processes may.
+
+    They may be on several machines, so a process number is no name of its own for what is being written.
+    """
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         write(beside, data)
         beside.replace(path)
