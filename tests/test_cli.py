@@ -238,7 +238,10 @@ def test_a_classifier_is_trained_judged_and_goes_on(home, capsys):
         capsys.readouterr().out
     )
     assert main(["train", "vision", "--resume", "seen", "--epochs", "2"]) == 2
-    assert "--resume goes alone (--data-dir and --ood-dir may be with it)" in capsys.readouterr().err
+    assert (
+        "--resume goes alone (but for --data-dir and --ood-dir: where its files are now)"
+        in capsys.readouterr().err
+    )
     assert main(["train", "vision", "--resume", "seen", "--data-dir", "data"]) == 0
     assert main(["train", "vision", "--resume", "seen", "--data_dir=data"]) == 0
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from entropyfloor.cli import main
 from entropyfloor.language import trainer as trainers
 from entropyfloor.language.config import LanguageConfig
+from entropyfloor.language.held_out import export
 from entropyfloor.language.model import characters, head_of, hidden_states, load, tiny
 from entropyfloor.language.rollout import joined, sample
 from entropyfloor.language.tasks import Problem
@@ -416,17 +418,37 @@ def test_runs_share_a_warm_start(evens, tmp_path):
         train(config(tmp_path / "fifth", **settings))
 
 
-def test_a_response_must_fit_into_the_model(tmp_path):
+@pytest.fixture
+def sums(tmp_path):
+    """Settings of a file of sums, and of a model with 16 positions that can read them."""
     model, tokenizer = tiny("0123456789+*-=? \n", layers=1, hidden=16, heads=2, length=16)
     model.save_pretrained(tmp_path / "short")
     tokenizer.save_pretrained(tmp_path / "short")
     data = tmp_path / "data.jsonl"
     data.write_text("".join(f'{{"question": "{i} + {i}", "answer": "{2 * i}"}}\n' for i in range(100)))
-    asked = {"task": "file", "data": str(data), "model": str(tmp_path / "short"), "warm_start_steps": 0}
-    trainer = Trainer(config(tmp_path, **asked, max_new_tokens=9))  # "99 + 99" has 7 tokens
+    return {"task": "file", "data": str(data), "model": str(tmp_path / "short"), "warm_start_steps": 0}
+
+
+def test_a_run_outlives_its_data(sums, tmp_path):
+    path = train(config(tmp_path, **sums, max_new_tokens=4, checkpoint_every=1))
+    found = lines(path)
+    moved = Path(sums["data"]).rename(tmp_path / "moved.jsonl")
+    shutil.rmtree(tmp_path / "short")
+    export(path, tmp_path / "exported")
+    weights, kept = (load(str(home))[0].state_dict() for home in (tmp_path / "exported", path / "model"))
+    assert all(torch.equal(weights[name], kept[name]) for name in kept)
+    with pytest.raises(ValueError, match=r"data\.jsonl"):
+        resume(path)
+    (path / "model").rename(tmp_path / "short")
+    shutil.rmtree(path / "checkpoints" / f"{2:012d}")
+    assert lines(resume(path, data=str(moved))) == found
+
+
+def test_a_response_must_fit_into_the_model(sums, tmp_path):
+    trainer = Trainer(config(tmp_path, **sums, max_new_tokens=9))  # "99 + 99" has 7 tokens
     trainer.close()
     with pytest.raises(ValueError, match=r"a prompt of 7 tokens and max_new_tokens=10 do not fit into the 16 pos"):
-        Trainer(config(tmp_path, **asked, max_new_tokens=10))
+        Trainer(config(tmp_path, **sums, max_new_tokens=10))
 
 
 def test_the_command_trains_goes_on_and_reports(tmp_path, monkeypatch, capsys):

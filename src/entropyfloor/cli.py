@@ -86,14 +86,13 @@ def _train(
     ) -> tuple[Any, Path | None, tuple[int, ...]]:
         return config, resume, seeds
 
-    moved = " and ".join(f"--{name.replace('_', '-')}" for name in places)
+    options = {f"--{name.replace('_', '-')}": name for name in places}
+    places_too = f" (but for {' and '.join(options)}: where its files are now)" if places else ""
     parse.__doc__ = f"""{about}
 
         Args:
             config: Settings.
-            resume: Continue the run in this directory, with the settings that it began with{
-        f" ({moved}: where its files are now)" if places else ""
-    }.
+            resume: Continue the run in this directory, with the settings that it began with{places_too}.
             seeds: Train these instead of `seed`: on CPUs one process a core. The same command goes on with what it
                 began.
         """
@@ -101,12 +100,9 @@ def _train(
     if path is None:
         _say_where(room.train_seeds(config, seeds) if seeds else [room.train(config)])
         return
-    where = {
-        name: value for name in places if (value := _value_of(f"--{name.replace('_', '-')}", args)) is not None
-    }
+    where = {name: value for option, name in options.items() if (value := _value_of(option, args)) is not None}
     if seeds or settled or config != kind(**where):
-        also = f" ({moved} may be with it)" if places else ""
-        raise ValueError(f"--resume goes alone{also}: a resumed run keeps the settings that it began with")
+        raise ValueError(f"--resume goes alone{places_too}: a resumed run keeps the settings that it began with")
     _say_where([room.resume(path, **where)])
 
 
