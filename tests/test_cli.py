@@ -212,7 +212,9 @@ def test_the_process_exits_with_the_status():
     assert "there is no command 'nonsense'" in done.stderr
 
 
-def test_a_classifier_is_trained_judged_and_goes_on(home, capsys):
+def test_a_classifier_is_trained_judged_and_goes_on(home, capsys, monkeypatch):
+    from entropyfloor import vision
+
     small = ["--model", "test_resnet", "--batch-size", "64", "--threads", "1", "--min-entropy", "0.3"]
     assert main(["train", "vision", *small, "--epochs", "1", "--out", "seen", "--dataset", "digits"]) == 0
     assert "run: seen" in capsys.readouterr().out
@@ -232,7 +234,9 @@ def test_a_classifier_is_trained_judged_and_goes_on(home, capsys):
     PIL.Image.new("RGB", (32, 32), "red").save(home / "other" / "test" / "red" / "0.png")
     assert main(["evaluate", "seen", "--ood", "folder", "--ood-dir", "other"]) == 0
     assert "AUROC, other things" in capsys.readouterr().out
-    assert 0 <= json.loads((home / "seen" / "evaluation.json").read_text())["values"]["auroc"] <= 1
+    judged = json.loads((home / "seen" / "evaluation.json").read_text())
+    assert 0 <= judged["values"]["auroc"] <= 1
+    assert judged["ood"] == "other"
     assert main(["export", "seen", "--out", "weights.safetensors"]) == 0
     assert "model = timm.create_model('test_resnet', num_classes=10, checkpoint_path='weights.safetensors')" in (
         capsys.readouterr().out
@@ -242,8 +246,12 @@ def test_a_classifier_is_trained_judged_and_goes_on(home, capsys):
         "--resume goes alone (but for --data-dir and --ood-dir: where its files are now)"
         in capsys.readouterr().err
     )
-    assert main(["train", "vision", "--resume", "seen", "--data-dir", "data"]) == 0
-    assert main(["train", "vision", "--resume", "seen", "--data_dir=data"]) == 0
+    assert main(["train", "vision", "--resume", "seen"]) == 0
+    resumed = []
+    monkeypatch.setattr(vision.train, "resume", lambda path, **places: resumed.append(places) or path)
+    for given in (["--data-dir", "data"], ["--data_dir=here"], ["--data-dir=a", "--data-dir=b", "--ood-dir=c"]):
+        assert main(["train", "vision", "--resume", "seen", *given]) == 0
+    assert resumed == [{"data_dir": "data"}, {"data_dir": "here"}, {"data_dir": "b", "ood_dir": "c"}]
 
 
 def test_whoever_has_seen_enough_is_told_no_more():

@@ -13,8 +13,8 @@ import torch
 from entropyfloor.cli import main
 from entropyfloor.language import trainer as trainers
 from entropyfloor.language.config import LanguageConfig
-from entropyfloor.language.held_out import export
-from entropyfloor.language.model import characters, head_of, hidden_states, load, tiny
+from entropyfloor.language.held_out import evaluate, export
+from entropyfloor.language.model import characters, head_of, hidden_states, load, load_weights, tiny, weights_of
 from entropyfloor.language.rollout import joined, sample
 from entropyfloor.language.tasks import Problem
 from entropyfloor.language.train import read_config, resume, train
@@ -433,15 +433,44 @@ def test_a_run_outlives_its_data(sums, tmp_path):
     path = train(config(tmp_path, **sums, max_new_tokens=4, checkpoint_every=1))
     found = lines(path)
     moved = Path(sums["data"]).rename(tmp_path / "moved.jsonl")
-    shutil.rmtree(tmp_path / "short")
-    export(path, tmp_path / "exported")
-    weights, kept = (load(str(home))[0].state_dict() for home in (tmp_path / "exported", path / "model"))
-    assert all(torch.equal(weights[name], kept[name]) for name in kept)
+    shutil.rmtree(tmp_path / "short")  # the model that it began with
+
+    shutil.rmtree(path / "checkpoints" / f"{2:012d}")
     with pytest.raises(ValueError, match=r"data\.jsonl"):
         resume(path)
-    (path / "model").rename(tmp_path / "short")
-    shutil.rmtree(path / "checkpoints" / f"{2:012d}")
+    other = tmp_path / "other.jsonl"
+    other.write_text(moved.read_text().replace('"1 + 1"', '"1 * 2"'))
+    with pytest.raises(ValueError, match="are not those that the run began with"):
+        resume(path, data=str(other))
     assert lines(resume(path, data=str(moved))) == found
+
+    export(path, tmp_path / "exported")
+    exported, kept = (load(str(home)) for home in (tmp_path / "exported", path / "model"))
+    weights = exported[0].state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in kept[0].state_dict().items())
+    assert exported[0].generation_config.to_dict() == kept[0].generation_config.to_dict()
+    assert exported[1]("1 + 2").input_ids == kept[1]("1 + 2").input_ids
+    assert "avg@2" in evaluate(path, problems=4, samples=2, data=moved)
+
+    (path / "model" / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"model has no config\.json"):
+        export(path, tmp_path / "again")
+
+
+def test_what_a_model_keeps_beside_its_parameters_is_loaded_too():
+    model, _ = tiny("01", layers=1, hidden=16, heads=2, length=4)
+    model.register_buffer("scale", torch.tensor(0.5))
+    model.register_buffer("angles", torch.tensor(0.5), persistent=False)
+    weights = {name: tensor.clone() for name, tensor in weights_of(model).items()}
+    assert "scale" in weights
+    assert "angles" not in weights
+    other, _ = tiny("01", layers=1, hidden=16, heads=2, length=4)
+    other.register_buffer("scale", torch.tensor(1.0))
+    load_weights(other, weights)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in weights_of(other).items())
+    del weights["scale"]
+    with pytest.raises(ValueError, match="has no scale: it is of another model"):
+        load_weights(other, weights)
 
 
 def test_a_response_must_fit_into_the_model(sums, tmp_path):

@@ -539,7 +539,7 @@ def test_the_table_holds_the_raw_numbers(filled):
 
 
 def classifier(root, agent, seed, floor=None, counts=None, **logged):
-    """A run of a classifier with two evaluations, judged where there are `counts`."""
+    """A run of a classifier with two evaluations, its last checkpoint judged where there are `counts`."""
     config = {"domain": "vision", "env": "digits resnet18", "agent": agent, "epochs": 1}
     run = Run.create(root / agent / str(seed), {**config, "seed": seed})
     with run.recording():
@@ -576,16 +576,11 @@ def test_classifiers_are_judged(tmp_path):
     assert (tmp_path / "report" / "digits-resnet18-judged.png").exists()
     assert "era has most from 0.50 to 1.00 nats" in page
     columns = re.search(r"More of it.*?</thead>", page, re.DOTALL)[0]
-    assert re.findall("<th scope[^>]*>([^<]*)", columns) == [
-        "Agent",
-        "NLL (nats)",
-        "Calibration error (%)",
-        "AUROC, other things",
-    ]
+    assert re.findall("<th scope[^>]*>([^<]*)", columns) == ["Agent", "NLL (nats)", "Calibration error (%)"]
     lines = re.findall(r"<tr><th[^>]*>(?:era|plain)</th>(.*?)</tr>", page.split("More of it")[1], re.DOTALL)
     era, plain = lines[:2]
     assert re.findall(r">([^<]+)</td>", era)[0].startswith("1.500 [")  # as training logged it
-    assert "0.750 [0.750, 0.750]" in era  # training did not
+    assert "0.750" not in page  # AUROC, which training did not log: not every run was judged
     assert '<td class="number"></td>' in plain  # it has not logged its calibration
     rows = list(csv.DictReader((tmp_path / "report" / "table.csv").read_text().splitlines()))
     assert [(row["label"], row["nll"], row["ece"]) for row in rows] == [
@@ -594,6 +589,15 @@ def test_classifiers_are_judged(tmp_path):
         ("plain", "2.0", ""),
         ("plain", "2.0", ""),
     ]
+
+
+def test_what_training_did_not_log_is_of_evaluate(tmp_path):
+    for agent in ("era", "plain"):
+        classifier(tmp_path, agent, 0, None, [0, 110], nll=1.0)
+    page = write_report([tmp_path], tmp_path / "report").read_text()
+    assert "AUROC, other things" in page
+    assert "0.750" in page
+    assert "9.000" not in page  # training logged another NLL
 
 
 def test_seeds_that_were_judged_on_other_edges_are_not_added_up(tmp_path):
@@ -670,17 +674,32 @@ def test_learning_curves_of_language_models(tmp_path):
     assert entropy_figure(*spoken(tmp_path)) is None  # as there is that of responses
 
 
-def test_pass_at_k_is_of_evaluate_where_it_judged_all_seeds(tmp_path):
+@pytest.mark.parametrize("other", [{}, {"samples": 32}, {"step": 2}, {"step": None}])
+def test_pass_at_k_is_of_evaluate_where_it_judged_every_run_in_one_way(other, tmp_path):
     for seed in range(2):
-        speaker(tmp_path, "grpo", seed)
-        speaker(tmp_path, "era", seed)
-        values = {"pass_at_1": 0.25, "pass_at_64": 0.5 + 0.25 * seed}
-        for agent, step in (("grpo", 4), ("era", 4 - 2 * seed)):  # one of era's at another step than its last
-            Run.open(tmp_path / agent / str(seed)).keep_evaluation({"step": step, "values": values})
-    era, grpo = spoken(tmp_path)[0].groups
-    assert grpo.pass_at.steps.tolist() == [1, 64]
-    assert grpo.pass_at.values.tolist() == [[25, 50], [25, 75]]
-    assert era.pass_at.steps.tolist() == [1, 2, 4]
+        for agent in ("grpo", "era"):
+            speaker(tmp_path, agent, seed)
+            values = {"pass_at_1": 0.25, "pass_at_64": 0.5 + 0.25 * seed}
+            found = {"step": 4, "samples": 64, "values": values}
+            if (agent, seed) == ("era", 1):
+                found |= other
+            Run.open(tmp_path / agent / str(seed)).keep_evaluation(found)
+    for group in spoken(tmp_path)[0].groups:
+        if other:
+            assert group.pass_at.steps.tolist() == [1, 2, 4]
+        else:
+            assert group.pass_at.steps.tolist() == [1, 64]
+            assert group.pass_at.values.tolist() == [[25, 50], [25, 75]]
+            assert group.last("pass_at_1").tolist() == [0.25, 0.25]  # as the figure has it
+
+
+def test_what_evaluations_log_is_not_averaged_and_a_short_seed_hides_nothing(tmp_path):
+    speaker(tmp_path, steps=600, every=10)
+    [only] = spoken(tmp_path)[0].groups
+    assert only.curve("greedy").steps.tolist() == [*range(0, 601, 10)]
+    speaker(tmp_path, seed=1, steps=10, every=10)
+    [both] = spoken(tmp_path)[0].groups
+    assert both.curve("response_entropy").values.shape == (2, 1)
 
 
 def test_what_is_logged_often_is_averaged_over_blocks(tmp_path):

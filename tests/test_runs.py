@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from entropyfloor.runs import Run, find_runs, machine, read_run
+from entropyfloor.runs.again import check_same
 
 CONFIG = {"domain": "control", "agent": "sac", "seed": 3, "alpha": 1.0, "head": None}
 
@@ -233,3 +234,13 @@ def test_the_machine_is_described():
     assert found["versions"]["numpy"] == np.__version__
     assert found["hardware"]["cores"] == os.cpu_count()
     assert found["hardware"]["memory_gb"] > 0
+
+
+def test_a_run_whose_files_were_moved_is_told_how_to_go_on(tmp_path):
+    Run.create(tmp_path / "run", {"seed": 0, "data_dir": "here"})
+    with pytest.raises(
+        ValueError, match=r"if only files were moved, go on with --resume \S*run --data-dir there$"
+    ):
+        check_same(tmp_path / "run", {"seed": 0, "data_dir": "there"})
+    with pytest.raises(ValueError, match=r"another --out$"):
+        check_same(tmp_path / "run", {"seed": 1, "data_dir": "here"})

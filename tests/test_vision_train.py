@@ -107,10 +107,12 @@ def test_a_resumed_run_is_the_run_that_was_left_alone(optimiser, folder, tmp_pat
         "ood": "digits",
     }
     whole = run(folder, tmp_path / "whole", **settings)
-    halted = run(folder, tmp_path / "halted", **settings)
+    home = shutil.copytree(folder, tmp_path / "here")
+    halted = run(home, tmp_path / "halted", **settings)
     newest = sorted((halted / "checkpoints").iterdir())[-1]
     shutil.rmtree(newest)
-    resume(halted, data_dir=str(shutil.copytree(folder, tmp_path / "moved")))
+    moved = home.rename(tmp_path / "there")
+    resume(halted, data_dir=str(moved))
     a, b = (
         [
             {k: v for k, v in line.items() if k not in ("seconds", "images_per_second")}

@@ -30,7 +30,8 @@ def train_control(args: Sequence[str]) -> None:
     kind = CONFIGS.get(agent or "", CONFIGS["sac-era-exact"])
     about = f"""Train an agent on a simulator.
 
-        Agents: {", ".join(CONFIGS)}. `--agent ppo --help` shows the settings of PPO, and so on."""
+        Agents: {", ".join(CONFIGS)}. `--agent ppo --help` shows the settings of PPO, and so on.
+        On an accelerator several seeds train all at once."""
     _train("control", about, room, kind, args, settled=bool(agent))
 
 
@@ -76,7 +77,7 @@ def _train(
         kind: Class of its settings.
         args: Of the command line.
         places: Settings that may be given to a resumed run, as they say where something is.
-        settled: Whether a setting was given that may be a default.
+        settled: Whether a setting was given that `config` may not show, as it is the default.
     """
     require(domain, "tyro")
     import tyro
@@ -100,7 +101,8 @@ def _train(
     if path is None:
         _say_where(room.train_seeds(config, seeds) if seeds else [room.train(config)])
         return
-    where = {name: value for option, name in options.items() if (value := _value_of(option, args)) is not None}
+    given = {name for option, name in options.items() if _value_of(option, args) is not None}
+    where = {name: getattr(config, name) for name in given}
     if seeds or settled or config != kind(**where):
         raise ValueError(f"--resume goes alone{places_too}: a resumed run keeps the settings that it began with")
     _say_where([room.resume(path, **where)])
@@ -116,6 +118,8 @@ def evaluate(args: Sequence[str]) -> None:
         episodes: int | None = None,
         seed: int | None = None,
         video: Path | None = None,
+        data: Path | None = None,
+        test_data: Path | None = None,
         data_dir: Path | None = None,
         ood: Literal["cifar10", "cifar100", "digits", "folder"] | None = None,
         ood_dir: Path | None = None,
@@ -136,11 +140,19 @@ def evaluate(args: Sequence[str]) -> None:
             problems: Language models: how many held-out problems, 256 by default.
             samples: Language models: responses to each, 64 by default.
             temperature: Language models: of sampling, if not that of the run's evaluations.
+            data: Language models: where the task's file is now, if it was moved.
+            test_data: Language models: where the file to be judged on is now.
         """
         return run, {
             "control": {"episodes": episodes, "seed": seed, "video": video},
             "vision": {"data_dir": data_dir, "ood": ood, "ood_dir": ood_dir},
-            "language": {"problems": problems, "samples": samples, "temperature": temperature},
+            "language": {
+                "problems": problems,
+                "samples": samples,
+                "temperature": temperature,
+                "data": data,
+                "test_data": test_data,
+            },
         }
 
     run, options = _parse(parse, "evaluate", args)

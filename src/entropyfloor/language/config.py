@@ -196,6 +196,8 @@ class LanguageConfig:
 
     def resolved(self) -> LanguageConfig:
         """The same run with nothing left at None that has a value; `max_new_tokens` follows from the task."""
+        if self.task != "file" and (self.data or self.test_data):
+            raise ValueError(f"data and test_data are for task='file': task={self.task!r} makes its own problems")
         low, high = self._clip
         name = self.model.rstrip("/").rsplit("/", 1)[-1]
         return replace(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from entropyfloor.language import model
-from entropyfloor.language.train import read_config
-from entropyfloor.language.trainer import Trainer
+from entropyfloor.language.train import description, read_config
+from entropyfloor.language.trainer import MODEL, Trainer
 from entropyfloor.runs import Checkpoint, Run
 from entropyfloor.torch.checkpoint import tensors_below
 
@@ -15,7 +16,15 @@ SHOWN = 4
 """Problems whose responses are written out to be read."""
 
 
-def evaluate(path: Path, *, problems: int = 256, samples: int = 64, temperature: float | None = None) -> str:
+def evaluate(
+    path: Path,
+    *,
+    problems: int = 256,
+    samples: int = 64,
+    temperature: float | None = None,
+    data: Path | None = None,
+    test_data: Path | None = None,
+) -> str:
     """Judge the last checkpoint of a run on held-out problems, and write `evaluation.json` into the run.
 
     The policy that is judged is the model itself, without ERA.
@@ -25,6 +34,8 @@ def evaluate(path: Path, *, problems: int = 256, samples: int = 64, temperature:
         problems: How many, always the same ones.
         samples: Responses to each; pass@k reaches up to this k.
         temperature: Of sampling, instead of the run's `eval_temperature`.
+        data: Where the task's file is now, if it was moved.
+        test_data: Where the file to be judged on is now.
 
     Returns:
         What was found, in words: each quantity with its 95 % interval over problems, which says nothing of other
@@ -35,8 +46,11 @@ def evaluate(path: Path, *, problems: int = 256, samples: int = 64, temperature:
             that is not above 0.
     """
     run, checkpoint = _opened(path)
-    config = read_config(run.config)
-    trainer = Trainer(config if temperature is None else replace(config, eval_temperature=temperature))
+    places = {"data": data, "test_data": test_data}
+    given: Any = {name: str(place) for name, place in places.items() if place is not None}
+    if temperature is not None:
+        given["eval_temperature"] = temperature
+    trainer = Trainer(replace(read_config(run.config), **given), described=description(run))
     try:
         trainer.restore(checkpoint)
         found = trainer.judge(problems, samples)
@@ -76,13 +90,13 @@ def export(path: Path, out: Path) -> str:
         The line of Python that loads it.
 
     Raises:
-        ValueError: No run, no checkpoint, or `out` is a file.
+        ValueError: No run, no checkpoint, a run of a version that did not describe its model, or `out` is a file.
     """
     if out.is_file():
         raise ValueError(f"out={out} is a file: a language model is a directory of several")
     run, checkpoint = _opened(path)
     read_config(run.config)  # which refuses what is no language model
-    language_model, tokenizer = model.described(path / "model")
+    language_model, tokenizer = model.described(path / MODEL)
     model.load_weights(language_model, tensors_below("model/", checkpoint.arrays))
     language_model.save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -67,7 +67,7 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so any token will do
     # What a checkpoint recommends for sampling, such as a repetition penalty, would make another policy of it.
-    model.generation_config = GenerationConfig()
+    model.generation_config = _generation(tokenizer)
     return model, tokenizer
 
 
@@ -78,16 +78,37 @@ def describe(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
 
 
 def described(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model of the architecture that is described in `path`, with weights of no meaning, and its tokenizer."""
-    config = AutoConfig.from_pretrained(path)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32), AutoTokenizer.from_pretrained(path)
+    """A model of the architecture that is described in `path`, with weights of no meaning, and its tokenizer.
+
+    Raises:
+        ValueError: There is no description.
+    """
+    if missing := [name for name in ("config.json", "tokenizer_config.json") if not (path / name).exists()]:
+        raise ValueError(f"{path} has no {' and no '.join(missing)}: a run writes them when it begins or goes on")
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path), dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+    model.generation_config = _generation(tokenizer)
+    return model, tokenizer
+
+
+def weights_of(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Parameters, tied ones once, and what a model keeps beside them, such as scales of its layers."""
+    kept = model.state_dict().keys()
+    return {**dict(model.named_parameters()), **{n: b for n, b in model.named_buffers() if n in kept}}
 
 
 @torch.no_grad()
 def load_weights(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
-    """Take all parameters of `model` from `weights`."""
-    for name, parameter in model.named_parameters():
-        parameter.copy_(weights[name])
+    """Take everything of `weights_of` from `weights`.
+
+    Raises:
+        ValueError: Some of it is not there.
+    """
+    into = weights_of(model)
+    if missing := sorted(into.keys() - weights.keys()):
+        raise ValueError(f"the checkpoint has no {', '.join(missing[:3])}: it is of another model")
+    for name, tensor in into.items():
+        tensor.copy_(weights[name])
 
 
 def tiny(
@@ -165,6 +186,11 @@ def head_of(model: PreTrainedModel) -> Head:
         if getattr(config, name, None) not in (None, 1, 1.0):
             raise ValueError(f"{type(model).__name__} scales its logits ({name}), which is not supported")
     return Head(layer.weight, layer.bias, getattr(config, "final_logit_softcapping", None))
+
+
+def _generation(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Until the end, and else as the model is."""
+    return GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
 
 
 def hidden_states(

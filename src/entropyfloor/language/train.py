@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from entropyfloor.language.config import LanguageConfig
-from entropyfloor.language.trainer import Trainer
+from entropyfloor.language.trainer import MODEL, Trainer
 from entropyfloor.runs import Run
 from entropyfloor.runs.again import config_of, each_seed, with_seeds
 from entropyfloor.runs.processes import cores
@@ -49,14 +49,22 @@ def resume(path: Path, **places: str) -> Path:
         The run directory.
 
     Raises:
-        ValueError: No run, or a checkpoint that is damaged or of other settings.
+        ValueError: No run, a checkpoint that is damaged or of other settings, or other problems than before.
     """
     run = Run.open(path)
-    trainer = Trainer(replace(read_config(run.config), **places))  # type: ignore[arg-type]
+    config = replace(read_config(run.config), **places)  # type: ignore[arg-type]
+    trainer = Trainer(config, described=description(run))
     if (checkpoint := run.resume()) is not None:
+        trainer.check_data(checkpoint)
         trainer.restore(checkpoint)
     trainer.fit(run)
     return path
+
+
+def description(run: Run) -> Path | None:
+    """Where a run with a checkpoint describes its model; None where the model is built as at the beginning."""
+    found = run.path / MODEL
+    return found if run.checkpoints() and (found / "config.json").exists() else None
 
 
 def train_seeds(config: LanguageConfig, seeds: Sequence[int]) -> list[Path]:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import copy
 import math
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from multiprocessing import parent_process
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -40,6 +42,8 @@ INIT, PROBLEMS, SAMPLE, UPDATE, EVALUATE = 0, 2, 3, 4, 5
 """Streams of random numbers; 1 is that of the warm start."""
 LOW_SHARE, HIGH_SHARE = 0.75, 5.0
 """Thresholds in entropies that RL began with; the paper's 0.45 and 3.0 are as far apart."""
+MODEL = "model"
+"""Directory of a run in which its model is described, and in the end is."""
 SHOWN = 4
 """Problems of an evaluation whose responses are written out to be read."""
 
@@ -69,12 +73,13 @@ class Trainer:
 
     Args:
         config: Settings; `self.config` is what they resolve to.
+        described: Where the model is described, if its weights come from a checkpoint that is restored.
 
     Raises:
         ValueError: There is no such model or data, or the responses do not fit into the model.
     """
 
-    def __init__(self, config: LanguageConfig) -> None:
+    def __init__(self, config: LanguageConfig, described: Path | None = None) -> None:
         config = config.resolved()
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -84,7 +89,9 @@ class Trainer:
         self.config = replace(config, max_new_tokens=length)
         self.step = 0
         seed(config.seed, INIT)
-        if config.model == "tiny":
+        if described is not None:
+            self.model, self.tokenizer = model.described(described)
+        elif config.model == "tiny":
             sizes = {"layers": config.layers, "hidden": config.hidden, "heads": config.heads}
             self.model, self.tokenizer = model.tiny(
                 self.task.alphabet, length=self.task.max_prompt + length + 1, **sizes
@@ -114,8 +121,8 @@ class Trainer:
         )
         with run.recording(), shown as progress, terminated_as_interrupted():
             try:
+                model.describe(run.path / MODEL, self.model, self.tokenizer)
                 if self.step == 0 and not run.checkpoints():
-                    model.describe(run.path / "model", self.model, self.tokenizer)
                     if config.warm_start_steps:
                         loss = warm_start(self.model, self.tokenizer, self.task, config, progress.advance)
                         run.log(0, {"loss/warm_start": loss})
@@ -134,7 +141,7 @@ class Trainer:
                         self._evaluate(run, progress)
                     if last or self.step % config.checkpoint_every == 0:
                         self.save(run)
-                self.model.save_pretrained(run.path / "model")
+                self.model.save_pretrained(run.path / MODEL)
             except KeyboardInterrupt:
                 way = f"continue with: entropyfloor train language --resume {run.path}"
                 raise KeyboardInterrupt(f"in step {self.step + 1}: {way}") from None
@@ -148,14 +155,24 @@ class Trainer:
 
     def save(self, run: Run) -> None:
         """Write everything that `restore` needs."""
-        tensors: dict[str, Tensor] = {f"model/{name}": p for name, p in self.model.named_parameters()}
+        tensors = {f"model/{name}": tensor for name, tensor in model.weights_of(self.model).items()}
         if self.reference is not None:
-            tensors |= {f"reference/{name}": p for name, p in self.reference.named_parameters()}
+            tensors |= {f"reference/{name}": tensor for name, tensor in model.weights_of(self.reference).items()}
         state = {
             "optimiser": pack(self.optimiser.state_dict(), "optimiser", tensors),
             "thresholds": None if self.thresholds is None else [str(value) for value in self.thresholds],
+            "data": self._data,
         }
         run.save(self.step, arrays_of(tensors), state)
+
+    def check_data(self, checkpoint: Checkpoint) -> None:
+        """Refuse to continue with other problems than those of the run.
+
+        Raises:
+            ValueError: They are others.
+        """
+        if checkpoint.state.get("data", self._data) != self._data:
+            raise ValueError(f"the problems of data={self.config.data} are not those that the run began with")
 
     @torch.no_grad()
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -408,6 +425,11 @@ class Trainer:
         return self.step >= self.config.second_stage * self.config.steps
 
     @property
+    def _data(self) -> int | None:
+        """By which the problems of a file are known again."""
+        return zlib.crc32("\0".join(self.task.prompts).encode()) if isinstance(self.task, Questions) else None
+
+    @property
     def _top_k(self) -> int | None:
         """Only the first stage of the paper drops logits."""
         return None if self._second_stage or self.config.head == "none" else self.config.top_k
@@ -493,7 +515,7 @@ class Trainer:
         bad = {name: str(value) for name, value in found.items() if not math.isfinite(value)}
         if not bad:
             return
-        arrays = arrays_of({f"model/{name}": parameter for name, parameter in self.model.named_parameters()})
+        arrays = arrays_of({f"model/{name}": tensor for name, tensor in model.weights_of(self.model).items()})
         kept = run.keep_failure(self.step, arrays, {"quantities": bad})
         told = ", ".join(f"{name} is {value}" for name, value in bad.items())
         raise FloatingPointError(f"{told} in step {self.step}: the run stops here. The weights are in {kept}")

@@ -116,7 +116,7 @@ FIGURES = (
         "pass",
         plots.pass_figure,
         "Share of held-out problems that one of k responses solves, at the last step that all n seeds have: mean "
-        "with interval over seeds. By entropyfloor evaluate, where it has judged all seeds.",
+        "with interval over seeds. By entropyfloor evaluate, where it judged every run in one way.",
         "Share of held-out problems that one of k responses solves",
         _pass,
     ),

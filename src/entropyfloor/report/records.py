@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -125,6 +125,9 @@ NOT_A_DIFFERENCE = frozenset(
 )
 """Settings in which runs of one label may differ."""
 
+CONDITIONS = ("problems", "samples", "temperature", "ood")
+"""What an evaluation may be told; numbers of other conditions are not comparable."""
+
 TOLERANCE = 1e-3
 """Nats. A floor is broken where the realised entropy is below it by more than this."""
 
@@ -180,6 +183,8 @@ class Group:
 
     label: str
     seeds: tuple[Seed, ...]
+    alike: bool = False
+    """Whether `entropyfloor evaluate` judged all runs that it stands beside in one way."""
 
     @cached_property
     def steps(self) -> np.ndarray:
@@ -195,22 +200,25 @@ class Group:
 
         What is logged more often than evaluations are is averaged since the one before.
         """
+        if name.startswith(PASS_AT) and (judged := self.judged(name)) is not None:
+            return judged
         since, last = self.steps[-2] if len(self.steps) > 1 else -1, self.steps[-1]
         series = [seed.series(name) for seed in self.seeds]
         found = [values[(steps > since) & (steps <= last)] for steps, values in series]
         return np.array([values.mean() for values in found]) if all(map(np.size, found)) else self.judged(name)
 
     def judged(self, name: str) -> np.ndarray | None:
-        """What `entropyfloor evaluate` found at the last of `steps`, `[seeds]`; None if a seed was not judged."""
-        found = [seed.record.evaluation for seed in self.seeds]
-        values = [each.get("values", {}).get(name) for each in found if each.get("step") == self.steps[-1]]
-        return None if len(values) < len(found) or None in values else np.array(values)
+        """What `entropyfloor evaluate` found at the last of `steps`, `[seeds]`; None if not `alike`."""
+        found = [seed.record.evaluation.get("values", {}).get(name) for seed in self.seeds]
+        return np.array(found) if self.alike and None not in found else None
 
     def curve(self, name: str, factor: float = 1.0) -> Curve | None:
         """Any logged quantity, times `factor`, against steps; None where there is no step at which all have it."""
         series = [seed.series(name) for seed in self.seeds]
-        if max(len(steps) for steps, _ in series) > POINTS:
-            every = math.ceil(max(seed.steps[-1] for seed in self.seeds) / POINTS)
+        evaluations = max(len(seed.steps) for seed in self.seeds)
+        if max(len(steps) for steps, _ in series) > max(POINTS, evaluations):
+            ends = [seed.steps[-1] for seed in self.seeds]
+            every = max(1, min(math.ceil(max(ends) / POINTS), *ends))  # the shortest has one whole block at least
             series = [seed.series(name, every) for seed in self.seeds]
         steps = reduce(np.intersect1d, (each for each, _ in series))
         if not steps.size:
@@ -231,15 +239,17 @@ class Group:
     def pass_at(self) -> Curve | None:
         """pass@k in per cent at the last of `steps`, against k; None where a seed has not logged it there.
 
-        Of `entropyfloor evaluate`, if it has judged all seeds: it draws more responses than training does.
+        Of `entropyfloor evaluate` where it judged all runs alike: it draws more responses than training does.
         """
-        logged = {name for seed in self.seeds for name in seed.record.names}
-        judged = {name for seed in self.seeds for name in seed.record.evaluation.get("values", {})}
-        for names, read in ((judged, self.judged), (logged, self.last)):
-            found = {int(name.removeprefix(PASS_AT)): read(name) for name in names if name.startswith(PASS_AT)}
-            if known := {k: values for k, values in sorted(found.items()) if values is not None}:
-                return Curve(np.array([*known]), 100 * np.stack([*known.values()], 1), [])
-        return None
+        names = {
+            name
+            for seed in self.seeds
+            for name in (seed.record.evaluation.get("values", {}) if self.alike else seed.record.names)
+            if name.startswith(PASS_AT)
+        }
+        found = {int(name.removeprefix(PASS_AT)): self.last(name) for name in names}
+        known = {k: values for k, values in sorted(found.items()) if values is not None}
+        return Curve(np.array([*known]), 100 * np.stack([*known.values()], 1), []) if known else None
 
     def histogram(self, name: str) -> dict[str, np.ndarray] | None:
         """A histogram of `entropyfloor evaluate`, all seeds added up; None where a seed was not judged.
@@ -377,7 +387,15 @@ def _comparison(env: str, domain: Domain, records: Sequence[Record]) -> Comparis
         unused += [run for run in runs if not run.steps.size]
         if used := tuple(run for run in runs if run.steps.size):
             groups.append(_checked(Group(label, used)))
-    return Comparison(env, domain, tuple(groups), tuple(unused))
+    alike = _judged_alike(groups)
+    return Comparison(env, domain, tuple(replace(group, alike=alike) for group in groups), tuple(unused))
+
+
+def _judged_alike(groups: Sequence[Group]) -> bool:
+    """Whether every run was judged, as it was at the end of its group's curve, and in the same way."""
+    ends = [(seed.record.evaluation, group.steps[-1]) for group in groups for seed in group.seeds]
+    ways = distinct([found.get(name) for name in CONDITIONS] for found, _ in ends)
+    return len(ways) == 1 and all(found.get("step") == end for found, end in ends)
 
 
 def _evaluations(record: Record, label: str, domain: Domain) -> Seed:

@@ -11,6 +11,9 @@ from typing import Any, Protocol, Self, TypeVar
 from entropyfloor.runs.processes import each_in_its_process
 from entropyfloor.runs.record import CONFIG, read_config, read_run
 
+PLACES = ("data_dir", "ood_dir", "data", "test_data")
+"""Settings that say where files are, which a run that is resumed may be told anew."""
+
 
 class Config(Protocol):
     """Settings of a run: a dataclass with these and others."""
@@ -51,7 +54,11 @@ def check_same(path: Path, settings: Mapping[str, Any]) -> None:
         for name, now in settings.items()
         if name != "out" and before.get(name) != now
     ]:
-        raise ValueError(f"{path} was begun with {', '.join(other)}: give the same settings, or another --out")
+        way = "give the same settings, or another --out"
+        if moved := [name for name in PLACES if name in settings and before.get(name) != settings[name]]:
+            options = " ".join(f"--{name.replace('_', '-')} {settings[name]}" for name in moved)
+            way += f"; if only files were moved, go on with --resume {path} {options}"
+        raise ValueError(f"{path} was begun with {', '.join(other)}: {way}")
 
 
 def carry_on(path: Path, begin: Callable[[], object], resume: Callable[[Path], object]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from entropyfloor.runs.settings import COUNT, NATURAL, POSITIVE, SEED, SHARE, Range, check
 from entropyfloor.vision.data import Augmentation
@@ -154,11 +154,13 @@ class VisionConfig:
         out = self.out or f"runs/vision/{self.dataset}-{self.model}/{self.label}/seed-{self.seed}"
         return replace(self, input_size=size, crop=crop, out=out, ood_dir=self.ood_dir or self.data_dir)
 
-    def moved(self, data_dir: Path | str | None = None, ood_dir: Path | str | None = None) -> VisionConfig:
-        """The same run with its images elsewhere."""
+    def moved(
+        self, data_dir: Path | str | None = None, ood_dir: Path | str | None = None, **changes: Any
+    ) -> VisionConfig:
+        """The same run with its images elsewhere, and with changes that say what to do with them."""
         home = str(data_dir or self.data_dir)
         others = home if self.ood_dir == self.data_dir else self.ood_dir
-        return replace(self, data_dir=home, ood_dir=others if ood_dir is None else str(ood_dir))
+        return replace(self, data_dir=home, ood_dir=others if ood_dir is None else str(ood_dir), **changes)
 
     @property
     def label(self) -> str:

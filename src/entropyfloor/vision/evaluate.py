@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +45,9 @@ def evaluate(
     checkpoint = run.latest()
     if checkpoint is None:
         raise ValueError(f"{path} has no checkpoint yet: train on, or choose another run")
-    config = read_config(run.config).moved(data_dir, ood_dir)
-    # Its first weights have been trained on.
-    trainer = Trainer(replace(config, checkpoint=None, ood=ood or config.ood))
+    config = read_config(run.config)
+    # The weights that it began with have been trained on.
+    trainer = Trainer(config.moved(data_dir, ood_dir, ood=ood or config.ood, checkpoint=None))
     trainer.restore(checkpoint)
     judged = trainer.judge()
     predictions, _ = judged
@@ -57,6 +56,7 @@ def evaluate(
     found: dict[str, Any] = {
         "step": checkpoint.step,
         "images": len(predictions.correct),
+        "ood": Path(str(trainer.config.ood_dir)).name if trainer.config.ood == "folder" else trainer.config.ood,
         "values": values,
         "intervals_95": intervals,
         **trainer.promise,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -35,6 +36,8 @@ def train(config: VisionConfig) -> Path:
     trainer = Trainer(config)  # before the directory: what cannot be built should leave nothing behind
     path = Path(str(trainer.config.out))
     config = trainer.config
+    if trainer.leads and trainer.out_of_reach:
+        warnings.warn(trainer.out_of_reach, stacklevel=2)
     names = dict(zip(NAMES, ("vision", f"{config.dataset} {config.model}", config.label), strict=True))
     run = Run.create(path, {**names, **asdict(config)}) if trainer.leads else None
     trainer.fit(run)
@@ -52,13 +55,14 @@ def resume(path: Path, **places: str) -> Path:
         The run directory.
 
     Raises:
-        ValueError: No run, or a checkpoint that is damaged or of other settings.
+        ValueError: No run, a checkpoint that is damaged or of other settings, or other data than before.
     """
     run = Run.open(path)
     config = read_config(run.config).moved(**places)
     trainer = Trainer(replace(config, checkpoint=None) if run.checkpoints() else config)
     checkpoint = run.resume() if trainer.leads else run.latest()
     if checkpoint is not None:
+        trainer.check_data(checkpoint)
         trainer.restore(checkpoint)
     trainer.fit(run if trainer.leads else None)
     return path

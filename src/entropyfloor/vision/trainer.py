@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -17,6 +17,7 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -70,6 +71,8 @@ class Trainer:
             train, test = (data.load(config.dataset, home, split, download=config.download) for split in SPLITS)
         classes = agreed_classes(config, train.classes, test.classes)
         self.config = replace(config, num_classes=classes)
+        labels = np.array([*train.labels, -1, *test.labels], np.int64)
+        self._data = zlib.crc32(labels.tobytes())  # by which they are known again
         self.train_loader, self.test_loader, self.ood_loader = self._loaders(train, test)
         self.normalise = data.Normalise(train.statistics).to(self.accelerator.device)
 
@@ -110,8 +113,6 @@ class Trainer:
             run: Where to write; None in the processes that only help.
         """
         config = self.config
-        if self.leads and (message := self._out_of_reach):
-            warnings.warn(message, stacklevel=2)
         alone = parent_process() is None  # or one of several processes that share a terminal
         shown = Progress(
             config.epochs * self.updates_per_epoch,
@@ -140,7 +141,7 @@ class Trainer:
         return {} if floor is None else {"floor": floor}
 
     @property
-    def _out_of_reach(self) -> str | None:
+    def out_of_reach(self) -> str | None:
         """What is to be said of a loss that asks for more than the floor allows."""
         config = self.config
         if not (config.min_entropy and config.label_smoothing):
@@ -175,8 +176,20 @@ class Trainer:
         state = {
             "optimiser": pack(self.optimiser.state_dict(), "optimiser", tensors),
             "scaler": scaler.state_dict() if scaler else None,
+            "data": self._data,
         }
         run.save(self.epoch, arrays_of(tensors), state)
+
+    def check_data(self, checkpoint: Checkpoint) -> None:
+        """Refuse to continue with other images than those of the run.
+
+        Raises:
+            ValueError: They have other labels.
+        """
+        if checkpoint.state.get("data", self._data) != self._data:
+            raise ValueError(
+                f"the images in data_dir={self.config.data_dir} are not those that the run began with"
+            )
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint of a run with the same settings.
