@@ -56,13 +56,18 @@ bench: $(VENV)/installed-hosts  ## The floors beside plain heads, the agents and
 	$(BIN)/python benchmarks/token_log_probs.py
 
 FIGURES := demo control/walker-run control/halfcheetah-ppo control/beside-sb3/pendulum control/beside-sb3/ppo \
-	control/beside-sb3/sac
+	control/beside-sb3/sac vision/cifar10-regularisers
+CIFAR10 := vision/cifar10-regularisers
 
 figures: $(VENV)/installed  ## Draw the figures of docs/ again, from results/
 	for name in $(FIGURES); do \
 		mkdir -p docs/$$name && $(BIN)/entropyfloor report results/$$name --out report/$$name && \
 		cp report/$$name/overview.* report/$$name/table.csv docs/$$name/ || exit 1; \
 	done
+	for kind in png svg; do \
+		cp report/$(CIFAR10)/cifar10-test-resnet-judged.$$kind docs/$(CIFAR10)/judged.$$kind || exit 1; \
+	done
+	$(BIN)/python examples/min_entropy.py --runs results/vision/cifar10-min-entropy results/$(CIFAR10)
 	$(BIN)/python examples/instability.py --draw --out results/control/instability
 
 clean:  ## Remove the environment and caches, never results

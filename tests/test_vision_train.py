@@ -88,6 +88,7 @@ def test_what_smoothing_cannot_reach_is_said_once(folder, tmp_path):
     with pytest.warns(UserWarning, match="caps it at .*: the optimum cannot be reached") as said:
         path = run(folder, tmp_path, min_entropy=0.6, label_smoothing=0.1)
     assert len(said) == 1
+    assert read_run(path).config["env"] == f"{folder.name} test_resnet"  # what is in the folder, for a report
     evaluate(path)  # has no loss, and says nothing
 
 

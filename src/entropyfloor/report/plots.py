@@ -263,7 +263,7 @@ def _panels(columns: Sequence[Column], log: bool = False) -> list[Panel]:
 def _against_steps(axes: Axes, scene: Scene) -> None:
     axes.set_xlabel(scene.comparison.domain.step_label)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
 def _key(group: Group, look: Look) -> Line2D:

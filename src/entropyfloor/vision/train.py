@@ -38,7 +38,8 @@ def train(config: VisionConfig) -> Path:
     config = trainer.config
     if trainer.leads and trainer.out_of_reach:
         warnings.warn(trainer.out_of_reach, stacklevel=2)
-    names = dict(zip(NAMES, ("vision", f"{config.dataset} {config.model}", config.label), strict=True))
+    dataset = Path(config.data_dir).resolve().name if config.dataset == "folder" else config.dataset
+    names = dict(zip(NAMES, ("vision", f"{dataset} {config.model}", config.label), strict=True))
     run = Run.create(path, {**names, **asdict(config)}) if trainer.leads else None
     trainer.fit(run)
     return path
