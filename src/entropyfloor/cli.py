@@ -9,6 +9,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -43,7 +44,7 @@ def train_vision(args: Sequence[str]) -> None:
     about = """Train an image classifier.
 
         Any of timm, with a floor under the entropy of its predictions, with its rivals, or plain."""
-    _train("vision", about, room, VisionConfig, args, places=("data_dir", "ood_dir"))
+    _train("vision", about, room, VisionConfig, args)
 
 
 def train_language(args: Sequence[str]) -> None:
@@ -55,19 +56,10 @@ def train_language(args: Sequence[str]) -> None:
 
         GRPO, Dr. GRPO or GSPO, with ERA or what is compared with it: an entropy bonus, clip-higher, KL-Cov,
         Clip-Cov, forking tokens, a KL divergence to where it began."""
-    _train("language", about, room, LanguageConfig, args, places=("data", "test_data"))
+    _train("language", about, room, LanguageConfig, args)
 
 
-def _train(
-    domain: str,
-    about: str,
-    room: Any,
-    kind: Any,
-    args: Sequence[str],
-    *,
-    places: Sequence[str] = (),
-    settled: bool = False,
-) -> None:
+def _train(domain: str, about: str, room: Any, kind: Any, args: Sequence[str], *, settled: bool = False) -> None:
     """Begin a run, or several, or resume one.
 
     Args:
@@ -76,9 +68,10 @@ def _train(
         room: The module that trains.
         kind: Class of its settings.
         args: Of the command line.
-        places: Settings that may be given to a resumed run, as they say where something is.
         settled: Whether a setting was given that `config` may not show, as it is the default.
     """
+    from entropyfloor.runs.again import PLACES
+
     require(domain, "tyro")
     import tyro
 
@@ -87,8 +80,9 @@ def _train(
     ) -> tuple[Any, Path | None, tuple[int, ...]]:
         return config, resume, seeds
 
-    options = {f"--{name.replace('_', '-')}": name for name in places}
-    places_too = f" (but for {' and '.join(options)}: where its files are now)" if places else ""
+    known = {field.name for field in fields(kind)}
+    options = {f"--{name.replace('_', '-')}": name for name in PLACES if name in known}
+    places_too = f" (but for {' and '.join(options)}: where its files are now)" if options else ""
     parse.__doc__ = f"""{about}
 
         Args:

@@ -44,9 +44,7 @@ def evaluate(path: Path, *, episodes: int = 100, seed: int = 0, video: Path | No
     if video is not None and "DISPLAY" not in os.environ and find_library("EGL"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # the simulators read it when they are imported
     run = Run.open(path)
-    checkpoint = run.latest()
-    if checkpoint is None:
-        raise ValueError(f"{path} has no checkpoint yet: train on, or choose another run")
+    checkpoint = run.trained()
     config = read_config(run.config)
     trainer = build([config])
     trainer.restore([checkpoint])

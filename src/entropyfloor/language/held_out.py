@@ -9,7 +9,7 @@ from typing import Any
 from entropyfloor.language import model
 from entropyfloor.language.train import description, read_config
 from entropyfloor.language.trainer import MODEL, Trainer
-from entropyfloor.runs import Checkpoint, Run
+from entropyfloor.runs import Run
 from entropyfloor.torch.checkpoint import tensors_below
 
 SHOWN = 4
@@ -45,7 +45,8 @@ def evaluate(
         ValueError: No run, no checkpoint, the task's files are not there, it has fewer problems, or a temperature
             that is not above 0.
     """
-    run, checkpoint = _opened(path)
+    run = Run.open(path)
+    checkpoint = run.trained()
     places = {"data": data, "test_data": test_data}
     given: Any = {name: str(place) for name, place in places.items() if place is not None}
     if temperature is not None:
@@ -94,19 +95,11 @@ def export(path: Path, out: Path) -> str:
     """
     if out.is_file():
         raise ValueError(f"out={out} is a file: a language model is a directory of several")
-    run, checkpoint = _opened(path)
+    run = Run.open(path)
     read_config(run.config)  # which refuses what is no language model
+    weights = tensors_below("model/", run.trained().arrays)
     language_model, tokenizer = model.described(path / MODEL)
-    model.load_weights(language_model, tensors_below("model/", checkpoint.arrays))
+    model.load_weights(language_model, weights)
     language_model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return f"model = transformers.AutoModelForCausalLM.from_pretrained({str(out)!r})"
-
-
-def _opened(path: Path) -> tuple[Run, Checkpoint]:
-    """A run and its last checkpoint."""
-    run = Run.open(path)
-    checkpoint = run.latest()
-    if checkpoint is None:
-        raise ValueError(f"{path} has no checkpoint yet: train on, or choose another run")
-    return run, checkpoint

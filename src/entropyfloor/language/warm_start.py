@@ -36,19 +36,8 @@ IGNORED = -100
 STREAM = 1
 """Of random numbers; the trainer's own have others."""
 SETTINGS = (
-    *(
-        "task",
-        "largest",
-        "model",
-        "layers",
-        "hidden",
-        "heads",
-        "seed",
-        "clip_grad",
-        "weight_decay",
-        "warm_start_steps",
-    ),
-    *("warm_start_batch", "warm_start_learning_rate", "warm_start_random"),
+    *("task", "largest", "model", "layers", "hidden", "heads", "seed", "clip_grad", "weight_decay"),
+    *("warm_start_steps", "warm_start_batch", "warm_start_learning_rate", "warm_start_random"),
 )
 """What a model warmed up follows from."""
 
@@ -105,7 +94,7 @@ def warm_start(
             f"the loss of the warm start is {last}: give a smaller --warm-start-learning-rate"
         )
     if file is not None:
-        weights = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
+        weights = {name: p.detach().cpu().contiguous() for name, p in models.weights_of(model).items()}
         file.parent.mkdir(parents=True, exist_ok=True)
         files.replace(file, save(weights, {"loss": repr(last)}))
     return last
@@ -158,9 +147,7 @@ def _take(model: PreTrainedModel, file: Path) -> float:
     """Load the weights of `file` and return the loss they had."""
     try:
         with safe_open(file, "pt") as kept:
-            with torch.no_grad():
-                for name, parameter in model.named_parameters():
-                    parameter.copy_(kept.get_tensor(name))
+            models.load_weights(model, {name: kept.get_tensor(name) for name in kept.keys()})  # noqa: SIM118
             return float(kept.metadata()["loss"])
-    except (SafetensorError, RuntimeError, TypeError, KeyError) as error:
+    except (SafetensorError, RuntimeError, TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{file} is damaged ({error}): delete it, and it is made again") from None

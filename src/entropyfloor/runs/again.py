@@ -49,16 +49,14 @@ def check_same(path: Path, settings: Mapping[str, Any]) -> None:
     if not is_begun(path):
         return
     before = read_config(path)
-    if other := [
-        f"{name}={before.get(name)} (now {now})"
-        for name, now in settings.items()
-        if name != "out" and before.get(name) != now
-    ]:
-        way = "give the same settings, or another --out"
-        if moved := [name for name in PLACES if name in settings and before.get(name) != settings[name]]:
-            options = " ".join(f"--{name.replace('_', '-')} {settings[name]}" for name in moved)
-            way += f"; if only files were moved, go on with --resume {path} {options}"
-        raise ValueError(f"{path} was begun with {', '.join(other)}: {way}")
+    other = {name: now for name, now in settings.items() if name != "out" and before.get(name) != now}
+    if not other:
+        return
+    way = "give the same settings, or another --out"
+    if moved := " ".join(f"--{name.replace('_', '-')} {other[name]}" for name in PLACES if name in other):
+        way += f"; if only files were moved, go on with --resume {path} {moved}"
+    told = ", ".join(f"{name}={before.get(name)} (now {now})" for name, now in other.items())
+    raise ValueError(f"{path} was begun with {told}: {way}")
 
 
 def carry_on(path: Path, begin: Callable[[], object], resume: Callable[[Path], object]) -> None:

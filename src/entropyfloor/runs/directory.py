@@ -166,6 +166,16 @@ class Run:
         saved = self.checkpoints()
         return _load(saved[-1], _fingerprint(self.config)) if saved else None
 
+    def trained(self) -> Checkpoint:
+        """The last checkpoint, of a run that is to be judged or given away.
+
+        Raises:
+            ValueError: There is none yet, or as `latest`.
+        """
+        if (checkpoint := self.latest()) is None:
+            raise ValueError(f"{self.path} has no checkpoint yet: train on, or choose another run")
+        return checkpoint
+
     def resume(self) -> Checkpoint | None:
         """Continue from the last checkpoint, or from the start if there is none.
 

@@ -42,9 +42,7 @@ def evaluate(
         ValueError: No run, no checkpoint, or the data is not there.
     """
     run = Run.open(path)
-    checkpoint = run.latest()
-    if checkpoint is None:
-        raise ValueError(f"{path} has no checkpoint yet: train on, or choose another run")
+    checkpoint = run.trained()
     config = read_config(run.config)
     # The weights that it began with have been trained on.
     trainer = Trainer(config.moved(data_dir, ood_dir, ood=ood or config.ood, checkpoint=None))

@@ -75,8 +75,5 @@ def export(path: Path | str, out: Path | str) -> str:
 
 def _weights(run: Run, average: bool) -> dict[str, Tensor]:
     """What the last checkpoint is judged with, without batch norms for copies of images (`split_bn`)."""
-    checkpoint = run.latest()
-    if checkpoint is None:
-        raise ValueError(f"{run.path} has no checkpoint yet: train on, or choose another run")
-    found = tensors_below("average/" if average else "model/", checkpoint.arrays)
+    found = tensors_below("average/" if average else "model/", run.trained().arrays)
     return {name: tensor for name, tensor in found.items() if ".aux_bn." not in name}
