@@ -347,7 +347,9 @@ def test_all_there_are_can_be_asked_for():
         with pytest.raises(ValueError, match="no more than") as told:
             Arithmetic(1, "+").problems(split, 100, 0)
         sizes.append(int(re.search("than ([0-9]+)", str(told.value))[1]))
-        assert len(Arithmetic(1, "+").problems(split, sizes[-1], 1)) == sizes[-1]
+        everything = Arithmetic(1, "+").problems(split, sizes[-1], 1)
+        assert len(everything) == sizes[-1]
+        assert Arithmetic(1, "+").problems(split, 100, 1, or_fewer=True) == everything
     assert sum(sizes) == 45  # pairs of 1 to 9
 
 
@@ -458,6 +460,7 @@ def test_questions_of_files(tmp_path):
     train_, test_ = (task.problems(split, size, 0) for split, size in sizes.items())
     assert not {p.prompt for p in train_} & {p.prompt for p in test_}
     assert task.problems("train", 5, 0) == train_[:5]
+    assert task.problems("test", 100, 0, or_fewer=True) == test_
     assert task.problems("train", 5, 1) != train_[:5]
     assert set("What is 0?") <= set(task.alphabet)
     with pytest.raises(ValueError, match="set warm_start_steps to 0"):

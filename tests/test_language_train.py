@@ -49,7 +49,7 @@ class Evens:
     max_prompt: int = 2
     max_new_tokens: int = 2
 
-    def problems(self, split, count, seed):
+    def problems(self, split, count, seed, *, or_fewer=False):
         digits = np.random.default_rng(seed).integers(0, 10, count)
         return [Problem(f"{digit}?", "", {}) for digit in digits]
 
@@ -299,7 +299,7 @@ def test_the_second_stage_has_thresholds_of_its_own(evens, tmp_path):
 def test_groups_that_all_earned_the_same_are_replaced(evens, tmp_path, monkeypatch):
     asked = []
 
-    def problems(self, split, count, seed):
+    def problems(self, split, count, seed, *, or_fewer=False):
         asked.append((split, count))
         return [Problem(f"{i}?", "", {}) for i in range(count)]
 

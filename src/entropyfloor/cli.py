@@ -131,7 +131,7 @@ def evaluate(args: Sequence[str]) -> None:
             data_dir: Classifiers: where the dataset is now, if it was moved.
             ood: Classifiers: a dataset of other things, whose test images the model should be unsure of.
             ood_dir: Classifiers: where it is.
-            problems: Language models: how many held-out problems, 256 by default.
+            problems: Language models: how many held-out problems at most, 256 by default.
             samples: Language models: responses to each, 64 by default.
             temperature: Language models: of sampling, if not that of the run's evaluations.
             data: Language models: where the task's file is now, if it was moved.

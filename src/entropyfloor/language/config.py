@@ -156,7 +156,7 @@ class LanguageConfig:
     eval_every: int = 25
     """Rollouts between evaluations."""
     eval_problems: int = 64
-    """Held-out problems of an evaluation."""
+    """Held-out problems of an evaluation, or all if they are fewer."""
     eval_samples: int = 16
     """Responses to each: avg@k and pass@k up to this k."""
     eval_temperature: float = 1.0

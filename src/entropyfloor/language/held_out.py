@@ -31,7 +31,7 @@ def evaluate(
 
     Args:
         path: A run directory.
-        problems: How many, always the same ones.
+        problems: How many at most, always the same ones.
         samples: Responses to each; pass@k reaches up to this k.
         temperature: Of sampling, instead of the run's `eval_temperature`.
         data: Where the task's file is now, if it was moved.
@@ -42,8 +42,7 @@ def evaluate(
         seeds.
 
     Raises:
-        ValueError: No run, no checkpoint, the task's files are not there, it has fewer problems, or a temperature
-            that is not above 0.
+        ValueError: No run, no checkpoint, the task's files are not there, or a temperature that is not above 0.
     """
     run = Run.open(path)
     checkpoint = run.trained()

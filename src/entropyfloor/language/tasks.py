@@ -75,11 +75,17 @@ class Task(Protocol):
     def max_new_tokens(self) -> int:
         """Room for a solution and its end, in characters, or in tokens of a language model."""
 
-    def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
+    def problems(self, split: Split, count: int, seed: int, *, or_fewer: bool = False) -> list[Problem]:
         """Different problems, the same for the same seed; the first of more are these.
 
+        Args:
+            split: Which are trained on, or held out.
+            count: How many.
+            seed: Of the choice.
+            or_fewer: Take all where there are not so many.
+
         Raises:
-            ValueError: There are not so many.
+            ValueError: There are not so many, or none.
         """
 
     def solution(self, problem: Problem, rng: np.random.Generator, *, wander: bool = False) -> str:
@@ -179,7 +185,7 @@ class Countdown:
         digits = len(str(self.largest_result))
         return (self.numbers - 1) * (3 * digits + 3) + 1
 
-    def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
+    def problems(self, split: Split, count: int, seed: int, *, or_fewer: bool = False) -> list[Problem]:
         """Random numbers and what some derivation makes of them; in another order they are the same problem."""
 
         def draw(rng: np.random.Generator) -> tuple[str, Problem] | None:
@@ -192,7 +198,7 @@ class Countdown:
             row["solution"] = steps if self.form == "steps" else expression
             return f"{sorted(numbers)} {target}", Problem(prompt, str(target), row)
 
-        return _distinct(self.name, draw, split, count, seed)
+        return _distinct(self.name, draw, split, count, seed, or_fewer=or_fewer)
 
     def solution(self, problem: Problem, rng: np.random.Generator, *, wander: bool = False) -> str:
         """The derivation that the target comes from; to wander, another one of the same numbers."""
@@ -253,7 +259,7 @@ class Arithmetic:
         largest = 10**self.digits - 1
         return max(len(",".join(_arithmetic(largest, sign, largest))) for sign in (*self.operators, "+")) + 1
 
-    def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
+    def problems(self, split: Split, count: int, seed: int, *, or_fewer: bool = False) -> list[Problem]:
         """Two numbers of up to `digits` digits; no difference is below 0, and 2+3 is no other problem than 3+2."""
 
         def draw(rng: np.random.Generator) -> tuple[str, Problem]:
@@ -265,7 +271,7 @@ class Arithmetic:
             row = {"prompt": prompt, "answer": answer, "a": a, "operator": sign, "b": b}
             return f"{max(a, b)}{sign}{min(a, b)}", Problem(prompt, answer, row)
 
-        return _distinct(self.name, draw, split, count, seed)
+        return _distinct(self.name, draw, split, count, seed, or_fewer=or_fewer)
 
     def solution(self, problem: Problem, rng: np.random.Generator, *, wander: bool = False) -> str:
         """Step by step; to wander, with any last result of as many digits."""
@@ -325,7 +331,7 @@ class Modular:
     def _width(self) -> int:
         return len(str(self.modulus - 1))
 
-    def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
+    def problems(self, split: Split, count: int, seed: int, *, or_fewer: bool = False) -> list[Problem]:
         """Numbers below the modulus and operators, all equally likely."""
 
         def draw(rng: np.random.Generator) -> tuple[str, Problem]:
@@ -336,7 +342,7 @@ class Modular:
             row["answer"] = self._steps(row)[-1].partition("=")[2]
             return chain, Problem(row["prompt"], row["answer"], row)
 
-        return _distinct(self.name, draw, split, count, seed)
+        return _distinct(self.name, draw, split, count, seed, or_fewer=or_fewer)
 
     def solution(self, problem: Problem, rng: np.random.Generator, *, wander: bool = False) -> str:
         """Step by step; to wander, with any result at one of them, and on from there."""
@@ -454,14 +460,14 @@ class Questions:
         held = None if test is None else problems(test, 0)
         return cls(problems(train, min_level), held, **({"name": Path(train).stem} | options))
 
-    def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
+    def problems(self, split: Split, count: int, seed: int, *, or_fewer: bool = False) -> list[Problem]:
         """Some of them, at random, without repeating one.
 
         Raises:
             ValueError: There are not so many.
         """
         found = self._problems[split]
-        if count > len(found):
+        if count > len(found) and not or_fewer:
             raise ValueError(
                 f"{self.name} has {len(found)} problems to {split} with: ask for no more, not {count}"
             )
@@ -573,6 +579,8 @@ def _distinct(
     split: Split,
     count: int,
     seed: int,
+    *,
+    or_fewer: bool,
 ) -> list[Problem]:
     """Draw until there are so many of the split, which is decided by a problem's key."""
     if split not in ("train", "test"):
@@ -588,6 +596,8 @@ def _distinct(
             misses += 1
             # Of n + 1 problems the last one is missed so often with a probability below e^-50.
             if misses > 1000 + 50 * HELD_OUT * (len(found) + 1):
+                if found and or_fewer:
+                    break
                 raise ValueError(
                     f"{name} has no more than {len(found)} problems to {split} with, and not {count}: ask for "
                     "fewer, or make the task larger"

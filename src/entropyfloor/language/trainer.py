@@ -189,13 +189,13 @@ class Trainer:
 
     @torch.no_grad()
     def judge(self, problems: int, samples: int) -> Judgement:
-        """What the model makes of held-out problems, always the same ones.
+        """What the model makes of so many held-out problems, always the same ones, or of all if they are fewer.
 
         Responses are sampled at `eval_temperature`; their entropies are those that the thresholds are about, at
         the temperature of training.
         """
         config = self.config
-        asked = self.task.problems("test", problems, 0)
+        asked = self.task.problems("test", problems, 0, or_fewer=True)
         stream = EVALUATE, self.step
         drawn = self._sample([p for p in asked for _ in range(samples)], config.eval_temperature, *stream)
         greedy = self._sample(asked, 0.0, *stream)
