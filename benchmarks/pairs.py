@@ -37,8 +37,14 @@ def median(values: np.ndarray) -> tuple[float, float, float]:
     return float(np.median(values)), *np.quantile(draws, [0.025, 0.975])
 
 
-def compare(title: str, unit: str, sides: dict[str, Side], pairs: Pairs, rounds: int, limit: float = 0) -> None:
-    """Print the rate of each side, its share of the highest possible one if known, and ratios of pairs."""
+def compare(
+    title: str, unit: str, sides: dict[str, Side], pairs: Pairs, rounds: int, limit: float = 0
+) -> dict[str, np.ndarray]:
+    """Print the rate of each side, its share of the highest possible one if known, and ratios of pairs.
+
+    Returns:
+        What `measure` found.
+    """
     seconds = measure(sides, rounds)
     print(f"\n{title}; {rounds} rounds")
     print(f"{'':<16}{f'{unit} per CPU-second':>32}{'share of limit' if limit else '':>16}")
@@ -48,3 +54,4 @@ def compare(title: str, unit: str, sides: dict[str, Side], pairs: Pairs, rounds:
     for one, other in pairs:
         middle, low, high = median(seconds[one] / seconds[other])
         print(f"time of {one} / time of {other}: {middle:.3f} [{low:.3f}, {high:.3f}]", flush=True)
+    return seconds

@@ -71,6 +71,7 @@ def test_the_benchmark_of_classifiers_runs(part, line):
     done = run("benchmarks/vision.py", "--parts", part, "--rounds", "1", limit=1100)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(line) >= 2
+    assert done.stdout.count("added to a step of") == (6 if part == "head" else 0)
 
 
 @pytest.mark.slow

@@ -55,6 +55,17 @@ def test_caps_of_the_papers_constant():
     assert targets.top1_cap(1000, 1.2, floor="paper") == pytest.approx(0.726, abs=5e-4)
 
 
+@pytest.mark.parametrize("inverse", targets.INVERSES)
+@pytest.mark.parametrize("floor", ["calibrated", "paper"])
+@pytest.mark.parametrize(("n", "min_entropy"), [(2, 0.4), (10, 0.6), (1000, 1.2)])
+def test_the_cap_is_what_certainty_is_left_with(n, min_entropy, floor, inverse):
+    certain = np.where(np.arange(n) == 0, 1e4, 0.0)
+    z = reference.era_softmax(certain, min_entropy, floor=floor, inverse=inverse)
+    assert targets.top1_cap(n, min_entropy, 4.0, floor, inverse) == pytest.approx(
+        reference.softmax(z).max(), rel=1e-6
+    )
+
+
 @given(st.integers(2, 10_000), st.floats(0.01, 0.99))
 def test_floor_for_top1_inverts_the_cap(n, share):
     floor = share * math.log(n)
@@ -87,14 +98,15 @@ def test_discrete_targets_out_of_reach(arguments, message):
         targets.softmax_kappa_range(*arguments)
 
 
+@pytest.mark.parametrize("inverse", targets.INVERSES)
 @pytest.mark.parametrize(("n", "min_entropy", "kept"), [(10, 0.6, True), (1000, 1.2, True), (10, 2.2, False)])
-def test_a_mean_of_floored_logits_keeps_low_floors(n, min_entropy, kept):
+def test_a_mean_of_floored_logits_keeps_low_floors(n, min_entropy, kept, inverse):
     """Against the entropy of all corners of the box that floored logits lie in, in NumPy."""
-    least, top = targets.softmax_kappa_range(n, min_entropy, 4.0, "calibrated")
-    low, high = targets.inverse_kappa(least), targets.inverse_kappa(top)
+    least, top = targets.softmax_kappa_range(n, min_entropy, 4.0, "calibrated", inverse)
+    low, high = targets.INVERSES[inverse](least), targets.INVERSES[inverse](top)
     corners = np.where(np.arange(n) < np.arange(1, n)[:, None], high, low)
     p = np.exp(corners - np.logaddexp.reduce(corners, axis=1, keepdims=True))
     entropy = -(p * np.log(p)).sum(axis=1)
     assert entropy[0] == pytest.approx(min_entropy, abs=1e-9)
     assert (entropy.min() >= min_entropy - 1e-9) == kept
-    assert targets.mean_keeps_floor(n, min_entropy) == kept
+    assert targets.mean_keeps_floor(n, min_entropy, 4.0, "calibrated", inverse) == kept

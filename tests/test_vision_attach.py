@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -160,6 +161,29 @@ def test_reset_classifier_keeps_the_floor(name):
     assert not isinstance(model.get_classifier(), ERALinear)
 
 
+def test_a_head_that_was_named_is_reset_under_its_name():
+    class Other(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.last = nn.Linear(4, 4), nn.Linear(4, 10)
+
+        def reset_classifier(self, classes):
+            self.last = nn.Linear(4, classes)
+
+    model = attach_era(Other(), FLOOR, head="last")
+    model.reset_classifier(7)
+    assert isinstance(model.last, ERALinear)
+    assert type(model.body) is nn.Linear
+
+
+def test_a_head_with_two_names_is_floored_under_both():
+    model = build(device="meta")
+    model.alias = model.fc
+    attach_era(model, FLOOR)
+    assert isinstance(model.fc, ERALinear)
+    assert isinstance(model.alias, ERALinear)
+
+
 def test_reset_classifier_passes_on_what_the_model_takes():
     model = attach_era(build(), FLOOR)
     model.reset_classifier(7, global_pool="max")
@@ -259,9 +283,9 @@ def test_a_model_of_torchvision():
 # --- what is refused ----------------------------------------------------------------------------------------
 
 
-def hooked():
+def hooked(kind):
     model = build(device="meta")
-    model.fc.register_forward_hook(lambda module, inputs, output: 2 * output)
+    getattr(model.fc, f"register_{kind}_hook")(lambda *_: None)
     return model
 
 
@@ -279,7 +303,10 @@ def bare():
         (lambda: timm.create_model("test_resnet", num_classes=0), {}, ValueError, "give num_classes"),
         (bare, {}, ValueError, "head='fc'"),
         (bare, {"head": "fc"}, AttributeError, "fc"),
-        (hooked, {}, ValueError, "with hooks"),
+        *(
+            (partial(hooked, kind), {}, ValueError, "with hooks")
+            for kind in ("forward", "forward_pre", "full_backward", "full_backward_pre")
+        ),
         (build, {"min_entropy": 5.0}, ValueError, "choose a floor"),
         (build, {"temperature": 2.0}, TypeError, "temperature"),
         (build, {"dtype": torch.float16}, TypeError, "dtype"),
@@ -317,6 +344,11 @@ def test_a_model_that_predicts_with_the_mean_of_its_heads(name):
     assert_floored(output)
     model.reset_classifier(7)
     assert sum(isinstance(module, ERALinear) for module in model.modules()) == 2
+    attach_era(model, 1.35)  # which seven classes allow a mean, and four do not
+    before = modules(model)
+    with pytest.raises(ValueError, match=r"a floor as high as 1\.35 nats of 4 classes"):
+        model.reset_classifier(4)
+    assert modules(model) == before
     assert not any(isinstance(module, ERALinear) for module in detach_era(model).modules())
 
 
@@ -370,6 +402,14 @@ def test_names_in_the_registry(tmp_path):
     model.reset_classifier(7)
     assert model.fc.activation.floor == "paper"
     assert isinstance(timm.create_model("resnet18_era", num_classes=10, min_entropy=FLOOR).fc, ERALinear)
+
+
+def test_pretrained_weights_are_those_of_the_plain_model(tmp_path):
+    plain = timm.create_model("test_resnet")
+    torch.save(plain.state_dict(), tmp_path / "plain.pth")
+    there = {"file": str(tmp_path / "plain.pth")}
+    model = timm.create_model("test_resnet_era", pretrained=True, pretrained_cfg_overlay=there, min_entropy=1.2)
+    torch.testing.assert_close(model.fc.weight, plain.fc.weight, **exactly)
 
 
 def test_a_tag_stays_behind_the_name():

@@ -100,9 +100,12 @@ def test_a_floor_out_of_reach_is_refused(floor):
 
 def test_smoothing_out_of_reach():
     assert smoothing_out_of_reach(10, 0.3, 0.1) is None
-    said = smoothing_out_of_reach(10, 0.6, 0.1, floor="paper")
+    assert "caps it at 0.7916" in smoothing_out_of_reach(10, 0.6, 0.1, floor="paper")
+    assert smoothing_out_of_reach(10, 0.285, 0.1, floor="paper") is None
+    assert smoothing_out_of_reach(10, 0.285, 0.1, floor="paper", inverse="paper")
+    said = smoothing_out_of_reach(10, 0.6, 0.1, floor="paper", inverse="paper")
     assert "0.9100" in said
-    assert "caps it at 0.79" in said
+    assert "caps it at 0.7880" in said
     largest = float(said.split("reaches it is ")[1].split()[0])
     assert smoothing_out_of_reach(10, largest - 1e-3, 0.1) is None
     assert smoothing_out_of_reach(10, largest + 1e-3, 0.1)

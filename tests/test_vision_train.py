@@ -6,16 +6,20 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import warnings
+from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 
 import entropyfloor.vision
+from entropyfloor import targets
 from entropyfloor.runs import Run, read_run
-from entropyfloor.vision import data
+from entropyfloor.runs.progress import Progress
+from entropyfloor.torch.checkpoint import tensors_below
+from entropyfloor.vision import data, detach_era, metrics
 from entropyfloor.vision.config import VisionConfig
 from entropyfloor.vision.evaluate import evaluate
 from entropyfloor.vision.export import export, trained
@@ -24,6 +28,7 @@ from entropyfloor.vision.trainer import Trainer
 
 # isort: split
 import timm  # after our room, which sees to torchvision
+from timm.loss import JsdCrossEntropy
 
 SMALL = {
     "model": "test_resnet",
@@ -84,12 +89,16 @@ def test_it_learns_and_the_floor_holds(tmp_path):
     assert (record.config["num_classes"], record.config["input_size"]) == (10, 32)
 
 
-def test_what_smoothing_cannot_reach_is_said_once(folder, tmp_path):
-    with pytest.warns(UserWarning, match="caps it at .*: the optimum cannot be reached") as said:
-        path = run(folder, tmp_path, min_entropy=0.6, label_smoothing=0.1)
-    assert len(said) == 1
+@pytest.mark.parametrize(("floor", "inverse"), [("calibrated", "exact"), ("paper", "paper")])
+def test_what_smoothing_cannot_reach_is_said_once(floor, inverse, folder, tmp_path):
+    cap = targets.top1_cap(2, 0.6, 4.0, floor, inverse)
+    said = rf"0\.9500, and the {floor} floor of 0\.6 nats caps it at {cap:.4f}: .*largest calibrated .*0\.1985"
+    with pytest.warns(UserWarning, match=said) as told:
+        path = run(folder, tmp_path, min_entropy=0.6, label_smoothing=0.1, floor=floor, inverse=inverse)
+    assert len(told) == 1
     assert read_run(path).config["env"] == f"{folder.name} test_resnet"  # what is in the folder, for a report
     evaluate(path)  # has no loss, and says nothing
+    run(folder, tmp_path / "again", min_entropy=0.19, label_smoothing=0.1)  # which is allowed, and says nothing
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw", "lamb"])
@@ -127,33 +136,160 @@ def test_a_resumed_run_is_the_run_that_was_left_alone(optimiser, folder, tmp_pat
     assert ends[0] == ends[1]
 
 
+FLOORED = {"min_entropy": 0.3}
+POLICY = {"augmentation": "timm", "auto_augment": "rand-m9-mstd0.5-inc1"}
+COPIES = {**POLICY, "aug_splits": 3}
+
+
+@pytest.fixture(scope="module")
+def learned(folder, tmp_path_factory):
+    """The weights after an epoch, and what was found, of each choice of settings once."""
+
+    @cache
+    def learn(items):
+        path = run(folder, tmp_path_factory.mktemp("learned"), **dict(items))
+        return tensors_below("model/", Run.open(path).latest().arrays), last(path)
+
+    return lambda settings: learn(tuple(settings.items()))
+
+
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "change"),
     [
-        {"temperature_floor": 0.3},
-        {"label_smoothing": 0.1, "min_entropy": 0.05},
-        {"focal_gamma": 2.0},
-        {"confidence_penalty": 0.1},
-        {"cutmix": 1.0},
-        {"augmentation": "timm", "auto_augment": "rand-m9-mstd0.5-inc1", "erase": 0.6},
-        {
-            "augmentation": "timm",
-            "auto_augment": "rand-m9-mstd0.5-inc1",
-            "aug_splits": 3,
-            "split_bn": True,
-            "jsd": 12.0,
-            "erase": 0.6,
-        },
-        {"precision": "bf16", "min_entropy": 0.3, "channels_last": True},
-        {"schedule": "constant", "warmup_epochs": 1, "clip_grad": 1.0},
+        ({}, {"seed": 1}),
+        ({}, FLOORED),
+        (FLOORED, {"tau": 6.0}),
+        (FLOORED, {"floor": "paper"}),
+        (FLOORED, {"inverse": "paper"}),
+        ({}, {"temperature_floor": 0.3}),
+        ({}, {"label_smoothing": 0.1}),
+        ({}, {"dropout": 0.5}),
+        ({}, {"focal_gamma": 2.0}),
+        ({}, {"confidence_penalty": 0.1}),
+        ({}, {"augmentation": "light"}),
+        ({}, {"augmentation": "timm"}),
+        ({"augmentation": "timm"}, POLICY),
+        (POLICY, COPIES),
+        (COPIES, {"split_bn": True}),
+        (COPIES, {"jsd": 12.0}),
+        ({}, {"erase": 1.0}),
+        ({"erase": 1.0}, {"erase_mode": "const"}),
+        ({}, {"mixup": 0.2}),
+        ({}, {"cutmix": 1.0}),
+        ({}, {"optimiser": "adamw"}),
+        ({}, {"learning_rate": 0.04}),
+        ({}, {"momentum": 0.8}),
+        ({}, {"weight_decay": 0.01}),
+        ({}, {"schedule": "constant"}),
+        ({}, {"warmup_epochs": 1}),
+        ({}, {"clip_grad": 0.1}),
+        ({}, {"precision": "bf16"}),
     ],
-    ids=lambda settings: "-".join(settings),
+    ids=str,
 )
-def test_every_setting_trains(settings, folder, tmp_path):
-    found = last(run(folder, tmp_path, **settings))
-    assert np.isfinite(found["loss"])
+def test_every_setting_changes_what_is_learned(settings, change, learned):
+    (before, _), (after, found) = learned(settings), learned({**settings, **change})
+    assert all(tensor.isfinite().all() for tensor in after.values())
+    trained_ = [name for name in before if name.endswith("weight")]
+    assert any(not torch.equal(before[name], after[name]) for name in trained_)
     if (floor := found.get("floor")) is not None:
         assert found["realised_entropy/min"] > floor - 1e-4
+
+
+def batch(copies=1):
+    images = torch.randint(256, (copies * 8, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    return images.byte(), torch.arange(8).remainder(2).repeat(copies)
+
+
+def seen_by(trainer):
+    """The images as they reach the model."""
+    seen = []
+    trainer.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    return seen
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_of_several_copies_is_that_of_timm(smoothing, folder):
+    settings = {**TINY, **COPIES, "jsd": 12.0, "label_smoothing": smoothing, "data_dir": str(folder)}
+    trainer = Trainer(VisionConfig(**settings))
+    images, target = batch(copies=3)
+    logits = deepcopy(trainer.model).train()(trainer.normalise(images))
+    expected = JsdCrossEntropy(num_splits=3, alpha=12, smoothing=smoothing)(logits, target)
+    trainer.learner.train()
+    torch.testing.assert_close(trainer._update(images, target), expected.detach())
+
+
+def test_the_clean_copy_is_not_erased(folder):
+    settings = {**TINY, **COPIES, "aug_splits": 2, "erase": 1.0, "erase_mode": "const", "data_dir": str(folder)}
+    trainer = Trainer(VisionConfig(**settings))
+    images, target = batch(copies=2)
+    seen, before = seen_by(trainer), trainer.normalise(images)
+    trainer._update(images, target)
+    assert torch.equal(seen[0][:8], before[:8])
+    erased = (seen[0][8:] != before[8:]).flatten(1)
+    assert erased.any(1).all()
+    assert (seen[0][8:].flatten(1)[erased] == 0).all()
+
+
+def test_the_gradient_is_no_longer_than_it_may_be(folder):
+    trainer = Trainer(VisionConfig(**TINY, clip_grad=0.1, data_dir=str(folder)))
+    trainer._update(*batch())
+    lengths = torch.stack([parameter.grad.norm() for parameter in trainer.model.parameters()])
+    assert lengths.norm() == pytest.approx(0.1, rel=1e-4)
+
+
+def test_how_a_batch_reaches_the_model(folder):
+    trainer = Trainer(VisionConfig(**TINY, channels_last=True, compile=True, data_dir=str(folder)))
+    assert isinstance(trainer.learner, torch._dynamo.eval_frame.OptimizedModule)
+    trainer.learner = trainer.model  # what it compiles
+    seen = seen_by(trainer)
+    trainer._update(*batch())
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    assert trainer.model.conv1[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_the_learning_rate_rises_and_falls(schedule, folder, tmp_path):
+    path = run(folder, tmp_path, epochs=4, warmup_epochs=1, schedule=schedule, learning_rate=0.1)
+    rates = [line["learning_rate"] for line in read_run(path).lines[1:]]
+    updates = 5 * np.arange(1, 5) - 1  # the last one of each epoch of 40 images
+    falling = 0.05 * (1 + np.cos(np.pi * updates / 20)) if schedule == "cosine" else np.full(4, 0.1)
+    expected = [1e-5 + (0.1 - 1e-5) * 4 / 5, *falling[1:]]
+    np.testing.assert_allclose(rates, expected, rtol=1e-6)
+
+
+def test_each_epoch_has_its_own_order(folder, monkeypatch):
+    orders = []
+    for _ in range(2):
+        trainer = Trainer(VisionConfig(**TINY, data_dir=str(folder)))
+        targets = []
+        monkeypatch.setattr(trainer, "_update", lambda _, target: targets.append(target) or torch.zeros(()))
+        for trainer.epoch in range(2):
+            with Progress(10, unit="updates", label="", bar=False) as progress:
+                trainer._train_epoch(None, progress)
+        orders.append(torch.stack(targets).view(2, -1).tolist())
+    assert orders[0] == orders[1]
+    assert orders[0][0] != orders[0][1]
+    assert sum(orders[0][0]) == sum(orders[0][1]) == 20
+
+
+def test_the_average_of_the_weights_is_judged(folder):
+    config = VisionConfig(**{**TINY, "epochs": 2}, ema=0.5, min_entropy=0.3, data_dir=str(folder))
+    trainer = Trainer(config)
+    begun = deepcopy(trainer.model.state_dict())
+    trainer.fit(None)
+    judged, now = trainer.judged.state_dict(), trainer.model.state_dict()
+    name = "conv1.0.weight"
+    assert not torch.equal(judged[name], now[name])
+    assert not torch.equal(judged[name], begun[name])
+    images, target = (torch.cat(column) for column in zip(*trainer.test_loader, strict=True))
+    with torch.no_grad():
+        floored = trainer.judged.eval()(trainer.normalise(images))
+        raw = detach_era(deepcopy(trainer.judged))(trainer.normalise(images))
+    expected = metrics.predict(floored, raw, target)
+    for found, value in zip(trainer.judge()[0], expected, strict=True):
+        torch.testing.assert_close(found, value)
+    assert not torch.allclose(expected.gap, metrics.predict(floored, floored, target).gap)
 
 
 def test_a_vision_transformer_is_told_the_size_of_the_images(folder, tmp_path):
@@ -162,15 +298,6 @@ def test_a_vision_transformer_is_told_the_size_of_the_images(folder, tmp_path):
 
 def test_other_things_are_told_apart(folder, tmp_path):
     assert 0 <= last(run(folder, tmp_path, ood="digits"))["auroc"] <= 1
-
-
-def test_smoothing_that_the_floor_makes_unreachable_is_said_once(folder, tmp_path):
-    with pytest.warns(UserWarning, match=r"0\.9500.*0\.6 nats caps.*largest calibrated floor.*0\.1985") as told:
-        run(folder, tmp_path, min_entropy=0.6, label_smoothing=0.1)
-    assert len(told) == 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        run(folder, tmp_path / "again", min_entropy=0.19, label_smoothing=0.1)
 
 
 def test_a_test_image_that_cannot_be_read_costs_no_training(folder, tmp_path):
@@ -288,16 +415,25 @@ def test_a_checkpoint_of_other_settings_is_refused(folder, tmp_path):
 # --- bad input -------------------------------------------------------------------------------------------
 
 
-def test_a_corrupt_image_is_named_and_nothing_is_lost(folder, tmp_path):
+@pytest.mark.parametrize(
+    ("damage", "workers"),
+    [
+        (lambda image: image[:40], 0),
+        (lambda image: image[:20], 0),  # within the header, which is a ValueError of its own
+        (lambda _: b"P6\n99999 99999\n255\n", 0),  # a bomb, Pillow says
+        pytest.param(lambda image: image[:40], 1, marks=pytest.mark.slow),
+    ],
+)
+def test_a_corrupt_image_is_named_and_nothing_is_lost(damage, workers, folder, tmp_path):
     home = tmp_path / "images"
     shutil.copytree(folder, home)
     path = run(home, tmp_path, epochs=1, model="test_resnet")
     settings = {"data_dir": str(home), "out": str(tmp_path / "again")}
     broken = sorted((home / "train" / "one").iterdir())[3]
     healthy = broken.read_bytes()
-    broken.write_bytes(healthy[:40])
-    with pytest.raises(ValueError, match=f"{broken.name} cannot be read as an image"):
-        train(VisionConfig(**TINY, **settings))
+    broken.write_bytes(damage(healthy))
+    with pytest.raises(ValueError, match=rf"^\S*/{broken.name} cannot be read as an image .* or remove it\n"):
+        train(VisionConfig(**TINY, **settings, workers=workers))
     assert read_run(tmp_path / "again").status["state"] == "failed"
     broken.write_bytes(healthy)
     resume(tmp_path / "again")
@@ -309,13 +445,17 @@ def test_a_corrupt_image_is_named_and_nothing_is_lost(folder, tmp_path):
     [
         ({"num_classes": 1000}, r"num_classes=1000, but folder in .* has 2 classes"),
         ({"data_dir": "absent"}, "data_dir=absent is neither a directory nor a tar file"),
-        ({"dataset": "cifar10", "data_dir": "absent"}, r"cifar10 is not in absent .*--download"),
+        *(
+            ({"dataset": name, "data_dir": "absent"}, rf"{name} is not in absent .*--download")
+            for name in ("cifar10", "cifar100")
+        ),
         ({"model": "test_resnet_era"}, "name the plain model"),
         ({"batch_size": 64}, "40 images to train on are fewer than a batch of 64"),
         ({"model": "resnet5000"}, "timm has no model 'resnet5000'"),
         ({"min_entropy": 0.9}, r"min_entropy=0\.9 nats is outside"),
         ({"temperature_floor": 0.9}, r"min_entropy=0\.9 must be above 0 and below log 2"),
         ({"model": "test_vit", "input_size": 33}, "33"),
+        ({"precision": "fp16"}, "precision='fp16' is not for a device of type cpu: choose bf16 or no"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_written(settings, message, folder, tmp_path):
@@ -323,6 +463,33 @@ def test_what_cannot_be_is_said_before_anything_is_written(settings, message, fo
     with pytest.raises(ValueError, match=message):
         train(VisionConfig(**given))
     assert not (tmp_path / "run").exists()
+
+
+def test_other_images_than_before_are_refused(folder, tmp_path):
+    home = shutil.copytree(folder, tmp_path / "images")
+    path = run(home, tmp_path, epochs=2)
+    (home / "test" / "two").mkdir()
+    moved = next((home / "test" / "one").iterdir())
+    moved.rename(home / "test" / "two" / moved.name)
+    with pytest.raises(ValueError, match="2 classes to train on and 3 to test on: two differ"):
+        run(home, tmp_path / "again")
+    (home / "test" / "two" / moved.name).rename(home / "test" / "zero" / moved.name)
+    (home / "test" / "two").rmdir()
+    shutil.rmtree(sorted((path / "checkpoints").iterdir())[-1])
+    with pytest.raises(ValueError, match=r"images in data_dir=.* are not those that the run began with"):
+        resume(path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "crop"), [({}, 1.0), ({"dataset": "folder"}, 0.875), ({"dataset": "folder", "crop": 0.95}, 0.95)]
+)
+def test_the_share_of_an_image_that_is_judged(settings, crop):
+    assert VisionConfig(**settings).resolved().crop == crop
+    pixels = np.zeros((1, 100, 100, 3), np.uint8)
+    pixels[:, 10:90, 10:90] = 255
+    source = data.Source(("a",), [0], data.Arrays(pixels, "image"))
+    edge = data.evaluation_set(source, 64, crop)[0][0][0, 32, 0]
+    assert edge == (255 if crop < 0.8 else 0)
 
 
 @pytest.mark.parametrize(
@@ -378,25 +545,32 @@ def test_digits_are_all_there():
     assert set(train_.labels) == set(test.labels) == set(range(10))
 
 
-def test_cifar_is_read_as_torchvision_keeps_it(tmp_path, monkeypatch):
-    home = tmp_path / "cifar-10-batches-py"
+@pytest.mark.parametrize(
+    ("name", "kind", "labels", "statistics"),
+    [
+        ("cifar10", data.datasets.CIFAR10, "labels", data.CIFAR10),
+        ("cifar100", data.datasets.CIFAR100, "fine_labels", data.CIFAR100),
+    ],
+)
+def test_cifar_is_read_as_torchvision_keeps_it(name, kind, labels, statistics, tmp_path, monkeypatch):
+    home = tmp_path / kind.base_folder
     home.mkdir()
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (6, 3, 3072), dtype=np.uint8)
-    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
-    for name, batch in zip(names, pixels, strict=True):
-        (home / name).write_bytes(pickle.dumps({"data": batch, "labels": [0, 1, 2]}))
-    (home / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
-    with pytest.raises(ValueError, match="cifar10 is not in"):  # its checksums are not those of CIFAR-10
-        data.load("cifar10", tmp_path, "train")
-    monkeypatch.setattr(data.datasets.CIFAR10, "_check_integrity", lambda self: True)
-    monkeypatch.setattr(data.datasets.CIFAR10, "meta", {**data.datasets.CIFAR10.meta, "md5": None})
-    source = data.load("cifar10", tmp_path, "train")
-    assert (len(source.labels), source.classes) == (15, tuple("abcdefghij"))
-    np.testing.assert_array_equal(
-        np.asarray(source.store.open(4)), pixels[1, 1].reshape(3, 32, 32).transpose(1, 2, 0)
-    )
-    assert data.load("cifar10", tmp_path, "test").store.name(2) == "cifar10 test image 2"
+    files = [file for file, _ in kind.train_list + kind.test_list]
+    pixels = np.random.default_rng(0).integers(0, 256, (len(files), 3, 3072), dtype=np.uint8)
+    for file, batch in zip(files, pixels, strict=True):
+        (home / file).write_bytes(pickle.dumps({"data": batch, labels: [0, 1, 2]}))
+    (home / kind.meta["filename"]).write_bytes(pickle.dumps({kind.meta["key"]: list("abcdefghij")}))
+    with pytest.raises(ValueError, match=f"{name} is not in"):  # its checksums are not those of CIFAR
+        data.load(name, tmp_path, "train")
+    monkeypatch.setattr(kind, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": None})
+    train_, test = (data.load(name, tmp_path, split) for split in ("train", "test"))
+    assert (len(train_.labels), train_.classes) == (3 * (len(files) - 1), tuple("abcdefghij"))
+    assert train_.statistics == statistics
+    assert test.store.name(2) == f"{name} test image 2"
+    for source, batch in ((train_, pixels[0]), (test, pixels[-1])):
+        expected = batch[1].reshape(3, 32, 32).transpose(1, 2, 0)
+        np.testing.assert_array_equal(np.asarray(source.store.open(1)), expected)
 
 
 def test_a_tar_file_without_test_images_is_not_taken_for_them(folder, tmp_path):

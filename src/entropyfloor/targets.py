@@ -196,13 +196,17 @@ def calibrated_constant(num_classes: int, min_entropy: float, tau: float = 4.0) 
     return top + (num_classes - 1) * least
 
 
-def top1_cap(num_classes: int, min_entropy: float, tau: float = 4.0, floor: str = "calibrated") -> float:
+def top1_cap(
+    num_classes: int, min_entropy: float, tau: float = 4.0, floor: str = "calibrated", inverse: str = "exact"
+) -> float:
     """Largest top-1 probability that is left under the floor: that of the one-hot limit."""
-    least, top = softmax_kappa_range(num_classes, min_entropy, tau, floor)
-    return 1 / (1 + (num_classes - 1) * math.exp(inverse_kappa(least) - inverse_kappa(top)))
+    gap = _one_hot_gap(num_classes, min_entropy, tau, floor, inverse)
+    return 1 / (1 + (num_classes - 1) * math.exp(-gap))
 
 
-def mean_keeps_floor(num_classes: int, min_entropy: float, tau: float = 4.0, floor: str = "calibrated") -> bool:
+def mean_keeps_floor(
+    num_classes: int, min_entropy: float, tau: float = 4.0, floor: str = "calibrated", inverse: str = "exact"
+) -> bool:
     """Whether the mean of several floored logit vectors, too, keeps the floor of each (*ours*).
 
     Floored logits lie between those of the one-hot limit, and so does a mean of them. Among all logits between two
@@ -210,8 +214,7 @@ def mean_keeps_floor(num_classes: int, min_entropy: float, tau: float = 4.0, flo
     rises and then falls along each logit. So the floor is kept if no k > 1 has less entropy than k = 1. That holds
     for floors in use (n = 10, 0.6: the next least is 0.975), and fails for high ones.
     """
-    least, top = softmax_kappa_range(num_classes, min_entropy, tau, floor)
-    gap = inverse_kappa(top) - inverse_kappa(least)
+    gap = _one_hot_gap(num_classes, min_entropy, tau, floor, inverse)
     lowest = _one_hot_entropy(num_classes, gap)
     return all(_k_hot_entropy(num_classes, k, gap) >= lowest for k in range(2, num_classes))
 
@@ -249,6 +252,12 @@ def inverse_kappa_paper(kappa: float) -> float:
 
 
 INVERSES = {"exact": inverse_kappa, "paper": inverse_kappa_paper}
+
+
+def _one_hot_gap(num_classes: int, min_entropy: float, tau: float, floor: str, inverse: str) -> float:
+    """By how much the largest floored logit is above the others where one class has all the probability."""
+    least, top = softmax_kappa_range(num_classes, min_entropy, tau, floor, inverse)
+    return INVERSES[inverse](top) - INVERSES[inverse](least)
 
 
 @cache

@@ -131,7 +131,8 @@ _INSTEAD = "use nn.Sequential(model, ERASoftmax(n, min_entropy)), which needs on
 
 
 def _check_mean(floor: ERASoftmax) -> None:
-    if not targets.mean_keeps_floor(floor.num_classes, floor.min_entropy, floor.tau, floor.floor):
+    options = floor.tau, floor.floor, floor.inverse
+    if not targets.mean_keeps_floor(floor.num_classes, floor.min_entropy, *options):
         raise ValueError(
             f"the model predicts with the mean of several heads, which may fall below a floor as high as "
             f"{floor.min_entropy} nats of {floor.num_classes} classes: choose a lower one, or {_INSTEAD}"

@@ -109,7 +109,7 @@ class VisionConfig:
     ema: float = 0.0
     """Decay of the average of the weights that is judged instead of them; 0 for none."""
     precision: Precision = "no"
-    """Mixed precision: no, bf16, fp16. The floor is computed in float32 in any case."""
+    """Mixed precision: no, bf16, fp16 (on accelerators). The floor is computed in float32 in any case."""
     channels_last: bool = False
     """Memory layout; faster on some devices."""
     compile: bool = False

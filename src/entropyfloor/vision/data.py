@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from timm.data import AugMixDataset, create_transform
 from torch import nn
 from torch.utils.data import Dataset
@@ -104,6 +104,16 @@ class Source:
     statistics: Statistics = IMAGENET
 
 
+class UnreadableImageError(ValueError):
+    """The message names the file.
+
+    A process that prepares images hands on its whole traceback as the message: the last of it is what we said.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.split(f"{type(self).__name__}: ")[-1].rstrip())
+
+
 class Images(Dataset[tuple[Any, int]]):
     """A source behind a transform; `transform` is an attribute, as timm's wrappers expect."""
 
@@ -117,12 +127,12 @@ class Images(Dataset[tuple[Any, int]]):
         """The image, prepared: bytes `[3, height, width]`; and its label.
 
         Raises:
-            ValueError: The file is no image that can be read; the message names it.
+            UnreadableImageError: The file is no image that can be read; the message names it.
         """
         try:
             image = self.source.store.open(index).convert("RGB")
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:  # which of them is up to the format
-            raise ValueError(
+        except Exception as error:  # its kind is up to the format
+            raise UnreadableImageError(
                 f"{self.source.store.name(index)} cannot be read as an image ({error}): repair or remove it"
             ) from None
         return self.transform(image), self.source.labels[index]

@@ -127,7 +127,13 @@ class TemperatureFloor(nn.Module):
 
 
 def smoothing_out_of_reach(
-    num_classes: int, min_entropy: float, label_smoothing: float, *, tau: float = 4.0, floor: str = "calibrated"
+    num_classes: int,
+    min_entropy: float,
+    label_smoothing: float,
+    *,
+    tau: float = 4.0,
+    floor: str = "calibrated",
+    inverse: str = "exact",
 ) -> str | None:
     """What to say where label smoothing asks for a top-1 probability that the floor does not allow, else None.
 
@@ -135,7 +141,7 @@ def smoothing_out_of_reach(
     for ever and saturate.
     """
     wanted = 1.0 - label_smoothing + label_smoothing / num_classes
-    cap = targets.top1_cap(num_classes, min_entropy, tau, floor)
+    cap = targets.top1_cap(num_classes, min_entropy, tau, floor, inverse)
     if wanted <= cap:
         return None
     return (

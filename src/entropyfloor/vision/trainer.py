@@ -54,7 +54,7 @@ class Trainer:
 
     Raises:
         ValueError: The data is not there, or has another number of classes than `num_classes`; the floor is out
-            of reach; the checkpoint is of another model.
+            of reach; the checkpoint is of another model; the device does not know the precision.
     """
 
     def __init__(self, config: VisionConfig) -> None:
@@ -63,6 +63,11 @@ class Trainer:
             torch.set_num_threads(config.threads)
         AcceleratorState._reset_state()  # one process may train several, and not all in the same precision
         self.accelerator = Accelerator(mixed_precision=config.precision)
+        if config.precision != "no" and not self.accelerator.native_amp:  # it would be ignored
+            kind = self.accelerator.device.type
+            raise ValueError(
+                f"precision={config.precision!r} is not for a device of type {kind}: choose bf16 or no"
+            )
         self.leads = self.accelerator.is_main_process
         self.epoch = 0
 
@@ -152,6 +157,7 @@ class Trainer:
             config.label_smoothing,
             tau=config.tau,
             floor=config.floor,
+            inverse=config.inverse,
         )
 
     @property
