@@ -1,18 +1,21 @@
 """Evaluation end to end: a tiny model that has learned five of six sums, and engines that say as told."""
 
 import json
+import re
+import shutil
 import tomllib
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import islice
 
 import pytest
 
 import tiny_language
+from entropyfloor import cli
 from entropyfloor.language import evaluate as room
 from entropyfloor.language import generation
 from entropyfloor.language.benchmarks import BENCHMARKS
 from entropyfloor.language.evaluate import EvaluationConfig, evaluate, judge, seed_of
-from entropyfloor.language.generation import Response
+from entropyfloor.language.generation import Response, Sampling, template
 from entropyfloor.language.rewards import Answer, Reward
 
 pytest.importorskip("math_verify")
@@ -58,16 +61,14 @@ def equal():
 
 
 class Said(generation.Server):
-    """An engine that answers from a table, in place of what a model would say."""
+    """An engine that answers from a table, in place of what a model would say, and keeps what it was asked."""
 
-    def __init__(self, answers, room=None):
-        super().__init__("http://nowhere", "said", generation.template("none"))
-        self._answers, self._room, self.asked = answers, room, []
-
-    def room(self, prompt):
-        return self._room
+    def __init__(self, answers, room=lambda prompt: None):
+        super().__init__("http://nowhere", "said", template("none"))
+        self._answers, self.room, self.asked, self.samplings = answers, room, [], []
 
     def generate(self, requests, sampling):
+        self.samplings.append(sampling)
         for request in requests:
             self.asked.append(request)
             yield self._answers(request)
@@ -75,7 +76,12 @@ class Said(generation.Server):
 
 def say(monkeypatch, answers, **options):
     engine = Said(answers, **options)
-    monkeypatch.setattr(generation, "engine", lambda *args, **kwargs: engine)
+
+    def made(*args, **kwargs):
+        engine.made = args, kwargs
+        return engine
+
+    monkeypatch.setattr(generation, "engine", made)
     return engine
 
 
@@ -97,6 +103,19 @@ def test_a_taught_model_is_scored(whole):
     assert "greedy, 6 of 500 problems" in text
     assert "7B ERA" in text
     assert "37.5      84.6" in text
+
+
+def test_the_command_says_it_and_draws_it(whole, home, capsys):
+    out, text = whole
+    known = {"model": home / "model", "data-dir": home / "data", "benchmarks": ",".join(NAMES), "out": out}
+    options = [f"--{name}={value}" for name, value in known.items()]
+    assert cli.main(["evaluate", "language", *options, "--template={question}=", "--max-tokens=20"]) == 0
+    said = capsys.readouterr().out
+    assert text in said
+    assert said.endswith(f"pass@k        {out / 'pass.png'}\n")
+    assert (out / "pass.png").read_bytes().startswith(b"\x89PNG")
+    drawn = (out / "pass.svg").read_text()
+    assert ("AIME24" in drawn, "MATH500" in drawn) == (True, False)  # of which one response was drawn
 
 
 def test_the_directory_has_everything(whole, home):
@@ -159,11 +178,47 @@ def test_what_was_stopped_goes_on(whole, home, tmp_path, monkeypatch, stop):
         assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
 
 
-def test_other_settings_are_refused(whole, home):
-    out, _ = whole
-    for change in ({"temperature": 0.5}, {"seed": 1}, {"template": "{question} ="}, {"benchmarks": "aime24"}):
-        with pytest.raises(ValueError, match=f"was begun with {next(iter(change))}.*another --out"):
-            evaluate(config_of(home, out, **change))
+OTHERS = {
+    "model": "another",
+    "benchmarks": "aime24",
+    "limit": 3,
+    "template": "{question} =",
+    "samples": 8,
+    "temperature": 0.5,
+    "top_p": 0.9,
+    "max_tokens": 21,
+    "context": 63,
+    "seed": 1,
+    "engine": "vllm",
+    "dtype": "bfloat16",
+}
+ELSEWHERE = {"url": "http://elsewhere", "batch_size": 3, "device": "cuda:7", "devices": 8}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_settings_are_refused(whole, home, name):
+    now = re.escape(str(OTHERS[name]))
+    with pytest.raises(ValueError, match=rf"was begun with {name}=.* \(now {now}\).*another --out"):
+        evaluate(replace(config_of(home, whole[0]), **{name: OTHERS[name]}))
+
+
+def test_other_words_in_the_file_of_a_template_are_refused(home, tmp_path, monkeypatch):
+    say(monkeypatch, lambda request: Response("A", 1, cut=False))
+    file = tmp_path / "mine.txt"
+    file.write_text("{question}")
+    config = config_of(home, tmp_path / "out", benchmarks="mmlu_pro", template=str(file))
+    evaluate(config)
+    file.write_text("{question}!")
+    with pytest.raises(ValueError, match=r"was begun with template_text=\{question\} \(now \{question\}!\)"):
+        evaluate(config)
+
+
+def test_where_and_how_fast_may_differ(whole, home, tmp_path):
+    out, text = whole
+    settings = {field.name for field in fields(EvaluationConfig)}
+    assert settings == {*OTHERS, *ELSEWHERE, "data_dir", "out"}  # a new one belongs here or above
+    shutil.copytree(home / "data", tmp_path / "moved")
+    assert evaluate(replace(config_of(home, out), data_dir=str(tmp_path / "moved"), **ELSEWHERE)) == text
 
 
 def test_other_data_is_refused(whole, home, tmp_path):
@@ -191,6 +246,25 @@ def test_a_damaged_line_is_told(home, tmp_path):
         evaluate(config_of(home, tmp_path))
 
 
+def test_settings_reach_the_engine_and_each_request(home, tmp_path, monkeypatch):
+    engine = say(monkeypatch, lambda request: Response("A", 1, cut=False))
+    made = {"url": "http://u", "batch_size": 4, "context": 99, "dtype": "bfloat16", "device": "cpu", "devices": 2}
+    drawn = {"samples": 3, "temperature": 0.6, "top_p": 0.9, "max_tokens": 77, "seed": 5, "limit": 2}
+    config = config_of(home, tmp_path, benchmarks="mmlu_pro", engine="vllm", **made, **drawn)
+    evaluate(config)
+    assert engine.made == (("vllm", config.model, template("{question}=")), made)
+    assert engine.samplings == [Sampling(temperature=0.6, top_p=0.9, max_tokens=77)]
+    seeds = [seed_of(5, "mmlu_pro", problem, sample) for problem in range(2) for sample in range(3)]
+    assert [request.seed for request in engine.asked] == seeds
+
+
+def test_a_prompt_that_leaves_just_max_tokens_is_not_confined(home, tmp_path, monkeypatch):
+    rooms = iter([20, 19, 21, 20])
+    say(monkeypatch, lambda request: Response("A", 1, cut=False), room=lambda prompt: next(rooms))
+    evaluate(config_of(home, tmp_path, benchmarks="mmlu_pro", max_tokens=20))
+    assert json.loads((tmp_path / "summary.json").read_text())["benchmarks"]["mmlu_pro"]["confined"] == 1 / 4
+
+
 def test_choices_are_judged_by_their_letter(home, tmp_path, monkeypatch):
     said = iter([r"I say \boxed{A}", "The answer is (A).", r"\boxed{\text{B}}", "Who knows?"])
     engine = say(monkeypatch, lambda request: Response(next(said), 5, cut=True))
@@ -207,7 +281,7 @@ def test_choices_are_judged_by_their_letter(home, tmp_path, monkeypatch):
 def test_the_average_is_of_all_six(tmp_path, monkeypatch):
     for name in ("aime24", "aime25", "amc23", "math500", "minerva", "olympiadbench"):
         tiny_language.write_rows(tmp_path / f"data/{name}.jsonl", [{"problem": "1?", "answer": "1"}] * 2)
-    say(monkeypatch, lambda request: Response(r"\boxed{1}", 1, cut=False), room=100)
+    say(monkeypatch, lambda request: Response(r"\boxed{1}", 1, cut=False), room=lambda prompt: 100)
     config = EvaluationConfig(
         model="Qwen/Qwen2.5-Math-7B", data_dir=str(tmp_path / "data"), out=str(tmp_path / "o")
     )

@@ -1,12 +1,17 @@
 """Engines: a real, tiny model through transformers; a real server that speaks OpenAI's protocol."""
 
 import json
+import sys
 import threading
 import time
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
+from transformers import GenerationConfig
 
 import tiny_language
 from entropyfloor.language import generation
@@ -14,6 +19,7 @@ from entropyfloor.language.decoding import Written
 from entropyfloor.language.generation import Request, Sampling, Server, Transformers, template
 
 INSTRUCTION = "Say it."
+STOP = "\n\nQuestion:"
 GREEDY = Sampling(0.0, 1.0, 24)
 DRAWN = Sampling(1.0, 1.0, 24)
 
@@ -81,6 +87,20 @@ def test_the_chat_template_is_the_tokenizers_own(model, tmp_path):
         Transformers(str(plain), template("chat"))
 
 
+@pytest.mark.parametrize("name", ["chat", "none"])
+def test_a_prompt_begins_with_one_special_token_whoever_puts_it_there(tmp_path, name):
+    path, begin = tiny_language.save(tmp_path), "<|im_start|>"
+    tokenizer = tiny_language.tokenizer(begin + tiny_language.CHAT)
+    begins = TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, 1)])  # as Llama's tokenizer does
+    tokenizer.backend_tokenizer.post_processor = begins
+    tokenizer.save_pretrained(path)
+    engine = Transformers(str(path), template(name))
+    prompt = engine.prompt("1?", "")
+    behind = engine.tokenizer(prompt.removeprefix(begin), add_special_tokens=False)["input_ids"]
+    assert engine.encode(prompt) == [1, *behind]
+    assert engine.room(prompt) == 255 - len(behind)
+
+
 # --- transformers ----------------------------------------------------------------------------------------
 
 
@@ -132,6 +152,17 @@ def test_a_response_ends_before_its_stop(model, engine):
     assert found.length == whole.text.index(stop) + 3
 
 
+@pytest.mark.parametrize("several", [True, False])
+def test_whatever_the_generation_config_ends_with_ends_a_response(engine, tmp_path, several):
+    written = reference(engine, "1?", 24)
+    end = written[5]
+    before = written[: written.index(end)]
+    path = tiny_language.save(tmp_path, scale=20.0)
+    GenerationConfig(eos_token_id=[0, end] if several else end).save_pretrained(path)  # chat models have several
+    other = Transformers(str(path), template("question"))
+    assert list(other.generate([Request("1?", 0)], GREEDY)) == [(engine.decode(before), len(before), False)]
+
+
 def test_a_stop_that_is_a_special_token_ends_a_response(model):
     engine = Transformers(model, template("qwen-math"))
     assert engine.ends == {0, 2}
@@ -166,6 +197,59 @@ def test_a_model_without_weights_says_so(model, tmp_path):
         Transformers(str(tmp_path), template("none"))
 
 
+def test_an_engine_is_made_as_it_is_asked_for(model):
+    options = {"batch_size": 3, "context": 300, "dtype": "bfloat16", "device": "cpu"}
+    engine = generation.engine("transformers", model, template("none"), **options)
+    assert (engine._model.dtype, engine._model.device) == (torch.bfloat16, torch.device("cpu"))
+    assert (engine.room("12"), engine._batch_size) == (298, 3)
+    assert generation.engine("transformers", model, template("none"), device="cpu")._model.dtype == torch.float32
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """The fields of vLLM's own that are set."""
+
+    temperature: float
+    top_p: float
+    max_tokens: int
+    seed: int
+    stop: list[str] | None
+    stop_token_ids: list[int]
+
+
+@pytest.mark.parametrize(("name", "stop", "ends"), [("qwen-math", None, [0, 2]), ("question", [STOP], [0])])
+def test_vllm_is_asked_in_token_ids_and_answers_in_order(model, monkeypatch, name, stop, ends):
+    """A stub in vLLM's place, as it installs only beside a GPU; it shows what vLLM is given and how it is read."""
+    vllm, made, asked = ModuleType("vllm"), [], []
+    said = [("42", [10, 11, *ends], "stop"), ("4", [10], "length"), ("", ends[:1], "stop")]
+
+    class LLM:
+        def __init__(self, **options):
+            made.append(options)
+
+        def generate(self, prompts, settings, *, use_tqdm):
+            asked.append((prompts, settings))
+            before = sum(len(some) for some, _ in asked[:-1])
+            outputs = [SimpleNamespace(text=t, token_ids=ids, finish_reason=why) for t, ids, why in said]
+            return [SimpleNamespace(outputs=[outputs[before + i]]) for i in range(len(prompts))]
+
+    vllm.LLM, vllm.SamplingParams = LLM, SamplingParams
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    options = {"batch_size": 2, "context": 200, "dtype": "bfloat16", "devices": 4}
+    engine = generation.engine("vllm", model, template(name), **options)
+    prompts = ["1?", "2" * 190, "3?"]
+    requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts, start=7)]
+    found = list(engine.generate(requests, Sampling(0.7, 0.8, 24)))
+    assert found == [("42", 2, False), ("4", 1, True), ("", 0, False)]
+    assert made == [{"model": model, "dtype": "bfloat16", "max_model_len": 200, "tensor_parallel_size": 4}]
+    assert [[each["prompt_token_ids"] for each in some] for some, _ in asked] == [
+        [engine.encode(prompt) for prompt in some] for some in (prompts[:2], prompts[2:])
+    ]
+    assert [each for _, some in asked for each in some] == [
+        SamplingParams(0.7, 0.8, longest, seed, stop, ends) for seed, longest in ((7, 24), (8, 10), (9, 24))
+    ]
+
+
 def test_vllm_where_it_is_missing_names_the_ways_out(model):
     pytest.importorskip("torch")
     try:
@@ -181,13 +265,13 @@ def test_vllm_where_it_is_missing_names_the_ways_out(model):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers with the prompt and the seed; `server.script` holds statuses to fail with first."""
+    """Answers with the prompt and the seed; `server.script` has failures before: a status, maybe a Retry-After."""
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
             self.server.seen.append((self.path, body, self.headers.get("Authorization")))
-            status = self.server.script.pop(0) if self.server.script else 200
+            status, *after = self.server.script.pop(0) if self.server.script else (200,)
         if body.get("prompt") == "slow":
             time.sleep(0.3)
         if status == "cut off":
@@ -198,6 +282,8 @@ class Handler(BaseHTTPRequestHandler):
         said = self.server.answer(self.path, body)
         data = said if isinstance(said, bytes) else json.dumps(said).encode()
         self.send_response(status)
+        for seconds in after:
+            self.send_header("Retry-After", seconds)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -229,14 +315,15 @@ def server():
 def test_a_server_is_asked_in_the_protocol_and_answers_in_order(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     engine = Server(server.url, "mine", template("question"), batch_size=3)
-    found = list(engine.generate([Request("slow", 0), *(Request("q", i) for i in range(1, 6))], DRAWN))
+    sampling = Sampling(0.7, 0.8, 24)
+    found = list(engine.generate([Request("slow", 0), *(Request("q", i) for i in range(1, 6))], sampling))
     assert [response.text for response in found] == ["slow 0", *(f"q {i}" for i in range(1, 6))]
     assert [response.cut for response in found] == [False] * 3 + [True] + [False] * 2
     assert found[0].length == len("slow 0")
-    path, body, key = server.seen[0]
-    assert (path, key) == ("/v1/completions", "Bearer secret")
-    expected = {"model": "mine", "max_tokens": 24, "temperature": 1.0, "top_p": 1.0, "stop": ["\n\nQuestion:"]}
-    assert {name: body[name] for name in expected} == expected
+    assert {(path, key) for path, _, key in server.seen} == {("/v1/completions", "Bearer secret")}
+    shared = {"model": "mine", "max_tokens": 24, "temperature": 0.7, "top_p": 0.8, "stop": [STOP]}
+    bodies = sorted((body for _, body, _ in server.seen), key=lambda body: body["seed"])
+    assert bodies == [{**shared, "prompt": "q" if i else "slow", "seed": i} for i in range(6)]
 
 
 def test_with_the_chat_template_a_server_puts_its_own_around(server):
@@ -246,7 +333,9 @@ def test_with_the_chat_template_a_server_puts_its_own_around(server):
     assert found.text == "1?\nBox. 0"
     path, body, _ = server.seen[0]
     assert path == "/v1/chat/completions"
-    assert body["messages"] == [{"role": "user", "content": "1?\nBox."}]
+    messages = [{"role": "user", "content": "1?\nBox."}]
+    sampling = {"max_tokens": 24, "temperature": 0.0, "top_p": 1.0, "seed": 0}
+    assert body == {"model": "mine", "messages": messages, **sampling}
 
 
 def test_a_response_of_a_server_ends_before_its_stop(server):
@@ -257,14 +346,42 @@ def test_a_response_of_a_server_ends_before_its_stop(server):
 
 @pytest.mark.parametrize("status", [429, 500, 503, "cut off"])
 def test_a_server_that_is_busy_is_asked_again(server, status):
-    server.script = [status, status]
+    server.script = [(status,), (status,)]
     engine = Server(server.url, "mine", template("none"), wait=0.01)
     assert [r.text for r in engine.generate([Request("q", 1)], GREEDY)] == ["q 1"]
     assert len(server.seen) == 3
 
 
+class Patience(threading.Event):
+    """Does not wait, and keeps how long it was to."""
+
+    def __init__(self):
+        super().__init__()
+        self.waits = []
+
+    def wait(self, timeout=None):
+        self.waits.append(timeout)
+        return False
+
+
+@pytest.mark.parametrize(
+    ("script", "waits"),
+    [
+        ([(503,), (503,), (503,)], [1.0, 2.0, 4.0]),
+        ([(429, "7"), (429, "0.5"), (503,)], [7.0, 2.0, 4.0]),  # what is asked for, unless it would wait longer
+        ([(429, "86400")], [300.0]),
+        ([(429, "Wed, 21 Oct 2015 07:28:00 GMT")], [1.0]),
+    ],
+)
+def test_a_busy_server_is_left_alone_twice_as_long_each_time(server, script, waits):
+    server.script, patience = [*script], Patience()
+    engine = Server(server.url, "mine", template("none"))
+    assert engine._ask(Request("q", 1), GREEDY, patience).text == "q 1"
+    assert patience.waits == waits
+
+
 def test_a_server_that_stays_down_is_given_up(server):
-    server.script = [503] * 3
+    server.script = [(503,)] * 3
     engine = Server(server.url, "mine", template("none"), wait=0.01, retries=2)
     with pytest.raises(ConnectionError, match=r"no answer, asked 3 times .503.*same command goes on"):
         list(engine.generate([Request("q", 1)], GREEDY))
@@ -278,7 +395,7 @@ def test_nobody_there_is_told():
 
 
 def test_a_refusal_is_told_at_once(server):
-    server.script, server.answer = [404], lambda path, body: {"error": "no such model"}
+    server.script, server.answer = [(404,)], lambda path, body: {"error": "no such model"}
     engine = Server(server.url, "mine", template("none"), wait=0.01)
     with pytest.raises(ValueError, match=r"refuses with 404: .*no such model.*Does it serve mine"):
         list(engine.generate([Request("q", 1)], GREEDY))
@@ -302,7 +419,7 @@ def test_an_answer_without_content_is_empty(server):
 
 
 def test_a_consumer_that_leaves_stops_the_asking(server):
-    engine = Server(server.url, "mine", template("none"), batch_size=1)
+    engine = generation.engine("server", "mine", template("none"), url=server.url, batch_size=1)
     responses = engine.generate([Request("slow", i) for i in range(50)], GREEDY)
     next(responses)
     responses.close()

@@ -317,6 +317,8 @@ def test_the_entropy_figure_shows_the_floor_the_mean_and_the_least(filled):
     np.testing.assert_allclose(drawn[era, "--"], [-7.2, -7.2, -7.3])
     np.testing.assert_allclose(drawn["black", "-"], [-3.0, -3.0])
     bottom, top = axes.get_ylim()
+    [shaded] = axes.patches
+    assert (shaded.get_y(), shaded.get_y() + shaded.get_height()) == pytest.approx((bottom, -3.0))
     assert -60.0 < bottom < -7.3  # an agent without a floor may leave the panel, one with a floor may not
     assert top > -2.0
     assert [text.get_text() for text in axes.texts] == [
@@ -579,7 +581,9 @@ def test_classifiers_are_judged(tmp_path):
     assert re.findall("<th scope[^>]*>([^<]*)", columns) == ["Agent", "NLL (nats)", "Calibration error (%)"]
     lines = re.findall(r"<tr><th[^>]*>(?:era|plain)</th>(.*?)</tr>", page.split("More of it")[1], re.DOTALL)
     era, plain = lines[:2]
-    assert re.findall(r">([^<]+)</td>", era)[0].startswith("1.500 [")  # as training logged it
+    nll, error = re.findall(r">([^<]+)</td>", era)
+    assert nll.startswith("1.500 [")  # as training logged it
+    assert error == "5.00 [5.00, 5.00]"
     assert "0.750" not in page  # AUROC, which training did not log: not every run was judged
     assert '<td class="number"></td>' in plain  # it has not logged its calibration
     rows = list(csv.DictReader((tmp_path / "report" / "table.csv").read_text().splitlines()))
@@ -652,6 +656,7 @@ def speaker(
                 run.log(step, {**rollout, **at, **scaled, "tokens_per_second": 1000.0 + 2 * seed})
             if step % every == 0:
                 judged = {"realised_entropy": 0.5, "realised_entropy/min": 0.0, "greedy": 0.5}
+                judged["response_length/eval"] = 12.5
                 shared = {f"pass_at_{k}": 0.125 * k + 0.01 * seed for k in (1, 2, 4) if k <= samples}
                 run.log(step, {"avg_at_k": 0.25 + 0.01 * step, **judged, **shared})
 
@@ -674,13 +679,20 @@ def test_learning_curves_of_language_models(tmp_path):
     assert entropy_figure(*spoken(tmp_path)) is None  # as there is that of responses
 
 
-@pytest.mark.parametrize("other", [{}, {"samples": 32}, {"step": 2}, {"step": None}])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {},
+        *({"samples": 32}, {"problems": 8}, {"temperature": 0.5}, {"asked": 2}, {"ood": "digits"}),
+        *({"step": 2}, {"step": None}),
+    ],
+)
 def test_pass_at_k_is_of_evaluate_where_it_judged_every_run_in_one_way(other, tmp_path):
     for seed in range(2):
         for agent in ("grpo", "era"):
             speaker(tmp_path, agent, seed)
             values = {"pass_at_1": 0.25, "pass_at_64": 0.5 + 0.25 * seed}
-            found = {"step": 4, "samples": 64, "values": values}
+            found = {"step": 4, "samples": 64, "problems": 9, "temperature": 1.0, "asked": 1, "values": values}
             if (agent, seed) == ("era", 1):
                 found |= other
             Run.open(tmp_path / agent / str(seed)).keep_evaluation(found)
@@ -744,7 +756,9 @@ def test_entropy_of_responses_stands_beside_its_thresholds(tmp_path):
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["the others", "ω_low"]
     assert len(plain_panel.collections) == 1
-    assert len(era_panel.collections) == 2  # its band, and below ω_low
+    _, shaded = era_panel.collections  # its band, and below ω_low
+    low = {(1, 0.25), (2, 0.25), (3, 0.125), (4, 0.125)}
+    assert {*map(tuple, shaded.get_paths()[0].vertices)} == {*low, *((step, 0) for step, _ in low)}
 
 
 def test_omega_high_is_drawn_where_it_is_in_sight(tmp_path):
@@ -792,16 +806,18 @@ def test_shares_of_responses_add_up(tmp_path):
     assert {tuple(area.get_facecolor()[0][:3]) for area in areas} == {
         matplotlib.colors.to_rgb(look["grpo"].colour)
     }
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-        "below ω_low",
-        "between",
-        "above ω_high",
-    ]
+    [legend] = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["below ω_low", "between", "above ω_high"]
+    strengths = [area.get_facecolor()[0][3] for area in areas]
+    assert [patch.get_facecolor()[3] for patch in legend.get_patches()] == strengths
+    assert len({*strengths}) == 3
 
 
 def test_entropies_of_tokens(tmp_path):
     speaker(tmp_path, entropy=lambda step: 0.5 + 0.1 * step)
     top, bottom = tokens_figure(*spoken(tmp_path)).axes
+    assert top.get_title("left") == "Entropy of the top 20 % of tokens (nats)"
+    assert bottom.get_title("left") == "Entropy of the bottom 80 % (nats)"
     np.testing.assert_allclose(top.lines[0].get_ydata(), [0.6, 0.7, 0.8, 0.9])
     np.testing.assert_allclose(bottom.lines[0].get_ydata(), [0.001, 0.002, 0.003, 0.004])
 
@@ -834,17 +850,19 @@ def test_the_page_of_language_models(tmp_path):
     assert [figure.get("class") for figure in page.all("figure")].count("wide") == 4
     head = next(row for row in page.rows if "Greedy (%)" in row)
     names = ["pass@4 (%)", "Greedy (%)", "Reward of rollouts", "Response entropy (nats)", "ω_low (nats)"]
-    assert head == ["Agent", *names, "Responses scaled (%)"]
+    assert head == ["Agent", *names, "Responses scaled (%)", "Length (tokens)"]
     lines = [row for row in page.rows if row[0] in ("grpo", "grpo-era") and len(row) == len(head)]
     plain_line, era_line = lines[:2]
     assert era_line[1].startswith("50.5 [")
-    assert era_line[3:] == [
+    assert era_line[2:] == [
+        "50.0 [50.0, 50.0]",
         "0.438 [0.438, 0.438]",
         "0.500 [0.500, 0.500]",
         "0.450 [\N{MINUS SIGN}0.185, 1.085]",
         "25.0 [25.0, 25.0]",
+        "12.5 [12.5, 12.5]",
     ]
-    assert plain_line[-2:] == ["", ""]
+    assert plain_line[-3:] == ["", "", "12.5 [12.5, 12.5]"]
     assert "1,001 [988, 1,014]" in next(row for row in page.rows if row[0] == "grpo")
     rows = list(csv.DictReader((tmp_path / "report" / "table.csv").read_text().splitlines()))
     assert [(row["label"], row["omega_low"], row["pass_at_4"]) for row in rows] == [

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -179,7 +180,13 @@ def evaluate_language(args: Sequence[str]) -> None:
         """
         return config
 
-    print(judge(_parse(parse, "evaluate language", args)))
+    config = _parse(parse, "evaluate language", args).resolved()
+    print(judge(config))
+    with suppress(ImportError):  # the numbers are there without the extra that draws
+        from entropyfloor.report import draw_benchmarks
+
+        if picture := draw_benchmarks(Path(str(config.out))):
+            print(f"pass@k        {picture}")
 
 
 def export(args: Sequence[str]) -> None:

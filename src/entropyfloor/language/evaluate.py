@@ -6,6 +6,7 @@ A directory of results holds
     machine.json            versions, hardware, command, commit, start
     <benchmark>.jsonl       append-only, one line a problem: prompt, responses, their answers and verdicts
     summary.json            scores with their intervals; written when all is there
+    pass.png, pass.svg      pass@k, drawn by the command where some benchmark has several responses
 
 The same command goes on with the problems that are missing.
 """

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from entropyfloor.language import model
+from entropyfloor.language.tasks import Problem
 from entropyfloor.language.train import description, read_config
 from entropyfloor.language.trainer import MODEL, Trainer
 from entropyfloor.runs import Run
@@ -61,6 +64,7 @@ def evaluate(
         {
             "step": trainer.step,
             "problems": len(found.problems),
+            "asked": _known_by(found.problems),
             "samples": samples,
             "temperature": trainer.config.eval_temperature,
             "values": found.values(),
@@ -77,6 +81,11 @@ def evaluate(
     lines.append(f"{'entropy':<22}{found.entropies.mean():.3f} nats, of the top tokens of a response")
     lines.append(f"{'written to':<22}{file}")
     return "\n".join(lines)
+
+
+def _known_by(problems: Sequence[Problem]) -> int:
+    """A number for these problems, in whatever order: a report must not compare what other files were given to."""
+    return zlib.crc32("\0".join(sorted(f"{problem.prompt}\0{problem.answer}" for problem in problems)).encode())
 
 
 def export(path: Path, out: Path) -> str:

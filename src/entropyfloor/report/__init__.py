@@ -7,6 +7,7 @@ from entropyfloor.extras import require
 
 require("report", "jinja2", "matplotlib", "scipy")
 
+from entropyfloor.report.benchmarks import draw_benchmarks  # noqa: E402
 from entropyfloor.report.page import write_report  # noqa: E402
 
-__all__ = ["write_report"]
+__all__ = ["draw_benchmarks", "write_report"]

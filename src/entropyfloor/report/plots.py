@@ -5,10 +5,11 @@ Figures are built without `pyplot`, so nothing global changes, and are the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
+from itertools import count
 from textwrap import fill
 from typing import Any, NamedTuple
 
@@ -117,8 +118,12 @@ Panel = Callable[[Scene, Axes], Sequence[Artist]]
 def looks(comparisons: Sequence[Comparison]) -> dict[str, Look]:
     """One look a label; where the colours are used up, the markers tell them apart."""
     names = sorted({group.label for comparison in comparisons for group in comparison.groups})
+    return dict(zip(names, _all_looks(), strict=False))
+
+
+def _all_looks() -> Iterator[Look]:
     colours, n = COLOURS + MORE_COLOURS, len(COLOURS)
-    return {name: Look(colours[i % len(colours)], MARKERS[i // n % len(MARKERS)]) for i, name in enumerate(names)}
+    return (Look(colours[i % len(colours)], MARKERS[i // n % len(MARKERS)]) for i in count())
 
 
 def score_figure(comparison: Comparison, look: dict[str, Look]) -> Figure:
@@ -160,6 +165,30 @@ def pass_figure(comparison: Comparison, look: dict[str, Look]) -> Figure | None:
     """pass@k of the last evaluation against k; None where nobody has it."""
     logged = any(group.pass_at for group in comparison.groups)
     return _figure(comparison, look, [_draw_pass]) if logged else None
+
+
+def benchmarks_figure(model: str, curves: Mapping[str, np.ndarray]) -> Figure:
+    """pass@k of one model on several benchmarks, with intervals over problems.
+
+    Args:
+        model: Its name.
+        curves: Of each benchmark k, the share of problems, and both ends of its interval: `[4, number of k]`.
+    """
+    look = dict(zip(curves, _all_looks(), strict=False))
+
+    def draw(axes: Axes) -> Sequence[Artist]:
+        for name, (k, share, *ends) in curves.items():
+            axes.plot(k, 100 * share, color=look[name].colour, marker=look[name].marker, ms=3.5, lw=2.2)
+            low, high = (100 * end for end in ends)
+            axes.fill_between(k, low, high, color=look[name].colour, alpha=0.16, lw=0, zorder=2)
+        _against_k(axes, (k for ks, *_ in curves.values() for k in ks))
+        axes.set_title("pass@k (%)")
+        return [
+            Line2D([], [], color=seen.colour, marker=seen.marker, lw=2.2, label=name)
+            for name, seen in look.items()
+        ]
+
+    return _arrange(model, [draw], [], 1, 3.8)
 
 
 def thresholds_figure(comparison: Comparison, look: dict[str, Look]) -> Figure | None:
@@ -290,15 +319,20 @@ def _draw_column(scene: Scene, axes: Axes, column: Column, log: bool = False) ->
 
 def _draw_pass(scene: Scene, axes: Axes) -> Sequence[Artist]:
     curves = {group.label: group.pass_at for group in scene.groups if group.pass_at}
-    axes.set_xscale("log", base=2)
     _draw_means(axes, curves, scene.look)
     _limit(axes, curves.values())
-    ks = sorted({int(k) for curve in curves.values() for k in curve.steps})
-    axes.set_xticks(ks, [str(k) for k in ks])
-    axes.set_xticks([], minor=True)
+    _against_k(axes, (k for curve in curves.values() for k in curve.steps))
     axes.set_title("pass@k at the last evaluation (%)")
-    axes.set_xlabel("k")
     return []
+
+
+def _against_k(axes: Axes, ks: Iterable[float]) -> None:
+    """Numbers of responses, each twice the one before."""
+    marks = sorted({int(k) for k in ks})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(marks, [str(k) for k in marks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("k")
 
 
 def _draw_responses(scene: Scene, axes: Axes) -> Sequence[Artist]:

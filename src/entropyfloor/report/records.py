@@ -125,7 +125,7 @@ NOT_A_DIFFERENCE = frozenset(
 )
 """Settings in which runs of one label may differ."""
 
-CONDITIONS = ("problems", "samples", "temperature", "ood")
+CONDITIONS = ("problems", "asked", "samples", "temperature", "ood")
 """What an evaluation may be told; numbers of other conditions are not comparable."""
 
 TOLERANCE = 1e-3

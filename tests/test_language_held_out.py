@@ -1,0 +1,112 @@
+"""`entropyfloor evaluate RUN`: what it writes and says follows from the counts of right responses it keeps."""
+
+import json
+import re
+from math import comb
+
+import numpy as np
+import pytest
+
+import tiny_language
+from entropyfloor.language import scores
+from entropyfloor.language.config import LanguageConfig
+from entropyfloor.language.generation import Request, Sampling, Transformers, template
+from entropyfloor.language.held_out import evaluate, export
+from entropyfloor.language.train import train
+from tiny_language import PROBLEMS
+
+pytest.importorskip("math_verify")
+
+SAMPLES, TOKENS = 6, 10
+SMALL = {"warm_start_steps": 0, "steps": 1, "prompts": 1, "samples": 2, "eval_samples": 1, "threads": 1}
+UNKNOWN = [("6+6", "12"), ("7+7", "14"), ("8+1", "9")]
+
+
+def file_of(path, problems):
+    return tiny_language.write_rows(path, [{"question": q, "answer": a} for q, a in problems])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run that knows five of the six `PROBLEMS`; the file that it was to be judged on is gone."""
+    home = tmp_path_factory.mktemp("run")
+    gone = file_of(home / "gone.jsonl", UNKNOWN[:1])
+    config = LanguageConfig(
+        task="file",
+        data=str(file_of(home / "data.jsonl", UNKNOWN[1:])),
+        test_data=str(gone),
+        model=str(tiny_language.taught(home / "taught")),
+        prompt="{question}=",
+        max_new_tokens=TOKENS,
+        eval_temperature=1e-3,
+        out=str(home / "run"),
+        **SMALL,
+    )
+    path = train(config)
+    gone.unlink()
+    return path
+
+
+@pytest.fixture(scope="module")
+def judged(run, tmp_path_factory):
+    """What `evaluate` wrote of `PROBLEMS`, and `told` of them, and the responses that it `shows`."""
+    held = file_of(tmp_path_factory.mktemp("held") / "held.jsonl", PROBLEMS)
+    told = evaluate(run, problems=10, samples=SAMPLES, temperature=2.0, test_data=held)
+    found = json.loads((run / "evaluation.json").read_text())
+    return {**found, "told": told, "shows": (run / "samples" / "evaluation.txt").read_text()}
+
+
+@pytest.fixture(scope="module")
+def greedy(run, tmp_path_factory):
+    """How many of the problems the likeliest response of the exported model solves."""
+    path = tmp_path_factory.mktemp("exported")
+    export(run, path)
+    engine = Transformers(str(path), template("{question}="))
+    requests = [Request(engine.prompt(question, ""), 0) for question, _ in PROBLEMS]
+    said = engine.generate(requests, Sampling(0.0, 1.0, TOKENS))
+    return sum(one.text == rf"\boxed{{{answer}}}" for one, (_, answer) in zip(said, PROBLEMS, strict=True))
+
+
+def test_values_and_intervals_are_those_of_the_counts(judged, greedy):
+    n, told = len(PROBLEMS), judged["told"]
+    assert [judged[name] for name in ("step", "problems", "samples", "temperature")] == [1, n, SAMPLES, 2.0]
+    counts = judged["correct"]
+    assert len({*counts} - {0, SAMPLES}) > 1  # otherwise much of what follows would be the same number
+    shares = {f"pass_at_{k}": [1 - comb(SAMPLES - c, k) / comb(SAMPLES, k) for c in counts] for k in (1, 2, 4, 6)}
+    shares |= {"avg_at_k": np.array(counts) / SAMPLES, "greedy": [1] * greedy + [0] * (n - greedy)}
+    assert 0 < greedy < n
+    assert set(judged["intervals_95"]) == set(shares)
+    for name, share in shares.items():
+        value, (low, high) = judged["values"][name], judged["intervals_95"][name]
+        assert (value, low, high) == pytest.approx(scores.accuracy(share), abs=1e-12)
+        assert low <= value <= high
+        assert low < high
+        called = f"avg@{SAMPLES}" if name == "avg_at_k" else name.replace("_at_", "@")
+        assert re.search(rf"^{called} +{100 * value:.1f} \[{100 * low:.1f}, {100 * high:.1f}\] %$", told, re.M)
+    assert f"{judged['values']['realised_entropy']:.3f} nats" in told
+    assert f"step 1, {n} problems, {SAMPLES} responses each at temperature 2" in told
+
+
+def test_the_responses_to_four_problems_can_be_read(judged):
+    _, *shown = re.split(r"^(\d\+\d)=\n", judged["shows"], flags=re.MULTILINE)
+    assert len({*shown[::2]} & {question for question, _ in PROBLEMS}) == 4
+    earned = [re.findall("^  ([01])  ", part, re.MULTILINE) for part in shown[1::2]]
+    assert [len(each) for each in earned] == [SAMPLES] * 4
+    assert [each.count("1") for each in earned] == judged["correct"][:4]
+
+
+@pytest.mark.parametrize(("last", "same"), [(PROBLEMS[-1], True), (("2+5", "100"), False)])
+def test_at_the_runs_own_temperature_every_response_is_the_likeliest(run, judged, greedy, tmp_path, last, same):
+    evaluate(run, samples=2, test_data=file_of(tmp_path / "held.jsonl", [last, *PROBLEMS[:-1]]))
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found["temperature"] == 1e-3
+    assert sorted(found["correct"]) == [0] * (len(PROBLEMS) - greedy) + [2] * greedy
+    assert (found["asked"] == judged["asked"]) == same  # by which reports see what may be compared
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({}, r"gone\.jsonl"), ({"temperature": 0.0}, "eval_temperature=0.0 must be positive")]
+)
+def test_what_cannot_be_judged_is_refused(run, options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(run, **options)
