@@ -232,7 +232,10 @@ class Run:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ValueError(f"another process is writing {self.path}: wait for it or stop it") from None
-            yield
+            try:
+                yield
+            finally:  # also for processes that were forked meanwhile and are still there
+                fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _dump(
