@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.rewards import Reward
 from entropyfloor.language.tasks import (
     Arithmetic,
@@ -493,16 +494,21 @@ def test_rewards_of_questions_do_not_hang():
 
 
 def test_the_task_of_a_config(tmp_path):
-    config = {"data": None, "test_data": None, "min_level": 0, "prompt": "{question}", "largest": 9}
-    assert task_of(SimpleNamespace(task="countdown-3", **config)) == Countdown(3, largest=9)
-    for name in ("countdown-3", "countdown-4", "arithmetic", "modular"):
-        assert task_of(SimpleNamespace(task=name, **config)).name == name
+    for asked, task in {
+        LanguageConfig(task="countdown", largest=9).resolved(): Countdown(3, largest=9),
+        LanguageConfig(task="countdown-4"): Countdown(4),
+        LanguageConfig(task="arithmetic"): Arithmetic(),
+        LanguageConfig(task="arithmetic", digits=3): Arithmetic(3),
+        LanguageConfig(task="modular"): Modular(),
+        LanguageConfig(task="modular", chain_length=3): Modular(3),
+    }.items():
+        assert task_of(asked) == task
     with pytest.raises(ValueError, match="task=file needs data"):
-        task_of(SimpleNamespace(task="file", **config))
+        task_of(SimpleNamespace(task="file", data=None))
     with pytest.raises(ValueError, match="task='chess' must be countdown-3"):
-        task_of(SimpleNamespace(task="chess", **config))
-    config["data"] = written(tmp_path / "mine.jsonl", ROWS)
-    assert task_of(SimpleNamespace(task="file", **config)).name == "mine"
+        task_of(SimpleNamespace(task="chess"))
+    mine = str(written(tmp_path / "mine.jsonl", ROWS))
+    assert task_of(LanguageConfig(task="file", data=mine, model="x", warm_start_steps=0)).name == "mine"
 
 
 @needs_data

@@ -1,72 +1,45 @@
 """The language trainer on a real small transformer: what it samples, what it learns, and that it resumes."""
 
-import copy
 import math
+import re
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import tiny_language
 from entropyfloor.cli import main
+from entropyfloor.experiments import recipe
 from entropyfloor.language import trainer as trainers
+from entropyfloor.language.benchmarks import INSTRUCTIONS
 from entropyfloor.language.config import LanguageConfig
+from entropyfloor.language.generation import TEMPLATES
 from entropyfloor.language.held_out import evaluate, export
-from entropyfloor.language.model import characters, head_of, hidden_states, load, load_weights, tiny, weights_of
+from entropyfloor.language.model import (
+    Policy,
+    characters,
+    head_of,
+    hidden_states,
+    load,
+    load_weights,
+    tiny,
+    weights_of,
+)
 from entropyfloor.language.rollout import joined, sample
-from entropyfloor.language.tasks import Problem
 from entropyfloor.language.train import read_config, resume, train
 from entropyfloor.language.trainer import Batch, Trainer
 from entropyfloor.language.warm_start import file_of
 from entropyfloor.runs import Run, read_run
 from entropyfloor.torch import functional as F
-
-TINY = {
-    "layers": 1,
-    "hidden": 16,
-    "heads": 2,
-    "warm_start_steps": 3,
-    "warm_start_batch": 8,
-    "steps": 2,
-    "prompts": 4,
-    "samples": 4,
-    "eval_problems": 4,
-    "eval_samples": 4,
-    "eval_every": 2,
-    "checkpoint_every": 2,
-    "threads": 1,
-}
-
-
-@dataclass(frozen=True)
-class Evens:
-    """Say an even digit first: a task that a model of no size learns in no time."""
-
-    name: str = "evens"
-    alphabet: str = "0123456789?"
-    max_prompt: int = 2
-    max_new_tokens: int = 2
-
-    def problems(self, split, count, seed, *, or_fewer=False):
-        digits = np.random.default_rng(seed).integers(0, 10, count)
-        return [Problem(f"{digit}?", "", {}) for digit in digits]
-
-    def solution(self, problem, rng, *, wander=False):
-        return str(rng.integers(0, 10))
-
-    def reward(self, problem, response):
-        return float(response[:1] in tuple("02468"))
+from tiny_language import TINY, Evens, config
 
 
 @pytest.fixture
 def evens(monkeypatch):
     monkeypatch.setattr(trainers, "task_of", lambda config: Evens())
-
-
-def config(tmp_path, **settings):
-    return LanguageConfig(**{**TINY, "out": str(tmp_path / "run"), **settings})
 
 
 def lines(path):
@@ -96,7 +69,6 @@ def test_responses_end_where_they_end():
     model, tokenizer = tiny("0123", layers=1, hidden=16, heads=2, length=40)
     prompts = ["0", "0123"] * 40
     drawn = sample(model, tokenizer, prompts, seed=0, max_new_tokens=12, batch_size=32)
-    assert not model.training or model.train()
     length = drawn.response_mask.shape[1]
     assert drawn.tokens.shape == drawn.mask.shape == (80, 4 + length)
     assert 0 < int(drawn.ended.sum()) < 80
@@ -106,6 +78,43 @@ def test_responses_end_where_they_end():
         assert tokenizer.eos_token_id not in said[:-1]
         assert bool((row[~mask] == tokenizer.pad_token_id).all())
         assert text == tokenizer.decode(said, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_sampling_is_without_dropout_and_leaves_the_model_as_it_was(training):
+    torch.manual_seed(0)
+    model, tokenizer = tiny("0123", layers=1, hidden=16, heads=2, length=40)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.5 * torch.randn(p.shape))  # attention matters
+    model.model.layers[0].self_attn.attention_dropout = 0.9
+    drawn = []
+    for noise in (0, 1):
+        model.train(training)
+        torch.manual_seed(noise)
+        drawn.append(sample(model, tokenizer, ["0123"] * 20, seed=0, max_new_tokens=8).texts)
+        assert model.training is training
+    assert drawn[0] == drawn[1]
+
+
+def test_a_policy_says_what_its_model_says():
+    """Its head is applied here, with the soft cap of a model that has one, and its cache goes on."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 7, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    capped = Gemma2ForCausalLM(Gemma2Config(**sizes, **heads, final_logit_softcapping=0.1, pad_token_id=0))
+    for model in (tiny("01234", layers=2, hidden=16, heads=2, length=40)[0], capped):
+        model.eval()
+        tokens = torch.tensor([[2, 3, 4, 5], [6, 5, 4, 3]])
+        with torch.no_grad():
+            expected = model(tokens).logits
+            first = Policy(model)(input_ids=tokens[:, :3], use_cache=True)
+            then = Policy(model)(input_ids=tokens[:, 3:], past_key_values=first.past_key_values, use_cache=True)
+        torch.testing.assert_close(first.logits[:, -1], expected[:, 2])
+        torch.testing.assert_close(then.logits[:, -1], expected[:, 3])
+    assert 0.05 < expected.abs().max() < 0.1
 
 
 def test_padding_changes_no_log_probability():
@@ -211,39 +220,12 @@ ARMS = [
     {"head": "era", "omega_low": 3.0, "omega_high": 4.0},
     {"head": "era", "omega_low": 3.0, "omega_high": 4.0, "scale_advantages": True, "kl_coef": 0.1},
     {"loss": "gspo", "minibatches": 2},
-    {"loss": "dr-grpo", "aggregate": "sequence-mean"},
+    {"loss": "dr-grpo"},
+    {"aggregate": "sequence-mean"},
     {"forking": 0.2, "entropy_coef": 0.1},
     {"clip_cov": 0.1, "minibatches": 2},
     {"kl_cov": 0.1, "minibatches": 2},
 ]
-
-
-def test_what_is_compared_with_a_reference_is_neither_scaled_nor_filtered(evens, tmp_path):
-    """Before the first update the policy is its reference, whatever ERA makes of its log-probabilities."""
-    settings = {"head": "era", "omega_low": 3.0, "omega_high": 4.0, "top_k": 2, "kl_coef": 1.0}
-    trainer = Trainer(config(tmp_path, **settings, warm_start_steps=0))
-    trainer.reference = copy.deepcopy(trainer.model)
-    batch, _ = trainer._rollout()
-    plain, mask = batch._replace(scale=torch.ones_like(batch.scale)), batch.responses.response_mask
-    _, _, _, unscaled = trainer._log_probs(batch)
-    torch.testing.assert_close(unscaled[mask], batch.reference[mask], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(unscaled[mask], batch.unscaled[mask], atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(trainer._log_probs(plain)[0][mask], batch.unscaled[mask], atol=1e-2)  # filtered
-
-
-@pytest.mark.parametrize("freeze", [True, False])
-def test_advantages_are_compared_before_they_are_scaled(freeze, evens, tmp_path):
-    """With k = 4 an advantage of 1.5 is scaled to less than `min_advantage` = 1; it is scaled all the same."""
-    settings = {"head": "era", "omega_low": 3.0, "omega_high": 4.0, "k": 4.0, "scale_advantages": True}
-    trainer = Trainer(
-        config(tmp_path, **settings, min_advantage=1.0, freeze_scale=freeze, warm_start_steps=0, samples=16)
-    )
-    batch, _ = trainer._rollout()
-    high = batch.advantages > 1
-    assert 0 < high.sum() < len(high)
-    log_probs, advantages, _, _ = trainer._log_probs(batch)
-    torch.testing.assert_close(advantages, torch.where(high, batch.advantages / 4, batch.advantages))
-    torch.testing.assert_close(log_probs, batch.old, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("settings", ARMS, ids=lambda settings: "-".join(settings) or "grpo")
@@ -290,36 +272,21 @@ def test_thresholds_follow_from_the_entropy_that_rl_begins_with(evens, tmp_path)
 
 
 def test_the_second_stage_has_thresholds_of_its_own(evens, tmp_path):
-    path = train(config(tmp_path, head="era", steps=4, second_stage=0.5, omega_low=0.4, top_k=20))
-    record = read_run(path)
-    assert record.series("omega_low")[1].tolist() == [0.4, 0.4, 0.2, 0.2]
+    stages = {"head": "era", "steps": 4, "second_stage": 0.5, "omega_low": 0.45, "top_k": 20}
+    record = read_run(train(config(tmp_path / "auto", **stages)))
+    assert record.series("omega_low")[1].tolist() == pytest.approx([0.45, 0.45, 0.2, 0.2])
     assert len(record.series("omega_high")[0]) == 2  # infinite in the second
+    record = read_run(train(config(tmp_path / "given", **stages, omega_low_2=0.3, omega_high_2=5.0)))
+    assert record.series("omega_low")[1].tolist() == [0.45, 0.45, 0.3, 0.3]
+    assert record.series("omega_high")[1].tolist()[2:] == [5.0, 5.0]
 
 
-def test_groups_that_all_earned_the_same_are_replaced(evens, tmp_path, monkeypatch):
-    asked = []
-
-    def problems(self, split, count, seed, *, or_fewer=False):
-        asked.append((split, count))
-        return [Problem(f"{i}?", "", {}) for i in range(count)]
-
-    def reward(self, problem, response):
-        return float(problem.prompt[0] in "01" and len(response) % 2)
-
-    monkeypatch.setattr(Evens, "problems", problems)
-    monkeypatch.setattr(Evens, "reward", reward)
-    trainer = Trainer(config(tmp_path, dynamic_sampling=True, max_refills=1, warm_start_steps=0, samples=16))
-    batch, found = trainer._rollout()
-    assert [split for split, _ in asked] == ["train", "train"]
-    assert found["usable_groups"] == 0.5
-    assert len(batch.advantages) == 4 * 16
-    assert {
-        text for text, value in zip(batch.responses.texts, batch.advantages, strict=True) if value == 0
-    } == set()
-    monkeypatch.setattr(Evens, "reward", lambda *_: 0.0)
-    batch, found = trainer._rollout()
-    assert (batch, found["reward"]) == (None, 0.0)
-    assert "loss" not in trainer._train_step()  # nothing to learn from is no error
+@pytest.mark.parametrize("settings", [{"omega_high": 0.1}, {"omega_high_2": 0.1}])
+def test_thresholds_that_cross_are_refused_when_they_are_known(settings, evens, tmp_path):
+    """That is before the first update, and not where the second stage begins."""
+    trainer = Trainer(config(tmp_path, head="era", second_stage=0.5, warm_start_steps=0, **settings))
+    with pytest.raises(ValueError, match=r"RL begins with an entropy of 2\.[0-9]+ nats.*ω_high=0.1 is not above"):
+        trainer._rollout()
 
 
 # --- runs ------------------------------------------------------------------------------------------------
@@ -372,7 +339,7 @@ def test_what_is_trained_can_be_loaded_and_read(evens, tmp_path):
 
 
 def test_a_number_that_is_not_finite_stops_the_run(evens, tmp_path, monkeypatch):
-    monkeypatch.setattr(Trainer, "_minibatch", lambda self, batch: {"loss": math.nan})
+    monkeypatch.setattr(Trainer, "_minibatch", lambda self, batch, **_: {"loss": math.nan})
     with pytest.raises(FloatingPointError, match="loss is nan in step 1: the run stops here"):
         train(config(tmp_path))
     assert list((tmp_path / "run" / "failure").iterdir())
@@ -387,8 +354,13 @@ def test_a_number_that_is_not_finite_stops_the_run(evens, tmp_path, monkeypatch)
         ({"kl_cov": 0.1}, "do nothing where every ratio is 1"),
         ({"kl_cov": 0.1, "clip_cov": 0.1, "minibatches": 2}, "choose one"),
         ({"minibatches": 3}, "prompts=4 must be a multiple of minibatches=3"),
-        ({"head": "era", "omega_low": 2.0, "omega_high": 1.0}, "omega_low=2.0 must be at least 0 and below"),
-        ({"head": "era", "omega_low": math.nan, "omega_high": 1.0}, "omega_low=nan must be"),
+        ({"head": "era", "omega_low": 2.0, "omega_high": 1.0}, "omega_low=2.0 must be below omega_high=1.0"),
+        ({"head": "era", "omega_low_2": 2.0, "omega_high_2": 1.0}, "omega_low_2=2.0 must be below omega_high_2"),
+        ({"head": "era", "omega_low": math.nan}, "omega_low=nan must be finite and at least 0"),
+        ({"head": "era", "omega_high": math.nan, "omega_low": 1.0}, "omega_low=1.0 must be below omega_high=nan"),
+        ({"head": "era", "min_advantage": -1.0}, "min_advantage=-1.0 must be finite and at least 0"),
+        ({"forking": 0.0}, "forking=0.0 must be above 0 and at most 1"),
+        ({"top_fraction": 0.0}, "top_fraction=0.0 must be above 0 and at most 1"),
         ({"head": "era", "top_k": 5, "freeze_scale": False}, "top_k needs freeze_scale"),
         ({"k": 1.0}, "k=1.0 must be above 1"),
         ({"loss": "ppo"}, "loss='ppo' must be one of grpo, dr-grpo, gspo"),
@@ -397,6 +369,41 @@ def test_a_number_that_is_not_finite_stops_the_run(evens, tmp_path, monkeypatch)
 def test_settings_that_cannot_be(settings, message):
     with pytest.raises(ValueError, match=message):
         LanguageConfig(**{**TINY, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"k": 3.0, "top_k": 20}, "k=3.0, top_k=20 would be ignored without head='era'"),
+        ({"min_advantage": 1.0}, "min_advantage=1.0 would be ignored without head='era'"),
+        ({"scale_advantages": True}, "scale_advantages=True would be ignored without head='era'"),
+        ({"freeze_scale": False}, "freeze_scale=False would be ignored without head='era'"),
+        ({"kl_cov_coef": 0.5}, "kl_cov_coef=0.5 would be ignored without kl_cov"),
+        ({"loss": "gspo", "aggregate": "sequence-mean"}, "would be ignored without loss='grpo'"),
+        ({"loss": "dr-grpo", "aggregate": "sequence-mean"}, "would be ignored without loss='grpo'"),
+        ({"data": "x", "max_prompt": 9}, "data='x', max_prompt=9 would be ignored without task='file'"),
+        ({"task": "arithmetic", "largest": 9}, "largest=9 would be ignored without task='countdown'"),
+        ({"digits": 3}, "digits=3 would be ignored without task='arithmetic'"),
+        ({"chain_length": 3}, "chain_length=3 would be ignored without task='modular'"),
+    ],
+)
+def test_settings_that_would_be_ignored(settings, message):
+    with pytest.raises(ValueError, match=message):
+        LanguageConfig(**{**TINY, **settings}).resolved()
+
+
+def test_countdown_has_three_numbers():
+    short, long = (LanguageConfig(task=task, largest=9) for task in ("countdown", "countdown-3"))
+    assert short.resolved() == long.resolved()
+
+
+def test_tasks_of_other_sizes_have_warm_starts_of_their_own(tmp_path):
+    sizes = [
+        *({"task": "arithmetic"}, {"task": "arithmetic", "digits": 3}),
+        *({"task": "modular"}, {"task": "modular", "chain_length": 3}),
+        *({"task": "countdown-3"}, {"task": "countdown-3", "largest": 9}),
+    ]
+    assert len({file_of(LanguageConfig(**size, warm_starts=str(tmp_path))) for size in sizes}) == 6
 
 
 def test_runs_share_a_warm_start(evens, tmp_path):
@@ -476,8 +483,42 @@ def test_what_a_model_keeps_beside_its_parameters_is_loaded_too():
 def test_a_response_must_fit_into_the_model(sums, tmp_path):
     trainer = Trainer(config(tmp_path, **sums, max_new_tokens=9))  # "99 + 99" has 7 tokens
     trainer.close()
-    with pytest.raises(ValueError, match=r"a prompt of 7 tokens and max_new_tokens=10 do not fit into the 16 pos"):
+    with pytest.raises(ValueError, match=r"a prompt of 7 tokens and max_new_tokens=10 do not fit .*short, 16: "):
         Trainer(config(tmp_path, **sums, max_new_tokens=10))
+    Trainer(config(tmp_path, **sums, max_new_tokens=10, context=17)).close()
+    with pytest.raises(ValueError, match=r"max_new_tokens=9 do not fit .*short, 15: give"):
+        Trainer(config(tmp_path, **sums, max_new_tokens=9, context=15))
+
+
+def test_prompts_that_are_too_long_are_left_out(sums, tmp_path, caplog):
+    trainer = Trainer(config(tmp_path, **sums, max_new_tokens=11, max_prompt=5))  # up to "9 + 9"
+    trainer.close()
+    found = [p.prompt for split in ("train", "test") for p in trainer.task.problems(split, 99, 0, or_fewer=True)]
+    assert sorted(found) == [f"{i} + {i}" for i in range(10)]
+    told = re.findall("data: ([0-9]+) of ([0-9]+) problems to .* more than 5 tokens", caplog.text)
+    assert np.array(told, int).sum(0).tolist() == [90, 100]
+    with pytest.raises(ValueError, match="data has no problem to train with: allow longer prompts"):
+        Trainer(config(tmp_path, **sums, max_new_tokens=11, max_prompt=4))
+
+
+@pytest.mark.parametrize("name", ["language/dapo-7b", "language/math-1.5b"])
+def test_recipes_of_mathematics_ask_for_a_box_and_fit_into_their_models(name, tmp_path, caplog):
+    """Into 4096 positions, as Qwen2.5-Math says it has; the 8192 tokens of the larger one need to be asked for."""
+    model = str(tiny_language.save(tmp_path / "model", context=4096))
+    questions = [*(f"{i}+{i}?" for i in range(60)), "1" + 1000 * "+1"]
+    rows = [{"question": question, "answer": "1", "level": 5} for question in questions]
+    data = str(tiny_language.write_rows(tmp_path / "data.jsonl", rows))
+    (planned, *_) = recipe.load(name).runs("paper", tmp_path, settings={"model": model, "data": data})
+    asked = LanguageConfig(**planned.settings, out=str(tmp_path / "run"))
+    trainer = Trainer(asked)
+    trainer.close()
+    assert "1 of" in caplog.text
+    assert "more than 1024 tokens and are left out" in caplog.text
+    (problem,) = trainer.task.problems("train", 1, 0)
+    wrapped = TEMPLATES["qwen-math"].fill(problem.row["question"], INSTRUCTIONS["math"])
+    assert problem.prompt == wrapped
+    with pytest.raises(ValueError, match="do not fit into the context"):
+        Trainer(replace(asked, max_prompt=None))
 
 
 def test_the_command_trains_goes_on_and_reports(tmp_path, monkeypatch, capsys):

@@ -1,11 +1,15 @@
-"""A language model as small as they come, and a few problems to ask it."""
+"""A language model as small as they come, a few problems to ask it, and settings of a run that takes no time."""
 
 import json
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 import entropyfloor.language.libraries  # noqa: F401  before transformers, so that a broken torchvision does no harm
+from entropyfloor.language.config import LanguageConfig
+from entropyfloor.language.tasks import Problem
 
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM  # isort: skip
 
@@ -81,3 +85,48 @@ def taught(path, *, steps=150, context=64):
         optimiser.step()
     model.save_pretrained(path)
     return path
+
+
+# --- runs ------------------------------------------------------------------------------------------------
+
+
+TINY = {
+    "layers": 1,
+    "hidden": 16,
+    "heads": 2,
+    "warm_start_steps": 3,
+    "warm_start_batch": 8,
+    "steps": 2,
+    "prompts": 4,
+    "samples": 4,
+    "eval_problems": 4,
+    "eval_samples": 4,
+    "eval_every": 2,
+    "checkpoint_every": 2,
+    "threads": 1,
+}
+
+
+@dataclass(frozen=True)
+class Evens:
+    """Say an even digit first: a task that a model of no size learns in no time."""
+
+    name: str = "evens"
+    alphabet: str = "0123456789?"
+    max_prompt: int = 2
+    max_new_tokens: int = 2
+
+    def problems(self, split, count, seed, *, or_fewer=False):
+        digits = np.random.default_rng(seed).integers(0, 10, count)
+        return [Problem(f"{digit}?", "", {}) for digit in digits]
+
+    def solution(self, problem, rng, *, wander=False):
+        return str(rng.integers(0, 10))
+
+    def reward(self, problem, response):
+        return float(response[:1] in tuple("02468"))
+
+
+def config(tmp_path, **settings):
+    """Settings of a run in `tmp_path`."""
+    return LanguageConfig(**{**TINY, "out": str(tmp_path / "run"), **settings})

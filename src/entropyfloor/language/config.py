@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from entropyfloor.runs.settings import COUNT, FINITE, NATURAL, POSITIVE, SEED, SHARE, Range, check
 
-TaskName = Literal["countdown-3", "countdown-4", "arithmetic", "modular", "file"]
+TaskName = Literal["countdown", "countdown-3", "countdown-4", "arithmetic", "modular", "file"]
 LossName = Literal["grpo", "dr-grpo", "gspo"]
 Threshold = float | Literal["auto"]
 
 ABOVE_ONE = Range(1, math.inf, "above 1", open=True)
+SOME = Range(math.ulp(0), 1, "above 0 and at most 1")
 RANGES = {
     **dict.fromkeys(("layers", "hidden", "heads", "prompts", "samples", "max_new_tokens", "minibatches"), COUNT),
     "largest": Range(2, math.inf, "at least 2"),
-    **dict.fromkeys(("micro_batch", "eval_every", "eval_problems", "eval_samples", "checkpoint_every"), COUNT),
+    **dict.fromkeys(("digits", "chain_length", "max_prompt", "context", "sample_batch", "micro_batch"), COUNT),
+    **dict.fromkeys(("eval_every", "eval_problems", "eval_samples", "checkpoint_every"), COUNT),
     **dict.fromkeys(
         ("warm_start_steps", "warm_start_batch", "steps", "max_refills", "threads", "min_level"), NATURAL
     ),
     **dict.fromkeys(("weight_decay", "clip_low", "clip_high", "kl_coef", "kl_cov_coef", "warmup"), NATURAL),
-    **dict.fromkeys(("warm_start_random", "kl_cov", "clip_cov", "forking", "top_fraction", "second_stage"), SHARE),
+    **dict.fromkeys(("omega_low", "omega_low_2", "min_advantage"), NATURAL),
+    **dict.fromkeys(("warm_start_random", "kl_cov", "clip_cov", "second_stage"), SHARE),
+    **dict.fromkeys(("forking", "top_fraction"), SOME),
     **dict.fromkeys(("learning_rate", "warm_start_learning_rate", "temperature", "eval_temperature"), POSITIVE),
     "clip_grad": POSITIVE,
-    **dict.fromkeys(("entropy_coef", "min_advantage"), FINITE),
+    "entropy_coef": FINITE,
     "k": ABOVE_ONE,
     "top_k": COUNT,
     "seed": SEED,
@@ -38,19 +42,27 @@ class LanguageConfig:
     """A language model, warmed up by supervision and trained by RL. What is left at None follows from the rest."""
 
     task: TaskName = "countdown-3"
-    """countdown-3, countdown-4, arithmetic, modular (none needs a download), or file: questions with answers."""
+    """countdown (that is countdown-3), countdown-4, arithmetic, modular, which need no download; or file."""
     largest: int = 20
     """Task countdown: the largest of the numbers."""
+    digits: int = 2
+    """Task arithmetic: digits of the larger numbers."""
+    chain_length: int = 5
+    """Task modular: operations of a chain."""
     data: str | None = None
-    """Task file: a jsonl, json or parquet file to train on."""
+    """Task file: a jsonl, json or parquet file of questions with answers to train on."""
     test_data: str | None = None
     """Task file: one to be judged on; by default a tenth of `data`."""
     min_level: int = 0
     """Task file: only problems of at least this level; the paper trains on MATH from 3 on."""
     prompt: str = "{question}"
     """Task file: what the model is given; {question} stands for the question."""
+    max_prompt: int | None = None
+    """Task file: longest prompt in tokens; problems with longer ones are left out, and their number is told."""
     model: str = "tiny"
     """Any causal language model, by hub name or path; tiny is one of the Qwen2 architecture made from nothing."""
+    context: int | None = None
+    """Tokens of prompt and response together, if not what the model's config says."""
     layers: int = 4
     """Model tiny: transformer layers."""
     hidden: int = 128
@@ -91,8 +103,12 @@ class LanguageConfig:
     """How often it is filled up at most."""
     minibatches: int = 1
     """Updates that share a rollout; with 1 every ratio is 1, and no clip or covariance does anything."""
+    sample_batch: int = 256
+    """Responses that are sampled at a time: what their keys and values take is memory."""
     micro_batch: int = 256
     """Responses in a forward pass; gradients add up, so it changes nothing but memory."""
+    gradient_checkpointing: bool = False
+    """Keep only what goes into each layer and compute the rest again on the way back: less memory, more time."""
 
     loss: LossName = "grpo"
     """grpo, dr-grpo (no standard deviation, constant length), gspo (ratio of whole responses)."""
@@ -118,19 +134,20 @@ class LanguageConfig:
     head: Literal["none", "era"] = "none"
     """era: log-probabilities of the update are taken at scaled logits (Eq. 16)."""
     omega_low: Threshold = "auto"
-    """ω_low: responses of less entropy are made more random. auto: 0.75 of the entropy that RL begins with."""
+    """ω_low: responses of less entropy are made more random. auto: 0.75 of the entropy that RL begins with.
+    With head none the thresholds do no more than count responses."""
     omega_high: Threshold = "auto"
     """ω_high: those of more are made less random. auto: 5 times the entropy that RL begins with."""
     second_stage: float = 1.0
     """Share of `steps` after which the second pair of thresholds holds; 1 for never."""
-    omega_low_2: float = 0.2
-    """ω_low of the second stage."""
+    omega_low_2: Threshold = "auto"
+    """ω_low of the second stage. auto: 4/9 of the first one's, as the paper's 0.2 is of its 0.45."""
     omega_high_2: float = math.inf
     """ω_high of the second stage."""
     k: float = 2.0
     """Scale of Eq. 16."""
     min_advantage: float = 0.0
-    """Only tokens with a larger advantage are scaled; 1.0 mimics the release."""
+    """Only positive advantages of at least this have their logits scaled; 1.0 mimics the release."""
     top_k: int | None = None
     """Logits of the update outside the largest so many are dropped where the advantage is positive: 20."""
     scale_advantages: bool = False
@@ -149,7 +166,7 @@ class LanguageConfig:
     clip_grad: float = 1.0
     """Gradients are scaled down to this norm."""
     precision: Literal["no", "bf16"] = "no"
-    """Mixed precision of the forward pass; log-probabilities are computed in float32 in any case."""
+    """Mixed precision of the model in RL, as it samples and as it learns; its logits are float32 in any case."""
     device: str = "auto"
     """Such as cuda or cpu; auto takes an accelerator where there is one."""
 
@@ -191,21 +208,46 @@ class LanguageConfig:
             raise ValueError("top_k needs freeze_scale: which logits are dropped would change with the scale")
         for low, high in (("omega_low", "omega_high"), ("omega_low_2", "omega_high_2")):
             thresholds = [getattr(self, name) for name in (low, high)]
-            if "auto" not in thresholds and not 0 <= thresholds[0] < thresholds[1]:
-                raise ValueError(f"{low}={thresholds[0]} must be at least 0 and below {high}={thresholds[1]}")
+            if "auto" not in thresholds and not thresholds[0] < thresholds[1]:
+                raise ValueError(f"{low}={thresholds[0]} must be below {high}={thresholds[1]}")
 
     def resolved(self) -> LanguageConfig:
-        """The same run with nothing left at None that has a value; `max_new_tokens` follows from the task."""
-        if self.task != "file" and (self.data or self.test_data):
-            raise ValueError(f"data and test_data are for task='file': task={self.task!r} makes its own problems")
+        """The same run with nothing left at None that has a value; `max_new_tokens` follows from the task.
+
+        Raises:
+            ValueError: A setting would be ignored.
+        """
+        self._refuse_ignored()
         low, high = self._clip
+        task: TaskName = "countdown-3" if self.task == "countdown" else self.task
         name = self.model.rstrip("/").rsplit("/", 1)[-1]
         return replace(
             self,
+            task=task,
             clip_low=low,
             clip_high=high,
-            out=self.out or f"runs/language/{self.task}-{name}/{self.label}/seed-{self.seed}",
+            out=self.out or f"runs/language/{task}-{name}/{self.label}/seed-{self.seed}",
         )
+
+    def _refuse_ignored(self) -> None:
+        """What was given and would do nothing was meant to do something."""
+        parts = {
+            "task='file'": (self.task == "file", ("data", "test_data", "min_level", "prompt", "max_prompt")),
+            "task='countdown'": (self.task.startswith("countdown"), ("largest",)),
+            "task='arithmetic'": (self.task == "arithmetic", ("digits",)),
+            "task='modular'": (self.task == "modular", ("chain_length",)),
+            "loss='grpo'": (self.loss == "grpo", ("aggregate",)),
+            "kl_cov": (self.kl_cov > 0, ("kl_cov_coef",)),
+            "head='era'": (
+                self.head == "era",
+                ("k", "min_advantage", "top_k", "scale_advantages", "freeze_scale"),
+            ),
+        }
+        defaults = {field.name: field.default for field in fields(self)}
+        for part, (is_there, names) in parts.items():
+            given = [f"{name}={getattr(self, name)!r}" for name in names if getattr(self, name) != defaults[name]]
+            if given and not is_there:
+                raise ValueError(f"{', '.join(given)} would be ignored without {part}")
 
     @property
     def _clip(self) -> tuple[float, float]:

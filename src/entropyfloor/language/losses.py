@@ -29,7 +29,8 @@ those of the batch: nothing is divided by the size of a micro-batch.
 | KL to a reference | `policy_terms(…) + β kl_terms(log_probs, reference_log_probs, mask)` |
 
 ERA needs no case here: the two log-probs of `policy_terms` are then those at the same row scales, and advantages
-may be scaled, `[B, T]`. Entropies, KL divergences and covariances stay those of the unscaled policy.
+may be scaled, `[B, T]`. Entropies, covariances and KL penalties, that of KL-Cov too, stay those of the unscaled
+policy.
 
 `mask` is True, or not 0, at the tokens of the response. What stands at other places, NaN and inf included, changes
 neither a value nor a gradient, which is 0 there. A response without tokens counts for nothing, one with a single
@@ -162,8 +163,10 @@ def kl_terms(
 
     With `d = log π - log π'`: k1 is d, k2 is d² / 2, k3 is `e^-d + d - 1` (Schulman 2020, "Approximating KL
     divergence"), and abs is |d|, no KL divergence but the penalty of KL-Cov (Cui et al. 2025, arXiv 2505.22617,
-    Sec. 4, in its authors' code). k1 and k3 have the right mean. As a loss on the policy's own samples only k2
-    has the gradient of KL(π ‖ π'): that of k1 is 0 on average, that of k3 is the one of KL(π' ‖ π).
+    Sec. 4, in its authors' code). It is flat only at 0: where both are one policy, give `log_probs.detach()`, as
+    what two passes round differently has the full slope. k1 and k3 have the right mean. As a loss on the policy's
+    own samples only k2 has the gradient of KL(π ‖ π'): that of k1 is 0 on average, that of k3 is the one of
+    KL(π' ‖ π).
 
     Args:
         log_probs: log π of the tokens.
@@ -388,6 +391,7 @@ def policy_statistics(
     Returns:
         `clip_fraction`, of which `clip_fraction/low` and `clip_fraction/high`: tokens past the bound that acts on
         them. `ratio`: mean of r. `approx_kl`: KL(π_old ‖ π) in nats, by k3 from the tokens that π_old sampled.
+        With ERA clips are those of scaled log-probs, and the two of the policy itself those of unscaled ones.
 
     Raises:
         ValueError: As `policy_terms`.

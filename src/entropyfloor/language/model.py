@@ -8,7 +8,7 @@ from entropyfloor.language import libraries  # noqa: F401
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -18,17 +18,20 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 PAD, END = "<pad>", "<end>"
+Precision = Literal["no", "bf16"]
 
 
 class Head(NamedTuple):
@@ -44,6 +47,26 @@ def device_of(name: str) -> torch.device:
     if name != "auto":
         return torch.device(name)
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")  # type: ignore[return-value]
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """What a model runs in: bf16 is mixed precision, no is the precision of its weights."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def context_of(config: PreTrainedConfig, given: int | None = None) -> int | None:
+    """Tokens of prompt and response together: as given, or what the config says; None where it sets no limit."""
+    return given or getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def checkpoint_layers(model: PreTrainedModel) -> None:
+    """Let each layer of a model in training keep no more than its input for the way back.
+
+    Raises:
+        ValueError: The model does not know how.
+    """
+    now, before = "activation_checkpointing_enable", "gradient_checkpointing_enable"  # transformers has renamed it
+    getattr(model, now if hasattr(model, now) else before)({"use_reentrant": False})
 
 
 def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -201,3 +224,30 @@ def hidden_states(
     backbone: Any = model.get_decoder()
     found: Tensor = backbone(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False)[0]
     return found
+
+
+class Policy:
+    """A model as `decode` calls it, whose logits have the precision of its head whatever it runs in.
+
+    So has an update. Logits of a head in bf16 are rounded by up to 0.06, which makes another policy of them.
+
+    Args:
+        model: A causal language model.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.device = model.device
+        self._backbone: Any = model.get_decoder()
+        self._head = head_of(model)
+
+    def forward(self, **inputs: Any) -> CausalLMOutputWithPast:
+        """Logits of what comes next, and the cache."""
+        found = self._backbone(**inputs)
+        weight, bias, softcap = self._head
+        with torch.autocast(self.device.type, enabled=False):
+            logits = torch.nn.functional.linear(found[0][:, -1:].to(weight.dtype), weight, bias)
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
+        return CausalLMOutputWithPast(logits=logits, past_key_values=found.past_key_values)
+
+    __call__ = forward

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from entropyfloor.language.decoding import Written, decode
+from entropyfloor.language.model import Policy, Precision, autocast
 from entropyfloor.torch.seeding import derived
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def sample(
     max_new_tokens: int,
     temperature: float = 1.0,
     batch_size: int = 256,
+    precision: Precision = "no",
 ) -> Responses:
     """One response to each prompt, from the model itself: nothing is cut off its distribution.
 
@@ -67,6 +69,7 @@ def sample(
         max_new_tokens: Longest response, at least 1.
         temperature: Of the logits; 0 takes the likeliest token each time.
         batch_size: Sequences at a time.
+        precision: What the model runs in; its logits are float32 in any case, as in the update.
 
     Raises:
         ValueError: There is no prompt, one without a token, or no room for a response.
@@ -79,14 +82,15 @@ def sample(
     written: list[Written] = []
     for some in parts(len(prompts), batch_size):
         places = range(some.start, some.stop)
-        written += decode(
-            model,
-            before[some],
-            limits=[max_new_tokens] * len(places),
-            seeds=[derived(seed, place) for place in places],
-            ends={tokenizer.eos_token_id},
-            temperature=temperature,
-        )
+        with autocast(model.device, precision):  # around all of it: weights are rounded once, not for each token
+            written += decode(
+                Policy(model),
+                before[some],
+                limits=[max_new_tokens] * len(places),
+                seeds=[derived(seed, place) for place in places],
+                ends={tokenizer.eos_token_id},
+                temperature=temperature,
+            )
     model.train(training)
     after = [each.tokens for each in written]
     width, length = max(map(len, before)), max(map(len, after))

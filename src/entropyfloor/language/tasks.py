@@ -105,9 +105,9 @@ def task_of(config: LanguageConfig) -> Task:
     if name in ("countdown-3", "countdown-4"):
         return Countdown(int(name[-1]), largest=config.largest)
     if name == "arithmetic":
-        return Arithmetic()
+        return Arithmetic(config.digits)
     if name == "modular":
-        return Modular()
+        return Modular(config.chain_length)
     if name != "file":
         raise ValueError(f"task={name!r} must be countdown-3, countdown-4, arithmetic, modular or file")
     if config.data is None:
@@ -414,13 +414,7 @@ class Questions:
         asked = {problem.prompt for problem in held}
         self.name = name
         self._problems = {"train": _unique(p for p in train if p.prompt not in asked), "test": _unique(held)}
-        for split, problems in self._problems.items():
-            if not problems:
-                raise ValueError(f"{name} has no problem to {split} with: give more, or test data of its own")
-        everything = [*self._problems["train"], *self._problems["test"]]
-        self.prompts = [problem.prompt for problem in everything]
-        self.alphabet = "".join(sorted({c for p in everything for c in p.prompt + p.answer}))
-        self.max_prompt = max(map(len, self.prompts))
+        self._check("give more, or test data of its own")
         self._reward = Reward(reward or Answer(is_correct), seconds=seconds)
 
     @classmethod
@@ -460,6 +454,39 @@ class Questions:
         held = None if test is None else problems(test, 0)
         return cls(problems(train, min_level), held, **({"name": Path(train).stem} | options))
 
+    @property
+    def prompts(self) -> list[str]:
+        """All that is asked, to train and to test."""
+        return [problem.prompt for problems in self._problems.values() for problem in problems]
+
+    @property
+    def alphabet(self) -> str:
+        """The characters of prompts and answers."""
+        return "".join(sorted({c for each in self._problems.values() for p in each for c in p.prompt + p.answer}))
+
+    @property
+    def max_prompt(self) -> int:
+        """Longest prompt, in characters."""
+        return max(map(len, self.prompts))
+
+    def leave_out(self, lengths: Mapping[str, int], most: int) -> None:
+        """Go on without the problems whose prompts are longer than `most`, and log how many they are.
+
+        Args:
+            lengths: Of each of `prompts`, such as tokens.
+            most: What is not too long yet.
+
+        Raises:
+            ValueError: Nothing is left to train on, or to be judged on.
+        """
+        for split, problems in self._problems.items():
+            kept = [problem for problem in problems if lengths[problem.prompt] <= most]
+            if longer := len(problems) - len(kept):
+                told = "%s: %d of %d problems to %s with have prompts of more than %d tokens and are left out"
+                log.warning(told, self.name, longer, len(problems), split, most)
+            self._problems[split] = kept
+        self._check("allow longer prompts")
+
     def problems(self, split: Split, count: int, seed: int, *, or_fewer: bool = False) -> list[Problem]:
         """Some of them, at random, without repeating one.
 
@@ -493,6 +520,11 @@ class Questions:
     def close(self) -> None:
         """End the processes that judge."""
         self._reward.close()
+
+    def _check(self, way: str) -> None:
+        for split, problems in self._problems.items():
+            if not problems:
+                raise ValueError(f"{self.name} has no problem to {split} with: {way}")
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:

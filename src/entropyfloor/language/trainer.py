@@ -42,6 +42,8 @@ INIT, PROBLEMS, SAMPLE, UPDATE, EVALUATE = 0, 2, 3, 4, 5
 """Streams of random numbers; 1 is that of the warm start."""
 LOW_SHARE, HIGH_SHARE = 0.75, 5.0
 """Thresholds in entropies that RL began with; the paper's 0.45 and 3.0 are as far apart."""
+LOW_SHARE_2 = 0.2 / 0.45
+"""ω_low of the second stage in that of the first, as in the paper."""
 MODEL = "model"
 """Directory of a run in which its model is described, and in the end is."""
 SHOWN = 4
@@ -66,6 +68,18 @@ class Batch(NamedTuple):
         """Some of the responses."""
         tensors = (each if each is None else each[index] for each in self[1:])
         return Batch._make((self.responses.rows(index), *tensors))
+
+
+class Seen(NamedTuple):
+    """What a forward pass says of each token of responses, with gradients."""
+
+    log_probs: Float[Tensor, "B T"]
+    """As the loss compares them: at the scale of each response, filtered in the first stage."""
+    unscaled: Float[Tensor, "B T"]
+    """Those of the policy itself."""
+    entropies: Float[Tensor, "B T"]
+    advantages: Tensor
+    """As the loss weighs them, `[B]`."""
 
 
 class Trainer:
@@ -100,7 +114,9 @@ class Trainer:
             self.model, self.tokenizer = model.load(config.model)
         self.model.to(self.device)  # type: ignore[arg-type]
         model.head_of(self.model)  # which refuses what cannot be trained here
-        self._check_room()
+        if config.gradient_checkpointing:
+            model.checkpoint_layers(self.model)
+        self._make_room()
         self.reference: PreTrainedModel | None = None
         self.optimiser = self._optimiser(config.learning_rate)
         self.thresholds: tuple[float, float] | None = None
@@ -264,11 +280,7 @@ class Trainer:
         reference = None if self.reference is None else self._swept(self.reference, responses)[0]
         of_responses = F.response_entropy(entropies, mask, config.top_fraction)
         if self.thresholds is None:
-            initial = float(of_responses.mean())
-            auto = (LOW_SHARE * initial, HIGH_SHARE * initial)
-            asked = (config.omega_low, config.omega_high)
-            low, high = (a if value == "auto" else float(value) for a, value in zip(auto, asked, strict=True))
-            self.thresholds = low, high
+            self.thresholds = self._first_thresholds(float(of_responses.mean()))
         low, high = self._thresholds
         old, scale = unscaled, torch.ones_like(of_responses)
         found: dict[str, float] = {}
@@ -300,13 +312,17 @@ class Trainer:
         self.model.train()
         size = len(batch.advantages) // config.minibatches
         found: dict[str, list[float]] = {}
-        for rows in parts(len(batch.advantages), size):
-            for name, value in self._minibatch(batch.rows(rows)).items():
+        for number, rows in enumerate(parts(len(batch.advantages), size)):
+            for name, value in self._minibatch(batch.rows(rows), on_policy=number == 0).items():
                 found.setdefault(name, []).append(value)
         return {name: sum(values) / len(values) for name, values in found.items()}
 
-    def _minibatch(self, batch: Batch) -> dict[str, float]:
-        """One update; whatever is chosen or normalised over the batch is, before it is taken apart."""
+    def _minibatch(self, batch: Batch, *, on_policy: bool) -> dict[str, float]:
+        """One update; whatever is chosen or normalised over the batch is, before it is taken apart.
+
+        On-policy, in the first update of a rollout, the policy is compared with itself: ratios are 1 and not 1 but
+        for rounding, which would clip some of GSPO's and give KL-Cov's |log r|, flat at 0, its full slope.
+        """
         config, mask = self.config, batch.responses.response_mask
         means = {"grpo": config.aggregate.removesuffix("-mean"), "dr-grpo": "length", "gspo": "sequence"}
         mean = means[config.loss]
@@ -322,23 +338,27 @@ class Trainer:
                 penalised = losses.kl_cov_tokens(covariances, mask, config.kl_cov)
             else:
                 generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
-                clipped = losses.clipped_tokens(*self._current(batch), mask, **self._bounds)
+                clipped = torch.zeros_like(mask) if on_policy else self._clipped(batch)
                 chosen = losses.clip_cov_tokens(covariances, clipped, mask, generator, fraction=config.clip_cov)
                 used = used & ~chosen
         total: dict[str, Tensor] = {}
         for rows in parts(len(mask), config.micro_batch):
             part, w, m = batch.rows(rows), weights[rows], mask[rows]
-            log_probs, advantages, entropies, unscaled = self._log_probs(part)
-            terms = used[rows] * losses.policy_terms(log_probs, part.old, advantages, m, **self._bounds)
+            seen = self._seen(part)
+            old, unscaled = (seen.log_probs, seen.unscaled) if on_policy else (part.old, part.unscaled)
+            terms = used[rows] * losses.policy_terms(seen.log_probs, old, seen.advantages, m, **self._bounds)
             if penalised is not None:
-                terms = terms + config.kl_cov_coef * losses.kl_terms(log_probs, part.old, penalised[rows], "abs")
+                kl = losses.kl_terms(seen.unscaled, unscaled, penalised[rows], "abs")
+                terms = terms + config.kl_cov_coef * kl
             if config.entropy_coef:
-                terms = terms + losses.entropy_terms(entropies, m, config.entropy_coef)
-            if part.reference is not None and unscaled is not None:
-                terms = terms + config.kl_coef * losses.kl_terms(unscaled, part.reference, m)
+                terms = terms + losses.entropy_terms(seen.entropies, m, config.entropy_coef)
+            if part.reference is not None:
+                terms = terms + config.kl_coef * losses.kl_terms(seen.unscaled, part.reference, m)
             loss = losses.weighted_sum(terms, w)
             loss.backward()
-            found = losses.policy_statistics(log_probs, part.old, advantages, w, **self._bounds)
+            found = losses.policy_statistics(seen.log_probs, old, seen.advantages, w, **self._bounds)
+            of_policy = losses.policy_statistics(seen.unscaled, unscaled, seen.advantages, w, **self._bounds)
+            found |= {name: of_policy[name] for name in ("ratio", "approx_kl")}
             for name, value in {"loss": loss.detach(), **found}.items():
                 total[name] = total.get(name, 0.0) + value
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_grad)
@@ -346,38 +366,33 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         return {name: float(value) for name, value in total.items()} | {"grad_norm": float(norm)}
 
-    def _log_probs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """With gradients: what the loss compares, and the log-probabilities of the policy itself for a reference.
-
-        Returns:
-            Log-probabilities and advantages at the scale of each response, entropies, and, where there is a
-            reference, log-probabilities of the policy that samples, neither scaled nor filtered.
-        """
-        config, scale = self.config, batch.scale
-        arguments = self._head(self.model, batch.responses, batch.advantages)
-        if config.freeze_scale:
-            log_probs, entropies = F.token_log_probs(scale=scale, **arguments)
-        else:
-            all_scales, entropies = F.token_log_probs_all_scales(k=config.k, **arguments)
-            if config.head == "era":
-                mask = batch.responses.response_mask
-                now = F.response_entropy(entropies.detach(), mask, config.top_fraction)
-                scale = F.era_token_scale(now, batch.advantages, **self._era)[:, None]
-            log_probs = F.log_probs_at(all_scales, scale)
-        unscaled = None
-        if batch.reference is not None:
+    def _seen(self, batch: Batch) -> Seen:
+        """Of the policy as it is now."""
+        config, scale, advantages = self.config, batch.scale, batch.advantages
+        arguments = self._head(self.model, batch.responses, advantages)
+        if config.head == "none":
+            log_probs, entropies = F.token_log_probs(**arguments)
+            return Seen(log_probs, log_probs, entropies, advantages)
+        all_scales, entropies = F.token_log_probs_all_scales(k=config.k, **arguments)
+        unscaled = all_scales[0]
+        if self._top_k is not None:
             unscaled, _ = F.token_log_probs(**arguments | {"top_k": None, "top_k_rows": None})
-        advantages = batch.advantages
+        if not config.freeze_scale:
+            now = F.response_entropy(entropies.detach(), batch.responses.response_mask, config.top_fraction)
+            scale = F.era_token_scale(now, advantages, **self._era)[:, None]
         if config.scale_advantages:
             advantages = F.scale_advantages(advantages, scale[:, 0])
-        return log_probs, advantages, entropies, unscaled
+        return Seen(F.log_probs_at(all_scales, scale), unscaled, entropies, advantages)
 
     @torch.no_grad()
-    def _current(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities of the whole batch, now and before, and advantages, as the loss compares them."""
-        parts_ = [self._log_probs(batch.rows(rows))[:2] for rows in parts(len(batch.old), self.config.micro_batch)]
-        log_probs, advantages = (torch.cat(each) for each in zip(*parts_, strict=True))
-        return log_probs, batch.old, advantages
+    def _clipped(self, batch: Batch) -> Tensor:
+        """Tokens of the batch that are past their bounds, as the loss compares them."""
+        found = []
+        for rows in parts(len(batch.old), self.config.micro_batch):
+            part = batch.rows(rows)
+            seen, mask = self._seen(part), part.responses.response_mask
+            found.append(losses.clipped_tokens(seen.log_probs, part.old, seen.advantages, mask, **self._bounds))
+        return torch.cat(found)
 
     # --- the model and its head --------------------------------------------------------------------------
 
@@ -386,7 +401,7 @@ class Trainer:
 
         Where advantages are given, logits are dropped, if it is asked for, from the tokens that they favour.
         """
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+        with model.autocast(self.device, self.config.precision):
             hidden = model.hidden_states(of, responses.tokens, responses.mask)
         length = responses.response_mask.shape[1]
         head = model.head_of(of)
@@ -434,10 +449,27 @@ class Trainer:
         """Only the first stage of the paper drops logits."""
         return None if self._second_stage or self.config.head == "none" else self.config.top_k
 
+    def _first_thresholds(self, initial: float) -> tuple[float, float]:
+        """Those of the first stage, which may follow from the entropy that RL begins with."""
+        config = self.config
+        low = LOW_SHARE * initial if config.omega_low == "auto" else config.omega_low
+        high = HIGH_SHARE * initial if config.omega_high == "auto" else config.omega_high
+        for one, other in ((low, high), self._second_thresholds(low)):
+            if config.head == "era" and not one < other:
+                raise ValueError(
+                    f"RL begins with an entropy of {initial:g} nats, from which auto makes ω_low={one:g}, and "
+                    f"ω_high={other:g} is not above it: give both"
+                )
+        return low, high
+
+    def _second_thresholds(self, low: float) -> tuple[float, float]:
+        config = self.config
+        return LOW_SHARE_2 * low if config.omega_low_2 == "auto" else config.omega_low_2, config.omega_high_2
+
     @property
     def _thresholds(self) -> tuple[float, float]:
         assert self.thresholds is not None
-        return (self.config.omega_low_2, self.config.omega_high_2) if self._second_stage else self.thresholds
+        return self._second_thresholds(self.thresholds[0]) if self._second_stage else self.thresholds
 
     @property
     def _era(self) -> dict[str, float]:
@@ -458,17 +490,21 @@ class Trainer:
             return {"clip_low": math.inf, "clip_high": math.inf, "ratio": ratio}
         return {"clip_low": config.clip_low, "clip_high": config.clip_high, "ratio": ratio}
 
-    def _check_room(self) -> None:
-        """Refuse responses for which the model has no positions left."""
-        known = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        longest = self.task.max_prompt
+    def _make_room(self) -> None:
+        """Leave out prompts that are too long, and refuse responses for which the context is too short."""
+        config, longest = self.config, self.task.max_prompt
         if isinstance(self.task, Questions):
-            longest = max(map(len, self.tokenizer(self.task.prompts).input_ids))
-        if known is not None and longest + int(self.config.max_new_tokens or 0) > known:
+            prompts = self.task.prompts
+            lengths = dict(zip(prompts, map(len, self.tokenizer(prompts).input_ids), strict=True))
+            if config.max_prompt is not None:
+                self.task.leave_out(lengths, config.max_prompt)
+            longest = max(lengths[prompt] for prompt in self.task.prompts)
+        context = model.context_of(self.model.config, config.context)
+        if context is not None and longest + int(config.max_new_tokens or 0) > context:
             raise ValueError(
-                f"a prompt of {longest} tokens and max_new_tokens={self.config.max_new_tokens} do not fit into "
-                f"the {known} positions of {self.config.model}: give a smaller --max-new-tokens, or leave out the "
-                f"longest problems"
+                f"a prompt of {longest} tokens and max_new_tokens={config.max_new_tokens} do not fit into the "
+                f"context of {config.model}, {context}: give a smaller --max-new-tokens or --max-prompt, or "
+                f"--context if the model takes more than its config says"
             )
 
     # --- the rest ----------------------------------------------------------------------------------------
@@ -481,6 +517,8 @@ class Trainer:
             seed=derived(self.config.seed, *stream),
             max_new_tokens=int(self.config.max_new_tokens or 0),
             temperature=temperature,
+            batch_size=self.config.sample_batch,
+            precision=self.config.precision,
         )
 
     def _rewards(self, problems: Sequence[Problem], responses: Responses, samples: int) -> Float[Tensor, "P k"]:

@@ -36,7 +36,8 @@ IGNORED = -100
 STREAM = 1
 """Of random numbers; the trainer's own have others."""
 SETTINGS = (
-    *("task", "largest", "model", "layers", "hidden", "heads", "seed", "clip_grad", "weight_decay"),
+    *("task", "largest", "digits", "chain_length", "model", "layers", "hidden", "heads", "seed"),
+    *("clip_grad", "weight_decay"),
     *("warm_start_steps", "warm_start_batch", "warm_start_learning_rate", "warm_start_random"),
 )
 """What a model warmed up follows from."""
