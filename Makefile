@@ -56,8 +56,9 @@ bench: $(VENV)/installed-hosts  ## The floors beside plain heads, the agents and
 	$(BIN)/python benchmarks/token_log_probs.py
 
 FIGURES := demo control/walker-run control/halfcheetah-ppo control/beside-sb3/pendulum control/beside-sb3/ppo \
-	control/beside-sb3/sac vision/cifar10-regularisers
+	control/beside-sb3/sac vision/cifar10-regularisers language/countdown language/long
 CIFAR10 := vision/cifar10-regularisers
+COUNTDOWN := language/countdown
 
 figures: $(VENV)/installed  ## Draw the figures of docs/ again, from results/
 	for name in $(FIGURES); do \
@@ -66,6 +67,9 @@ figures: $(VENV)/installed  ## Draw the figures of docs/ again, from results/
 	done
 	for kind in png svg; do \
 		cp report/$(CIFAR10)/cifar10-test-resnet-judged.$$kind docs/$(CIFAR10)/judged.$$kind || exit 1; \
+		for name in pass thresholds shares tokens; do \
+			cp report/$(COUNTDOWN)/countdown-3-tiny-$$name.$$kind docs/$(COUNTDOWN)/$$name.$$kind || exit 1; \
+		done \
 	done
 	$(BIN)/python examples/min_entropy.py --runs results/vision/cifar10-min-entropy results/$(CIFAR10)
 	$(BIN)/python examples/instability.py --draw --out results/control/instability
