@@ -30,7 +30,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging
 
 from entropyfloor.language.decoding import Written, decode
-from entropyfloor.language.model import device_of
+from entropyfloor.language.model import context_of, device_of
 
 EngineName = Literal["transformers", "vllm", "server"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -174,8 +174,7 @@ class _Tokens:
         if template.text is None and not self.tokenizer.chat_template:
             others = ", ".join(name for name in TEMPLATES if name != CHAT)
             raise ValueError(f"model {model}: its tokenizer has no chat template; choose another of {others}")
-        known = getattr(self.config.get_text_config(), "max_position_embeddings", None)
-        self.context = context or known
+        self.context = context_of(self.config, context)
         # A stop that is one token of its own never shows in the text: it ends a response as the model's end does.
         self.ends = {self.tokenizer.eos_token_id} - {None}
         self.stop: list[str] = []
