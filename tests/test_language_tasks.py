@@ -342,6 +342,12 @@ def test_errors_say_what_is_wrong(make, message):
         make()
 
 
+def test_none_at_all_is_not_fewer(monkeypatch):
+    monkeypatch.setattr("entropyfloor.language.tasks._is_held_out", lambda key: False)
+    with pytest.raises(ValueError, match="no more than 0 problems to test with"):
+        Arithmetic(1, "+").problems("test", 5, 0, or_fewer=True)
+
+
 def test_all_there_are_can_be_asked_for():
     sizes = []
     for split in ("train", "test"):
