@@ -21,6 +21,7 @@ from entropyfloor.language.held_out import evaluate, export
 from entropyfloor.language.model import (
     Policy,
     characters,
+    ends_of,
     head_of,
     hidden_states,
     load,
@@ -35,6 +36,8 @@ from entropyfloor.language.warm_start import file_of
 from entropyfloor.runs import Run, read_run
 from entropyfloor.torch import functional as F
 from tiny_language import TINY, Evens, config
+
+from transformers import GenerationConfig  # isort: skip
 
 
 @pytest.fixture
@@ -170,6 +173,26 @@ def test_a_model_is_loaded_by_its_path(tmp_path):
     assert head_of(again).weight is again.get_input_embeddings().weight
     with pytest.raises(ValueError, match="absent is no directory here, and no model of the hub could be loaded"):
         load(str(tmp_path / "absent"))
+
+
+def test_a_response_ends_wherever_its_model_ends(tmp_path):
+    """At the end of its tokenizer, at those of the checkpoint, and at the one that is asked for."""
+    path = str(tiny_language.save(tmp_path))
+    GenerationConfig(eos_token_id=[1, 7]).save_pretrained(path)
+    model, tokenizer = load(path, stop_token="<|im_end|>")
+    ends = {0, 1, 2, 7}
+    assert ends_of(model) == ends
+    drawn = sample(model, tokenizer, ["1+1="] * 200, seed=0, max_new_tokens=60)
+    seen = set()
+    for i, text in enumerate(drawn.texts):
+        said = drawn.targets[i][drawn.response_mask[i]].tolist()
+        assert (said[-1] in ends) == bool(drawn.ended[i])
+        assert not ends & set(said[:-1])
+        assert text == tokenizer.decode(said[:-1] if drawn.ended[i] else said)
+        seen |= ends & set(said)
+    assert seen == ends
+    with pytest.raises(ValueError, match=r"stop_token='</s>' is no token of model=.*: it must be a single one"):
+        load(path, stop_token="</s>")
 
 
 # --- learning --------------------------------------------------------------------------------------------
@@ -382,6 +405,7 @@ def test_settings_that_cannot_be(settings, message):
         ({"loss": "gspo", "aggregate": "sequence-mean"}, "would be ignored without loss='grpo'"),
         ({"loss": "dr-grpo", "aggregate": "sequence-mean"}, "would be ignored without loss='grpo'"),
         ({"data": "x", "max_prompt": 9}, "data='x', max_prompt=9 would be ignored without task='file'"),
+        ({"stop_token": "="}, "stop_token='=' would be ignored without task='file'"),
         ({"task": "arithmetic", "largest": 9}, "largest=9 would be ignored without task='countdown'"),
         ({"digits": 3}, "digits=3 would be ignored without task='arithmetic'"),
         ({"chain_length": 3}, "chain_length=3 would be ignored without task='modular'"),
@@ -437,7 +461,7 @@ def sums(tmp_path):
 
 
 def test_a_run_outlives_its_data(sums, tmp_path):
-    path = train(config(tmp_path, **sums, max_new_tokens=4, checkpoint_every=1))
+    path = train(config(tmp_path, **sums, max_new_tokens=4, checkpoint_every=1, stop_token="="))
     found = lines(path)
     moved = Path(sums["data"]).rename(tmp_path / "moved.jsonl")
     shutil.rmtree(tmp_path / "short")  # the model that it began with
@@ -456,11 +480,12 @@ def test_a_run_outlives_its_data(sums, tmp_path):
     weights = exported[0].state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in kept[0].state_dict().items())
     assert exported[0].generation_config.to_dict() == kept[0].generation_config.to_dict()
+    assert ends_of(exported[0]) == set(exported[1].convert_tokens_to_ids(["<end>", "="]))
     assert exported[1]("1 + 2").input_ids == kept[1]("1 + 2").input_ids
     assert "avg@2" in evaluate(path, problems=4, samples=2, data=moved)
 
-    (path / "model" / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"model has no config\.json"):
+    (path / "model" / "generation_config.json").unlink()
+    with pytest.raises(ValueError, match=r"model has no generation_config\.json"):
         export(path, tmp_path / "again")
 
 
@@ -517,6 +542,8 @@ def test_recipes_of_mathematics_ask_for_a_box_and_fit_into_their_models(name, tm
     (problem,) = trainer.task.problems("train", 1, 0)
     wrapped = TEMPLATES["qwen-math"].fill(problem.row["question"], INSTRUCTIONS["math"])
     assert problem.prompt == wrapped
+    ends = trainer.tokenizer.convert_ids_to_tokens(sorted(ends_of(trainer.model)))
+    assert set(ends) == set(TEMPLATES["qwen-math"].stop)
     with pytest.raises(ValueError, match="do not fit into the context"):
         Trainer(replace(asked, max_prompt=None))
 

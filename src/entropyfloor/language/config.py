@@ -59,6 +59,8 @@ class LanguageConfig:
     """Task file: what the model is given; {question} stands for the question."""
     max_prompt: int | None = None
     """Task file: longest prompt in tokens; problems with longer ones are left out, and their number is told."""
+    stop_token: str | None = None
+    """Task file: ends a response beside what the model ends at, such as <|im_end|> where the prompt has turns."""
     model: str = "tiny"
     """Any causal language model, by hub name or path; tiny is one of the Qwen2 architecture made from nothing."""
     context: int | None = None
@@ -232,7 +234,10 @@ class LanguageConfig:
     def _refuse_ignored(self) -> None:
         """What was given and would do nothing was meant to do something."""
         parts = {
-            "task='file'": (self.task == "file", ("data", "test_data", "min_level", "prompt", "max_prompt")),
+            "task='file'": (
+                self.task == "file",
+                ("data", "test_data", "min_level", "prompt", "max_prompt", "stop_token"),
+            ),
             "task='countdown'": (self.task.startswith("countdown"), ("largest",)),
             "task='arithmetic'": (self.task == "arithmetic", ("digits",)),
             "task='modular'": (self.task == "modular", ("chain_length",)),

@@ -30,7 +30,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging
 
 from entropyfloor.language.decoding import Written, decode
-from entropyfloor.language.model import context_of, device_of
+from entropyfloor.language.model import context_of, device_of, ends_of
 
 EngineName = Literal["transformers", "vllm", "server"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -245,8 +245,7 @@ class Transformers(_Tokens):
         except (OSError, ValueError) as error:
             raise ValueError(f"model {model} has no weights that can be loaded: {error}") from None
         self._model = loaded.to(self._device).eval()
-        own = self._model.generation_config.eos_token_id  # chat models have several
-        self.ends |= {own} - {None} if not isinstance(own, list) else set(own)
+        self.ends |= ends_of(self._model)
         self._batch_size = batch_size
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Response]:

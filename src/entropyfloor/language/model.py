@@ -6,7 +6,7 @@ from entropyfloor.language import libraries  # noqa: F401
 
 # isort: split
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -69,11 +69,15 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
     getattr(model, now if hasattr(model, now) else before)({"use_reentrant": False})
 
 
-def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(name: str, stop_token: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer, by hub name or path, in float32.
 
+    Args:
+        name: On the hub, or a directory.
+        stop_token: Ends a response too, beside the tokenizer's end of sequence and what the checkpoint ends at.
+
     Raises:
-        ValueError: There is none; the message says what was tried.
+        ValueError: There is none, and the message says what was tried; or `stop_token` is no token of it.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
@@ -89,14 +93,27 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         raise ValueError(f"model={name}: its tokenizer has no end of sequence, so no response would ever end")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so any token will do
+    ends = {int(tokenizer.eos_token_id)} | ends_of(model)
+    if stop_token is not None:
+        known = tokenizer.get_vocab()
+        if stop_token not in known:
+            raise ValueError(f"stop_token={stop_token!r} is no token of model={name}: it must be a single one")
+        ends.add(known[stop_token])
     # What a checkpoint recommends for sampling, such as a repetition penalty, would make another policy of it.
-    model.generation_config = _generation(tokenizer)
+    model.generation_config = _generation(tokenizer, ends)
     return model, tokenizer
+
+
+def ends_of(model: PreTrainedModel) -> set[int]:
+    """Tokens at which a response of `model` ends; those that chat are often taught several."""
+    ends = model.generation_config.eos_token_id
+    return set(ends) if isinstance(ends, list) else {ends} - {None}
 
 
 def describe(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write everything about a model but its weights where transformers reads it."""
     model.config.save_pretrained(path)
+    model.generation_config.save_pretrained(path)
     tokenizer.save_pretrained(path)
 
 
@@ -106,11 +123,12 @@ def described(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     Raises:
         ValueError: There is no description.
     """
-    if missing := [name for name in ("config.json", "tokenizer_config.json") if not (path / name).exists()]:
+    files = ("config.json", "generation_config.json", "tokenizer_config.json")
+    if missing := [name for name in files if not (path / name).exists()]:
         raise ValueError(f"{path} has no {' and no '.join(missing)}: a run writes them when it begins or goes on")
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path), dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-    model.generation_config = _generation(tokenizer)
+    model.generation_config = GenerationConfig.from_pretrained(path)
     return model, tokenizer
 
 
@@ -165,7 +183,9 @@ def tiny(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return Qwen2ForCausalLM(config), tokenizer
+    model = Qwen2ForCausalLM(config)
+    model.generation_config = _generation(tokenizer, {int(tokenizer.eos_token_id)})
+    return model, tokenizer
 
 
 def characters(alphabet: Sequence[str]) -> PreTrainedTokenizerBase:
@@ -211,9 +231,9 @@ def head_of(model: PreTrainedModel) -> Head:
     return Head(layer.weight, layer.bias, getattr(config, "final_logit_softcapping", None))
 
 
-def _generation(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """Until the end, and else as the model is."""
-    return GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+def _generation(tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> GenerationConfig:
+    """Until one of `ends`, and else as the model is."""
+    return GenerationConfig(eos_token_id=sorted(ends), pad_token_id=tokenizer.pad_token_id)
 
 
 def hidden_states(

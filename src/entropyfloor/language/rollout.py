@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from entropyfloor.language.decoding import Written, decode
-from entropyfloor.language.model import Policy, Precision, autocast
+from entropyfloor.language.model import Policy, Precision, autocast, ends_of
 from entropyfloor.torch.seeding import derived
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ def sample(
     """One response to each prompt, from the model itself: nothing is cut off its distribution.
 
     Args:
-        model: Put into evaluation mode while it samples.
-        tokenizer: Has an end of sequence, and a token that pads.
+        model: Put into evaluation mode while it samples; its generation config says which tokens end a response.
+        tokenizer: Has a token that pads.
         prompts: Several times the same one for several responses to it, best side by side: a batch reads it once.
         seed: The response to each prompt follows from it and the prompt's place.
         max_new_tokens: Longest response, at least 1.
@@ -79,6 +79,7 @@ def sample(
     before: list[list[int]] = tokenizer(list(prompts)).input_ids
     training = model.training
     model.eval()
+    ends = ends_of(model)
     written: list[Written] = []
     for some in parts(len(prompts), batch_size):
         places = range(some.start, some.stop)
@@ -88,7 +89,7 @@ def sample(
                 before[some],
                 limits=[max_new_tokens] * len(places),
                 seeds=[derived(seed, place) for place in places],
-                ends={tokenizer.eos_token_id},
+                ends=ends,
                 temperature=temperature,
             )
     model.train(training)
@@ -101,7 +102,8 @@ def sample(
         tokens[i, span] = torch.tensor(prompt + response)
         mask[i, span] = True
     tokens, mask = tokens.to(model.device), mask.to(model.device)
-    texts = tokenizer.batch_decode(after, skip_special_tokens=True)
+    said = [each.tokens[: -1 if each.ended else None] for each in written]
+    texts = tokenizer.batch_decode(said, skip_special_tokens=True)
     ended = torch.tensor([each.ended for each in written], device=model.device)
     return Responses(tokens, mask, mask[:, width:], texts, ended)
 

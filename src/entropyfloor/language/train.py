@@ -64,7 +64,7 @@ def resume(path: Path, **places: str) -> Path:
 def description(run: Run) -> Path | None:
     """Where a run with a checkpoint describes its model; None where the model is built as at the beginning."""
     found = run.path / MODEL
-    return found if run.checkpoints() and (found / "config.json").exists() else None
+    return found if run.checkpoints() and (found / "generation_config.json").exists() else None
 
 
 def train_seeds(config: LanguageConfig, seeds: Sequence[int]) -> list[Path]:

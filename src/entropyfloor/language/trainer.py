@@ -111,7 +111,7 @@ class Trainer:
                 self.task.alphabet, length=self.task.max_prompt + length + 1, **sizes
             )
         else:
-            self.model, self.tokenizer = model.load(config.model)
+            self.model, self.tokenizer = model.load(config.model, config.stop_token)
         self.model.to(self.device)  # type: ignore[arg-type]
         model.head_of(self.model)  # which refuses what cannot be trained here
         if config.gradient_checkpointing:
