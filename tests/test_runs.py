@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from entropyfloor.runs import Run, find_runs, machine, read_run
 from entropyfloor.runs.again import check_same
+from entropyfloor.runs.progress import Progress
 
 CONFIG = {"domain": "control", "agent": "sac", "seed": 3, "alpha": 1.0, "head": None}
 
@@ -244,3 +246,50 @@ def test_a_run_whose_files_were_moved_is_told_how_to_go_on(tmp_path):
         check_same(tmp_path / "run", {"seed": 0, "data_dir": "there"})
     with pytest.raises(ValueError, match=r"another --out$"):
         check_same(tmp_path / "run", {"seed": 1, "data_dir": "here"})
+
+
+# --- progress --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass when they are told to."""
+    passed = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: passed[0])
+    return passed
+
+
+def test_progress_tells_speed_and_the_time_left(clock, capsys):
+    with Progress(10_000, label="seed 1") as progress:
+        progress.report(2_000, "nothing yet")
+        progress.advance(2_000)  # a run that goes on: what was done before took no time
+        clock[0] = 10.0
+        progress.advance(4_000)
+        progress.report(4_000, "return 3.1")
+        clock[0] = 800.0
+        progress.report(6_000, "return 3.2")
+        progress.restart(6_000)
+        progress.report(6_000, "return 3.3")
+        clock[0] += 9_000.0
+        progress.report(9_000, "return 3.4")
+    assert capsys.readouterr().out.splitlines() == [
+        "seed 1 · 2,000/10,000 steps · nothing yet · starting",
+        "seed 1 · 4,000/10,000 steps · return 3.1 · 200 steps/s · 0:00:30 left",
+        "seed 1 · 6,000/10,000 steps · return 3.2 · 5.0 steps/s · 0:13:20 left",
+        "seed 1 · 6,000/10,000 steps · return 3.3 · starting",
+        "seed 1 · 9,000/10,000 steps · return 3.4 · 3.0 s/step · 0:50:00 left",
+    ]
+
+
+def test_a_terminal_shows_a_bar(clock, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    with Progress(40, unit="problems", every=1) as progress:
+        progress.advance(0)
+        progress.report(0, "avg@4 50 %")
+        clock[0] = 5.0
+        progress.advance(10)
+    said = capsys.readouterr().out
+    assert "10/40 problems · avg@4 50 % · 2.0 problems/s · 0:00:15 left" in re.sub(
+        r"\x1b\[[0-9;?]*[a-zA-Z]", "", said
+    )

@@ -61,6 +61,7 @@ class _Work:
 
     def __init__(self, total: int) -> None:
         self.progress = Progress(total, unit="runs", every=1)
+        self.progress.restart(0)
         self.failed: list[Planned] = []
         self.done = 0
         self._stopped = False
@@ -109,5 +110,7 @@ class _Work:
             else:
                 self.done += 1
             over = self.done + len(self.failed)
+            if process is None:
+                self.progress.restart(over)  # what was finished before says nothing of the speed
             self.progress.advance(over)
             self.progress.report(over, f"{run.out} {told}")

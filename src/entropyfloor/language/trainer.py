@@ -141,6 +141,7 @@ class Trainer:
                 if self.step == 0 and not run.checkpoints():
                     if config.warm_start_steps:
                         loss = warm_start(self.model, self.tokenizer, self.task, config, progress.advance)
+                        progress.restart(config.warm_start_steps)
                         run.log(0, {"loss/warm_start": loss})
                     self._evaluate(run, progress)
                     self.save(run)

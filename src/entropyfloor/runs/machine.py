@@ -15,7 +15,7 @@ import psutil
 
 PACKAGES = (
     *("entropyfloor", "numpy", "jax", "flax", "optax", "torch", "gymnasium", "mujoco", "dm_control"),
-    *("timm", "transformers", "trl", "accelerate"),
+    *("timm", "transformers", "trl", "accelerate", "vllm", "math-verify"),
 )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 
 
@@ -15,7 +16,7 @@ class Progress:
 
     Args:
         total: How much there is to do.
-        unit: Of what.
+        unit: Of what, in the plural.
         label: What stands before it, where several runs share a terminal.
         bar: Whether a terminal shows a bar; of several processes each would draw over the others'.
         every: How much between redraws, so that drawing costs nothing.
@@ -30,13 +31,12 @@ class Progress:
             BarColumn(),
             TaskProgressColumn(),
             TextColumn(f"{{task.completed:,.0f}}/{{task.total:,.0f}} {unit} · {{task.description}}"),
-            TimeRemainingColumn(),
             console=self._console,
             disable=not self._console.is_terminal,
         )
         self._total, self._unit, self._every = total, unit, every
         self._task = self._bar.add_task("", total=total)
-        self._first: tuple[int, float] | None = None
+        self._since: tuple[int, float] | None = None
         self._last = 0
         self._evaluation = "not evaluated"
 
@@ -49,26 +49,32 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
+    def restart(self, done: int) -> None:
+        """Measure speed from here: what follows has a pace of its own."""
+        self._since, self._last = (done, time.perf_counter()), done
+
     def advance(self, done: int) -> None:
         """Move the bar, now and then."""
-        if self._first is None:
-            self._first, self._last = (done, time.perf_counter()), done
+        if self._since is None:
+            self.restart(done)
         elif done - self._last >= self._every or done >= self._total:
             self._last = done
-            description = f"{self._label}{self._evaluation} · {self._rate(done):,.0f} {self._unit}/s"
+            description = f"{self._label}{self._evaluation} · {self._pace(done)}"
             self._bar.update(self._task, completed=done, description=description)
 
     def report(self, done: int, evaluation: str) -> None:
         """Show an evaluation; without a terminal, print a line."""
         self._evaluation = evaluation
         if not self._console.is_terminal:
-            rate = self._rate(done)
-            left = f"{(self._total - done) / rate:.0f} s left" if rate else "starting"
-            line = f"{done:,}/{self._total:,} {self._unit} · {evaluation} · {rate:,.0f} {self._unit}/s · {left}"
+            line = f"{done:,}/{self._total:,} {self._unit} · {evaluation} · {self._pace(done)}"
             self._console.print(f"{self._label}{line}", soft_wrap=True)
 
-    def _rate(self, done: int) -> float:
-        if self._first is None:
-            return 0.0
-        first, since = self._first
-        return (done - first) / max(time.perf_counter() - since, 1e-9)
+    def _pace(self, done: int) -> str:
+        """Speed, and the time left at it."""
+        first, since = self._since or (done, 0.0)
+        if done <= first:
+            return "starting"
+        rate = (done - first) / max(time.perf_counter() - since, 1e-9)
+        of_it, unit = (rate, f"{self._unit}/s") if rate >= 1 else (1 / rate, f"s/{self._unit.removesuffix('s')}")
+        speed = f"{of_it:,.{0 if of_it >= 100 else 1}f} {unit}"
+        return f"{speed} · {timedelta(seconds=round((self._total - done) / rate))} left"
