@@ -38,6 +38,7 @@ from entropyfloor.torch import functional as F
 from tiny_language import TINY, Evens, config
 
 from transformers import GenerationConfig  # isort: skip
+from transformers.utils import logging  # isort: skip
 
 
 @pytest.fixture
@@ -552,8 +553,10 @@ def test_the_command_trains_goes_on_and_reports(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
     assert main(["train", "language", *small, "--task=arithmetic", "--head=era", "--omega-high=inf"]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert "run: runs/language/arithmetic-tiny/grpo-era-no-high/seed-0" in out
+    assert not err  # among it bars of transformers' own
+    assert logging.is_progress_bar_enabled()  # which others may want
     assert main(["train", "language", "--resume", "runs/language/arithmetic-tiny/grpo-era-no-high/seed-0"]) == 0
     assert main(["report", "runs"]) == 0
     page = (tmp_path / "report" / "index.html").read_text()

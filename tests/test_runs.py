@@ -293,3 +293,17 @@ def test_a_terminal_shows_a_bar(clock, capsys, monkeypatch):
     assert "10/40 problems · avg@4 50 % · 2.0 problems/s · 0:00:15 left" in re.sub(
         r"\x1b\[[0-9;?]*[a-zA-Z]", "", said
     )
+
+
+def test_a_reader_who_goes_ends_no_run():
+    code = (
+        "import sys\nfrom entropyfloor.runs.progress import Progress\n"
+        "with Progress(10**6) as progress:\n"
+        "    for i in range(5000):\n        progress.report(i, 'much to tell')\n"
+        "print('done', file=sys.stderr)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        assert b"much to tell" in run.stdout.readline()
+        run.stdout.close()
+        assert run.stderr.read() == b"done\n"
+        assert run.wait() == 0

@@ -27,10 +27,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from entropyfloor.language.decoding import Written, decode
-from entropyfloor.language.model import context_of, device_of, ends_of
+from entropyfloor.language.model import context_of, device_of, ends_of, without_bars
 
 EngineName = Literal["transformers", "vllm", "server"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -239,9 +238,9 @@ class Transformers(_Tokens):
         super().__init__(model, template, context)
         self._device = device_of(device or "auto")
         chosen = "float32" if dtype == "auto" and self._device.type == "cpu" else dtype
-        logging.disable_progress_bar()  # of the weights: there is one of our own
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=chosen)
+            with without_bars():
+                loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=chosen)
         except (OSError, ValueError) as error:
             raise ValueError(f"model {model} has no weights that can be loaded: {error}") from None
         self._model = loaded.to(self._device).eval()

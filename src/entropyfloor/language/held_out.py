@@ -108,6 +108,5 @@ def export(path: Path, out: Path) -> str:
     weights = tensors_below("model/", run.trained().arrays)
     language_model, tokenizer = model.described(path / MODEL)
     model.load_weights(language_model, weights)
-    language_model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    model.save(out, language_model, tokenizer)
     return f"model = transformers.AutoModelForCausalLM.from_pretrained({str(out)!r})"

@@ -6,7 +6,8 @@ from entropyfloor.language import libraries  # noqa: F401
 
 # isort: split
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -26,6 +27,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import logging
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -59,6 +61,18 @@ def context_of(config: PreTrainedConfig, given: int | None = None) -> int | None
     return given or getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Files of weights are read and written without bars of transformers' own: there is one of ours."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def checkpoint_layers(model: PreTrainedModel) -> None:
     """Let each layer of a model in training keep no more than its input for the way back.
 
@@ -81,7 +95,8 @@ def load(name: str, stop_token: str | None = None) -> tuple[PreTrainedModel, Pre
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+        with without_bars():
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
     except (OSError, ValueError) as error:
         where = (
             "is no directory here, and no model of the hub could be loaded"
@@ -108,6 +123,13 @@ def ends_of(model: PreTrainedModel) -> set[int]:
     """Tokens at which a response of `model` ends; those that chat are often taught several."""
     ends = model.generation_config.eos_token_id
     return set(ends) if isinstance(ends, list) else {ends} - {None}
+
+
+def save(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write all of a model where transformers can load it."""
+    with without_bars():
+        model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
 
 
 def describe(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Whoever read along, such as `head`, has gone: the run goes on in silence."""
+        with suppress(SystemExit):
+            super().on_broken_pipe()
 
 
 class Progress:
@@ -25,7 +33,7 @@ class Progress:
     def __init__(
         self, total: int, *, unit: str = "steps", label: str = "", bar: bool = True, every: int = 100
     ) -> None:
-        self._console = Console(force_terminal=None if bar else False)
+        self._console = _Console(force_terminal=None if bar else False)
         self._label = f"{label} · " if label else ""
         self._bar = Bar(
             BarColumn(),
