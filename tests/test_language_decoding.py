@@ -215,7 +215,7 @@ def test_training_and_evaluation_write_the_same(tmp_path, temperature):
     engine = Transformers(str(tiny_language.save(tmp_path, scale=20.0)), template("none"), batch_size=3)
     prompts = ["1+1=", "What is 2?", "1+1=", "7"] * 5
     requests = [Request(prompt, derived(5, i)) for i, prompt in enumerate(prompts)]
-    answers = list(engine.generate(requests, Sampling(temperature, 1.0, 30)))
+    answers = [answer for _, answer in engine.generate(requests, Sampling(temperature, 1.0, 30))]
     settings = {"max_new_tokens": 30, "temperature": temperature, "batch_size": 2}
     responses = sample(engine._model, engine.tokenizer, prompts, seed=5, **settings)
     assert [answer.text for answer in answers] == responses.texts

@@ -69,9 +69,9 @@ class Said(generation.Server):
 
     def generate(self, requests, sampling):
         self.samplings.append(sampling)
-        for request in requests:
+        for place, request in enumerate(requests):
             self.asked.append(request)
-            yield self._answers(request)
+            yield place, self._answers(request)
 
 
 def say(monkeypatch, answers, **options):
@@ -148,6 +148,33 @@ def test_the_size_of_a_batch_and_a_repetition_change_nothing(whole, home, tmp_pa
     evaluate(config_of(home, tmp_path, batch_size=5))
     for name in NAMES:
         assert (tmp_path / f"{name}.jsonl").read_bytes() == (out / f"{name}.jsonl").read_bytes()
+
+
+def test_problems_are_on_disk_once_their_last_response_is_there(home, tmp_path, monkeypatch):
+    """Whatever order they come in, and whatever fails in the end."""
+    engine = say(monkeypatch, lambda request: Response(rf"\boxed{{{request.seed}}}", 1, cut=False))
+    inner = engine.generate
+
+    def generate(requests, sampling):
+        *found, (place, _) = reversed(list(inner(requests, sampling)))
+        assert place == 0
+        yield from found
+        raise ConnectionError("the first of them never came")
+
+    engine.generate = generate
+    config = config_of(home, tmp_path, benchmarks="aime24", limit=3, samples=4, temperature=1.0)
+    with pytest.raises(ConnectionError):
+        evaluate(config)
+    lines = [json.loads(line) for line in (tmp_path / "aime24.jsonl").read_text().splitlines()]
+    assert [line["problem"] for line in lines] == [2, 1]
+    for line in lines:
+        seeds = [seed_of(0, "aime24", line["problem"], sample) for sample in range(4)]
+        assert line["seeds"] == seeds
+        assert line["responses"] == [rf"\boxed{{{seed}}}" for seed in seeds]
+    del engine.asked[:]
+    engine.generate = inner
+    evaluate(config)
+    assert len(engine.asked) == 4
 
 
 class StoppedError(Exception):
@@ -228,6 +255,11 @@ def test_other_data_is_refused(whole, home, tmp_path):
         tiny_language.write_rows(tmp_path / f"{name}.jsonl", rows)
     with pytest.raises(ValueError, match="line 1 answers another problem: the data has changed"):
         evaluate(replace(config_of(home, out), data_dir=str(tmp_path)))
+    for name in NAMES:
+        fewer = (home / "data" / f"{name}.jsonl").read_text().splitlines(keepends=True)[:2]
+        (tmp_path / f"{name}.jsonl").write_text("".join(fewer))
+    with pytest.raises(ValueError, match="line 3 answers another problem: the data has changed"):
+        evaluate(replace(config_of(home, out), data_dir=str(tmp_path)))
 
 
 def test_a_prompt_in_other_words_is_refused(home, tmp_path, monkeypatch):
@@ -304,7 +336,10 @@ def test_a_model_that_says_nothing_is_stopped(home, tmp_path, monkeypatch):
     monkeypatch.setattr(room, "SILENT", 2)
     with pytest.raises(ValueError, match="answered 2 problems with nothing"):
         evaluate(replace(config, out=str(tmp_path / "two")))
+    with pytest.raises(ValueError, match="answered 6 problems with nothing"):
+        evaluate(config)  # again, with nothing left to ask
     assert len(engine.asked) == 6 + 2
+    assert not (tmp_path / "summary.json").exists()
 
 
 def test_a_prompt_that_leaves_no_room_is_told_before_anything_is_asked(home, tmp_path):

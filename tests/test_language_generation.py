@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 import tiny_language
 from entropyfloor.language import generation
 from entropyfloor.language.decoding import Written
-from entropyfloor.language.generation import Request, Sampling, Server, Transformers, template
+from entropyfloor.language.generation import NEUTRAL, Request, Sampling, Server, Transformers, template
 
 INSTRUCTION = "Say it."
 STOP = "\n\nQuestion:"
@@ -37,6 +37,13 @@ def engine(model):
 def requests_of(engine, n=7):
     prompts = [engine.prompt(f"What is {i} + {'7' * (i + 1)}?", INSTRUCTION) for i in range(n)]
     return [Request(prompt, seed) for seed, prompt in enumerate(prompts)]
+
+
+def answers(engine, requests, sampling):
+    """Responses in the order of their requests, each of which has one."""
+    found = sorted(engine.generate(requests, sampling))
+    assert [place for place, _ in found] == list(range(len(requests)))
+    return [response for _, response in found]
 
 
 def reference(engine, prompt, limit):
@@ -78,6 +85,8 @@ def test_ones_own_template_is_a_text_or_a_file(tmp_path):
         template(str(file))
     with pytest.raises(ValueError, match="must be one of qwen-math, question, chat, none, a file"):
         template("qwen")
+    with pytest.raises(ValueError, match="must be one of qwen-math, question, chat, none, a file"):
+        template("What is asked: " * 100)
 
 
 def test_the_chat_template_is_the_tokenizers_own(model, tmp_path):
@@ -101,12 +110,19 @@ def test_a_prompt_begins_with_one_special_token_whoever_puts_it_there(tmp_path, 
     assert engine.room(prompt) == 255 - len(behind)
 
 
+def test_a_chat_ends_where_its_template_ends_a_turn(tmp_path):
+    turns = "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{{ turn.content }}<|im_end|>\n{% endfor %}"
+    path = str(tiny_language.save(tmp_path, chat=turns))
+    assert Transformers(path, template("chat")).ends == {0, 2}
+    assert Transformers(path, template("none")).ends == {0}
+
+
 # --- transformers ----------------------------------------------------------------------------------------
 
 
 def test_greedy_responses_are_those_of_whole_forward_passes(engine):
     requests = requests_of(engine)
-    for request, response in zip(requests, engine.generate(requests, GREEDY), strict=True):
+    for request, response in zip(requests, answers(engine, requests, GREEDY), strict=True):
         written = reference(engine, request.prompt, GREEDY.max_tokens)
         assert response == (engine.decode(written), len(written), len(written) == GREEDY.max_tokens)
 
@@ -114,14 +130,14 @@ def test_greedy_responses_are_those_of_whole_forward_passes(engine):
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN, Sampling(0.7, 0.8, 24)])
 def test_the_size_of_a_batch_changes_nothing(model, sampling):
     engines = [Transformers(model, template("question"), batch_size=size) for size in (1, 3, 7)]
-    found = [list(engine.generate(requests_of(engine), sampling)) for engine in engines]
+    found = [answers(engine, requests_of(engine), sampling) for engine in engines]
     assert found[0] == found[1] == found[2]
     assert len({response.text for response in found[0]}) > 1
 
 
 def test_a_seed_is_a_response(engine):
     prompt = engine.prompt("1?", INSTRUCTION)
-    found = [r.text for r in engine.generate([Request(prompt, seed) for seed in (0, 1, 0)], DRAWN)]
+    found = [r.text for r in answers(engine, [Request(prompt, seed) for seed in (0, 1, 0)], DRAWN)]
     assert found[0] == found[2] != found[1]
 
 
@@ -130,23 +146,23 @@ def test_what_a_checkpoint_recommends_for_itself_is_left_out(model, engine, tmp_
     other._model.generation_config.repetition_penalty = 5.0
     other._model.generation_config.temperature = 0.1
     requests = requests_of(engine)
-    assert list(other.generate(requests, DRAWN)) == list(engine.generate(requests, DRAWN))
+    assert answers(other, requests, DRAWN) == answers(engine, requests, DRAWN)
 
 
 def test_a_taught_model_ends_by_itself(tmp_path):
     path = tiny_language.taught(tmp_path)
     engine = Transformers(str(path), template("{question}="), batch_size=4)
     requests = [Request(engine.prompt(question, ""), 0) for question, _ in tiny_language.PROBLEMS[:-1]]
-    found = list(engine.generate(requests, GREEDY))
+    found = answers(engine, requests, GREEDY)
     assert [response.text for response in found] == [f"\\boxed{{{n}}}" for _, n in tiny_language.PROBLEMS[:-1]]
     assert all(response.length == len(response.text) and not response.cut for response in found)
 
 
 def test_a_response_ends_before_its_stop(model, engine):
-    (whole,) = engine.generate([Request("1?", 0)], GREEDY)
+    (whole,) = answers(engine, [Request("1?", 0)], GREEDY)
     stop = whole.text[5:8]
     stopped = Transformers(model, generation.Template("own", "{question}", (stop,)))
-    (found,) = stopped.generate([Request("1?", 0)], GREEDY)
+    (found,) = answers(stopped, [Request("1?", 0)], GREEDY)
     assert found.text == whole.text[: whole.text.index(stop)]
     assert not found.cut
     assert found.length == whole.text.index(stop) + 3
@@ -160,7 +176,7 @@ def test_whatever_the_generation_config_ends_with_ends_a_response(engine, tmp_pa
     path = tiny_language.save(tmp_path, scale=20.0)
     GenerationConfig(eos_token_id=[0, end] if several else end).save_pretrained(path)  # chat models have several
     other = Transformers(str(path), template("question"))
-    assert list(other.generate([Request("1?", 0)], GREEDY)) == [(engine.decode(before), len(before), False)]
+    assert answers(other, [Request("1?", 0)], GREEDY) == [(engine.decode(before), len(before), False)]
 
 
 def test_a_stop_that_is_a_special_token_ends_a_response(model):
@@ -172,7 +188,7 @@ def test_a_stop_that_is_a_special_token_ends_a_response(model):
 
 def test_the_context_limits_responses(model):
     engine = Transformers(model, template("none"), batch_size=2)
-    (found,) = engine.generate([Request("x" * 250, 0)], GREEDY)
+    (found,) = answers(engine, [Request("x" * 250, 0)], GREEDY)
     assert (found.length, found.cut) == (6, True)
     assert engine.room("x" * 250) == 6
     with pytest.raises(ValueError, match=r"256 tokens leaves no room in a context of 256.*--context"):
@@ -239,7 +255,7 @@ def test_vllm_is_asked_in_token_ids_and_answers_in_order(model, monkeypatch, nam
     engine = generation.engine("vllm", model, template(name), **options)
     prompts = ["1?", "2" * 190, "3?"]
     requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts, start=7)]
-    found = list(engine.generate(requests, Sampling(0.7, 0.8, 24)))
+    found = answers(engine, requests, Sampling(0.7, 0.8, 24))
     assert found == [("42", 2, False), ("4", 1, True), ("", 0, False)]
     assert made == [{"model": model, "dtype": "bfloat16", "max_model_len": 200, "tensor_parallel_size": 4}]
     assert [[each["prompt_token_ids"] for each in some] for some, _ in asked] == [
@@ -316,12 +332,12 @@ def test_a_server_is_asked_in_the_protocol_and_answers_in_order(server, monkeypa
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     engine = Server(server.url, "mine", template("question"), batch_size=3)
     sampling = Sampling(0.7, 0.8, 24)
-    found = list(engine.generate([Request("slow", 0), *(Request("q", i) for i in range(1, 6))], sampling))
+    found = answers(engine, [Request("slow", 0), *(Request("q", i) for i in range(1, 6))], sampling)
     assert [response.text for response in found] == ["slow 0", *(f"q {i}" for i in range(1, 6))]
     assert [response.cut for response in found] == [False] * 3 + [True] + [False] * 2
     assert found[0].length == len("slow 0")
     assert {(path, key) for path, _, key in server.seen} == {("/v1/completions", "Bearer secret")}
-    shared = {"model": "mine", "max_tokens": 24, "temperature": 0.7, "top_p": 0.8, "stop": [STOP]}
+    shared = {"model": "mine", "max_tokens": 24, "temperature": 0.7, "top_p": 0.8, "stop": [STOP], **NEUTRAL}
     bodies = sorted((body for _, body, _ in server.seen), key=lambda body: body["seed"])
     assert bodies == [{**shared, "prompt": "q" if i else "slow", "seed": i} for i in range(6)]
 
@@ -329,18 +345,18 @@ def test_a_server_is_asked_in_the_protocol_and_answers_in_order(server, monkeypa
 def test_with_the_chat_template_a_server_puts_its_own_around(server):
     engine = Server(server.url, "mine", template("chat"))
     assert engine.room("x" * 10**6) is None
-    (found,) = engine.generate([Request(engine.prompt("1?", "Box."), 0)], GREEDY)
+    (found,) = answers(engine, [Request(engine.prompt("1?", "Box."), 0)], GREEDY)
     assert found.text == "1?\nBox. 0"
     path, body, _ = server.seen[0]
     assert path == "/v1/chat/completions"
     messages = [{"role": "user", "content": "1?\nBox."}]
-    sampling = {"max_tokens": 24, "temperature": 0.0, "top_p": 1.0, "seed": 0}
+    sampling = {"max_tokens": 24, "temperature": 0.0, "top_p": 1.0, "seed": 0, **NEUTRAL}
     assert body == {"model": "mine", "messages": messages, **sampling}
 
 
 def test_a_response_of_a_server_ends_before_its_stop(server):
     engine = Server(server.url, "mine", template("question"))
-    (found,) = engine.generate([Request("a\n\nQuestion: b", 0)], GREEDY)
+    (found,) = answers(engine, [Request("a\n\nQuestion: b", 0)], GREEDY)
     assert found.text == "a"
 
 
@@ -348,7 +364,7 @@ def test_a_response_of_a_server_ends_before_its_stop(server):
 def test_a_server_that_is_busy_is_asked_again(server, status):
     server.script = [(status,), (status,)]
     engine = Server(server.url, "mine", template("none"), wait=0.01)
-    assert [r.text for r in engine.generate([Request("q", 1)], GREEDY)] == ["q 1"]
+    assert [r.text for r in answers(engine, [Request("q", 1)], GREEDY)] == ["q 1"]
     assert len(server.seen) == 3
 
 
@@ -394,6 +410,37 @@ def test_nobody_there_is_told():
         list(engine.generate([Request("q", 1)], GREEDY))
 
 
+def test_what_was_answered_before_a_failure_is_handed_over(server):
+    """Even if the failure is that of the first."""
+
+    def answer(path, body):
+        if body["prompt"] == "bad":
+            time.sleep(0.2)
+            return {"error": "no"}
+        return echo(path, body)
+
+    server.answer = answer
+    requests = [Request("bad", 0), *(Request("q", i) for i in range(1, 10))]
+    engine = Server(server.url, "mine", template("none"), batch_size=2)
+    found = []
+    with pytest.raises(ValueError, match="does not speak OpenAI's protocol"):
+        found.extend(engine.generate(requests, GREEDY))
+    assert sorted((place, response.text) for place, response in found) == [(i, f"q {i}") for i in range(1, 10)]
+
+
+def test_a_server_is_asked_to_draw_from_the_model_itself_if_it_knows_how(server, caplog):
+    """vLLM takes top-k and penalties from the checkpoint unless it is told; OpenAI's own servers refuse to be."""
+    server.script = [(400,), (200,), (200,)]
+    server.answer = lambda path, body: (
+        {"error": "Unknown parameter: 'top_k'"} if "top_k" in body else echo(path, body)
+    )
+    engine = Server(server.url, "mine", template("none"), batch_size=1)
+    assert [r.text for r in answers(engine, [Request("q", 1), Request("q", 2)], GREEDY)] == ["q 1", "q 2"]
+    assert ["top_k" in body for _, body, _ in server.seen] == [True, False, False]
+    (warning,) = caplog.records
+    assert "completions does not know top_k, min_p, repetition_penalty: what it" in warning.getMessage()
+
+
 def test_a_refusal_is_told_at_once(server):
     server.script, server.answer = [(404,)], lambda path, body: {"error": "no such model"}
     engine = Server(server.url, "mine", template("none"), wait=0.01)
@@ -414,7 +461,7 @@ def test_an_answer_without_content_is_empty(server):
         "choices": [{"message": {"content": None}, "finish_reason": "stop"}],
         "usage": {"completion_tokens": 7},
     }
-    (found,) = Server(server.url, "mine", template("chat")).generate([Request("q", 1)], GREEDY)
+    (found,) = answers(Server(server.url, "mine", template("chat")), [Request("q", 1)], GREEDY)
     assert found == ("", 7, False)
 
 

@@ -63,7 +63,7 @@ def greedy(run, tmp_path_factory):
     export(run, path)
     engine = Transformers(str(path), template("{question}="))
     requests = [Request(engine.prompt(question, ""), 0) for question, _ in PROBLEMS]
-    said = engine.generate(requests, Sampling(0.0, 1.0, TOKENS))
+    said = [answer for _, answer in engine.generate(requests, Sampling(0.0, 1.0, TOKENS))]
     return sum(one.text == rf"\boxed{{{answer}}}" for one, (_, answer) in zip(said, PROBLEMS, strict=True))
 
 

@@ -33,8 +33,8 @@ from entropyfloor.language.rewards import (
     is_correct,
     is_exact,
     is_number,
-    last_number,
     letter,
+    numbers_in,
 )
 
 needs_math_verify = pytest.mark.skipif(find_spec("math_verify") is None, reason="math-verify is not installed")
@@ -143,21 +143,23 @@ def test_boxes_take_no_time():
     assert boxed(r"\boxed{" * 20_000) is None
     assert boxed(r"\boxed{" * 20_000 + "}" * 20_000) == ""
     assert letter("." * 100_000) is None
-    assert last_number("1," * 50_000) == "1"
+    assert numbers_in("1," * 50_000)[-1] == "1"
     assert time.process_time() - start < 2
 
 
 def test_texts():
     assert after_hashes("a\n#### 1\nb #### 2 \nend") == "2"
     assert after_hashes("none") is None
-    assert [last_number(text) for text in ("1,234.5 dollars.", "from 2-3", "x=-3", "no", "a .5", "1,2")] == [
-        "1234.5",
+    assert numbers_in("1,234.5 dollars from 2-3, x=-3, a .5 and 1,2") == [
+        "1,234.5",
+        "2",
         "3",
         "-3",
-        None,
         ".5",
+        "1",
         "2",
     ]
+    assert numbers_in("none") == []
     assert [final_answer(text) for text in ("so\n#### 18", r"thus \boxed{2}", " 27.0 ")] == ["18", "2", "27.0"]
 
 
@@ -175,6 +177,17 @@ def test_texts():
         ("A dog", None),
         (r"The answer is A, so \boxed{17}", None),
         ("answer a question", None),
+        (r"\boxed{C) 12 J}", "C"),
+        (r"\boxed{\text{C. Paris}}", "C"),
+        (r"\boxed{A = 5}", None),
+        ("The answer is (C). I am confident in the answer I gave.", "C"),
+        ("The answer I arrive at is: the answer is (D).", "D"),
+        ("Answer: I think the answer is C", "C"),
+        ("The answer: I'm sure that answer (I) is right", "I"),
+        ("The answer is I because it moves.", "I"),
+        ("The answer is A as it moves.", "A"),
+        ("Answer: A particle at rest", None),
+        ("The answer: B is right", "B"),
         ("K", None),
     ],
 )
@@ -224,7 +237,11 @@ def test_numbers():
     assert is_number(str(2**100), str(2**100))
     assert is_number("It is $1,018.00 in total.", answer)
     assert is_number(r"3 \boxed{1018} 4", answer)
+    assert is_number("#### 1018 dollars", answer)
+    assert is_number(r"#### $1,018", answer)
     assert not is_number("1018 of 2000", answer)
+    assert not is_number("#### 1/1018", answer)
+    assert not is_number(r"\boxed{-\frac{3}{1018}}", answer)
     assert not is_number("none", answer)
     assert not is_number("5", "five")
 

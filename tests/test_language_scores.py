@@ -99,22 +99,26 @@ def test_wilson_is_the_root_of_its_definition():
     assert scores.wilson(1.0, 40)[1] == 1
 
 
-def test_the_bootstrap_covers_what_it_says():
+@pytest.mark.parametrize(
+    ("n", "difficulty", "least"), [(40, (0.5, 1.0), 0.92), (218, (0.2, 3.0), 0.93), (30, (0.1, 4.3), 0.85)]
+)
+def test_the_interval_of_shares_covers_what_it_says(n, difficulty, least):
     """Problems of differing difficulty, 16 responses to each: counting responses as independent would miss."""
-    random, n, samples = np.random.default_rng(2), 40, 16
+    random, mean = np.random.default_rng(2), difficulty[0] / sum(difficulty)
     covered = []
-    for _ in range(400):
-        difficulty = random.beta(0.5, 1.0, size=n)
-        low, high = scores.bootstrap(random.binomial(samples, difficulty) / samples, resamples=1000)
-        covered.append(low <= 1 / 3 <= high)
-    assert 0.91 < np.mean(covered) < 0.98
+    for _ in range(1000):
+        score = scores.accuracy(random.binomial(16, random.beta(*difficulty, size=n)) / 16)
+        covered.append(score.low <= mean <= score.high)
+    assert least < np.mean(covered) < 0.98
 
 
-def test_right_or_wrong_has_wilsons_interval_and_shares_the_bootstraps():
+def test_shares_have_wilsons_interval_for_as_many_trials_as_they_are_worth():
     assert scores.accuracy([0, 1, 1, 0])[1:] == scores.wilson(0.5, 4)
     shares = [0.25, 1.0, 0.5, 0.0]
-    assert scores.accuracy(shares)[1:] == scores.bootstrap(shares)
+    spread = sum((share - 0.4375) ** 2 for share in shares) / 3
+    assert scores.accuracy(shares)[1:] == pytest.approx(scores.wilson(0.4375, 4 * 0.4375 * 0.5625 / spread))
     assert scores.accuracy(shares).value == pytest.approx(0.4375)
+    assert scores.accuracy([0.5])[1:] == scores.wilson(0.5, 1)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
@@ -123,13 +127,6 @@ def test_problems_that_are_all_alike_still_have_an_interval(value):
     assert score.value == value
     assert score.high - score.low > 0.05
     assert score[1:] == scores.wilson(value, 30)
-
-
-def test_the_size_of_a_chunk_does_not_move_the_bootstrap(monkeypatch):
-    values = np.linspace(0, 1, 50)
-    whole = scores.bootstrap(values, resamples=300)
-    monkeypatch.setattr(scores, "CELLS", 700)
-    assert scores.bootstrap(values, resamples=300) == pytest.approx(whole)
 
 
 def test_scores_refuse_what_is_none():

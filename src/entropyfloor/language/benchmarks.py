@@ -42,8 +42,6 @@ class Problem(NamedTuple):
     """As a model is asked it, with the choices behind it where there are any."""
     answer: str
     """The right one, in LaTeX; a letter where there are choices."""
-    choices: int = 0
-    """How many there are."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,8 @@ class Benchmark:
     """Its name among the datasets of the hub, and what to load of it."""
     subset: str | None
     split: str
-    read: Callable[[Row], tuple[str, str, int]]
-    """From a row to the question, the answer and the number of choices."""
+    read: Callable[[Row], tuple[str, str]]
+    """From a row to the question and the answer."""
     samples: int = 1
     temperature: float = 0.0
     """0 is greedy."""
@@ -111,14 +109,14 @@ def load(benchmark: Benchmark, data: Path | None = None, limit: int | None = Non
     problems = []
     for number, row in enumerate(rows[:limit]):
         try:
-            question, answer, choices = benchmark.read(row)
+            question, answer = benchmark.read(row)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             has = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
             raise ValueError(
                 f"{source}, row {number} is none of {benchmark.name} ({type(error).__name__}: {error}): "
                 f"it has {has}"
             ) from None
-        problems.append(Problem(number, question, answer, choices))
+        problems.append(Problem(number, question, answer))
     return problems
 
 
@@ -154,20 +152,24 @@ def _from_hub(benchmark: Benchmark) -> list[dict[str, Any]]:
 # --- rows ------------------------------------------------------------------------------------------------
 
 
-def _math(row: Row) -> tuple[str, str, int]:
+def _math(row: Row) -> tuple[str, str]:
     """problem or question; answer, final_answer (a list of one), or what is boxed in the solution."""
     question = row["problem"] if "problem" in row else row["question"]
     if "answer" in row:
         answer = row["answer"]
-        if isinstance(answer, float) and answer.is_integer():
-            answer = int(answer)
     elif "final_answer" in row:
-        (answer,) = row["final_answer"]
+        answer = row["final_answer"]
     else:
         answer = boxed(row["solution"])
         if answer is None:
             raise ValueError("nothing is boxed in the solution")
-    return _text(question), _latex(_text(str(answer))), 0
+    if isinstance(answer, list):
+        (answer,) = answer
+    if isinstance(answer, float) and answer.is_integer():
+        answer = int(answer)
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        answer = str(answer)
+    return _text(question), _latex(_text(answer))
 
 
 def _latex(answer: str) -> str:
@@ -178,7 +180,7 @@ def _latex(answer: str) -> str:
     return re.sub(r"(\d)\./", r"\1/", answer.replace("np.", "\\"))
 
 
-def _arc(row: Row) -> tuple[str, str, int]:
+def _arc(row: Row) -> tuple[str, str]:
     """As the hub has it; or a chat whose question ends in lines such as `A) …`, as the sets of some trainers."""
     if "choices" in row:
         labels, options = list(row["choices"]["label"]), list(row["choices"]["text"])
@@ -189,23 +191,23 @@ def _arc(row: Row) -> tuple[str, str, int]:
     return _choice(question, options, labels.index(row["reward_model"]["ground_truth"]))
 
 
-def _mmlu_pro(row: Row) -> tuple[str, str, int]:
+def _mmlu_pro(row: Row) -> tuple[str, str]:
     return _choice(row["question"], list(row["options"]), LETTERS.index(row["answer"]))
 
 
-def _gpqa(row: Row) -> tuple[str, str, int]:
+def _gpqa(row: Row) -> tuple[str, str]:
     options = [row["Correct Answer"], *(row[f"Incorrect Answer {i}"] for i in (1, 2, 3))]
     order = list(range(4))
     random.Random(f"{SHUFFLE_SEED} {row['Question']}").shuffle(order)
     return _choice(row["Question"], [options[i] for i in order], order.index(0))
 
 
-def _choice(question: str, options: Sequence[str], right: int) -> tuple[str, str, int]:
+def _choice(question: str, options: Sequence[str], right: int) -> tuple[str, str]:
     """The choices below the question, lettered from A whatever they were called."""
     if not 0 <= right < len(options) <= len(LETTERS):
         raise ValueError(f"the right choice is number {right} of {len(options)}")
     lines = [f"{letter}) {_text(option)}" for letter, option in zip(LETTERS, options, strict=False)]
-    return "\n".join([_text(question), "", *lines]), LETTERS[right], len(options)
+    return "\n".join([_text(question), "", *lines]), LETTERS[right]
 
 
 def _text(value: Any) -> str:

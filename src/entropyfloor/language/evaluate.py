@@ -173,6 +173,8 @@ def evaluate(config: EvaluationConfig) -> str:
                     _answer(config, benchmark, engine, equal, result, prompts[benchmark])
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"the same command goes on with what {path} does not have") from None
+    for result in results.values():
+        result.check_speech()
     judged = {b.name: summarise(b, result.lines, config) for b, result in results.items()}
     found: dict[str, Any] = {"model": config.model, "template": generation.template(config.template).name}
     if set(benchmarks.IN_DOMAIN) <= set(judged):
@@ -207,13 +209,13 @@ class Results:
         for number, line in enumerate(whole, start=1):
             try:
                 found = json.loads(line)
-                problem = problems[found["problem"]]
-                same = found["answer"] == problem.answer and len(found["responses"]) == samples
-            except (ValueError, KeyError, IndexError, TypeError) as error:
+                problem, answer, count = found["problem"], found["answer"], len(found["responses"])
+                known = problem < len(problems) and answer == problems[problem].answer and count == samples
+            except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{self.file}, line {number} is damaged: {error!r}") from None
-            if not same:
+            if not known:
                 raise ValueError(f"{self.file}, line {number} answers another problem: the data has changed")
-            self._found[problem.number] = found
+            self._found[problem] = found
 
     @property
     def missing(self) -> list[Problem]:
@@ -224,6 +226,20 @@ class Results:
     def lines(self) -> list[dict[str, Any]]:
         """What is there, in the order of the problems."""
         return [self._found[number] for number in sorted(self._found)]
+
+    def check_speech(self) -> None:
+        """Refuse a model that says nothing, which is a setting that does not fit and no result.
+
+        Raises:
+            ValueError: All problems so far, `SILENT` or all that there are, have nothing but empty responses.
+        """
+        enough = len(self._found) >= min(SILENT, len(self._problems))
+        if enough and all(_empty(line) == 1 for line in self._found.values()):
+            raise ValueError(
+                f"{self.file}: the model has answered {len(self._found)} problems with nothing at all. Give "
+                f"another --template, one that it was trained with, or look at what the server answers; and "
+                f"another --out"
+            )
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Refuse to go on with lines that asked otherwise.
@@ -290,6 +306,7 @@ def _answer(
     """Ask what is missing; each problem is on disk once its last response is there."""
     samples, temperature = config.sampling(benchmark)
     missing, total = results.missing, len(prompts)
+    results.check_speech()
     if not missing:
         return
     sampling = Sampling(temperature, config.top_p, config.max_tokens)
@@ -298,22 +315,21 @@ def _answer(
         for problem in missing
         for i in range(samples)
     ]
-    told, silent = max(1, total // 10), all(_empty(line) == 1 for line in results.lines)
+    told, done = max(1, total // 10), total - len(missing)
+    arrived: dict[int, dict[int, Response]] = {}
     with results.writing() as file, Progress(total, unit="problems", label=benchmark.name, every=1) as progress:
-        progress.advance(total - len(missing))
-        responses = engine.generate(requests, sampling)
-        for at, problem in enumerate(missing):
-            answers = [next(responses) for _ in range(samples)]
+        progress.advance(done)
+        for place, response in engine.generate(requests, sampling):
+            at, sample = divmod(place, samples)
+            arrived.setdefault(at, {})[sample] = response
+            if len(arrived[at]) < samples:
+                continue
+            answers = [answer for _, answer in sorted(arrived.pop(at).items())]
             seeds = [request.seed for request in requests[at * samples : (at + 1) * samples]]
-            line = _line(equal, benchmark, problem, prompts[problem.number], answers, seeds)
-            results.add(file, line)
-            done, silent = total - len(missing) + at + 1, silent and _empty(line) == 1
-            if silent and done >= min(SILENT, total):
-                raise ValueError(
-                    f"{benchmark.name}: the model has answered {done} problems with nothing at all. Give another "
-                    f"--template, one that it was trained with, or look at what the server answers; and another "
-                    f"--out"
-                )
+            problem = missing[at]
+            results.add(file, _line(equal, benchmark, problem, prompts[problem.number], answers, seeds))
+            results.check_speech()
+            done += 1
             if done % told == 0 or done == total:
                 share = np.mean([np.mean(line["correct"]) for line in results.lines])
                 progress.report(done, f"{100 * share:.1f} % right")

@@ -1,9 +1,8 @@
 """From a question to responses: what a model is shown, and the engines that let it answer.
 
-An engine answers requests in their order. Sampling is from the model's own distribution, at a temperature: what
-else a checkpoint recommends for itself, such as top-k or a repetition penalty, is left out, and nothing of ERA is
-applied. Each request has a seed of its own, so that a response does not depend on what it is batched with, except
-for the rounding of batched matrix products.
+Sampling is from the model's own distribution, at a temperature: what else a checkpoint recommends for itself, such
+as top-k or a repetition penalty, is left out, and nothing of ERA is applied. Each request has a seed of its own,
+so that a response does not depend on what it is batched with, except for the rounding of batched matrix products.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from entropyfloor.language import libraries  # noqa: F401
 
 import importlib
 import json
+import logging
 import os
 import queue
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -30,6 +29,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from entropyfloor.language.decoding import Written, decode
 from entropyfloor.language.model import context_of, device_of, ends_of, without_bars
+
+log = logging.getLogger(__name__)
 
 EngineName = Literal["transformers", "vllm", "server"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -61,6 +62,10 @@ class Response(NamedTuple):
     """Tokens, without the one that ends it; a server counts in its own way."""
     cut: bool
     """Whether it reached the limit before its end."""
+
+
+Answered = tuple[int, Response]
+"""The place of a request among those that were asked, and the response to it."""
 
 
 # --- prompts ---------------------------------------------------------------------------------------------
@@ -100,6 +105,10 @@ TEMPLATES = {
 }
 
 
+ANSWER = "forty-two"
+"""An answer as good as any, to see what a chat template has around one."""
+
+
 def template(name: str) -> Template:
     """A template by its name, from a file, or in so many words.
 
@@ -114,7 +123,7 @@ def template(name: str) -> Template:
     text, called = name, "own"
     if "{question}" not in name:
         file = Path(name)
-        if not file.is_file():
+        if not os.path.isfile(file):  # False, too, for a text that is too long for a name
             raise ValueError(
                 f"template {name!r} must be one of {', '.join(TEMPLATES)}, a file, or a text with {{question}} in "
                 f"it"
@@ -137,8 +146,8 @@ class Engine(Protocol):
     def room(self, prompt: str) -> int | None:
         """Tokens that its context leaves for a response; None where only a server knows."""
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Response]:
-        """One response to each request, in their order, as they come."""
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Answered]:
+        """One response to each request, as they come."""
 
 
 def read_tokenizer(model: str) -> tuple[PreTrainedTokenizerBase, Any]:
@@ -147,7 +156,7 @@ def read_tokenizer(model: str) -> tuple[PreTrainedTokenizerBase, Any]:
     Raises:
         ValueError: There is none.
     """
-    path = Path(model).expanduser()
+    path = Path(model)
     if (path.is_absolute() or model.startswith(".")) and not path.exists():
         raise ValueError(f"model {model}: there is no such directory; give one, or a name on the hub")
     if path.is_dir() and not (path / "config.json").exists():
@@ -175,7 +184,7 @@ class _Tokens:
             raise ValueError(f"model {model}: its tokenizer has no chat template; choose another of {others}")
         self.context = context_of(self.config, context)
         # A stop that is one token of its own never shows in the text: it ends a response as the model's end does.
-        self.ends = {self.tokenizer.eos_token_id} - {None}
+        self.ends = {self.tokenizer.eos_token_id} - {None} | self._turn_end()
         self.stop: list[str] = []
         for stop in template.stop:
             if stop in self.tokenizer.get_vocab():
@@ -189,6 +198,16 @@ class _Tokens:
             return said
         turns = [{"role": "user", "content": said}]
         return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+    def _turn_end(self) -> set[int]:
+        """What a chat template has behind an answer: a base model with one has another end of sequence."""
+        if self.template.text is not None:
+            return set()
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
+        behind = str(self.tokenizer.apply_chat_template(turns, tokenize=False)).partition(ANSWER)[2]
+        special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        tokens = self.tokenizer(behind, add_special_tokens=False)["input_ids"]
+        return set([token for token in tokens if token in special][:1])
 
     def encode(self, prompt: str) -> list[int]:
         """A chat template has put the special tokens there itself."""
@@ -247,11 +266,11 @@ class Transformers(_Tokens):
         self.ends |= ends_of(self._model)
         self._batch_size = batch_size
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Response]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Answered]:
         """See `Engine`."""
         for start in range(0, len(requests), self._batch_size):
             try:
-                yield from self._batch(requests[start : start + self._batch_size], sampling)
+                yield from enumerate(self._batch(requests[start : start + self._batch_size], sampling), start)
             except torch.OutOfMemoryError as error:
                 error.add_note(f"give a --batch-size below {self._batch_size}; the same command goes on")
                 raise
@@ -291,7 +310,8 @@ class VLLM(_Tokens):
     Args:
         model: A directory, or a name on the hub.
         template: Around each question.
-        batch_size: Responses that are handed over at a time; how many it works on at once it decides itself.
+        batch_size: Responses that are asked for, and come back, together; how many it works on at once it decides
+            itself.
         context: As for `Transformers`; fewer take less memory.
         dtype: Of the weights.
         devices: GPUs that the model is split over.
@@ -323,7 +343,7 @@ class VLLM(_Tokens):
         self._llm = vllm.LLM(model=model, dtype=dtype, max_model_len=context, tensor_parallel_size=devices)
         self._batch_size = batch_size
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Response]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Answered]:
         """See `Engine`."""
         for start in range(0, len(requests), self._batch_size):
             batch = requests[start : start + self._batch_size]
@@ -340,12 +360,20 @@ class VLLM(_Tokens):
                 for prompt, request in zip(prompts, batch, strict=True)
             ]
             inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
-            for answered in self._llm.generate(inputs, settings, use_tqdm=False):
+            for place, answered in enumerate(self._llm.generate(inputs, settings, use_tqdm=False), start):
                 (one,) = answered.outputs
                 tokens = list(one.token_ids)
                 while tokens and tokens[-1] in self.ends:
                     tokens.pop()
-                yield Response(one.text, len(tokens), one.finish_reason == "length")
+                yield place, Response(one.text, len(tokens), one.finish_reason == "length")
+
+
+NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+"""Beyond OpenAI's protocol. What is not given servers take from the checkpoint, or from defaults of their own."""
+
+
+class RefusedError(ValueError):
+    """A server does not want a request as it is."""
 
 
 class Server:
@@ -353,7 +381,9 @@ class Server:
 
     Prompts go to `/completions` word for word; with the template `chat` the question goes to `/chat/completions`,
     and the server's own template is around it. Whether a special token such as <|im_end|> ends a response is up to
-    the server and its generation config. A key is read from the environment, `OPENAI_API_KEY`.
+    the server and its generation config. What that recommends for sampling is asked to be left out (`NEUTRAL`); a
+    server that knows no such fields is told without, which is logged. A key is read from the environment,
+    `OPENAI_API_KEY`.
 
     Args:
         url: Such as http://localhost:8000/v1.
@@ -383,6 +413,7 @@ class Server:
             raise ValueError(f"url {url!r} must be that of a server, such as http://localhost:8000/v1")
         self._url, self._model, self._template = url.rstrip("/"), model, template
         self._batch_size, self._retries, self._wait, self._timeout = batch_size, retries, wait, timeout
+        self._neutral = NEUTRAL
 
     def prompt(self, question: str, instruction: str) -> str:
         """See `Engine`."""
@@ -392,32 +423,41 @@ class Server:
         """Nobody knows but the server, which refuses what is too long."""
         return None
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Response]:
-        """See `Engine`."""
-        answers: list[Future[Response]] = [Future() for _ in requests]
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Answered]:
+        """See `Engine`. Where a request fails for good, what was answered until then comes before the error."""
         waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for i in range(len(requests)):
-            waiting.put(i)
+        answered: queue.SimpleQueue[tuple[int, Response | BaseException]] = queue.SimpleQueue()
+        for place in range(len(requests)):
+            waiting.put(place)
         stopped = threading.Event()
 
         def work() -> None:
             while not stopped.is_set():
                 try:
-                    i = waiting.get_nowait()
+                    place = waiting.get_nowait()
                 except queue.Empty:
                     return
                 try:
-                    answers[i].set_result(self._ask(requests[i], sampling, stopped))
+                    answered.put((place, self._ask(requests[place], sampling, stopped)))
                 except BaseException as error:
-                    answers[i].set_exception(error)
+                    answered.put((place, error))
 
         for _ in range(min(self._batch_size, len(requests))):
             threading.Thread(target=work, daemon=True).start()  # daemons: Ctrl-C waits for no answer
+        left, failure = len(requests), None
         try:
-            for answer in answers:
-                yield answer.result()
+            while left and not (failure and answered.empty()):
+                place, found = answered.get()
+                left -= 1
+                if isinstance(found, Response):
+                    yield place, found
+                else:
+                    failure = failure or found
+                    stopped.set()
         finally:
             stopped.set()
+        if failure:
+            raise failure
 
     def _ask(self, request: Request, sampling: Sampling, stopped: threading.Event) -> Response:
         chat = self._template.text is None
@@ -432,7 +472,15 @@ class Server:
             **({"stop": list(self._template.stop)} if self._template.stop else {}),
         }
         place = f"{self._url}/{'chat/completions' if chat else 'completions'}"
-        found = self._post(place, json.dumps(body).encode(), stopped)
+        try:
+            found = self._post(place, body | self._neutral, stopped)
+        except RefusedError as refused:
+            if not any(name in str(refused) for name in NEUTRAL):
+                raise
+            if self._neutral:
+                self._neutral = {}
+                log.warning("%s does not know %s: what it takes for them is up to it", place, ", ".join(NEUTRAL))
+            found = self._post(place, body, stopped)
         try:
             choice = found["choices"][0]
             text = choice["message"]["content"] if chat else choice["text"]
@@ -444,11 +492,11 @@ class Server:
                 f"{str(found)[:200]}"
             ) from None
 
-    def _post(self, place: str, body: bytes, stopped: threading.Event) -> Any:
+    def _post(self, place: str, body: Mapping[str, Any], stopped: threading.Event) -> Any:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get("OPENAI_API_KEY"):
             headers["Authorization"] = f"Bearer {key}"
-        asked = urllib.request.Request(place, body, headers)
+        asked = urllib.request.Request(place, json.dumps(body).encode(), headers)
         for attempt in range(self._retries + 1):
             wait = self._wait * 2**attempt
             try:
@@ -457,7 +505,7 @@ class Server:
             except urllib.error.HTTPError as error:
                 said = error.read().decode(errors="replace")[:300].strip()
                 if error.code not in (408, 409, 429) and error.code < 500:
-                    raise ValueError(
+                    raise RefusedError(
                         f"{place} refuses with {error.code}: {said}. Does it serve {self._model}, is the prompt "
                         f"with --max-tokens longer than its context, or is OPENAI_API_KEY wrong?"
                     ) from None
@@ -500,6 +548,7 @@ def engine(
         ImportError: vLLM is asked for and not installed.
     """
     size: dict[str, int] = {} if batch_size is None else {"batch_size": batch_size}
+    model = os.path.expanduser(model)  # a shell leaves --model=~/mine as it is
     if name == "server":
         if url is None:
             raise ValueError("--engine server needs --url, such as http://localhost:8000/v1")

@@ -6,6 +6,7 @@ from entropyfloor.language import libraries  # noqa: F401
 
 # isort: split
 
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,6 +94,7 @@ def load(name: str, stop_token: str | None = None) -> tuple[PreTrainedModel, Pre
     Raises:
         ValueError: There is none, and the message says what was tried; or `stop_token` is no token of it.
     """
+    name = os.path.expanduser(name)  # a shell leaves --model=~/mine as it is
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
         with without_bars():

@@ -24,7 +24,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from decimal import Decimal
 from functools import cache
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -47,6 +46,11 @@ START_SECONDS = 300.0
 """How long a process may take to import what it needs."""
 NUMBER = r"(?:(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|\.\d+)"
 """Digits, perhaps with commas between thousands and with decimals."""
+_LETTER = re.compile(r"\W*(?:text|textbf|mathrm|mathbf)?\W*([A-J])\W*")
+_NAMED = re.compile(
+    r"(?i:answer(?: is)?)[ :*\n]*\(?(?:([B-HJ])\b|([AI])\b"
+    r"(?!['\u2019]|\s+(?!(?:because|since|as|is|which)\b)[a-z]))"  # elsewhere a word of its own
+)
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +66,7 @@ def boxed(text: str) -> str | None:
         if token[0] == "}":
             begin = opened.pop() if opened else None
             if begin is not None and begin > start:
-                found, start = text[begin : token.start()].strip(), begin
+                found, start = text[begin : token.start()].removesuffix("\\ ").strip(), begin
         elif token[0].endswith("{") and token[0] != r"\{":
             opened.append(token.end() if token[0] != "{" else None)
     return found
@@ -74,23 +78,24 @@ def after_hashes(text: str) -> str | None:
     return rest.strip().partition("\n")[0].strip() if mark else None
 
 
-def last_number(text: str) -> str | None:
-    """The last number in the text, without the commas between thousands; None where there is none."""
-    found = re.findall(rf"(?:(?<![\w)])[-+])?{NUMBER}", text)  # the 3 of 2-3 has no sign
-    return found[-1].replace(",", "") if found else None
+def numbers_in(text: str) -> list[str]:
+    """All numbers in the text, as it writes them."""
+    return re.findall(rf"(?:(?<![\w)])[-+])?{NUMBER}", text)  # the 3 of 2-3 has no sign
 
 
 def letter(text: str) -> str | None:
-    r"""The letter of a multiple choice, A to J: alone in the last box, or last named the answer; None without one.
+    r"""The letter of a multiple choice, A to J: in the last box, or last named the answer; None without one.
 
-    `\\boxed{C}`, `\\boxed{\\text{(C)}}`, "the answer is (C)", "Answer: C" and a text that is nothing but "C" or
-    "(C)" are understood.
+    `\\boxed{C}`, `\\boxed{\\text{(C)}}`, `\\boxed{C) what it says}`, "the answer is (C)", "Answer: C" and a text
+    that is nothing but "C" or "(C)" are understood. "The answer I gave" and "answer: A particle" name none.
     """
     box = boxed(text)
-    whole = (text if box is None else box).strip()[:40]
-    if alone := re.fullmatch(r"\W*(?:text|textbf|mathrm|mathbf)?\W*([A-J])\W*", whole):
+    if alone := _LETTER.fullmatch((text if box is None else box).strip()[:40]):
         return alone[1]
-    named = re.findall(r"(?i:answer(?: is)?)[ :*\n]*\(?([A-J])\b", text) if box is None else []
+    if box is not None:
+        marked = _LETTER.match(box)
+        return marked[1] if marked and re.match(r"[).:]\s", box[marked.end(1) :]) else None
+    named = [one or other for one, other in _NAMED.findall(text)]
     return named[-1] if named else None
 
 
@@ -130,12 +135,18 @@ def is_correct(response: str, answer: str) -> bool:
 
 
 def is_number(response: str, answer: str) -> bool:
-    """Whether the response gives the number that the answer is: after `####`, in a box, or the last one in it."""
+    """Whether the response gives the number that the answer is: after `####`, in a box, or the last one in it.
+
+    What is marked may have a word or a unit beside its number, but no other number: 1/5 is not 5.
+    """
     found = after_hashes(response)
     if found is None:
         found = boxed(response)
-    text, wanted = last_number(response if found is None else found), number(final_answer(answer))
-    return text is not None and wanted is not None and Decimal(text) == wanted.value
+    said, wanted = None if found is None else number(found), number(final_answer(answer))
+    if said is None:
+        numbers = numbers_in(response if found is None else found)
+        said = number(numbers[-1]) if len(numbers) == 1 or (numbers and found is None) else None
+    return said is not None and wanted is not None and said.value == wanted.value
 
 
 def is_exact(response: str, answer: str) -> bool:

@@ -11,10 +11,6 @@ from numpy.typing import ArrayLike
 
 Z = 1.959963984540054
 """The normal quantile of a 95 % interval."""
-RESAMPLES = 10_000
-"""Of the bootstrap."""
-CELLS = 2**22
-"""Problems that the bootstrap draws at once: some 30 MB."""
 
 
 class Score(NamedTuple):
@@ -96,46 +92,32 @@ def majority(answers: Sequence[Hashable | None], correct: Sequence[bool]) -> flo
 # --- all of them -----------------------------------------------------------------------------------------
 
 
-def accuracy(values: ArrayLike, seed: int = 0) -> Score:
+def accuracy(values: ArrayLike) -> Score:
     """Mean over problems with a 95 % interval that says how far other problems of the kind would move it.
 
-    Values that are 0 or 1 have Wilson's interval, which keeps its word with few problems and near 0 and 1. Shares,
-    such as the mean of 16 responses, have the percentiles of a bootstrap over problems: the responses to a problem
-    are alike, so that counting each as one of its own would make the interval too narrow. Where all shares are
-    equal a bootstrap sees no spread at all; the interval is then that of Wilson, which errs on the wide side.
+    Wilson's interval (1927), for as many trials as would spread as the problems do: n where each value is 0 or 1,
+    and more where they are shares, such as the mean of 16 responses. Counting each response would make it too
+    narrow, as those to a problem are alike. Where all values are equal nothing is known of their spread, and n
+    errs on the wide side. Where next to nothing is solved it says a little too much: with 30 problems and a mean
+    of 2 % it holds in 87 of 100.
 
     Args:
         values: `[problems]` in [0, 1].
-        seed: Of the bootstrap.
 
     Raises:
         ValueError: No problem, or a value that is not in [0, 1].
     """
     shares = _checked(values)
-    mean = float(shares.mean())
-    if np.isin(shares, (0, 1)).all() or np.ptp(shares) == 0:
-        return Score(mean, *wilson(mean, len(shares)))
-    return Score(mean, *bootstrap(shares, seed))
+    n, mean = len(shares), float(shares.mean())
+    spread = float(shares.var(ddof=1)) if n > 1 else 0.0
+    return Score(mean, *wilson(mean, max(n, n * mean * (1 - mean) / spread) if spread else n))
 
 
-def wilson(share: float, n: int) -> tuple[float, float]:
+def wilson(share: float, n: float) -> tuple[float, float]:
     """95 % interval of a probability of which `share` was seen in n trials (Wilson 1927)."""
     centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * np.sqrt(share * (1 - share) / n + (Z / (2 * n)) ** 2)
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
-
-
-def bootstrap(values: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
-    """95 % interval of the mean of `[problems]`: percentiles of means over problems drawn with replacement."""
-    array = np.asarray(values, np.float64)
-    random, n = np.random.default_rng(seed), len(array)
-    rows = max(1, CELLS // n)
-    means = [
-        array[random.integers(n, size=(min(rows, resamples - start), n))].mean(axis=1)
-        for start in range(0, resamples, rows)
-    ]
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
-    return float(low), float(high)
 
 
 def pass_curve(n: int, correct: ArrayLike, ks: Sequence[int] = ()) -> dict[int, Score]:
