@@ -192,7 +192,7 @@ def test_a_response_ends_wherever_its_model_ends(tmp_path):
         assert text == tokenizer.decode(said[:-1] if drawn.ended[i] else said)
         seen |= ends & set(said)
     assert seen == ends
-    with pytest.raises(ValueError, match=r"stop_token='</s>' is no token of model=.*: it must be a single one"):
+    with pytest.raises(ValueError, match=r"stop_token='</s>' is 4 tokens of model=.*: it must be a single one"):
         load(path, stop_token="</s>")
 
 
@@ -385,7 +385,9 @@ def test_a_number_that_is_not_finite_stops_the_run(evens, tmp_path, monkeypatch)
         ({"head": "era", "min_advantage": -1.0}, "min_advantage=-1.0 must be finite and at least 0"),
         ({"forking": 0.0}, "forking=0.0 must be above 0 and at most 1"),
         ({"top_fraction": 0.0}, "top_fraction=0.0 must be above 0 and at most 1"),
-        ({"head": "era", "top_k": 5, "freeze_scale": False}, "top_k needs freeze_scale"),
+        ({"loss": "gspo", "forking": 0.2}, "with loss='gspo' a response gives one as a whole"),
+        ({"loss": "gspo", "clip_cov": 0.1, "minibatches": 2}, "with loss='gspo' a response gives one as a whole"),
+        ({"eval_samples": 2048}, "eval_samples=2048 must be between 1 and 1024"),
         ({"k": 1.0}, "k=1.0 must be above 1"),
         ({"loss": "ppo"}, "loss='ppo' must be one of grpo, dr-grpo, gspo"),
     ],
@@ -406,7 +408,11 @@ def test_settings_that_cannot_be(settings, message):
         ({"loss": "gspo", "aggregate": "sequence-mean"}, "would be ignored without loss='grpo'"),
         ({"loss": "dr-grpo", "aggregate": "sequence-mean"}, "would be ignored without loss='grpo'"),
         ({"data": "x", "max_prompt": 9}, "data='x', max_prompt=9 would be ignored without task='file'"),
-        ({"stop_token": "="}, "stop_token='=' would be ignored without task='file'"),
+        ({"stop_token": "="}, "stop_token='=' would be ignored without a model that is read"),
+        ({"model": "mine", "hidden": 64}, "hidden=64.* would be ignored without model='tiny'"),
+        ({"warm_start_steps": 0, "warm_starts": "x"}, "warm_starts='x' would be ignored without warm_start_steps"),
+        ({"max_refills": 5}, "max_refills=5 would be ignored without dynamic_sampling"),
+        ({"head": "era", "omega_low_2": 0.1}, "omega_low_2=0.1 would be ignored without second_stage"),
         ({"task": "arithmetic", "largest": 9}, "largest=9 would be ignored without task='countdown'"),
         ({"digits": 3}, "digits=3 would be ignored without task='arithmetic'"),
         ({"chain_length": 3}, "chain_length=3 would be ignored without task='modular'"),

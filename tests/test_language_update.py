@@ -7,15 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 import reference
 from entropyfloor.language import decoding, rollout
 from entropyfloor.language import trainer as trainers
 from entropyfloor.language.config import LanguageConfig
+from entropyfloor.language.model import tiny
 from entropyfloor.language.tasks import Problem
 from entropyfloor.language.train import train
 from entropyfloor.language.trainer import Trainer
-from entropyfloor.language.warm_start import warm_start
+from entropyfloor.language.warm_start import imitation_loss, warm_start
 from tiny_language import Evens, config
 
 
@@ -163,11 +165,11 @@ def expected(config, now, before, reference_model, responses, advantages, thresh
     d = at_targets(z_reference, responses) - new
     terms = terms + config.kl_coef * (d.exp() - d - 1)
 
-    def mean(values):
+    def mean(values, kind=config.loss):
         each = [row[tokens] for row, tokens in zip(values.double(), mask, strict=True)]
-        if config.loss == "dr-grpo":
+        if kind == "dr-grpo":
             return sum(row.sum() for row in each) / (config.max_new_tokens * len(each))
-        if config.loss == "gspo" or config.aggregate == "sequence-mean":
+        if kind == "gspo" or config.aggregate == "sequence-mean":
             return sum(row.mean() for row in each) / len(each)
         return torch.cat(each).mean()
 
@@ -175,13 +177,19 @@ def expected(config, now, before, reference_model, responses, advantages, thresh
     gradient = torch.autograd.grad(loss, now.parameters())
     found = {
         "loss": loss,
-        "clip_fraction": mean(above | below),
-        "clip_fraction/low": mean(below),
-        "clip_fraction/high": mean(above),
-        "ratio": mean(ratio_of(new, old)),
-        "approx_kl": mean((new - old).exp() - 1 - (new - old)),
         "grad_norm": flat(gradient).norm(),
     }
+    logged = {
+        "clip_fraction": above | below,
+        "clip_fraction/low": below,
+        "clip_fraction/high": above,
+        "ratio": ratio_of(new, old),
+        "approx_kl": (new - old).exp() - 1 - (new - old),
+    }
+    weighed_by = (
+        "grpo" if config.loss == "dr-grpo" else config.loss
+    )  # a share of all, whatever the loss divides by
+    found |= {name: mean(value, weighed_by) for name, value in logged.items()}
     return {name: float(value.detach()) for name, value in found.items()}, flat(gradient)
 
 
@@ -213,6 +221,7 @@ HEADS = {"none": {}, "era": ERA, "first-stage": STAGES, "second-stage": STAGES}
 OPTIONS = {
     "advantages": {"scale_advantages": True},
     "follows": {"freeze_scale": False},
+    "release": {"freeze_scale": False, "top_k": 4, "min_advantage": 1.0},
     "k": {"k": 3.0},
     "least": {"min_advantage": 1.0},
     "fraction": {"top_fraction": 0.5},
@@ -502,6 +511,18 @@ def test_responses_that_end_at_once(tmp_path):
     assert (found["response_length"], found["ended"], found["usable_groups"]) == (1, 1, 0)
     assert all(math.isfinite(value) for value in found.values())
     assert torch.equal(weights(trainer), before)
+
+
+def test_only_prompts_begin_with_what_begins_a_text():
+    """Llama's and Gemma's tokenizers put a token before everything; a response is not a beginning."""
+    torch.manual_seed(0)
+    model, tokenizer = tiny("0123?", layers=1, hidden=16, heads=2, length=20)
+    expected = imitation_loss(model, tokenizer, ["<pad>01?", "<pad>2?"], ["3<end>", "012<end>"])
+    begins = TemplateProcessing(single="<pad> $A", special_tokens=[("<pad>", 0)])
+    tokenizer.backend_tokenizer.post_processor = begins
+    assert tokenizer("01?").input_ids == [0, 2, 3, 6]
+    found = imitation_loss(model, tokenizer, ["01?", "2?"], ["3<end>", "012<end>"])
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])

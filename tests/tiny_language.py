@@ -129,4 +129,8 @@ class Evens:
 
 def config(tmp_path, **settings):
     """Settings of a run in `tmp_path`."""
-    return LanguageConfig(**{**TINY, "out": str(tmp_path / "run"), **settings})
+    found = {**TINY, "out": str(tmp_path / "run"), **settings}
+    unused = set() if found["warm_start_steps"] else {"warm_start_batch"}
+    if found.get("model", "tiny") != "tiny":
+        unused |= {"layers", "hidden", "heads"}
+    return LanguageConfig(**{name: value for name, value in found.items() if name not in unused})

@@ -18,7 +18,8 @@ RANGES = {
     **dict.fromkeys(("layers", "hidden", "heads", "prompts", "samples", "max_new_tokens", "minibatches"), COUNT),
     "largest": Range(2, math.inf, "at least 2"),
     **dict.fromkeys(("digits", "chain_length", "max_prompt", "context", "sample_batch", "micro_batch"), COUNT),
-    **dict.fromkeys(("eval_every", "eval_problems", "eval_samples", "checkpoint_every"), COUNT),
+    **dict.fromkeys(("eval_every", "eval_problems", "checkpoint_every"), COUNT),
+    "eval_samples": Range(1, 1024, "between 1 and 1024"),
     **dict.fromkeys(
         ("warm_start_steps", "warm_start_batch", "steps", "max_refills", "threads", "min_level"), NATURAL
     ),
@@ -59,10 +60,10 @@ class LanguageConfig:
     """Task file: what the model is given; {question} stands for the question."""
     max_prompt: int | None = None
     """Task file: longest prompt in tokens; problems with longer ones are left out, and their number is told."""
-    stop_token: str | None = None
-    """Task file: ends a response beside what the model ends at, such as <|im_end|> where the prompt has turns."""
     model: str = "tiny"
     """Any causal language model, by hub name or path; tiny is one of the Qwen2 architecture made from nothing."""
+    stop_token: str | None = None
+    """Ends a response beside what the model ends at, such as <|im_end|> where the prompt has turns."""
     context: int | None = None
     """Tokens of prompt and response together, if not what the model's config says."""
     layers: int = 4
@@ -117,7 +118,7 @@ class LanguageConfig:
     aggregate: Literal["token-mean", "sequence-mean"] = "token-mean"
     """Loss grpo: the mean over all tokens of the batch, or over responses of their means."""
     clip_low: float | None = None
-    """How far below 1 a ratio counts: 0.2, and 3e-4 for gspo."""
+    """How far below 1 a ratio counts: 0.2, and 3e-4 for gspo; KL-Cov has no bounds."""
     clip_high: float | None = None
     """How far above: 0.2, and 4e-4 for gspo; clip-higher is 0.28."""
     entropy_coef: float = 0.0
@@ -204,10 +205,13 @@ class LanguageConfig:
             raise ValueError(
                 "kl_cov and clip_cov do nothing where every ratio is 1: give --minibatches of at least 2"
             )
+        if self.loss == "gspo" and (self.forking < 1 or self.clip_cov):
+            raise ValueError(
+                "forking and clip_cov choose tokens that give a gradient, and with loss='gspo' a response gives "
+                "one as a whole: choose another loss"
+            )
         if self.prompts % self.minibatches:
             raise ValueError(f"prompts={self.prompts} must be a multiple of minibatches={self.minibatches}")
-        if self.head == "era" and not self.freeze_scale and self.top_k is not None:
-            raise ValueError("top_k needs freeze_scale: which logits are dropped would change with the scale")
         for low, high in (("omega_low", "omega_high"), ("omega_low_2", "omega_high_2")):
             thresholds = [getattr(self, name) for name in (low, high)]
             if "auto" not in thresholds and not thresholds[0] < thresholds[1]:
@@ -236,8 +240,16 @@ class LanguageConfig:
         parts = {
             "task='file'": (
                 self.task == "file",
-                ("data", "test_data", "min_level", "prompt", "max_prompt", "stop_token"),
+                ("data", "test_data", "min_level", "prompt", "max_prompt"),
             ),
+            "a model that is read": (self.model != "tiny", ("stop_token",)),
+            "model='tiny'": (self.model == "tiny", ("layers", "hidden", "heads")),
+            "warm_start_steps": (
+                self.warm_start_steps > 0,
+                ("warm_start_batch", "warm_start_learning_rate", "warm_start_random", "warm_starts"),
+            ),
+            "dynamic_sampling": (self.dynamic_sampling, ("max_refills",)),
+            "second_stage": (self.second_stage < 1, ("omega_low_2", "omega_high_2")),
             "task='countdown'": (self.task.startswith("countdown"), ("largest",)),
             "task='arithmetic'": (self.task == "arithmetic", ("digits",)),
             "task='modular'": (self.task == "modular", ("chain_length",)),
@@ -272,7 +284,7 @@ class LanguageConfig:
             f"above-{self.min_advantage:g}": era and self.min_advantage > 0,
             "follows": era and not self.freeze_scale,
             f"top-{self.top_k}": era and self.top_k is not None,
-            f"clip-{clip[0]:g}-{clip[1]:g}": clip != CLIP[self.loss],
+            f"clip-{clip[0]:g}-{clip[1]:g}": clip != CLIP[self.loss] and not self.kl_cov,
             f"bonus-{self.entropy_coef}": self.entropy_coef,
             f"forking-{self.forking}": self.forking < 1,
             f"kl-cov-{self.kl_cov}": self.kl_cov,

@@ -112,10 +112,13 @@ def load(name: str, stop_token: str | None = None) -> tuple[PreTrainedModel, Pre
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so any token will do
     ends = {int(tokenizer.eos_token_id)} | ends_of(model)
     if stop_token is not None:
-        known = tokenizer.get_vocab()
-        if stop_token not in known:
-            raise ValueError(f"stop_token={stop_token!r} is no token of model={name}: it must be a single one")
-        ends.add(known[stop_token])
+        tokens = tokenizer(stop_token, add_special_tokens=False).input_ids
+        if len(tokens) != 1 or tokens[0] == tokenizer.unk_token_id:
+            raise ValueError(
+                f"stop_token={stop_token!r} is {len(tokens)} tokens of model={name}, or one that it does not "
+                f"know: it must be a single one"
+            )
+        ends.update(tokens)
     # What a checkpoint recommends for sampling, such as a repetition penalty, would make another policy of it.
     model.generation_config = _generation(tokenizer, ends)
     return model, tokenizer

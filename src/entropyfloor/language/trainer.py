@@ -147,6 +147,7 @@ class Trainer:
                     self.save(run)
                 if config.kl_coef and self.reference is None:
                     self.reference = copy.deepcopy(self.model).eval()
+                progress.restart(config.warm_start_steps + self.step)
                 while self.step < config.steps:
                     found = self._train_step()
                     self.step += 1
@@ -329,6 +330,7 @@ class Trainer:
         mean = means[config.loss]
         longest = config.max_new_tokens if mean == "length" else None
         weights = losses.token_weights(mask, mean, max_length=longest)  # type: ignore[arg-type]
+        shares = weights if longest is None else losses.token_weights(mask)  # those of Dr. GRPO do not add up to 1
         used = mask
         if config.forking < 1:
             used = losses.forking_tokens(batch.entropies, mask, config.forking)
@@ -344,7 +346,7 @@ class Trainer:
                 used = used & ~chosen
         total: dict[str, Tensor] = {}
         for rows in parts(len(mask), config.micro_batch):
-            part, w, m = batch.rows(rows), weights[rows], mask[rows]
+            part, w, share, m = batch.rows(rows), weights[rows], shares[rows], mask[rows]
             seen = self._seen(part)
             old, unscaled = (seen.log_probs, seen.unscaled) if on_policy else (part.old, part.unscaled)
             terms = used[rows] * losses.policy_terms(seen.log_probs, old, seen.advantages, m, **self._bounds)
@@ -357,8 +359,8 @@ class Trainer:
                 terms = terms + config.kl_coef * losses.kl_terms(seen.unscaled, part.reference, m)
             loss = losses.weighted_sum(terms, w)
             loss.backward()
-            found = losses.policy_statistics(seen.log_probs, old, seen.advantages, w, **self._bounds)
-            of_policy = losses.policy_statistics(seen.unscaled, unscaled, seen.advantages, w, **self._bounds)
+            found = losses.policy_statistics(seen.log_probs, old, seen.advantages, share, **self._bounds)
+            of_policy = losses.policy_statistics(seen.unscaled, unscaled, seen.advantages, share, **self._bounds)
             found |= {name: of_policy[name] for name in ("ratio", "approx_kl")}
             for name, value in {"loss": loss.detach(), **found}.items():
                 total[name] = total.get(name, 0.0) + value
@@ -458,7 +460,7 @@ class Trainer:
         for one, other in ((low, high), self._second_thresholds(low)):
             if config.head == "era" and not one < other:
                 raise ValueError(
-                    f"RL begins with an entropy of {initial:g} nats, from which auto makes ω_low={one:g}, and "
+                    f"RL begins with an entropy of {initial:g} nats, from which auto follows: ω_low={one:g}, and "
                     f"ω_high={other:g} is not above it: give both"
                 )
         return low, high

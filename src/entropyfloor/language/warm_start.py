@@ -112,7 +112,8 @@ def imitation_loss(
         prompts: What the responses answer.
         responses: As many, with their end.
     """
-    before, after = (tokenizer(list(texts), padding=False).input_ids for texts in (prompts, responses))
+    before = tokenizer(list(prompts)).input_ids
+    after = tokenizer(list(responses), add_special_tokens=False).input_ids  # what begins a text began the prompt
     start = max(map(len, before))  # where responses begin
     tokens = torch.full((len(before), start + max(map(len, after))), int(tokenizer.pad_token_id or 0))
     mask = torch.zeros_like(tokens, dtype=torch.bool)

@@ -59,23 +59,28 @@ class Progress:
 
     def restart(self, done: int) -> None:
         """Measure speed from here: what follows has a pace of its own."""
-        self._since, self._last = (done, time.perf_counter()), done
+        self._since = done, time.perf_counter()
+        self._show(done)
 
     def advance(self, done: int) -> None:
         """Move the bar, now and then."""
         if self._since is None:
             self.restart(done)
         elif done - self._last >= self._every or done >= self._total:
-            self._last = done
-            description = f"{self._label}{self._evaluation} · {self._pace(done)}"
-            self._bar.update(self._task, completed=done, description=description)
+            self._show(done)
 
     def report(self, done: int, evaluation: str) -> None:
         """Show an evaluation; without a terminal, print a line."""
         self._evaluation = evaluation
+        self._show(done)
         if not self._console.is_terminal:
             line = f"{done:,}/{self._total:,} {self._unit} · {evaluation} · {self._pace(done)}"
             self._console.print(f"{self._label}{line}", soft_wrap=True)
+
+    def _show(self, done: int) -> None:
+        self._last = done
+        description = f"{self._label}{self._evaluation} · {self._pace(done)}"
+        self._bar.update(self._task, completed=done, description=description)
 
     def _pace(self, done: int) -> str:
         """Speed, and the time left at it."""
