@@ -56,7 +56,7 @@ bench: $(VENV)/installed-hosts  ## The floors beside plain heads, the agents and
 	$(BIN)/python benchmarks/token_log_probs.py
 
 FIGURES := demo control/walker-run control/halfcheetah-ppo control/beside-sb3/pendulum control/beside-sb3/ppo \
-	control/beside-sb3/sac vision/cifar10-regularisers language/countdown language/long
+	control/beside-sb3/sac vision/cifar10-regularisers language/countdown language/long language/longer
 CIFAR10 := vision/cifar10-regularisers
 COUNTDOWN := language/countdown
 

@@ -280,6 +280,8 @@ class LanguageConfig:
         clip, era = self._clip, self.head == "era"
         known = {
             "era": era,
+            f"low-{self.omega_low}": era and self.omega_low != "auto",
+            f"high-{self.omega_high}": era and self.omega_high not in ("auto", math.inf),
             "no-high": era and self.omega_high == math.inf,
             f"above-{self.min_advantage:g}": era and self.min_advantage > 0,
             "follows": era and not self.freeze_scale,
