@@ -150,6 +150,7 @@ def test_boxes_take_no_time():
 def test_texts():
     assert after_hashes("a\n#### 1\nb #### 2 \nend") == "2"
     assert after_hashes("none") is None
+    assert boxed(r"\boxed{5\ }") == "5"  # a control space, of which the backslash would be left
     assert numbers_in("1,234.5 dollars from 2-3, x=-3, a .5 and 1,2") == [
         "1,234.5",
         "2",
