@@ -167,6 +167,7 @@ def options_of(settings):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # some five minutes where nothing else runs, and every wait grows with the first run
 @pytest.mark.parametrize("agent", ["sac-era-exact", "ppo-era"])
 def test_ten_kills_change_nothing(agent, tmp_path, cache):
     """SIGKILL at ten random moments: the run ends as the one that was left alone."""
