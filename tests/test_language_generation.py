@@ -6,6 +6,7 @@ import threading
 import time
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -17,6 +18,7 @@ import tiny_language
 from entropyfloor.language import generation
 from entropyfloor.language.decoding import Written
 from entropyfloor.language.generation import NEUTRAL, Request, Sampling, Server, Transformers, template
+from entropyfloor.language.model import load
 
 INSTRUCTION = "Say it."
 STOP = "\n\nQuestion:"
@@ -204,6 +206,13 @@ def test_a_model_that_is_not_there_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"nobody/nothing cannot be loaded.*a name on the hub, and network"):
         Transformers("nobody/nothing", template("none"))
+
+
+def test_a_tilde_is_the_home_that_a_shell_leaves_to_us(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(Path(model).parent))
+    name = f"~/{Path(model).name}"
+    assert generation.engine("transformers", name, template("none")).room("12") == 254
+    assert load(name)[0].config.max_position_embeddings == 256
 
 
 def test_a_model_without_weights_says_so(model, tmp_path):
