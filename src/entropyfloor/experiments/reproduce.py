@@ -112,5 +112,4 @@ class _Work:
             over = self.done + len(self.failed)
             if process is None:
                 self.progress.restart(over)  # what was finished before says nothing of the speed
-            self.progress.advance(over)
             self.progress.report(over, f"{run.out} {told}")

@@ -173,8 +173,6 @@ def evaluate(config: EvaluationConfig) -> str:
                     _answer(config, benchmark, engine, equal, result, prompts[benchmark])
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"the same command goes on with what {path} does not have") from None
-    for result in results.values():
-        result.check_speech()
     judged = {b.name: summarise(b, result.lines, config) for b, result in results.items()}
     found: dict[str, Any] = {"model": config.model, "template": generation.template(config.template).name}
     if set(benchmarks.IN_DOMAIN) <= set(judged):
@@ -197,8 +195,9 @@ class Results:
         samples: Responses to each.
 
     Raises:
-        ValueError: A line is damaged, or of another problem than is asked now. A last line that a kill cut short
-            is ignored, and cut off before the next one is written.
+        ValueError: A line is damaged, or of another problem than is asked now; or the model has said nothing at
+            all in `SILENT` problems, or in all of them. A last line that a kill cut short is ignored, and cut off
+            before the next one is written.
     """
 
     def __init__(self, path: Path, benchmark: Benchmark, problems: Sequence[Problem], samples: int) -> None:
@@ -216,6 +215,7 @@ class Results:
             if not known:
                 raise ValueError(f"{self.file}, line {number} answers another problem: the data has changed")
             self._found[problem] = found
+        self._check_speech()
 
     @property
     def missing(self) -> list[Problem]:
@@ -226,20 +226,6 @@ class Results:
     def lines(self) -> list[dict[str, Any]]:
         """What is there, in the order of the problems."""
         return [self._found[number] for number in sorted(self._found)]
-
-    def check_speech(self) -> None:
-        """Refuse a model that says nothing, which is a setting that does not fit and no result.
-
-        Raises:
-            ValueError: All problems so far, `SILENT` or all that there are, have nothing but empty responses.
-        """
-        enough = len(self._found) >= min(SILENT, len(self._problems))
-        if enough and all(_empty(line) == 1 for line in self._found.values()):
-            raise ValueError(
-                f"{self.file}: the model has answered {len(self._found)} problems with nothing at all. Give "
-                f"another --template, one that it was trained with, or look at what the server answers; and "
-                f"another --out"
-            )
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Refuse to go on with lines that asked otherwise.
@@ -268,10 +254,25 @@ class Results:
                 yield file
 
     def add(self, file: TextIO, line: dict[str, Any]) -> None:
-        """Write a problem's line, so that it is there whatever comes next."""
+        """Write a problem's line, so that it is there whatever comes next.
+
+        Raises:
+            ValueError: The model says nothing; see `Results`.
+        """
         file.write(_json(line).decode())
         file.flush()
         self._found[line["problem"]] = line
+        self._check_speech()
+
+    def _check_speech(self) -> None:
+        """Refuse a model that says nothing, which is a setting that does not fit and no result."""
+        enough = len(self._found) >= min(SILENT, len(self._problems))
+        if enough and all(_empty(line) == 1 for line in self._found.values()):
+            raise ValueError(
+                f"{self.file}: the model has answered {len(self._found)} problems with nothing at all. Give "
+                f"another --template, one that it was trained with, or look at what the server answers; and "
+                f"another --out"
+            )
 
 
 class Prompt(NamedTuple):
@@ -306,7 +307,6 @@ def _answer(
     """Ask what is missing; each problem is on disk once its last response is there."""
     samples, temperature = config.sampling(benchmark)
     missing, total = results.missing, len(prompts)
-    results.check_speech()
     if not missing:
         return
     sampling = Sampling(temperature, config.top_p, config.max_tokens)
@@ -328,7 +328,6 @@ def _answer(
             seeds = [request.seed for request in requests[at * samples : (at + 1) * samples]]
             problem = missing[at]
             results.add(file, _line(equal, benchmark, problem, prompts[problem.number], answers, seeds))
-            results.check_speech()
             done += 1
             if done % told == 0 or done == total:
                 share = np.mean([np.mean(line["correct"]) for line in results.lines])
