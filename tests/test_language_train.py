@@ -21,6 +21,8 @@ from entropyfloor.language.held_out import evaluate, export
 from entropyfloor.language.model import (
     Policy,
     characters,
+    describe,
+    described,
     ends_of,
     head_of,
     hidden_states,
@@ -192,6 +194,8 @@ def test_a_response_ends_wherever_its_model_ends(tmp_path):
         assert text == tokenizer.decode(said[:-1] if drawn.ended[i] else said)
         seen |= ends & set(said)
     assert seen == ends
+    describe(tmp_path / "described", model, tokenizer)
+    assert ends_of(described(tmp_path / "described")[0]) == ends
     with pytest.raises(ValueError, match=r"stop_token='</s>' is 4 tokens of model=.*: it must be a single one"):
         load(path, stop_token="</s>")
 

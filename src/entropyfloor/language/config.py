@@ -10,6 +10,7 @@ from entropyfloor.runs.settings import COUNT, FINITE, NATURAL, POSITIVE, SEED, S
 
 TaskName = Literal["countdown", "countdown-3", "countdown-4", "arithmetic", "modular", "file"]
 LossName = Literal["grpo", "dr-grpo", "gspo"]
+Precision = Literal["no", "bf16"]
 Threshold = float | Literal["auto"]
 
 ABOVE_ONE = Range(1, math.inf, "above 1", open=True)
@@ -168,7 +169,7 @@ class LanguageConfig:
     """Rollouts in which the learning rate rises; it is constant after."""
     clip_grad: float = 1.0
     """Gradients are scaled down to this norm."""
-    precision: Literal["no", "bf16"] = "no"
+    precision: Precision = "no"
     """Mixed precision of the model in RL, as it samples and as it learns; its logits are float32 in any case."""
     device: str = "auto"
     """Such as cuda or cpu; auto takes an accelerator where there is one."""

@@ -47,7 +47,7 @@ def decode(
     """What the model writes behind each prompt, all in one batch.
 
     Args:
-        model: A causal language model of transformers, in evaluation mode.
+        model: A causal language model of transformers, or a `Policy` of one, in evaluation mode.
         prompts: Token ids, at least one each.
         limits: Most tokens that each may be followed by, at least 1.
         seeds: One for each prompt; tokens follow from it.

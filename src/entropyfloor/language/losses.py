@@ -386,12 +386,11 @@ def policy_statistics(
     clip_high: float = 0.2,
     ratio: Ratio = "token",
 ) -> dict[str, Float[Tensor, ""]]:
-    """What to log of an update, without gradients; weighted as the loss, so that micro-batches add up.
+    """What to log of an update, without gradients; shares where `weights` add up to 1, as micro-batches do.
 
     Returns:
         `clip_fraction`, of which `clip_fraction/low` and `clip_fraction/high`: tokens past the bound that acts on
         them. `ratio`: mean of r. `approx_kl`: KL(π_old ‖ π) in nats, by k3 from the tokens that π_old sampled.
-        With ERA clips are those of scaled log-probs, and the two of the policy itself those of unscaled ones.
 
     Raises:
         ValueError: As `policy_terms`.

@@ -10,7 +10,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -30,11 +30,12 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import logging
 
+from entropyfloor.language.config import Precision
+
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 PAD, END = "<pad>", "<end>"
-Precision = Literal["no", "bf16"]
 
 
 class Head(NamedTuple):

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from entropyfloor.language.config import Precision
 from entropyfloor.language.decoding import Written, decode
-from entropyfloor.language.model import Policy, Precision, autocast, ends_of
+from entropyfloor.language.model import Policy, autocast, ends_of
 from entropyfloor.torch.seeding import derived
 
 if TYPE_CHECKING:
@@ -79,13 +80,13 @@ def sample(
     before: list[list[int]] = tokenizer(list(prompts)).input_ids
     training = model.training
     model.eval()
-    ends = ends_of(model)
+    policy, ends = Policy(model), ends_of(model)
     written: list[Written] = []
     for some in parts(len(prompts), batch_size):
         places = range(some.start, some.stop)
         with autocast(model.device, precision):  # around all of it: weights are rounded once, not for each token
             written += decode(
-                Policy(model),
+                policy,
                 before[some],
                 limits=[max_new_tokens] * len(places),
                 seeds=[derived(seed, place) for place in places],

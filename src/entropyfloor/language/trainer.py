@@ -347,7 +347,7 @@ class Trainer:
         total: dict[str, Tensor] = {}
         for rows in parts(len(mask), config.micro_batch):
             part, w, share, m = batch.rows(rows), weights[rows], shares[rows], mask[rows]
-            seen = self._seen(part)
+            seen = self._seen(part, of_policy=not on_policy or part.reference is not None)
             old, unscaled = (seen.log_probs, seen.unscaled) if on_policy else (part.old, part.unscaled)
             terms = used[rows] * losses.policy_terms(seen.log_probs, old, seen.advantages, m, **self._bounds)
             if penalised is not None:
@@ -360,8 +360,11 @@ class Trainer:
             loss = losses.weighted_sum(terms, w)
             loss.backward()
             found = losses.policy_statistics(seen.log_probs, old, seen.advantages, share, **self._bounds)
-            of_policy = losses.policy_statistics(seen.unscaled, unscaled, seen.advantages, share, **self._bounds)
-            found |= {name: of_policy[name] for name in ("ratio", "approx_kl")}
+            if seen.unscaled is not seen.log_probs:  # clips are those of what the loss compares
+                of_policy = losses.policy_statistics(
+                    seen.unscaled, unscaled, seen.advantages, share, **self._bounds
+                )
+                found |= {name: of_policy[name] for name in ("ratio", "approx_kl")}
             for name, value in {"loss": loss.detach(), **found}.items():
                 total[name] = total.get(name, 0.0) + value
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_grad)
@@ -369,8 +372,8 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         return {name: float(value) for name, value in total.items()} | {"grad_norm": float(norm)}
 
-    def _seen(self, batch: Batch) -> Seen:
-        """Of the policy as it is now."""
+    def _seen(self, batch: Batch, *, of_policy: bool = True) -> Seen:
+        """Of the policy as it is now; its own log-probabilities may stay filtered unless `of_policy`."""
         config, scale, advantages = self.config, batch.scale, batch.advantages
         arguments = self._head(self.model, batch.responses, advantages)
         if config.head == "none":
@@ -378,7 +381,7 @@ class Trainer:
             return Seen(log_probs, log_probs, entropies, advantages)
         all_scales, entropies = F.token_log_probs_all_scales(k=config.k, **arguments)
         unscaled = all_scales[0]
-        if self._top_k is not None:
+        if of_policy and self._top_k is not None:
             unscaled, _ = F.token_log_probs(**arguments | {"top_k": None, "top_k_rows": None})
         if not config.freeze_scale:
             now = F.response_entropy(entropies.detach(), batch.responses.response_mask, config.top_fraction)
@@ -393,7 +396,7 @@ class Trainer:
         found = []
         for rows in parts(len(batch.old), self.config.micro_batch):
             part = batch.rows(rows)
-            seen, mask = self._seen(part), part.responses.response_mask
+            seen, mask = self._seen(part, of_policy=False), part.responses.response_mask
             found.append(losses.clipped_tokens(seen.log_probs, part.old, seen.advantages, mask, **self._bounds))
         return torch.cat(found)
 
