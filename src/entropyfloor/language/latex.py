@@ -7,6 +7,7 @@ import unicodedata
 from typing import NamedTuple
 
 _SIGNS = {
+    "\u2044": "/",
     "°": r"^\circ ",
     "×": r"\times ",
     "·": r"\cdot ",
@@ -32,11 +33,13 @@ _LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _ROOT = re.compile(r"√\s*(?:(\d+(?:\.\d+)?|\\[a-zA-Z]+|[a-zA-Z])|\(([^()]*)\)|\{([^{}]*)\})")
 _GAP = re.compile(r"(\\\\)|\\[,;:> ]|~|\\(?:q?quad|thinspace|enspace)(?![a-zA-Z])|\s+")
 _NOTHING = re.compile(
-    r"(\\\\)|\\!|\\?\$|\\[()\[\]]|\\displaystyle(?![a-zA-Z])"
+    r"(\\\\)|\\!|\\?\$|\\[()\[\]]|\\(?:displaystyle|boldsymbol|bm)(?![a-zA-Z])"
     r"|\\[hv]?phantom\s*(?:\{[^{}]*\}|[^\s\\])"
 )
 _THOUSANDS = re.compile(r"(?<=\d)(?:,\\!\s*|\{,\}|\\,)(?=\d{3}(?!\d))")
 _IN_BRACES = re.compile(r"(?<![\\_])\{\d{1,3}(?:,\d{3})+\}")
+_END = re.compile(r"(?:(?<![.\\])\s*\.{1,2}|\s*[,;])\s*$")
+"""A period that ends a sentence, and no ellipsis."""
 _NEAR = re.compile(r"\\(?:approx|simeq|sim)(?![a-zA-Z])\s*")
 _COMMAND = r"\\[a-zA-Z]+(?![a-zA-Z{\[])"
 _ABOVE = re.compile(rf"(\\[dtc]?frac)\s*({_COMMAND})")
@@ -63,6 +66,8 @@ _UNIT = re.compile(
 )
 """Units without braces behind a value: those of physics, or words."""
 
+_NAMED = re.compile(r"\s*\\?[a-zA-Z]+(?:_(?:\{[^{}]*\}|\w))?\s*(?:=|\\approx)")
+
 
 class Numeral(NamedTuple):
     """Digits in a base, as `1011_2`."""
@@ -84,12 +89,12 @@ def tidy(text: str) -> str:
     text = _NOTHING.sub(lambda nothing: nothing[1] or "", text)
     text = _IN_BRACES.sub(lambda digits: digits[0].replace(",", ""), text)
     text = _BELOW.sub(r"\1{\2}", _ABOVE.sub(r"\1{\2}", text))
-    text = re.sub(r"(?<![.\\])\s*[.,;]\s*$", "", text).strip()
+    text = _END.sub("", text).strip()
     text = text[near.end() :] if (near := _NEAR.match(text)) else text
     value, per_cent = split_per_cent(text)
     if not per_cent:
         value = re.sub(r"(\\circ\s*\}?)\s*(?:[CF]|\\(?:text|mathrm)\s*\{\s*[CF]\s*\})$", r"\1", value)
-        value = _WORDS.sub("", value).strip() or value
+        value = _END.sub("", _WORDS.sub("", value)).strip() or value
     return value + r"\%" * per_cent
 
 
@@ -127,10 +132,10 @@ def without_units(said: str, gold: str) -> tuple[str, str]:
 
     Where both have letters of their own, these count: `5 m` is not `5 s`, and `4t` is not `4`.
     """
-    (one, unit, symbol), (other, its, _) = _split_unit(said), _split_unit(gold)
+    (one, unit, symbol), (other, its, also) = _split_unit(said), _split_unit(gold)
     if len(its) == 1 and gold[-2].isdigit():  # 4t is a product
-        other, its = gold, ""
-    if not (_is_constant(one) and _is_constant(other)) or (symbol and its and words(unit) != words(its)):
+        other, also = gold, False
+    if not (_is_constant(one) and _is_constant(other)) or (symbol and also and words(unit) != words(its)):
         return said, gold
     return one, other
 
@@ -144,20 +149,25 @@ def _split_unit(text: str) -> tuple[str, str, bool]:
 
 
 def _is_constant(text: str) -> bool:
-    """Whether no letter of it can be a variable."""
-    return re.search(r"[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", text)) is None
+    """Whether no letter of it can be a variable, but for the name in front."""
+    return re.search(r"[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", _NAMED.sub("", text))) is None
 
 
 def _from_unicode(text: str) -> str:
     """Signs as LaTeX has them."""
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda found: f"^{{{found[0].translate(_RAISED)}}}", text)
     text = re.sub("[₀-₉]+", lambda found: f"_{{{found[0].translate(_LOWERED)}}}", text)
+    text = re.sub("[¼-¾⅐-⅞]", _fraction, text)
+    text = unicodedata.normalize("NFKC", text)  # wide digits and signs, and spaces
     text = re.sub("[Α-Ωα-ω]", _greek, text)
     for sign, latex in _SIGNS.items():
         text = text.replace(sign, latex)
-    text = _ROOT.sub(lambda found: rf"\sqrt{{{found[1] or found[2] or found[3]}}}", text)
-    text = unicodedata.normalize("NFKC", text)  # wide digits and signs, spaces, and ½ as 1⁄2
-    return re.sub(r"(\d+)\u2044(\d+)", r"\\frac{\1}{\2}", text)
+    return _ROOT.sub(lambda found: rf"\sqrt{{{found[1] or found[2] or found[3]}}}", text)
+
+
+def _fraction(found: re.Match[str]) -> str:
+    above, below = unicodedata.normalize("NFKC", found[0]).split("\u2044")
+    return rf"\frac{{{above}}}{{{below}}}"
 
 
 def _greek(found: re.Match[str]) -> str:
