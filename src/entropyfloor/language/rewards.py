@@ -150,6 +150,7 @@ class Reward:
         workers: Processes; 0 calls the functions here, without a limit of time. That is for functions that are
             known to be quick.
         seconds: A function may take for one sample.
+        quiet: Count failures and return them, but do not log them.
 
     Raises:
         ValueError: No function, a weight without one, a function that cannot be pickled, or a number out of range.
@@ -162,6 +163,7 @@ class Reward:
         weights: Mapping[str, float] | None = None,
         workers: int = 2,
         seconds: float = 5.0,
+        quiet: bool = False,
     ) -> None:
         self.functions = dict(functions) if isinstance(functions, Mapping) else {"reward": functions}
         self.weights = dict.fromkeys(self.functions, 1.0) | dict(weights or {})
@@ -173,7 +175,7 @@ class Reward:
             raise ValueError(f"workers={workers} must be 0, for this process, or more")
         if not seconds > 0:
             raise ValueError(f"seconds={seconds} must be above 0")
-        self.workers, self.seconds = workers, seconds
+        self.workers, self.seconds, self.quiet = workers, seconds, quiet
         self.failures: Counter[str] = Counter()
         """How often each function failed, and how, over all calls."""
         self._pool: list[_Worker] = []
@@ -267,7 +269,7 @@ class Reward:
     def _count(self, failed: list[_Job]) -> None:
         kinds = Counter(f"{job.name}: {job.kind}" for job in failed)
         self.failures.update(kinds)
-        for kind, count in kinds.items():
+        for kind, count in kinds.items() if not self.quiet else ():
             first = next(job for job in failed if f"{job.name}: {job.kind}" == kind)
             log.warning(
                 "reward %s (%d in this batch, which get 0 for it; the first: %s, at the response %.200r)",

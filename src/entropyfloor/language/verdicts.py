@@ -20,9 +20,7 @@ from entropyfloor.language.numbers import number, same
 def by_mathematics(response: str, answer: str) -> Verdict:
     r"""Whether the last box of the response is worth the answer; see `is_correct`."""
     found = boxed(response)
-    if not found:
-        return Verdict(False, r"no closed \boxed{}" if found is None else "the box is empty")
-    return equal(found, final_answer(answer))
+    return Verdict(False, r"no closed \boxed{}") if found is None else equal(found, final_answer(answer))
 
 
 def equal(said: str, gold: str) -> Verdict:
@@ -32,8 +30,12 @@ def equal(said: str, gold: str) -> Verdict:
         said: Without the box around it.
         gold: The right one.
     """
+    if not said.strip():
+        return Verdict(False, "nothing is said")
     if _spaceless(said) == _spaceless(gold):
         return Verdict(True, "the same text")
+    if (found := _by_number(said, gold)) is not None:  # most are
+        return found
     right = _lone_letter(gold)
     if right and (chosen := letter(rf"\boxed{{{said}}}")):
         return _chosen(chosen, right)
@@ -47,10 +49,8 @@ def equal(said: str, gold: str) -> Verdict:
     if one and other and (one.base or other.base):
         return _same_numeral(one, other)
     said, gold = latex.without_units(said, gold)
-    numbers = number(said), number(gold)
-    if numbers[0] is not None and numbers[1] is not None:
-        correct = same(numbers[0], numbers[1])
-        return Verdict(correct, "the same number" if correct else "different numbers")
+    if (found := _by_number(said, gold)) is not None:
+        return found
     verdict = algebra.compare(said, gold)
     (bare, one_percent), (other_bare, other_percent) = map(latex.split_per_cent, (said, gold))
     if not verdict and one_percent != other_percent:  # 12 is 12 %, as 0.12 is
@@ -104,6 +104,16 @@ def is_number(response: str, answer: str) -> bool:
 def is_exact(response: str, answer: str) -> bool:
     """Whether the response is the answer: after `####`, in a box, or all of it; space at the ends is no part."""
     return final_answer(response) == final_answer(answer)
+
+
+def _by_number(said: str, gold: str) -> Verdict | None:
+    """None where one of them is no number."""
+    one = number(said)
+    other = None if one is None else number(gold)
+    if one is None or other is None:
+        return None
+    correct = same(one, other)
+    return Verdict(correct, "the same number" if correct else "different numbers")
 
 
 def _lone_letter(answer: str) -> str | None:
