@@ -6,6 +6,8 @@ import re
 import unicodedata
 from typing import NamedTuple
 
+ENDS = 200
+"""Characters in which a unit or a sign behind an answer is looked for."""
 _SIGNS = {
     "\u2044": "/",
     "°": r"^\circ ",
@@ -50,10 +52,11 @@ _NUMERAL = re.compile(r"(-?)\(?([0-9A-Za-z.]+)\)?_(?:\{([^{}]+)\}|(\d))")
 _NAMES = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _BASES = {name: str(base) for base, name in enumerate(_NAMES, start=2)} | {"sixteen": "16"}
 
-_TEXT = r"\\(?:text|textrm|textnormal|textbf|textit|mathrm|mbox|rm)\s*\{[^{}]*\}"
+_TEXT = r"\\(?:text|textrm|textnormal|textbf|textit|mathrm|mbox|rm)\s*\{(?!\s*-?[\d.]+\s*\})[^{}]*\}"
 _POWER = r"(?:\s*\^\s*(?:\{\s*[-+]?\d\s*\}|\d))?"
-_WORDS = re.compile(rf"(?:\s*(?:/|\\cdot)?\s*{_TEXT}{_POWER})+$")
-"""Units between braces."""
+_SCALE = re.compile(r"(?<=\\circ)\s*(?:[CF]|\\(?:text|mathrm)\s*\{\s*[CF]\s*\})$")
+_WORDS = re.compile(rf"(?!.*\b(?:and|or)\b)(?:\s*(?:/|\\cdot)?\s*{_TEXT}{_POWER})+$")
+"""Units between braces, and no second answer."""
 _SYMBOL = (
     r"(?:(?:(?:[kcmdhMGTnpf]|\\mu\s*)?(?:m|g|s|L|l|J|N|W|V|A|Hz|Pa|eV|F|T|K|H|mol|cal|bar|rad|\\Omega))"
     r"|ft|in|lb|oz|yd|mi|mph|kmh|h|hr|min|sec|yr|gm|cc|erg|dyn|AU|pc|amu|atm|C)(?![a-zA-Z])"
@@ -85,23 +88,30 @@ def tidy(text: str) -> str:
     if not text.isascii():
         text = _from_unicode(text)
     text = _THOUSANDS.sub("", text)
+    text = text.replace(r"^{\circ}", r"^\circ")
     text = _GAP.sub(lambda gap: gap[1] or " ", text)
     text = _NOTHING.sub(lambda nothing: nothing[1] or "", text)
     text = _IN_BRACES.sub(lambda digits: digits[0].replace(",", ""), text)
     text = _BELOW.sub(r"\1{\2}", _ABOVE.sub(r"\1{\2}", text))
-    text = _END.sub("", text).strip()
+    text = _cut(_END, text)
     text = text[near.end() :] if (near := _NEAR.match(text)) else text
     value, per_cent = split_per_cent(text)
     if not per_cent:
-        value = re.sub(r"(\\circ\s*\}?)\s*(?:[CF]|\\(?:text|mathrm)\s*\{\s*[CF]\s*\})$", r"\1", value)
-        value = _END.sub("", _WORDS.sub("", value)).strip() or value
+        value = _cut(_END, _cut(_WORDS, _cut(_SCALE, value)))
     return value + r"\%" * per_cent
 
 
 def split_per_cent(text: str) -> tuple[str, bool]:
     """What stands before a final sign of per cent, and whether there is one."""
-    found = _PER_CENT.search(text)
-    return (text[: found.start()], True) if found and found.start() else (text, False)
+    value = _cut(_PER_CENT, text)
+    return value, value != text.strip()
+
+
+def _cut(end: re.Pattern[str], text: str) -> str:
+    """Without an end of some characters, if anything is left then."""
+    text = text.strip()
+    found = end.search(text, max(0, len(text) - ENDS))
+    return text[: found.start()].strip() or text if found else text
 
 
 def words(text: str) -> str:
@@ -124,7 +134,7 @@ def numeral(text: str) -> Numeral | None:
 
 def bases(text: str) -> set[str]:
     """All bases that digits in it are written in."""
-    return set(re.findall(r"(?<![A-Za-z\\_{])\d+_\{?(\d+)", text))
+    return set(re.findall(r"(?<![A-Za-z0-9\\_{])\d+_\{?(\d+)", text))
 
 
 def without_units(said: str, gold: str) -> tuple[str, str]:

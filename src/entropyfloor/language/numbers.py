@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 CLOSE = Decimal("1e-6")
 """Difference up to which two numbers of about 1 are one."""
-_UNIT = r"\\(?:text|mathrm|textrm|rm|mbox)\{[^{}]*\}(?:\^\{?[-+]?\d\}?)?"
+_UNIT = r"\\(?:text|mathrm|textrm|rm|mbox)\{[^{}\d]*\}(?:\^\{?[-+]?\d\}?)?"
 _NUMBER = re.compile(
     r"(?P<plain>[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?)"
     r"(?:[eE](?P<e>[-+]?\d{1,4})"
