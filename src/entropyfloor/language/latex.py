@@ -43,7 +43,7 @@ _IN_BRACES = re.compile(r"(?<![\\_])\{\d{1,3}(?:,\d{3})+\}")
 _END = re.compile(r"(?:(?<![.\\])\s*\.{1,2}|\s*[,;])\s*$")
 """A period that ends a sentence, and no ellipsis."""
 _NEAR = re.compile(r"\\(?:approx|simeq|sim)(?![a-zA-Z])\s*")
-_COMMAND = r"\\[a-zA-Z]+(?![a-zA-Z{\[])"
+_COMMAND = r"\\(?!sqrt|[dtc]?frac)[a-zA-Z]+(?![a-zA-Z{\[])"
 _ABOVE = re.compile(rf"(\\[dtc]?frac)\s*({_COMMAND})")
 _BELOW = re.compile(rf"(\\[dtc]?frac\s*(?:\{{[^{{}}]*\}}|\w))\s*({_COMMAND})")
 _WRAPPED = re.compile(r"\\(?:text|math)(?:bf|rm|it|sf|tt|normal)?\s*\{([^{}]*)\}|\\mbox\s*\{([^{}]*)\}")
@@ -62,14 +62,13 @@ _SYMBOL = (
     r"|ft|in|lb|oz|yd|mi|mph|kmh|h|hr|min|sec|yr|gm|cc|erg|dyn|AU|pc|amu|atm|C)(?![a-zA-Z])"
 )
 _UNIT = re.compile(
-    rf"(?P<value>.*(?:[\d}})]|\\pi))(?P<gap>\s*)"
+    rf"(?P<value>.*(?:[\d}})\]]|\\pi))(?P<gap>\s*)"
     rf"(?:(?P<symbol>{_SYMBOL}{_POWER}(?:\s*(?:/|\\cdot|\s)\s*{_SYMBOL}{_POWER})*)"
     rf"|(?<=\s)(?P<words>[a-zA-Z]{{3,}}\.?(?:\s+[a-zA-Z]+\.?)*{_POWER}))",
     re.DOTALL,
 )
 """Units without braces behind a value: those of physics, or words."""
-
-_NAMED = re.compile(r"\s*\\?[a-zA-Z]+(?:_(?:\{[^{}]*\}|\w))?\s*(?:=|\\approx)")
+_NAMED = re.compile(r"^\s*\\?[a-zA-Z]+(?:_(?:\{[^{}]*\}|\w))?\s*(?:=|\\approx)")
 
 
 class Numeral(NamedTuple):
@@ -127,7 +126,8 @@ def numeral(text: str) -> Numeral | None:
         return Numeral(text.lstrip("0").upper(), None) if re.fullmatch(r"-?[0-9A-Za-z.]+", text) else None
     sign, digits, base = found[1], found[2].upper(), found[3] or found[4]
     base = _BASES.get(base.lower(), base)
-    if not base.isdigit() or any(c.isalpha() and int(c, 36) >= int(base) for c in digits):  # x_1 is a symbol
+    symbol = not re.search("[0-9]|[A-Z]{2}", found[2])  # such as x_1
+    if symbol or not base.isdigit() or any(c.isalpha() and int(c, 36) >= int(base) for c in digits):
         return None
     return Numeral(sign + digits.lstrip("0"), base)
 
@@ -160,7 +160,7 @@ def _split_unit(text: str) -> tuple[str, str, bool]:
 
 def _is_constant(text: str) -> bool:
     """Whether no letter of it can be a variable, but for the name in front."""
-    return re.search(r"[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", _NAMED.sub("", text))) is None
+    return re.search(r"[a-zA-Z]", re.sub(r"\\[a-zA-Z]+|(?<=\d)[eE](?=[-+]?\d)", "", _NAMED.sub("", text))) is None
 
 
 def _from_unicode(text: str) -> str:

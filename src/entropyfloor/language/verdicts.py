@@ -42,12 +42,8 @@ def equal(said: str, gold: str) -> Verdict:
     said, gold = latex.tidy(said), latex.tidy(gold)
     if latex.words(said) == latex.words(gold):
         return Verdict(True, "the same text")
-    used, needed = latex.bases(said), latex.bases(gold)
-    if used and needed - used:
-        return Verdict(False, f"base {', '.join(sorted(used))}, not {', '.join(sorted(needed))}")
-    one, other = latex.numeral(said), latex.numeral(gold)
-    if one and other and (one.base or other.base):
-        return _same_numeral(one, other)
+    if (found := _by_base(said, gold)) is not None:
+        return found
     said, gold = latex.without_units(said, gold)
     if (found := _by_number(said, gold)) is not None:
         return found
@@ -125,10 +121,16 @@ def _chosen(chosen: str, right: str) -> Verdict:
     return Verdict(chosen == right, f"the letter {chosen}" + ("" if chosen == right else f", not {right}"))
 
 
-def _same_numeral(one: latex.Numeral, other: latex.Numeral) -> Verdict:
-    """Of which one may leave out its base, as the question has it."""
-    correct = one.digits == other.digits
-    return Verdict(correct, f"{'the same' if correct else 'different'} digits in base {one.base or other.base}")
+def _by_base(said: str, gold: str) -> Verdict | None:
+    """None where no digits have a base; one of two numerals may leave it out, as the question has it."""
+    used, needed = latex.bases(said), latex.bases(gold)
+    if used and needed - used:
+        return Verdict(False, f"base {', '.join(sorted(used))}, not {', '.join(sorted(needed))}")
+    one, other = latex.numeral(said), latex.numeral(gold)
+    if one is None or other is None or not (base := other.base or one.base):
+        return None
+    correct = one.digits == other.digits and one.base in (None, base)
+    return Verdict(correct, f"{'the same' if correct else 'different'} digits in base {base}")
 
 
 def _spaceless(text: str) -> str:
