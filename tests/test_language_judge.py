@@ -50,19 +50,22 @@ def test_what_takes_for_ever_is_undecided():
 
 
 def test_pairs_of_a_file(capsys, tmp_path):
+    odd = "\\boxed{a\nb\ud800}"
     lines = [{"said": r"\boxed{1/2}", "gold": 0.5}, "", {"said": 3, "gold": "4", "more": None}]
+    lines.append({"said": odd, "gold": "5"})
     file = written(tmp_path / "pairs.jsonl", *lines)
-    assert read_pairs(file) == [Pair(r"\boxed{1/2}", "0.5"), Pair("3", "4")]
+    assert read_pairs(file) == [Pair(r"\boxed{1/2}", "0.5"), Pair("3", "4"), Pair(odd, "5")]
     status, out, err = said(capsys, "--pairs", str(file))
     assert (status, err) == (0, "")
-    first, second, both = out.splitlines()
+    first, second, third, both = out.splitlines()
     assert first.startswith("1: correct: ")
     assert second.startswith("2: wrong: ")
-    assert both == "1 of 2 are correct"
+    assert third.endswith(r"(the box has a b\ud800)")
+    assert both == "1 of 3 are correct"
     status, out, _ = said(capsys, "--pairs", str(file), "--json")
     found = [json.loads(line) for line in out.splitlines()]
-    assert [set(one) for one in found] == [{"correct", "reason"}] * 2
-    assert [one["correct"] for one in found] == [True, False]
+    assert [set(one) for one in found] == [{"correct", "reason"}] * 3
+    assert [one["correct"] for one in found] == [True, False, False]
     assert all(isinstance(one["reason"], str) and one["reason"] for one in found)
 
 
@@ -75,6 +78,7 @@ def test_pairs_of_a_file(capsys, tmp_path):
         ({"said": "1"}, "line 2: gold is missing"),
         ({"said": None, "gold": "1"}, "line 2: said is None"),
         ({"said": True, "gold": "1"}, "line 2: said is True"),
+        ('{"said": "1", "gold": NaN}', "line 2: gold is nan"),
         ({"said": "1", "gold": ["1"]}, r"line 2: gold is ['1']"),
         ({"said": "1", "gold": " "}, "line 2: gold is empty"),
     ],

@@ -223,7 +223,7 @@ def judge(args: Sequence[str]) -> None:
     for number, verdict in enumerate(room.judge(pairs, choices), start=1):
         found.append(verdict)
         if as_json:
-            print(dumps({"correct": verdict.correct, "reason": verdict.reason}, ensure_ascii=False), flush=True)
+            print(dumps({"correct": verdict.correct, "reason": verdict.reason}), flush=True)
         else:
             print(f"{number}: {room.told(verdict)}" if path else room.told(verdict), flush=True)
     if path and not as_json:

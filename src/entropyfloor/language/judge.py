@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ class Compare:
             return verdicts.by_letter(response, gold, self.choices)
         found = boxed(response)
         verdict = verdicts.equal(response if found is None else found, final_answer(gold))
-        read = "there is no box: all of it is the answer" if found is None else f"the box has {found:.80}"
+        read = "there is no box: all of it is the answer" if found is None else f"the box has {_line(found)}"
         return Verdict(verdict.correct, f"{verdict.reason} ({read})")
 
     def prepare(self) -> None:
@@ -122,10 +123,16 @@ def _pair(line: bytes, place: str) -> Pair:
 
 def _text(row: dict[str, Any], name: str, place: str) -> str:
     value = row.get(name)
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    infinite = isinstance(value, float) and not math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or infinite:
         has = f"is {value!r:.60}" if name in row else "is missing"
         raise ValueError(f"{place}: {name} {has}: it must be a text or a number")
     return str(value)
+
+
+def _line(text: str) -> str:
+    """The beginning of a text, on one line that can be printed."""
+    return " ".join(text.split())[:80].encode("utf-8", "backslashreplace").decode()
 
 
 def told(verdict: Verdict) -> str:
