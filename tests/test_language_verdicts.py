@@ -3,9 +3,11 @@
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from entropyfloor.language import latex
-from entropyfloor.language.answers import Verdict, boxed
+from entropyfloor.language.answers import Verdict, boxed, letter
 from entropyfloor.language.rewards import is_correct
 from entropyfloor.language.verdicts import by_letter, by_mathematics, equal
 
@@ -274,6 +276,17 @@ def test_a_number_in_a_gold_is_not_the_gold(said, gold):
 def test_a_frame_is_a_box(box):
     assert boxed(box) == "5"
     assert is_correct(box, "5")
+
+
+@given(st.text(alphabet="\\{}()[]$%^_.,;: 0123456789abcxJsmABC√½°²₂−π≈", max_size=40))
+def test_anything_can_be_read(text):
+    tidy = latex.tidy(text)
+    latex.without_units(tidy, text)
+    latex.numeral(tidy)
+    letter(text)
+    if text.strip():
+        assert equal(text, text)
+        assert equal(f" {text} ", text)
 
 
 def test_an_ellipsis_is_no_period():
