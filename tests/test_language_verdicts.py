@@ -100,6 +100,10 @@ def test_golds_are_worth_what_they_say_in_other_dress(variant):
         (r"x > 1.5 \cdot 10^{-20}", r"x > 2.5 \cdot 10^{-20}"),
         (r"10^{-20} x + y = 0", r"2 \cdot 10^{-20} x + y = 0"),
         (r"\begin{pmatrix} 10^{-20} \\ 1 \end{pmatrix}", r"\begin{pmatrix} 2 \cdot 10^{-20} \\ 1 \end{pmatrix}"),
+        (r"\frac{1}{2004!} + 1", r"\frac{5}{2004!} + 1"),
+        (r"\sqrt{2} + 10^{-20}", r"\sqrt{2}"),
+        (r"\sqrt{2} \cdot 10^{-20}", r"\sqrt{3} \cdot 10^{-20}"),
+        (r"-\frac{1}{2^{70}}", r"\frac{1}{2^{70}}"),
         (r"0.0000012", r"\frac{1}{1000000}"),
         ("0", r"\frac{1}{2^{98}}"),
         ("0.0", r"\frac{1}{2^{98}}"),
@@ -132,6 +136,11 @@ def test_numbers_that_rounding_makes_one_are_not_one(said, gold):
         (r"(-\infty, 2) \cup (3, 4)", r"(-\infty,2)\cup(3,4)"),
         ("2x = 4y", "x - 2y = 0"),
         ("x > 2", "2 < x"),
+        ("0.1 + 0.2", "0.3"),
+        (r"2.5 \times 10^{-4} x", r"\frac{x}{4000}"),
+        (r"\sum_{k=1}^{n} k", r"\frac{n(n+1)}{2}"),
+        (r"\int_0^1 x dx", r"\frac{1}{2}"),
+        (r"\binom{n}{2}", r"\frac{n(n-1)}{2}"),
     ],
 )
 def test_what_is_equal_stays_so(said, gold):
