@@ -26,6 +26,7 @@ from entropyfloor.language.rewards import (
     Answer,
     Format,
     Reward,
+    Verdict,
     after_hashes,
     boxed,
     final_answer,
@@ -143,6 +144,8 @@ def test_boxes_take_no_time():
     assert boxed(r"\boxed{" * 20_000) is None
     assert boxed(r"\boxed{" * 20_000 + "}" * 20_000) == ""
     assert letter("." * 100_000) is None
+    for text in ("answer is ", "the correct answer is the option ", "A ", r"\text{", "B or "):
+        letter(text * 10_000)
     assert numbers_in("1," * 50_000)[-1] == "1"
     assert time.process_time() - start < 2
 
@@ -190,10 +193,52 @@ def test_texts():
         ("Answer: A particle at rest", None),
         ("The answer: B is right", "B"),
         ("K", None),
+        (r"\boxed{\text{Option C}}", "C"),
+        (r"\boxed{\text{The answer is C}}", "C"),
+        (r"\boxed{B. y}", "B"),
+        (r"\boxed{\textbf{(B) }12}", "B"),
+        (r"\boxed{\text{(B)}\ y}", "B"),
+        (r"\boxed{$C$}", "C"),
+        (r"\fbox{C}", "C"),
+        ('"C"', "C"),
+        ("$C$", "C"),
+        ("C.", "C"),
+        ("option (C)", "C"),
+        ("The correct answer is option C", "C"),
+        ("**Answer:** C", "C"),
+        ("The best option is C", "C"),
+        ("the answer choice is C", "C"),
+        (r"The correct option is \textbf{C}", "C"),
+        ("Therefore, (C) is the correct answer.", "C"),
+        ("The answer is C because B is wrong", "C"),
+        ("The answer is B, not C", "B"),
+        ("The answer is B, C is wrong", "B"),
+        ("The answer is B and I am sure", "B"),
+        ("It is A or B. No: the answer is C.", "C"),
+        ("B or C", None),
+        (r"\boxed{B or C}", None),
+        (r"\boxed{\text{B or C}}", None),
+        (r"\boxed{B \text{ and } C}", None),
+        (r"\boxed{B, C}", None),
+        (r"\boxed{BC}", None),
+        (r"\boxed{B. or C.}", None),
+        ("The answer is (B) or (C)", None),
+        ("The answer is B/C", None),
+        ("Option B is wrong. Option D is too slow.", None),
+        ("the answer is not B", None),
+        ("I think", None),
+        (r"\boxed{c}", None),
     ],
 )
 def test_letters(text, expected):
     assert letter(text) == expected
+
+
+@pytest.mark.parametrize(("choices", "last"), [(2, "B"), (4, "D"), (10, "J"), (26, "Z")])
+def test_there_are_as_many_letters_as_choices(choices, last):
+    assert letter(last, choices) == letter(rf"\boxed{{{last}. y}}", choices) == last
+    assert letter(f"The answer is {last}.", choices) == last
+    assert choices == 26 or letter(chr(ord(last) + 1), choices) is None
 
 
 # --- judges ----------------------------------------------------------------------------------------------
@@ -257,6 +302,50 @@ def test_choices():
     assert is_choice(r"\boxed{\text{(C)}}", "C")
     assert not is_choice(r"\boxed{C}", "D")
     assert not is_choice("nothing", "nothing")
+
+
+@pytest.mark.parametrize("options", [{"options": list("wxyz")}, {"choices": {"text": list("wxyz")}}, {}])
+@pytest.mark.parametrize(
+    ("response", "gold", "earned"),
+    [
+        (r"\boxed{B. y}", "B", 1),
+        (r"\boxed{\text{Option B}}", "B", 1),
+        (r"\boxed{\text{(B)}}", "C", 0),
+        (r"\boxed{B \text{ or } C}", "B", 0),
+        (r"\boxed{B}", r"\text{(B)},", 1),
+    ],
+)
+def test_letters_are_read_alike_in_training_and_evaluation(response, gold, earned, options):
+    row = {"answer": gold, **options}
+    assert Answer()(response, row) == earned
+    assert is_choice(response, gold) == is_correct(response, gold) == bool(earned)
+
+
+def test_choices_in_a_row_are_letters():
+    row = {"answer": "B", "choices": list("wxyz")}
+    assert Answer()("The answer is (B).", row) == 1  # as evaluation has it
+    assert Answer()("The answer is (E).", row | {"answer": "E"}) == 0
+    assert Answer()(r"\boxed{2}", {"answer": "2", "choices": list("1234")}) == 1
+    assert Answer()(r"\boxed{L}", {"answer": "L", "choices": list(range(12))}) == 1
+
+
+def judged(response, row):
+    return Verdict(response == row["answer"], f"it says {response}")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_verdict_is_a_reward_with_a_reason(workers):
+    with Reward({"judged": judged, "length": length}, workers=workers) as reward:
+        scores = reward.score(["a", "b"], [{"answer": "a"}] * 2)
+    assert scores.parts["judged"].tolist() == [1, 0]
+    assert scores.reasons == {"judged": ["it says a", "it says b"], "length": ["", ""]}
+
+
+def test_failures_can_be_kept_out_of_the_log(caplog):
+    reward = Reward(obey, workers=0, quiet=True)
+    assert reward.score(["raise"], [{}]).failures[0][2].startswith("raised KeyError")
+    assert reward.failures["reward: raised KeyError"] == 1
+    assert caplog.records == []
 
 
 def test_format():

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import fields
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -189,6 +190,46 @@ def evaluate_language(args: Sequence[str]) -> None:
             print(f"pass@k        {picture}")
 
 
+def judge(args: Sequence[str]) -> None:
+    """Say whether an answer is right, and why, as training and evaluation judge it."""
+    from entropyfloor.language import judge as room
+
+    require("language", "tyro")
+    import tyro
+
+    def parse(
+        answers: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SAID GOLD")] = (),
+        pairs: Path | None = None,
+        choices: int | None = None,
+        json: bool = False,
+    ) -> tuple[tuple[str, ...], Path | None, int | None, bool]:
+        """Say whether an answer is right, and why, as training and evaluation judge it.
+
+        Args:
+            answers: What is said, and the right answer. Of a text with a box the last box counts, else all of it.
+            pairs: Instead, a file with an object a line that has `said` and `gold`.
+            choices: Read letters, of so many choices: A and so on.
+            json: Print an object a line, with `correct` and `reason`.
+        """
+        return answers, pairs, choices, json
+
+    # A text such as -x is no option; what has a space in it is none to the parser.
+    words = [f" {word}" if word[:1] == "-" != word[1:2] and word != "-h" else word for word in args]
+    answers, path, choices, as_json = _parse(parse, "judge", words)
+    if len(answers) != (0 if path else 2):
+        raise ValueError("give two texts in quotes, SAID and GOLD, or else --pairs FILE.jsonl")
+    pairs = room.read_pairs(path, choices) if path else [room.Pair(*map(str.strip, answers))]
+    found = []
+    for number, verdict in enumerate(room.judge(pairs, choices), start=1):
+        found.append(verdict)
+        if as_json:
+            print(dumps({"correct": verdict.correct, "reason": verdict.reason}), flush=True)
+        else:
+            print(f"{number}: {room.told(verdict)}" if path else room.told(verdict), flush=True)
+    if path and not as_json:
+        print(f"{sum(verdict.correct for verdict in found)} of {len(found)} are correct")
+
+
 def export(args: Sequence[str]) -> None:
     """Write a trained classifier for plain timm, or a language model for transformers."""
     require("report", "tyro")
@@ -327,6 +368,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train language": train_language,
     "evaluate language": evaluate_language,
     "evaluate": evaluate,
+    "judge": judge,
     "export": export,
     "reproduce": reproduce,
     "report": report,

@@ -24,145 +24,56 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from entropyfloor.extras import require
-from entropyfloor.language.numbers import number, same
+from entropyfloor.language.answers import Verdict, after_hashes, boxed, final_answer, letter, numbers_in
+from entropyfloor.language.verdicts import is_choice, is_correct, is_exact, is_number
+
+__all__ = [
+    "Answer",
+    "Format",
+    "Reward",
+    "Scores",
+    "Verdict",
+    "after_hashes",
+    "boxed",
+    "final_answer",
+    "is_choice",
+    "is_correct",
+    "is_exact",
+    "is_number",
+    "letter",
+    "numbers_in",
+]
 
 Row = Mapping[str, Any]
-Function = Callable[[str, Row], float]
+Function = Callable[[str, Row], float | Verdict]
 Judge = Callable[[str, str], bool]
 
 JUDGE = "entropyfloor-judge"
 """Name of the processes that judge."""
+LETTERS = 26
 MEMORY = 4 << 30
 """Bytes that a function may ask for: 9^9^9 written out takes more than there is."""
 START_SECONDS = 300.0
 """How long a process may take to import what it needs."""
-NUMBER = r"(?:(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|\.\d+)"
-"""Digits, perhaps with commas between thousands and with decimals."""
-_LETTER = re.compile(r"\W*(?:text|textbf|mathrm|mathbf)?\W*([A-J])\W*")
-_NAMED = re.compile(
-    r"(?i:answer(?: is)?)[ :*\n]*\(?(?:([B-HJ])\b|([AI])\b"
-    r"(?!['\u2019]|\s+(?!(?:because|since|as|is|which)\b)[a-z]))"  # elsewhere a word of its own
-)
 
 log = logging.getLogger(__name__)
 
 
-# --- answers in texts ------------------------------------------------------------------------------------
-
-
-def boxed(text: str) -> str | None:
-    r"""What the last `\\boxed{}` holds, without the space around it; None where there is none that is closed."""
-    found, start = None, -1
-    opened: list[int | None] = []  # where a box begins; None for other braces
-    for token in re.finditer(r"\\boxed\s*\{|\\.|[{}]", text, re.DOTALL):
-        if token[0] == "}":
-            begin = opened.pop() if opened else None
-            if begin is not None and begin > start:
-                found, start = text[begin : token.start()].removesuffix("\\ ").strip(), begin
-        elif token[0].endswith("{") and token[0] != r"\{":
-            opened.append(token.end() if token[0] != "{" else None)
-    return found
-
-
-def after_hashes(text: str) -> str | None:
-    """What follows the last `####` on its line, as GSM8K marks answers; None where there is none."""
-    _, mark, rest = text.rpartition("####")
-    return rest.strip().partition("\n")[0].strip() if mark else None
-
-
-def numbers_in(text: str) -> list[str]:
-    """All numbers in the text, as it writes them."""
-    return re.findall(rf"(?:(?<![\w)])[-+])?{NUMBER}", text)  # the 3 of 2-3 has no sign
-
-
-def letter(text: str) -> str | None:
-    r"""The letter of a multiple choice, A to J: in the last box, or last named the answer; None without one.
-
-    `\\boxed{C}`, `\\boxed{\\text{(C)}}`, `\\boxed{C) what it says}`, "the answer is (C)", "Answer: C" and a text
-    that is nothing but "C" or "(C)" are understood. "The answer I gave" and "answer: A particle" name none.
-    """
-    box = boxed(text)
-    if alone := _LETTER.fullmatch((text if box is None else box).strip()[:40]):
-        return alone[1]
-    if box is not None:
-        marked = _LETTER.match(box)
-        return marked[1] if marked and re.match(r"[).:]\s", box[marked.end(1) :]) else None
-    named = [one or other for one, other in _NAMED.findall(text)]
-    return named[-1] if named else None
-
-
-def final_answer(text: str) -> str:
-    """The answer of a reference solution: what follows `####`, else what is boxed, else all of it."""
-    found = after_hashes(text)
-    if found is None:
-        found = boxed(text)
-    return text.strip() if found is None else found
-
-
-# --- judges ----------------------------------------------------------------------------------------------
-
-
-def is_correct(response: str, answer: str) -> bool:
-    r"""Whether the last `\\boxed{}` of the response is worth the answer, by mathematics: 1/2, 0.5, \\frac12.
-
-    By math-verify, after equal texts and numbers (`numbers.same`), which need no algebra. Some expressions take
-    for ever, in code that nothing but the end of its process can stop: judge what a model says through `Reward`.
-
-    Args:
-        response: What counts is its last box.
-        answer: LaTeX, with or without a box or dollars around it.
-    """
-    found = boxed(response)
-    if not found:
-        return False
-    wanted = _bare(answer)
-    if _spaceless(found) == _spaceless(wanted):
-        return True
-    said, right = number(found), number(wanted)
-    if said is not None and right is not None:
-        return same(said, right)
-    math_verify = _math_verify()
-    parsed = [math_verify.parse(rf"\boxed{{{text}}}", parsing_timeout=None) for text in (wanted, found)]
-    return bool(math_verify.verify(*parsed, timeout_seconds=None))
-
-
-def is_number(response: str, answer: str) -> bool:
-    """Whether the response gives the number that the answer is: after `####`, in a box, or the last one in it.
-
-    What is marked may have a word or a unit beside its number, but no other number: 1/5 is not 5.
-    """
-    found = after_hashes(response)
-    if found is None:
-        found = boxed(response)
-    said, wanted = None if found is None else number(found), number(final_answer(answer))
-    if said is None:
-        numbers = numbers_in(response if found is None else found)
-        said = number(numbers[-1]) if len(numbers) == 1 or (numbers and found is None) else None
-    return said is not None and wanted is not None and said.value == wanted.value
-
-
-def is_exact(response: str, answer: str) -> bool:
-    """Whether the response is the answer: after `####`, in a box, or all of it; space at the ends is no part."""
-    return final_answer(response) == final_answer(answer)
-
-
-def is_choice(response: str, answer: str) -> bool:
-    """Whether the response chooses the letter that the answer is."""
-    found = letter(response)
-    return found is not None and found == letter(answer)
+# --- functions of a response and its row ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Answer:
-    """1 where a judge finds the row's answer in the response, else 0."""
+    """1 where a judge finds the row's answer in the response, else 0.
+
+    Where the row has choices and its answer is one of their letters, `is_correct` leaves it to `is_choice`.
+    """
 
     judge: Judge = is_correct
     column: str = "answer"
@@ -170,7 +81,10 @@ class Answer:
 
     def __call__(self, response: str, row: Row) -> float:
         """The reward of one response."""
-        return float(self.judge(response, str(row[self.column])))
+        answer, choices = str(row[self.column]), len(choices_of(row))
+        if self.judge is is_correct and 2 <= choices <= LETTERS and letter(answer, choices):
+            return float(is_choice(response, answer, choices))
+        return float(self.judge(response, answer))
 
     def prepare(self) -> None:
         """Have the parser of mathematics ready: the first expression takes as long as a hundred others."""
@@ -192,6 +106,13 @@ class Format:
         return float(re.search(self.pattern, response, re.DOTALL) is not None)
 
 
+def choices_of(row: Row) -> Sequence[str]:
+    """What a multiple choice leaves to choose from: `options` or `choices`, a list or the `text` of one."""
+    found = row.get("options") or row.get("choices")
+    found = found.get("text") if isinstance(found, Mapping) else found
+    return found if isinstance(found, list | tuple) else ()
+
+
 # --- batches ---------------------------------------------------------------------------------------------
 
 
@@ -204,6 +125,8 @@ class Scores(NamedTuple):
     """`[B]` of each function, before its weight."""
     failures: list[tuple[int, str, str]]
     """Sample, function and reason, where a function gave no number and the part is 0."""
+    reasons: dict[str, list[str]]
+    """`[B]` of each function: why, where it returns a `Verdict`, else nothing."""
 
 
 class Reward:
@@ -227,6 +150,7 @@ class Reward:
         workers: Processes; 0 calls the functions here, without a limit of time. That is for functions that are
             known to be quick.
         seconds: A function may take for one sample.
+        quiet: Count failures and return them, but do not log them.
 
     Raises:
         ValueError: No function, a weight without one, a function that cannot be pickled, or a number out of range.
@@ -239,6 +163,7 @@ class Reward:
         weights: Mapping[str, float] | None = None,
         workers: int = 2,
         seconds: float = 5.0,
+        quiet: bool = False,
     ) -> None:
         self.functions = dict(functions) if isinstance(functions, Mapping) else {"reward": functions}
         self.weights = dict.fromkeys(self.functions, 1.0) | dict(weights or {})
@@ -250,7 +175,7 @@ class Reward:
             raise ValueError(f"workers={workers} must be 0, for this process, or more")
         if not seconds > 0:
             raise ValueError(f"seconds={seconds} must be above 0")
-        self.workers, self.seconds = workers, seconds
+        self.workers, self.seconds, self.quiet = workers, seconds, quiet
         self.failures: Counter[str] = Counter()
         """How often each function failed, and how, over all calls."""
         self._pool: list[_Worker] = []
@@ -296,10 +221,12 @@ class Reward:
                     job.finish(*_call(self.functions, *job.work))
             self._count([job for job in jobs if job.reason])
         parts = {name: np.zeros(len(responses)) for name in self.functions}
+        reasons = {name: [""] * len(responses) for name in self.functions}
         for job in jobs:
             parts[job.name][job.index] = job.value
+            reasons[job.name][job.index] = job.told
         total = sum((self.weights[name] * part for name, part in parts.items()), np.zeros(len(responses)))
-        return Scores(total, parts, [(job.index, job.name, job.reason) for job in jobs if job.reason])
+        return Scores(total, parts, [(job.index, job.name, job.reason) for job in jobs if job.reason], reasons)
 
     def close(self) -> None:
         """End the processes; a later call starts new ones."""
@@ -342,7 +269,7 @@ class Reward:
     def _count(self, failed: list[_Job]) -> None:
         kinds = Counter(f"{job.name}: {job.kind}" for job in failed)
         self.failures.update(kinds)
-        for kind, count in kinds.items():
+        for kind, count in kinds.items() if not self.quiet else ():
             first = next(job for job in failed if f"{job.name}: {job.kind}" == kind)
             log.warning(
                 "reward %s (%d in this batch, which get 0 for it; the first: %s, at the response %.200r)",
@@ -366,6 +293,9 @@ class _Job:
     row: Row
     value: float = 0.0
     reason: str = ""
+    """Why it failed."""
+    told: str = ""
+    """Why it has this value."""
 
     @property
     def work(self) -> tuple[str, str, Row]:
@@ -376,8 +306,8 @@ class _Job:
         """The reason without its details, to be counted by."""
         return self.reason.partition(":")[0]
 
-    def finish(self, value: float, reason: str) -> None:
-        self.value, self.reason = value, reason
+    def finish(self, value: float, reason: str, told: str = "") -> None:
+        self.value, self.reason, self.told = value, reason, told
 
 
 @dataclass
@@ -416,12 +346,12 @@ class _Worker:
 
     def listen(self) -> None:
         try:
-            value, reason = self.connection.recv()
+            value, reason, told = self.connection.recv()
         except (EOFError, OSError):
             self.gone = True
             return
         if self.job:
-            self.job.finish(value, reason)
+            self.job.finish(value, reason, told)
             self.job = None
         elif reason:
             raise ValueError(
@@ -479,10 +409,10 @@ def _work(connection: Connection, payload: bytes) -> None:
             if hasattr(function, "prepare"):
                 function.prepare()
     except BaseException as error:  # whatever an import may do
-        connection.send((0.0, _told(error)))
+        connection.send((0.0, _told(error), ""))
         return
     _limit_memory()
-    connection.send((0.0, ""))
+    connection.send((0.0, "", ""))
     while True:
         try:
             seconds, *job = connection.recv()
@@ -494,18 +424,18 @@ def _work(connection: Connection, payload: bytes) -> None:
         connection.send(answer)
 
 
-def _call(functions: Mapping[str, Function], name: str, response: str, row: Row) -> tuple[float, str]:
-    """The value of a function and an empty reason, or 0 and why."""
+def _call(functions: Mapping[str, Function], name: str, response: str, row: Row) -> tuple[float, str, str]:
+    """The value of a function, why it failed, in which case that is 0, and why it has the value that it has."""
     try:
         found = functions[name](response, row)
         value = float(found)
     except Exception as error:
-        return 0.0, f"raised {type(error).__name__}: {_told(error)}"
+        return 0.0, f"raised {type(error).__name__}: {_told(error)}", ""
     except SystemExit as error:
-        return 0.0, f"raised SystemExit: {error.code!r:.200}"
+        return 0.0, f"raised SystemExit: {error.code!r:.200}", ""
     if not math.isfinite(value):
-        return 0.0, f"returned no finite number: {value}"
-    return value, ""
+        return 0.0, f"returned no finite number: {value}", ""
+    return value, "", found.reason if isinstance(found, Verdict) else ""
 
 
 def _told(error: BaseException) -> str:
@@ -528,27 +458,3 @@ def _limit_memory() -> None:
         _, most = resource.getrlimit(resource.RLIMIT_AS)
         limit = now + MEMORY if most == resource.RLIM_INFINITY else min(now + MEMORY, most)
         resource.setrlimit(resource.RLIMIT_AS, (limit, most))
-
-
-# --- parts -----------------------------------------------------------------------------------------------
-
-
-@cache
-def _math_verify() -> Any:
-    require("language", "math_verify")
-    import math_verify  # type: ignore[import-untyped]
-
-    for module in ("parser", "grader"):  # it says that it has no time limit; here the process has one
-        logging.getLogger(f"math_verify.{module}").addFilter(
-            lambda record: not record.getMessage().startswith("Timeout is disabled")
-        )
-    return math_verify
-
-
-def _bare(answer: str) -> str:
-    """Without a box, `####` or dollars around it."""
-    return final_answer(answer).strip("$").strip()
-
-
-def _spaceless(text: str) -> str:
-    return re.sub(r"\s+", "", text)

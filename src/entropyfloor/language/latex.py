@@ -1,0 +1,186 @@
+r"""Answers as people and data write them, made into the LaTeX that a parser of mathematics reads."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import NamedTuple
+
+ENDS = 200
+"""Characters in which a unit or a sign behind an answer is looked for."""
+_SIGNS = {
+    "\u2044": "/",
+    "°": r"^\circ ",
+    "×": r"\times ",
+    "·": r"\cdot ",
+    "⋅": r"\cdot ",
+    "÷": r"\div ",
+    "−": "-",
+    "–": "-",
+    "±": r"\pm ",
+    "∓": r"\mp ",
+    "∞": r"\infty ",
+    "≈": r"\approx ",
+    "≤": r"\leq ",
+    "≥": r"\geq ",
+    "≠": r"\neq ",
+    "∪": r"\cup ",
+    "∩": r"\cap ",
+    "∈": r"\in ",
+    "∅": r"\emptyset ",
+    "′": "'",
+}
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
+_LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+_ROOT = re.compile(r"√\s*(?:(\d+(?:\.\d+)?|\\[a-zA-Z]+|[a-zA-Z])|\(([^()]*)\)|\{([^{}]*)\})")
+_GAP = re.compile(r"(\\\\)|\\[,;:> ]|~|\\(?:q?quad|thinspace|enspace)(?![a-zA-Z])|\s+")
+_NOTHING = re.compile(
+    r"(\\\\)|\\!|\\?\$|\\[()\[\]]|\\(?:displaystyle|boldsymbol|bm)(?![a-zA-Z])"
+    r"|\\[hv]?phantom\s*(?:\{[^{}]*\}|[^\s\\])"
+)
+_THOUSANDS = re.compile(r"(?<=\d)(?:,\\!\s*|\{,\}|\\,)(?=\d{3}(?!\d))")
+_IN_BRACES = re.compile(r"(?<![\\_])\{\d{1,3}(?:,\d{3})+\}")
+_END = re.compile(r"(?:(?<![.\\])\s*\.{1,2}|\s*[,;])\s*$")
+"""A period that ends a sentence, and no ellipsis."""
+_NEAR = re.compile(r"\\(?:approx|simeq|sim)(?![a-zA-Z])\s*")
+_COMMAND = r"\\(?!sqrt|[dtc]?frac)[a-zA-Z]+(?![a-zA-Z{\[])"
+_ABOVE = re.compile(rf"(\\[dtc]?frac)\s*({_COMMAND})")
+_BELOW = re.compile(rf"(\\[dtc]?frac\s*(?:\{{[^{{}}]*\}}|\w))\s*({_COMMAND})")
+_WRAPPED = re.compile(r"\\(?:text|math)(?:bf|rm|it|sf|tt|normal)?\s*\{([^{}]*)\}|\\mbox\s*\{([^{}]*)\}")
+_PER_CENT = re.compile(r"\s*(?:\\?%|\\(?:text|mathrm|mbox)\s*\{\s*(?:percent|per cent|%|\\%)\s*\}|\bper ?cent)$")
+_NUMERAL = re.compile(r"(-?)\(?([0-9A-Za-z.]+)\)?_(?:\{([^{}]+)\}|(\d))")
+_NAMES = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_BASES = {name: str(base) for base, name in enumerate(_NAMES, start=2)} | {"sixteen": "16"}
+
+_TEXT = r"\\(?:text|textrm|textnormal|textbf|textit|mathrm|mbox|rm)\s*\{(?!\s*-?[\d.]+\s*\})[^{}]*\}"
+_POWER = r"(?:\s*\^\s*(?:\{\s*[-+]?\d\s*\}|\d))?"
+_SCALE = re.compile(r"(?<=\\circ)\s*(?:[CF]|\\(?:text|mathrm)\s*\{\s*[CF]\s*\})$")
+_WORDS = re.compile(rf"(?!.*\b(?:and|or)\b)(?:\s*(?:/|\\cdot)?\s*{_TEXT}{_POWER})+$")
+"""Units between braces, and no second answer."""
+_SYMBOL = (
+    r"(?:(?:(?:[kcmdhMGTnpf]|\\mu\s*)?(?:m|g|s|L|l|J|N|W|V|A|Hz|Pa|eV|F|T|K|H|mol|cal|bar|rad|\\Omega))"
+    r"|ft|in|lb|oz|yd|mi|mph|kmh|h|hr|min|sec|yr|gm|cc|erg|dyn|AU|pc|amu|atm|C)(?![a-zA-Z])"
+)
+_UNIT = re.compile(
+    rf"(?P<value>.*(?:[\d}})\]]|\\pi))(?P<gap>\s*)"
+    rf"(?:(?P<symbol>{_SYMBOL}{_POWER}(?:\s*(?:/|\\cdot|\s)\s*{_SYMBOL}{_POWER})*)"
+    rf"|(?<=\s)(?P<words>[a-zA-Z]{{3,}}\.?(?:\s+[a-zA-Z]+\.?)*{_POWER}))",
+    re.DOTALL,
+)
+"""Units without braces behind a value: those of physics, or words."""
+_NAMED = re.compile(r"^\s*\\?[a-zA-Z]+(?:_(?:\{[^{}]*\}|\w))?\s*(?:=|\\approx)")
+
+
+class Numeral(NamedTuple):
+    """Digits in a base, as `1011_2`."""
+
+    digits: str
+    base: str | None
+
+
+def tidy(text: str) -> str:
+    r"""The same answer without what says nothing of its value, and in LaTeX's own signs.
+
+    Without dollars, spaces of LaTeX, commas between thousands, a final period, a leading `\\approx`, and units
+    in `\\text{}`; `90°`, `2√2` and `x²` are LaTeX, `\\frac\\pi 2` has its braces, "percent" is `\\%`.
+    """
+    if not text.isascii():
+        text = _from_unicode(text)
+    text = _THOUSANDS.sub("", text)
+    text = text.replace(r"^{\circ}", r"^\circ")
+    text = _GAP.sub(lambda gap: gap[1] or " ", text)
+    text = _NOTHING.sub(lambda nothing: nothing[1] or "", text)
+    text = _IN_BRACES.sub(lambda digits: digits[0].replace(",", ""), text)
+    text = _BELOW.sub(r"\1{\2}", _ABOVE.sub(r"\1{\2}", text))
+    text = _cut(_END, text)
+    text = text[near.end() :] if (near := _NEAR.match(text)) else text
+    value, per_cent = split_per_cent(text)
+    if not per_cent:
+        value = _cut(_END, _cut(_WORDS, _cut(_SCALE, value)))
+    return value + r"\%" * per_cent
+
+
+def split_per_cent(text: str) -> tuple[str, bool]:
+    """What stands before a final sign of per cent, and whether there is one."""
+    value = _cut(_PER_CENT, text)
+    return value, value != text.strip()
+
+
+def _cut(end: re.Pattern[str], text: str) -> str:
+    """Without an end of some characters, if anything is left then."""
+    text = text.strip()
+    found = end.search(text, max(0, len(text) - ENDS))
+    return text[: found.start()].strip() or text if found else text
+
+
+def words(text: str) -> str:
+    r"""Without spaces, and without the `\\text{}` around words."""
+    return re.sub(r"\s+", "", _WRAPPED.sub(lambda found: found[1] or found[2] or "", text))
+
+
+def numeral(text: str) -> Numeral | None:
+    """The digits and the base of a text that is such a number, or digits without one; None where it is neither."""
+    text = words(text)
+    found = _NUMERAL.fullmatch(text)
+    if found is None:
+        return Numeral(text.lstrip("0").upper(), None) if re.fullmatch(r"-?[0-9A-Za-z.]+", text) else None
+    sign, digits, base = found[1], found[2].upper(), found[3] or found[4]
+    base = _BASES.get(base.lower(), base)
+    symbol = not re.search("[0-9]|[A-Z]{2}", found[2])  # such as x_1
+    if symbol or not base.isdigit() or any(c.isalpha() and int(c, 36) >= int(base) for c in digits):
+        return None
+    return Numeral(sign + digits.lstrip("0"), base)
+
+
+def bases(text: str) -> set[str]:
+    """All bases that digits in it are written in."""
+    return set(re.findall(r"(?<![A-Za-z0-9\\_{])\d+_\{?(\d+)", text))
+
+
+def without_units(said: str, gold: str) -> tuple[str, str]:
+    """Both without a unit behind a number, such as `J`, `m/s^2` or `apples`.
+
+    Where both have letters of their own, these count: `5 m` is not `5 s`, and `4t` is not `4`.
+    """
+    (one, unit, symbol), (other, its, also) = _split_unit(said), _split_unit(gold)
+    if len(its) == 1 and gold[-2].isdigit():  # 4t is a product
+        other, also = gold, False
+    if not (_is_constant(one) and _is_constant(other)) or (symbol and also and words(unit) != words(its)):
+        return said, gold
+    return one, other
+
+
+def _split_unit(text: str) -> tuple[str, str, bool]:
+    """Value, unit, and whether that is a symbol that may be a variable too."""
+    found = _UNIT.fullmatch(text)
+    if found is None:
+        return text, "", False
+    return found["value"], found["symbol"] or found["words"], bool(found["symbol"])
+
+
+def _is_constant(text: str) -> bool:
+    """Whether no letter of it can be a variable, but for the name in front."""
+    return re.search(r"[a-zA-Z]", re.sub(r"\\[a-zA-Z]+|(?<=\d)[eE](?=[-+]?\d)", "", _NAMED.sub("", text))) is None
+
+
+def _from_unicode(text: str) -> str:
+    """Signs as LaTeX has them."""
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda found: f"^{{{found[0].translate(_RAISED)}}}", text)
+    text = re.sub("[₀-₉]+", lambda found: f"_{{{found[0].translate(_LOWERED)}}}", text)
+    text = re.sub("[¼-¾⅐-⅞]", _fraction, text)
+    text = unicodedata.normalize("NFKC", text)  # wide digits and signs, and spaces
+    text = re.sub("[Α-Ωα-ω]", _greek, text)
+    for sign, latex in _SIGNS.items():
+        text = text.replace(sign, latex)
+    return _ROOT.sub(lambda found: rf"\sqrt{{{found[1] or found[2] or found[3]}}}", text)
+
+
+def _fraction(found: re.Match[str]) -> str:
+    above, below = unicodedata.normalize("NFKC", found[0]).split("\u2044")
+    return rf"\frac{{{above}}}{{{below}}}"
+
+
+def _greek(found: re.Match[str]) -> str:
+    name = unicodedata.name(found[0])
+    word = name.rsplit(maxsplit=1)[-1].lower().replace("lamda", "lambda")
+    return f"\\{word.capitalize() if 'CAPITAL' in name else word} "
