@@ -31,7 +31,7 @@ def compare(said: str, gold: str) -> Verdict:
     if not library.verify(other, one, timeout_seconds=None):
         return Verdict(False, "not equal by algebra")
     if len(one) == len(other) == 2 and one[0] != other[0] and _surely_apart(one[0], other[0]):
-        return Verdict(False, "not equal: they differ by less than math-verify looks at")
+        return Verdict(False, "not equal: different numbers that math-verify rounds to the same")
     return Verdict(True, "equal by algebra")
 
 
