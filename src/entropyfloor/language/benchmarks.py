@@ -137,7 +137,9 @@ def _from_hub(benchmark: Benchmark) -> list[dict[str, Any]]:
     require("language", "datasets")
     datasets: Any = importlib.import_module("datasets")
     try:
-        rows = datasets.load_dataset(benchmark.hub, benchmark.subset, split=benchmark.split)
+        rows = datasets.load_dataset(
+            benchmark.hub, benchmark.subset, split=benchmark.split, trust_remote_code=False
+        )
     except (OSError, ValueError, RuntimeError) as error:  # of several libraries, each with its own
         way = (
             f"accept its terms at https://huggingface.co/datasets/{benchmark.hub} and log in with `hf auth login`"

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from entropyfloor.language.config import Precision
 from entropyfloor.language.decoding import Written, decode
-from entropyfloor.language.model import Policy, autocast, ends_of
+from entropyfloor.language.encoding import encode
+from entropyfloor.language.model import Policy, autocast, ends_of, rows_of
 from entropyfloor.torch.seeding import derived
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def sample(
     temperature: float = 1.0,
     batch_size: int = 256,
     precision: Precision = "no",
+    special: bool = True,
 ) -> Responses:
     """One response to each prompt, from the model itself: nothing is cut off its distribution.
 
@@ -71,13 +73,15 @@ def sample(
         temperature: Of the logits; 0 takes the likeliest token each time.
         batch_size: Sequences at a time.
         precision: What the model runs in; its logits are float32 in any case, as in the update.
+        special: See `encode`.
 
     Raises:
-        ValueError: There is no prompt, one without a token, or no room for a response.
+        ValueError: There is no prompt, one without a token or with one that the model does not have, or no room
+            for a response.
     """
     if not prompts:
         raise ValueError("prompts is empty: there is nothing to respond to")
-    before: list[list[int]] = tokenizer(list(prompts)).input_ids
+    before = encode(tokenizer, prompts, rows=rows_of(model), special=special)
     training = model.training
     model.eval()
     policy, ends = Policy(model), ends_of(model)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from entropyfloor.extras import require
+from entropyfloor.language.encoding import Turn
 from entropyfloor.language.rewards import Answer, Function, Reward, Row, boxed, final_answer, is_correct
 
 if TYPE_CHECKING:
@@ -112,7 +113,15 @@ def task_of(config: LanguageConfig) -> Task:
         raise ValueError(f"task={name!r} must be countdown-3, countdown-4, arithmetic, modular or file")
     if config.data is None:
         raise ValueError("task=file needs data, a jsonl, json or parquet file of questions with answers")
-    return Questions.read(config.data, config.test_data, min_level=config.min_level, prompt=config.prompt)
+    return Questions.read(
+        config.data,
+        config.test_data,
+        min_level=config.min_level,
+        prompt=config.prompt,
+        question=config.question_column,
+        answer=config.answer_column,
+        chat=config.template == "chat",
+    )
 
 
 @dataclass(frozen=True)
@@ -379,9 +388,11 @@ class Modular:
 
 
 QUESTION_COLUMNS = ("problem", "question", "prompt", "input")
-ANSWER_COLUMNS = ("answer", "final_answer", "reward_model.ground_truth", "ground_truth", "solution")
+ANSWER_COLUMNS = ("answer", "final_answer", "reward_model.ground_truth", "ground_truth", "solution", "answerKey")
 """Looked for in this order; a dot goes into a column of columns."""
 CHOICES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+TURNS = "turns"
+"""Column of a problem's row: the chat that it asks, for a template."""
 
 
 class Questions:
@@ -427,6 +438,7 @@ class Questions:
         prompt: str = "{question}",
         question: str | None = None,
         answer: str | None = None,
+        chat: bool = False,
         **options: Any,
     ) -> Questions:
         """From files.
@@ -438,6 +450,7 @@ class Questions:
             prompt: What is asked; `{question}` stands for the question.
             question: Column, found by itself where it is called as usual; see `QUESTION_COLUMNS`.
             answer: Column, found by itself; see `ANSWER_COLUMNS`.
+            chat: Whether `render` will be given a chat template.
             options: Of the class.
 
         Raises:
@@ -449,7 +462,7 @@ class Questions:
         def problems(path: str | Path, least: int) -> list[Problem]:
             rows = read_rows(path)
             rows = at_level(rows, least, str(path)) if least else rows
-            return problems_of(rows, question, answer, prompt=prompt, source=str(path))
+            return problems_of(rows, question, answer, prompt=prompt, source=str(path), chat=chat)
 
         held = None if test is None else problems(test, 0)
         return cls(problems(train, min_level), held, **({"name": Path(train).stem} | options))
@@ -468,6 +481,22 @@ class Questions:
     def max_prompt(self) -> int:
         """Longest prompt, in characters."""
         return max(map(len, self.prompts))
+
+    def render(self, template: Callable[[Sequence[Turn]], str]) -> None:
+        """Ask every problem as a chat.
+
+        Args:
+            template: From turns to a prompt.
+
+        Raises:
+            ValueError: It refuses some.
+        """
+        for split, problems in self._problems.items():
+            found = []
+            for problem in problems:
+                prompt = template(problem.row[TURNS])
+                found.append(Problem(prompt, problem.answer, {**problem.row, "prompt": prompt}))
+            self._problems[split] = found
 
     def leave_out(self, lengths: Mapping[str, int], most: int) -> None:
         """Go on without the problems whose prompts are longer than `most`, and log how many they are.
@@ -557,12 +586,13 @@ def problems_of(
     *,
     prompt: str = "{question}",
     source: str = "the data",
+    chat: bool = False,
 ) -> list[Problem]:
     """Problems of rows, whatever their columns are called.
 
-    A question may be a text or a list of messages, of which the user's count, and gets its choices behind it where
-    there is a column `options` or `choices`. An answer is what follows `####`, or what is boxed, or all of its
-    text. Rows without a question or an answer are left out, which is logged.
+    A question may be a text or a list of messages, and gets its choices behind it where there is a column `options`
+    or `choices`. An answer is what follows `####`, or what is boxed, or all of its text; beside choices an index
+    from 0 is the letter of its choice. Rows without a question or an answer are left out, which is logged.
 
     Args:
         rows: From `read_rows`, say.
@@ -570,20 +600,32 @@ def problems_of(
         answer: Column; None finds it.
         prompt: What is asked; `{question}` stands for the question.
         source: What a message calls the rows.
+        chat: Whether a chat template will be given the turns, which are in the row's `TURNS`. Without one there
+            is the user's turn alone.
 
     Raises:
-        ValueError: A column is missing; the message names those that there are.
+        ValueError: A column is missing, and the message names those that there are; a chat of several turns that no
+            template is for; a message with more than text in it; or answers that may be indexes and may be choices.
     """
     ask = _column(rows, question, QUESTION_COLUMNS, "question", source)
     tell = _column(rows, answer, ANSWER_COLUMNS, "answer", source)
-    found = []
-    for row in rows:
-        asked, told = _question(row, ask), final_answer(_text(_value(row, tell)))
+    letter = _letters(rows, tell, source)
+    found, system = [], 0
+    for number, row in enumerate(rows):
+        try:
+            turns = _turns(_value(row, ask), chat=chat)
+        except ValueError as error:
+            raise ValueError(f"{source}, row {number}: {error}") from None
+        system += not chat and len(turns) > 1
+        asked, told = turns[-1]["content"], letter(row) or final_answer(_text(_value(row, tell)))
         if asked and told:
-            text = prompt.replace("{question}", asked)
-            found.append(Problem(text, told, {**row, "prompt": text, "answer": told}))
+            text = prompt.replace("{question}", asked + _listed(row))
+            chats = {TURNS: [*turns[:-1], {**turns[-1], "content": text}]} if chat else {}
+            found.append(Problem(text, told, {**row, "prompt": text, "answer": told, **chats}))
     if missing := len(rows) - len(found):
         log.warning("%s: %d of %d rows have no question or no answer and are left out", source, missing, len(rows))
+    if system:
+        log.warning("%s: %d system messages are left out: give --template chat to have them", source, system)
     return found
 
 
@@ -829,19 +871,99 @@ def _column(rows: Sequence[Row], wanted: str | None, usual: Sequence[str], what:
     raise ValueError(f"{source} has no column {asked}; it has {', '.join(there)}")
 
 
-def _question(row: Row, column: str) -> str:
-    value = _value(row, column)
-    if isinstance(value, list) and all(isinstance(message, Mapping) for message in value):
-        value = "\n\n".join(str(m.get("content", "")) for m in value if m.get("role", "user") == "user")
-    text = _text(value)
-    choices = row.get("options") or row.get("choices")
-    if text and isinstance(choices, list):
-        text += "".join(f"\n{mark}. {choice}" for mark, choice in zip(CHOICES, choices, strict=False))
-    return text
+def _turns(value: Any, *, chat: bool) -> list[Turn]:
+    """The turns of a question, of which the last one is the user's.
+
+    Raises:
+        ValueError: There are several and no template, the last one is not the user's, or one is not text alone.
+    """
+    if not (isinstance(value, list) and value and all(isinstance(message, Mapping) for message in value)):
+        return [{"role": "user", "content": _text(value)}]
+    turns = [{"role": str(m.get("role", "user")), "content": _content(m.get("content"))} for m in value]
+    if turns[-1]["role"] != "user":
+        raise ValueError(f"the last turn is of role {turns[-1]['role']!r}: it must be the user's, to be answered")
+    if chat:
+        return turns
+    if [turn["role"] for turn in turns] not in (["user"], ["system", "user"]):
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise ValueError(f"a chat of several turns ({roles}) needs a template around them: give --template chat")
+    return turns
+
+
+def _content(value: Any) -> str:
+    """The text of a message, which may be in parts."""
+    if not isinstance(value, list):
+        return _text(value)
+    for part in value:
+        if not isinstance(part, Mapping) or part.get("type", "text") != "text":
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise ValueError(f"a message has a part of type {kind!r}: a language model reads text")
+    return "\n".join(_text(part.get("text")) for part in value)
+
+
+def _choices(row: Row) -> tuple[list[str], list[str]]:
+    """The choices of a question, and what its data calls them; none where there are none."""
+    found = row.get("options") or row.get("choices")
+    marks: Any = None
+    if isinstance(found, Mapping):  # as ARC has them
+        marks, found = found.get("label"), found.get("text")
+    if not isinstance(found, list):
+        return [], []
+    texts = [_text(choice) for choice in found]
+    usual = list(CHOICES[: len(texts)])
+    return texts, [_text(mark) for mark in marks] if isinstance(marks, list) and len(marks) == len(
+        texts
+    ) else usual
+
+
+def _listed(row: Row) -> str:
+    """The choices of a question, as they stand behind it."""
+    return "".join(f"\n{mark}. {text}" for mark, text in zip(CHOICES, _choices(row)[0], strict=False))
+
+
+def _letters(rows: Sequence[Row], column: str, source: str) -> Callable[[Row], str | None]:
+    """From a row to the letter of its answer, where that is said by an index or by another mark of the choice.
+
+    Raises:
+        ValueError: Whole numbers that may be indexes, and may be the choices themselves; or indexes from 1.
+    """
+    numbers: list[tuple[int, list[str]]] = []
+    for row in rows:
+        value, (texts, marks) = _value(row, column), _choices(row)
+        if texts and _is_whole(value) and str(int(value)) not in marks:
+            numbers.append((int(value), texts))
+    inside = all(0 <= value < len(texts) for value, texts in numbers)
+    beside = all(0 <= value <= len(texts) for value, texts in numbers)
+    named = all(str(value) in texts for value, texts in numbers)
+    if numbers and beside and inside == named:
+        what = (
+            "may be indexes of choices, and choices themselves" if inside else "seem to be indexes that begin at 1"
+        )
+        raise ValueError(
+            f"{source}: the answers in {column!r} {what}: write the letter of the right choice instead, or an index "
+            f"from 0"
+        )
+
+    def letter(row: Row) -> str | None:
+        value, (texts, marks) = _value(row, column), _choices(row)
+        if not texts:
+            return None
+        if _text(value) in marks:
+            return CHOICES[marks.index(_text(value))]
+        return CHOICES[int(value)] if inside and _is_whole(value) else None
+
+    return letter
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether it is a number without a fraction, as a table that has NaN in a column has all of that column."""
+    return not isinstance(value, bool) and (
+        isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    )
 
 
 def _text(value: Any) -> str:
-    if value is None:
+    if value is None or value != value:  # NaN, which is how a table says that there is nothing
         return ""
     if isinstance(value, list):
         return ", ".join(_text(part) for part in value)
