@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.rewards import Reward
+from entropyfloor.language.rows import at_level, read_rows
 from entropyfloor.language.tasks import (
     Arithmetic,
     Countdown,
@@ -23,9 +24,7 @@ from entropyfloor.language.tasks import (
     Problem,
     Questions,
     TaskReward,
-    at_level,
     problems_of,
-    read_rows,
     task_of,
 )
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from entropyfloor.extras import require
 from entropyfloor.language.rewards import boxed
-from entropyfloor.language.tasks import read_rows
+from entropyfloor.language.rows import read_rows
 
 Kind = Literal["math", "choice"]
 Row = Mapping[str, Any]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 ANSWER = "forty-two"
 """An answer as good as any, to see what a chat template has around one."""
 
-Turn = Mapping[str, str]
+Turn = dict[str, str]
 """Of a chat: its `role` and its `content`."""
 
 log = logging.getLogger(__name__)
@@ -24,8 +24,8 @@ def encode(
 ) -> list[list[int]]:
     """Token ids of prompts, that something can be said behind.
 
-    What the tokenizer adds stays, but for a beginning of the sequence before one that the prompt itself has, and an
-    end of the sequence behind it. Both are said once.
+    What the tokenizer adds stays, but for a beginning of the sequence before one that the prompt itself has, and
+    an end of the sequence behind it. Both are said once.
 
     Args:
         tokenizer: Of a model.
@@ -84,8 +84,8 @@ def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> str:
     except Exception as error:  # a template is a program of its own
         roles = ", ".join(str(turn["role"]) for turn in turns)
         raise ValueError(
-            f"the chat template of {tokenizer.name_or_path} refuses the turns {roles} ({error}): repair the data, or "
-            f"give another template"
+            f"the chat template of {tokenizer.name_or_path} refuses the turns {roles} ({error}): repair the data, "
+            f"or give another template"
         ) from None
 
 

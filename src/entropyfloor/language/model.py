@@ -212,8 +212,8 @@ def load(
         stop = tokenizer(stop_token, add_special_tokens=False).input_ids
         if len(stop) != 1 or stop[0] == tokenizer.unk_token_id or stop[0] >= rows:
             raise ValueError(
-                f"stop_token={stop_token!r} is {len(stop)} tokens of model={name}, or one that it does not know: it "
-                f"must be a single one, of the {rows:,} that its embedding has"
+                f"stop_token={stop_token!r} is {len(stop)} tokens of model={name}, or one that it does not know: "
+                f"it must be a single one, of the {rows:,} that its embedding has"
             )
         ends.update(stop)
     if min(ends) >= rows:

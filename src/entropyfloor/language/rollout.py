@@ -56,6 +56,7 @@ def sample(
     prompts: Sequence[str],
     *,
     seed: int,
+    first: int = 0,
     max_new_tokens: int,
     temperature: float = 1.0,
     batch_size: int = 256,
@@ -69,6 +70,7 @@ def sample(
         tokenizer: Has a token that pads.
         prompts: Several times the same one for several responses to it, best side by side: a batch reads it once.
         seed: The response to each prompt follows from it and the prompt's place.
+        first: The place of the first prompt, where these are a part of more.
         max_new_tokens: Longest response, at least 1.
         temperature: Of the logits; 0 takes the likeliest token each time.
         batch_size: Sequences at a time.
@@ -93,7 +95,7 @@ def sample(
                 policy,
                 before[some],
                 limits=[max_new_tokens] * len(places),
-                seeds=[derived(seed, place) for place in places],
+                seeds=[derived(seed, first + place) for place in places],
                 ends=ends,
                 temperature=temperature,
             )

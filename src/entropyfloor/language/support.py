@@ -23,7 +23,7 @@ T = TypeVar("T")
 LONG, SHORT = 5, 3
 """Tokens of two sequences that are compared; in a batch the shorter one is padded."""
 ALLOWED = 3.0
-"""Difference in square roots of the precision, of the largest logit: 1e-3 in float32, where rounding makes 1e-5."""
+"""Difference in square roots of the precision, of the largest logit: 1e-3 in float32; rounding makes 1e-5."""
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ Which problems are for training and which are held out is decided by the problem
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import operator
 import re
@@ -21,9 +20,20 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from entropyfloor.extras import require
 from entropyfloor.language.encoding import Turn
 from entropyfloor.language.rewards import Answer, Function, Reward, Row, boxed, final_answer, is_correct
+from entropyfloor.language.rows import (
+    ANSWER_COLUMNS,
+    QUESTION_COLUMNS,
+    at_level,
+    column_of,
+    letters_of,
+    listed_of,
+    read_rows,
+    text_of,
+    turns_of,
+    value_of,
+)
 
 if TYPE_CHECKING:
     from entropyfloor.language.config import LanguageConfig
@@ -387,10 +397,6 @@ class Modular:
 # --- from files ------------------------------------------------------------------------------------------
 
 
-QUESTION_COLUMNS = ("problem", "question", "prompt", "input")
-ANSWER_COLUMNS = ("answer", "final_answer", "reward_model.ground_truth", "ground_truth", "solution", "answerKey")
-"""Looked for in this order; a dot goes into a column of columns."""
-CHOICES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 TURNS = "turns"
 """Column of a problem's row: the chat that it asks, for a template."""
 
@@ -556,29 +562,6 @@ class Questions:
                 raise ValueError(f"{self.name} has no problem to {split} with: {way}")
 
 
-def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a jsonl, json or parquet file as they are.
-
-    A `.json` file may hold a list of objects, or an object a line as `.jsonl` does.
-
-    Raises:
-        ValueError: The file is missing, of another kind, damaged (by its line), or has no rows.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path} is no file: give a jsonl, json or parquet file")
-    if path.suffix == ".parquet":
-        rows = _parquet(path)
-    elif path.suffix in (".jsonl", ".json"):
-        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-        rows = _json(path, data) if data.lstrip().startswith(b"[") else _lines(path, data)
-    else:
-        raise ValueError(f"{path} must end in .jsonl, .json or .parquet")
-    if not rows:
-        raise ValueError(f"{path} has no rows")
-    return rows
-
-
 def problems_of(
     rows: Sequence[Row],
     question: str | None = None,
@@ -590,9 +573,9 @@ def problems_of(
 ) -> list[Problem]:
     """Problems of rows, whatever their columns are called.
 
-    A question may be a text or a list of messages, and gets its choices behind it where there is a column `options`
-    or `choices`. An answer is what follows `####`, or what is boxed, or all of its text; beside choices an index
-    from 0 is the letter of its choice. Rows without a question or an answer are left out, which is logged.
+    A question may be a text or a list of messages, and gets its choices behind it where there is a column
+    `options` or `choices`. An answer is what follows `####`, or what is boxed, or all of its text; beside choices
+    an index from 0 is the letter of its choice. Rows without a question or an answer are left out; that is logged.
 
     Args:
         rows: From `read_rows`, say.
@@ -604,43 +587,28 @@ def problems_of(
             is the user's turn alone.
 
     Raises:
-        ValueError: A column is missing, and the message names those that there are; a chat of several turns that no
-            template is for; a message with more than text in it; or answers that may be indexes and may be choices.
+        ValueError: A column is missing, and the message names those that there are; a chat of several turns
+            without a template; a message with more than text in it; or answers that may be indexes or choices.
     """
-    ask = _column(rows, question, QUESTION_COLUMNS, "question", source)
-    tell = _column(rows, answer, ANSWER_COLUMNS, "answer", source)
-    letter = _letters(rows, tell, source)
+    ask = column_of(rows, question, QUESTION_COLUMNS, "question", source)
+    tell = column_of(rows, answer, ANSWER_COLUMNS, "answer", source)
+    letter = letters_of(rows, tell, source)
     found, system = [], 0
     for number, row in enumerate(rows):
         try:
-            turns = _turns(_value(row, ask), chat=chat)
+            turns = turns_of(value_of(row, ask), chat=chat)
         except ValueError as error:
             raise ValueError(f"{source}, row {number}: {error}") from None
         system += not chat and len(turns) > 1
-        asked, told = turns[-1]["content"], letter(row) or final_answer(_text(_value(row, tell)))
+        asked, told = turns[-1]["content"], letter(row) or final_answer(text_of(value_of(row, tell)))
         if asked and told:
-            text = prompt.replace("{question}", asked + _listed(row))
+            text = prompt.replace("{question}", asked + listed_of(row))
             chats = {TURNS: [*turns[:-1], {**turns[-1], "content": text}]} if chat else {}
             found.append(Problem(text, told, {**row, "prompt": text, "answer": told, **chats}))
     if missing := len(rows) - len(found):
         log.warning("%s: %d of %d rows have no question or no answer and are left out", source, missing, len(rows))
     if system:
         log.warning("%s: %d system messages are left out: give --template chat to have them", source, system)
-    return found
-
-
-def at_level(rows: Sequence[Row], least: int, source: str = "the data") -> list[dict[str, Any]]:
-    """Rows whose `level`, `4` or `Level 4`, is at least so much; those without a number are left out.
-
-    Raises:
-        ValueError: There is no such column, or no row is left.
-    """
-    _column(rows, "level", (), "level", source)
-    levels = [re.search(r"[0-9]+", str(row.get("level"))) for row in rows]
-    found = [dict(row) for row, level in zip(rows, levels, strict=True) if level and int(level[0]) >= least]
-    if not found:
-        highest = max((int(level[0]) for level in levels if level), default=None)
-        raise ValueError(f"{source} has no row of level {least} or above: its highest is {highest}")
     return found
 
 
@@ -808,168 +776,6 @@ def _any_number(digits: int, rng: np.random.Generator) -> int:
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise ValueError(f"{name}={value} must be at least {least}")
-
-
-# --- parts of files --------------------------------------------------------------------------------------
-
-
-def _lines(path: Path, data: bytes) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:  # of JSON, or of UTF-8
-                raise ValueError(f"{path}, line {number} is damaged ({error}): repair or remove it") from None
-            rows.append(_object(row, path, f"line {number}"))
-    return rows
-
-
-def _json(path: Path, data: bytes) -> list[dict[str, Any]]:
-    try:
-        rows = json.loads(data)
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error})") from None
-    return [_object(row, path, f"row {number}") for number, row in enumerate(rows)]
-
-
-def _object(row: Any, path: Path, where: str) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise ValueError(f"{path}, {where} holds a {type(row).__name__}: it must be an object with columns")
-    return row
-
-
-def _parquet(path: Path) -> list[dict[str, Any]]:
-    require("language", "pyarrow")
-    import pyarrow  # type: ignore[import-untyped]
-    from pyarrow import parquet
-
-    try:
-        table = parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read as parquet: {error}") from None
-    found: list[dict[str, Any]] = table.to_pylist()
-    return found
-
-
-def _value(row: Row, column: str) -> Any:
-    """What a column holds; a dot goes into a column of columns. None where there is nothing."""
-    if column in row:
-        return row[column]
-    first, dot, rest = column.partition(".")
-    inside = row.get(first)
-    return _value(inside, rest) if dot and isinstance(inside, Mapping) else None
-
-
-def _column(rows: Sequence[Row], wanted: str | None, usual: Sequence[str], what: str, source: str) -> str:
-    """The column that is asked for, or the first of the usual ones that some row has."""
-    for name in (wanted,) if wanted else usual:
-        if any(_value(row, name) not in (None, "", []) for row in rows):
-            return name
-    there = sorted({name for row in rows for name in row})
-    asked = repr(wanted) if wanted else f"for the {what}, which would be one of {', '.join(usual)}"
-    raise ValueError(f"{source} has no column {asked}; it has {', '.join(there)}")
-
-
-def _turns(value: Any, *, chat: bool) -> list[Turn]:
-    """The turns of a question, of which the last one is the user's.
-
-    Raises:
-        ValueError: There are several and no template, the last one is not the user's, or one is not text alone.
-    """
-    if not (isinstance(value, list) and value and all(isinstance(message, Mapping) for message in value)):
-        return [{"role": "user", "content": _text(value)}]
-    turns = [{"role": str(m.get("role", "user")), "content": _content(m.get("content"))} for m in value]
-    if turns[-1]["role"] != "user":
-        raise ValueError(f"the last turn is of role {turns[-1]['role']!r}: it must be the user's, to be answered")
-    if chat:
-        return turns
-    if [turn["role"] for turn in turns] not in (["user"], ["system", "user"]):
-        roles = ", ".join(turn["role"] for turn in turns)
-        raise ValueError(f"a chat of several turns ({roles}) needs a template around them: give --template chat")
-    return turns
-
-
-def _content(value: Any) -> str:
-    """The text of a message, which may be in parts."""
-    if not isinstance(value, list):
-        return _text(value)
-    for part in value:
-        if not isinstance(part, Mapping) or part.get("type", "text") != "text":
-            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            raise ValueError(f"a message has a part of type {kind!r}: a language model reads text")
-    return "\n".join(_text(part.get("text")) for part in value)
-
-
-def _choices(row: Row) -> tuple[list[str], list[str]]:
-    """The choices of a question, and what its data calls them; none where there are none."""
-    found = row.get("options") or row.get("choices")
-    marks: Any = None
-    if isinstance(found, Mapping):  # as ARC has them
-        marks, found = found.get("label"), found.get("text")
-    if not isinstance(found, list):
-        return [], []
-    texts = [_text(choice) for choice in found]
-    usual = list(CHOICES[: len(texts)])
-    return texts, [_text(mark) for mark in marks] if isinstance(marks, list) and len(marks) == len(
-        texts
-    ) else usual
-
-
-def _listed(row: Row) -> str:
-    """The choices of a question, as they stand behind it."""
-    return "".join(f"\n{mark}. {text}" for mark, text in zip(CHOICES, _choices(row)[0], strict=False))
-
-
-def _letters(rows: Sequence[Row], column: str, source: str) -> Callable[[Row], str | None]:
-    """From a row to the letter of its answer, where that is said by an index or by another mark of the choice.
-
-    Raises:
-        ValueError: Whole numbers that may be indexes, and may be the choices themselves; or indexes from 1.
-    """
-    numbers: list[tuple[int, list[str]]] = []
-    for row in rows:
-        value, (texts, marks) = _value(row, column), _choices(row)
-        if texts and _is_whole(value) and str(int(value)) not in marks:
-            numbers.append((int(value), texts))
-    inside = all(0 <= value < len(texts) for value, texts in numbers)
-    beside = all(0 <= value <= len(texts) for value, texts in numbers)
-    named = all(str(value) in texts for value, texts in numbers)
-    if numbers and beside and inside == named:
-        what = (
-            "may be indexes of choices, and choices themselves" if inside else "seem to be indexes that begin at 1"
-        )
-        raise ValueError(
-            f"{source}: the answers in {column!r} {what}: write the letter of the right choice instead, or an index "
-            f"from 0"
-        )
-
-    def letter(row: Row) -> str | None:
-        value, (texts, marks) = _value(row, column), _choices(row)
-        if not texts:
-            return None
-        if _text(value) in marks:
-            return CHOICES[marks.index(_text(value))]
-        return CHOICES[int(value)] if inside and _is_whole(value) else None
-
-    return letter
-
-
-def _is_whole(value: Any) -> bool:
-    """Whether it is a number without a fraction, as a table that has NaN in a column has all of that column."""
-    return not isinstance(value, bool) and (
-        isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    )
-
-
-def _text(value: Any) -> str:
-    if value is None or value != value:  # NaN, which is how a table says that there is nothing
-        return ""
-    if isinstance(value, list):
-        return ", ".join(_text(part) for part in value)
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
 
 
 def _unique(problems: Any) -> list[Problem]:

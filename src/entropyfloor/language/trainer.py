@@ -237,17 +237,30 @@ class Trainer:
         self.step = checkpoint.step
 
     @torch.no_grad()
-    def judge(self, problems: int, samples: int) -> Judgement:
+    def judge(self, problems: int, samples: int, advance: Callable[[int], object] | None = None) -> Judgement:
         """What the model makes of so many held-out problems, always the same ones, or of all if they are fewer.
 
         Responses are sampled at `eval_temperature`; their entropies are those that the thresholds are about, at
         the temperature of training.
+
+        Args:
+            problems: How many.
+            samples: Responses to each, beside the likeliest one.
+            advance: Told the number of problems that are answered.
         """
-        config = self.config
-        asked = self.task.problems("test", problems, 0, or_fewer=True)
-        stream = EVALUATE, self.step
-        drawn = self._sample([p for p in asked for _ in range(samples)], config.eval_temperature, *stream)
-        greedy = self._sample(asked, 0.0, *stream)
+        config, stream = self.config, (EVALUATE, self.step)
+        asked: list[Problem] = []
+        several: list[Responses] = []
+        likeliest: list[Responses] = []
+        for some in self._held_out(problems):
+            each = [problem for problem in some for _ in range(samples)]
+            first = len(asked) * samples
+            several.append(self._sample(each, config.eval_temperature, *stream, first=first))
+            likeliest.append(self._sample(some, 0.0, *stream, first=len(asked)))
+            asked += some
+            if advance is not None:
+                advance(len(asked))
+        drawn, greedy = (joined(batches, self.tokenizer.pad_token_id) for batches in (several, likeliest))
         _, entropies = self._swept(self.model, drawn)
         of_responses = F.response_entropy(entropies, drawn.response_mask, config.top_fraction)
         return Judgement(
@@ -258,6 +271,21 @@ class Trainer:
             of_responses.cpu().numpy(),
             drawn.response_mask.sum(1).cpu().numpy(),
         )
+
+    def _held_out(self, most: int) -> Iterator[list[Problem]]:
+        """At most so many problems, some at a time: of a made task there may be more than can be listed.
+
+        The first of more are always the same, so each time twice as many are asked for. Responses are the same as
+        if they were all sampled together, since whole batches are.
+        """
+        done, count = 0, self.config.sample_batch
+        while True:
+            found = self.task.problems("test", min(count, most), 0, or_fewer=True)
+            if done < len(found):
+                yield found[done:]
+            if len(found) < count:
+                return
+            done, count = count, 2 * count
 
     # --- parts of a run ---------------------------------------------------------------------------------
 
@@ -556,13 +584,14 @@ class Trainer:
     def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
         return encode(self.tokenizer, prompts, rows=model.rows_of(self.model), special=self._special)
 
-    def _sample(self, problems: Sequence[Problem], temperature: float, *stream: int) -> Responses:
+    def _sample(self, problems: Sequence[Problem], temperature: float, *stream: int, first: int = 0) -> Responses:
         with smaller(f"give a --sample-batch below {self.config.sample_batch}"):
             return sample(
                 self.model,
                 self.tokenizer,
                 [problem.prompt for problem in problems],
                 seed=derived(self.config.seed, *stream),
+                first=first,
                 max_new_tokens=int(self.config.max_new_tokens or 0),
                 temperature=temperature,
                 batch_size=self.config.sample_batch,
