@@ -6,6 +6,8 @@ from entropyfloor.language import libraries  # noqa: F401
 
 # isort: split
 
+import copy
+import filecmp
 import json
 import os
 import shutil
@@ -109,23 +111,23 @@ def reading(name: str | Path, failed: str, way: str = WAY) -> Iterator[None]:
         ValueError: The body has failed, other than for want of memory.
     """
     try:
+        _check_files(Path(name))
         yield
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # libraries raise whatever they stumble over
-        reason = _damage(Path(name)) or line(error)
-        raise ValueError(f"model={name} {failed} ({reason}): {way}") from None
+        raise ValueError(f"model={name} {failed} ({line(error)}): {way}") from None
 
 
-def _damage(path: Path) -> str | None:
-    """Which file of a model is no JSON object, if that is what is wrong with it."""
+def _check_files(path: Path) -> None:
+    """Refuse files that are no JSON objects, by name: of some of them transformers would take no notice."""
     for file in sorted(path.glob("*.json")):
         try:
-            if not isinstance(json.loads(file.read_bytes()), dict):
-                return f"{file.name} is damaged: it holds no object"
-        except (OSError, ValueError, RecursionError) as error:
-            return f"{file.name} is damaged: {line(error)}"
-    return None
+            found = json.loads(file.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file.name} is damaged: {line(error)}") from None
+        if not isinstance(found, dict):
+            raise ValueError(f"{file.name} is damaged: it holds a {type(found).__name__}, and no object")
 
 
 def line(error: Exception) -> str:
@@ -229,9 +231,16 @@ def load(
 
 
 def ends_of(model: PreTrainedModel) -> set[int]:
-    """Tokens at which a response of `model` ends; those that chat are often taught several."""
-    ends = model.generation_config.eos_token_id
-    return set(ends) if isinstance(ends, list) else {ends} - {None}
+    """Tokens at which a response of `model` ends; those that chat are often taught several.
+
+    Raises:
+        ValueError: Its generation config has something else there.
+    """
+    given = model.generation_config.eos_token_id
+    ends = given if isinstance(given, list) else [] if given is None else [given]
+    if not all(isinstance(end, int) for end in ends):
+        raise ValueError(f"the generation config has eos_token_id={given!r}, which are no tokens")
+    return set(ends)
 
 
 def rows_of(model: PreTrainedModel) -> int:
@@ -240,41 +249,55 @@ def rows_of(model: PreTrainedModel) -> int:
     return int(embedding.weight.shape[0])
 
 
-def save(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write all of a model where transformers can load it."""
+def save(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    """Write all of a model where transformers can load it; its tokenizer may be there already."""
     with _placed(path) as beside, without_bars():
         model.save_pretrained(beside)
-        tokenizer.save_pretrained(beside)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(beside)
 
 
 def describe(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write everything about a model but its weights where transformers reads it."""
+    """Write everything about a model but its weights where transformers reads it, as `save` does."""
+    config = copy.deepcopy(model.config)
+    config.architectures, config.dtype = [type(model).__name__], model.dtype
     with _placed(path) as beside:
-        model.config.save_pretrained(beside)
+        config.save_pretrained(beside)
         model.generation_config.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
 
 
 @contextmanager
 def _placed(path: Path) -> Iterator[Path]:
-    """A directory beside `path` whose files go there once all of them are written, each by a rename."""
+    """A directory beside `path` that is renamed to it once its files are whole, or else each of them.
+
+    A file that is there with the same content stays.
+    """
     beside = path.with_name(f".{path.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)  # of a kill
+    beside.mkdir(parents=True)
     try:
         yield beside
-        path.parent.mkdir(parents=True, exist_ok=True)
+        written = sorted(
+            beside.iterdir(), key=lambda file: file.name in DESCRIPTION
+        )  # by which others are believed
+        for file in written:
+            sync(file)
         if not path.exists():
             beside.rename(path)
-        else:
-            for file in sorted(beside.iterdir()):
-                file.replace(path / file.name)
-        sync(path.parent)
+            sync(path.parent)
+            return
+        for file in written:
+            there = path / file.name
+            if not (there.exists() and filecmp.cmp(file, there, shallow=False)):
+                file.replace(there)
+        sync(path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
 def is_described(path: Path) -> bool:
-    """Whether everything is there that `described` reads, which `describe` writes at once."""
+    """Whether everything is there that `described` reads."""
     return all((path / name).exists() for name in DESCRIPTION)
 
 

@@ -190,7 +190,7 @@ class Trainer:
                         self._evaluate(run, progress)
                     if last or self.step % config.checkpoint_every == 0:
                         self.save(run)
-                model.save(run.path / MODEL, self.model, self.tokenizer)
+                model.save(run.path / MODEL, self.model)
             except KeyboardInterrupt:
                 way = f"continue with: entropyfloor train language --resume {run.path}"
                 raise KeyboardInterrupt(f"in step {self.step + 1}: {way}") from None
