@@ -71,8 +71,13 @@ def _leading(tokens: Sequence[int], token: int | None) -> int:
     return next((at for at, other in enumerate(tokens) if other != token), len(tokens))
 
 
-def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> str:
-    """A chat as the tokenizer's template has it, up to where the model is to answer.
+def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], *, answer: bool = True) -> str:
+    """A chat as the tokenizer's template has it.
+
+    Args:
+        tokenizer: Of a model.
+        turns: All of them.
+        answer: Whether the model is to answer behind them.
 
     Raises:
         ValueError: The tokenizer has no template, or the template refuses these turns.
@@ -80,7 +85,7 @@ def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> str:
     if not tokenizer.chat_template:
         raise ValueError(f"the tokenizer of {tokenizer.name_or_path} has no chat template: give another template")
     try:
-        return str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True))
+        return str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=answer))
     except Exception as error:  # a template is a program of its own
         roles = ", ".join(str(turn["role"]) for turn in turns)
         raise ValueError(
@@ -90,9 +95,13 @@ def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> str:
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """What a chat template has behind an answer: a base model with one has another end of sequence."""
+    """What a chat template has behind an answer: a base model with one has another end of sequence.
+
+    Raises:
+        ValueError: The tokenizer has no template.
+    """
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
-    behind = str(tokenizer.apply_chat_template(turns, tokenize=False)).partition(ANSWER)[2]
+    behind = render(tokenizer, turns, answer=False).partition(ANSWER)[2]
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return set([token for token in encode(tokenizer, [behind], special=False)[0] if token in special][:1])
 
