@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from entropyfloor.extras import require
 from entropyfloor.language.rewards import boxed
-from entropyfloor.language.rows import read_rows
+from entropyfloor.language.rows import read_rows, text_of
 
 Kind = Literal["math", "choice"]
 Row = Mapping[str, Any]
@@ -167,10 +167,8 @@ def _math(row: Row) -> tuple[str, str]:
             raise ValueError("nothing is boxed in the solution")
     if isinstance(answer, list):
         (answer,) = answer
-    if isinstance(answer, float) and answer.is_integer():
-        answer = int(answer)
     if isinstance(answer, int | float) and not isinstance(answer, bool):
-        answer = str(answer)
+        answer = text_of(answer)
     return _text(question), _latex(_text(answer))
 
 
