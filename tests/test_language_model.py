@@ -222,6 +222,15 @@ def test_what_a_kill_left_beside_is_no_hindrance(model, tmp_path):
     assert not left.exists()
 
 
+@pytest.mark.parametrize("there", ["", "kept", "."])
+def test_a_model_is_written_wherever_it_is_asked_for(there, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path / "model")
+    language_model, tokenizer = load(str(model))
+    language_model.generation_config.eos_token_id = 7
+    save(Path(there), language_model, tokenizer)
+    assert ends_of(load(str(model / there))[0]) == {0, 7}
+
+
 # --- what does not belong together -----------------------------------------------------------------------
 
 

@@ -273,6 +273,7 @@ def _placed(path: Path) -> Iterator[Path]:
 
     A file that is there with the same content stays.
     """
+    path = path.resolve()  # of "." there is no place beside
     beside = path.with_name(f".{path.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)  # of a kill
     beside.mkdir(parents=True)
