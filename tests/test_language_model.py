@@ -124,6 +124,13 @@ def test_files_that_are_damaged(name, damage, model):
             read(model)
 
 
+def test_files_that_are_none_of_a_model_may_be_anything(model):
+    (model / "modules.json").write_text("[1]")
+    (model / "notes.json").write_text("{")
+    for read in READERS.values():
+        read(model)
+
+
 @pytest.mark.parametrize(("name", "values"), VALUES, ids=str)
 def test_values_that_cannot_be(name, values, model):
     found = json.loads((model / name).read_text())

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 PAD, END = "<pad>", "<end>"
 DESCRIPTION = ("config.json", "generation_config.json", "tokenizer_config.json")
 """What a model is described by, beside the files that its tokenizer adds."""
+OBJECTS = (*DESCRIPTION, "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+"""Files that hold a JSON object, of those that transformers reads; somebody may keep others beside them."""
 NO_CODE = {"trust_remote_code": False}
 """For everything that loads: otherwise transformers asks on standard input whether to run code of the model."""
 
@@ -120,8 +122,8 @@ def reading(name: str | Path, failed: str, way: str = WAY) -> Iterator[None]:
 
 
 def _check_files(path: Path) -> None:
-    """Refuse files that are no JSON objects, by name: of some of them transformers would take no notice."""
-    for file in sorted(path.glob("*.json")):
+    """Refuse `OBJECTS` that are damaged, by name: of some of them transformers would take no notice."""
+    for file in filter(Path.is_file, map(path.joinpath, OBJECTS)):
         try:
             found = json.loads(file.read_bytes())
         except (ValueError, RecursionError) as error:
