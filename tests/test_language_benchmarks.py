@@ -1,6 +1,7 @@
 """Benchmarks: rows of every shape that they come in, and the real files where they are."""
 
 import json
+import math
 import os
 from collections import Counter
 from pathlib import Path
@@ -57,7 +58,7 @@ def test_mathematics_comes_in_many_columns(row, question, answer):
     assert BENCHMARKS["minerva"].read(row) == (question, answer)
 
 
-@pytest.mark.parametrize("answer", [None, True, [], ["1", "2"], {"value": 1}, " "])
+@pytest.mark.parametrize("answer", [None, True, [], ["1", "2"], {"value": 1}, " ", math.nan])
 def test_an_answer_that_is_none_is_refused(tmp_path, answer):
     file = tiny_language.write_rows(tmp_path / "math500.jsonl", [{"problem": "1+1?", "answer": answer}])
     with pytest.raises(ValueError, match="row 0 is none of math500"):

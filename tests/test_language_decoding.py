@@ -81,7 +81,7 @@ def drawn(model, prompts=PROMPTS, *, seeds=None, limit=20, **settings):
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_greedy_tokens_are_those_of_transformers(kind, movable, monkeypatch):
     if not movable:  # as with a cache that cannot be reordered
-        monkeypatch.setattr(decoding._Batch, "movable", False)
+        monkeypatch.setattr(decoding.Batch, "movable", False)
     model = model_of(kind, spread=1.0)
     for prompt, (tokens, ended) in zip(PROMPTS, drawn(model, temperature=0.0), strict=True):
         alone = torch.tensor([prompt])

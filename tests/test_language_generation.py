@@ -266,7 +266,8 @@ def test_vllm_is_asked_in_token_ids_and_answers_in_order(model, monkeypatch, nam
     requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts, start=7)]
     found = answers(engine, requests, Sampling(0.7, 0.8, 24))
     assert found == [("42", 2, False), ("4", 1, True), ("", 0, False)]
-    assert made == [{"model": model, "dtype": "bfloat16", "max_model_len": 200, "tensor_parallel_size": 4}]
+    sizes = {"max_model_len": 200, "tensor_parallel_size": 4}
+    assert made == [{"model": model, "dtype": "bfloat16", **sizes, "trust_remote_code": False}]
     assert [[each["prompt_token_ids"] for each in some] for some, _ in asked] == [
         [engine.encode(prompt) for prompt in some] for some in (prompts[:2], prompts[2:])
     ]

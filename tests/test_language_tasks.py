@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import operator
 import os
 import re
@@ -16,16 +17,16 @@ from hypothesis import strategies as st
 
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.rewards import Reward
+from entropyfloor.language.rows import at_level, read_rows
 from entropyfloor.language.tasks import (
+    TURNS,
     Arithmetic,
     Countdown,
     Modular,
     Problem,
     Questions,
     TaskReward,
-    at_level,
     problems_of,
-    read_rows,
     task_of,
 )
 
@@ -433,6 +434,20 @@ def test_columns_are_found(row, expected):
     assert (found["prompt"], found["answer"]) == expected
 
 
+def test_columns_can_be_named_in_a_config(tmp_path):
+    data = str(
+        written(tmp_path / "a.jsonl", [{"q": {"text": f"Q{i}"}, "a": str(i), "answer": "?"} for i in range(60)])
+    )
+    settings = {"task": "file", "data": data, "model": "x", "warm_start_steps": 0}
+    task = task_of(LanguageConfig(**settings, question_column="q.text", answer_column="a"))
+    (problem,) = task.problems("train", 1, 0)
+    assert problem.prompt == f"Q{problem.answer}"
+    with pytest.raises(ValueError, match="has no column 'b'; it has a, answer, q"):
+        task_of(LanguageConfig(**settings, question_column="q.text", answer_column="b"))
+    with pytest.raises(ValueError, match="question_column='q' would be ignored without task='file'"):
+        LanguageConfig(question_column="q").resolved()
+
+
 def test_columns_can_be_named(caplog):
     rows = [{"q": {"text": "Q"}, "a": "1"}, {"q": {"text": ""}, "a": "1"}, {"q": {"text": "R"}, "a": None}]
     (problem,) = problems_of(rows, "q.text", "a", prompt="Please: {question} Put it in \\boxed{}.", source="mine")
@@ -444,6 +459,126 @@ def test_columns_can_be_named(caplog):
         ValueError, match=r"no column for the question, which would be one of problem, .*; it has a, q"
     ):
         problems_of(rows)
+
+
+COUNTRIES = [{"question": f"Q{i}", "choices": ["0", "x", "2", "y"], "answer": i % 4} for i in range(5)]  # as MMLU
+SCIENCE = {
+    "question": "Q",
+    "choices": {"text": ["x", "y", "z"], "label": ["1", "2", "3"]},
+    "answerKey": "3",
+}  # ARC
+
+
+def with_answers(*answers):
+    return [{"question": f"Q{i}", "choices": ["7", "x"], "answer": answer} for i, answer in enumerate(answers)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "letters"),
+    [
+        (COUNTRIES, "ABCDA"),
+        (
+            [{**row, "answer": float(row["answer"])} for row in COUNTRIES],
+            "ABCDA",
+        ),  # as a table with a NaN has them
+        ([SCIENCE], "C"),
+        ([{"question": "Q", "options": ["x", "y"], "answer": "B"}], "B"),
+        (with_answers("B", 0), "BA"),
+        (with_answers(7, "x"), "7x"),  # the choices themselves
+        (with_answers("0", "1"), "01"),  # a text is what it says
+        (with_answers(12, 7), ["12", "7"]),
+    ],
+)
+def test_an_answer_beside_choices(rows, letters):
+    found = problems_of(rows)
+    assert [problem.answer for problem in found] == list(letters)
+    assert [problem.row["answer"] for problem in found] == list(letters)
+    if "x" in str(rows[0].get("choices")):
+        assert "\nB. " in found[0].prompt
+
+
+@pytest.mark.parametrize(
+    ("rows", "doubt"),
+    [
+        ([{"question": "Q", "choices": ["0", "1"], "answer": 1}], "choices as well as their indexes"),
+        (with_answers(1, 2), "indexes that begin at 1"),
+    ],
+)
+def test_an_index_that_may_be_something_else(rows, doubt):
+    with pytest.raises(ValueError, match=f"mine: the answers in 'answer' may be {doubt}: write the letter"):
+        problems_of(rows, source="mine")
+
+
+@pytest.mark.parametrize("nothing", [math.nan, None, "", " ", [], [math.nan]])
+def test_what_is_not_there_is_left_out_and_counted(nothing, caplog):
+    rows = [
+        {"question": "Q", "answer": 2.0},
+        {"question": "R", "answer": nothing},
+        {"question": nothing, "answer": 1},
+    ]
+    (problem,) = problems_of(rows, source="mine")
+    assert problem.answer == "2"
+    assert "mine: 2 of 3 rows have no question or no answer and are left out" in caplog.text
+
+
+def test_nan_in_files_is_nothing(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"question": "Q", "answer": NaN}\n{"question": "R", "answer": 1.0}\n')
+    assert [problem.answer for problem in problems_of(read_rows(tmp_path / "a.jsonl"))] == ["1"]
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    table = pyarrow.table({"question": ["Q", "R"], "answer": [math.nan, 1.0]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert [problem.answer for problem in problems_of(read_rows(tmp_path / "a.parquet"))] == ["1"]
+
+
+def chat(*turns, answer="1"):
+    messages = [dict(zip(("role", "content"), turn.split(": "), strict=True)) for turn in turns]
+    return {"prompt": messages, "answer": answer}
+
+
+FEW_SHOT = chat("system: S", "user: a", "assistant: b", "user: c")
+
+
+def test_a_chat_of_several_turns_needs_a_template():
+    with pytest.raises(ValueError, match=r"mine, row 1: a chat of several turns .*user, assistant, user.*chat"):
+        problems_of([chat("user: a"), FEW_SHOT], source="mine")
+    for wrong in (chat("user: a", "user: b"), chat("system: a", "system: b", "user: c")):
+        with pytest.raises(ValueError, match="several turns"):
+            problems_of([wrong])
+    for whole in (False, True):
+        with pytest.raises(ValueError, match="the last turn is of role 'assistant'"):
+            problems_of([chat("user: a", "assistant: b")], chat=whole)
+    (problem,) = problems_of([FEW_SHOT], chat=True, prompt="{question}!")
+    assert problem.prompt == "c!"
+    assert [turn["content"] for turn in problem.row[TURNS]] == ["S", "a", "b", "c!"]
+
+
+def test_system_messages_are_told_where_they_are_left_out(caplog):
+    (problem,) = problems_of([chat("system: S", "user: a")], source="mine")
+    assert problem.prompt == "a"
+    assert "mine: 1 system messages are left out" in caplog.text
+
+
+def test_messages_in_parts_are_their_text():
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    (problem,) = problems_of([{"prompt": [{"role": "user", "content": parts}], "answer": "1"}])
+    assert problem.prompt == "a\nb"
+    parts.append({"type": "image_url", "image_url": "x"})
+    with pytest.raises(ValueError, match="row 0: a message has a part of type 'image_url'"):
+        problems_of([{"prompt": [{"role": "user", "content": parts}], "answer": "1"}])
+
+
+def test_questions_are_rendered(tmp_path):
+    rows = [
+        {**FEW_SHOT, "prompt": [*FEW_SHOT["prompt"][:3], {"role": "user", "content": str(i)}]} for i in range(60)
+    ]
+    task = Questions.read(written(tmp_path / "a.jsonl", rows), chat=True)
+    plain = [problem.prompt for problem in task.problems("test", 99, 0, or_fewer=True)]
+    task.render(lambda turns: "|".join(turn["content"] for turn in turns))
+    found = task.problems("test", 99, 0, or_fewer=True)
+    assert [problem.prompt for problem in found] == [f"S|a|b|{prompt}" for prompt in plain]
+    assert [problem.row["prompt"] for problem in found] == [problem.prompt for problem in found]
 
 
 def test_levels():

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 import tiny_language
 from entropyfloor.cli import main
@@ -16,7 +17,7 @@ from entropyfloor.experiments import recipe
 from entropyfloor.language import trainer as trainers
 from entropyfloor.language.benchmarks import INSTRUCTIONS
 from entropyfloor.language.config import LanguageConfig
-from entropyfloor.language.generation import TEMPLATES
+from entropyfloor.language.generation import TEMPLATES, Transformers, template
 from entropyfloor.language.held_out import evaluate, export
 from entropyfloor.language.model import (
     Policy,
@@ -37,6 +38,7 @@ from entropyfloor.language.trainer import Batch, Trainer
 from entropyfloor.language.warm_start import file_of
 from entropyfloor.runs import Run, read_run
 from entropyfloor.torch import functional as F
+from tiny_families import build
 from tiny_language import TINY, Evens, config
 
 from transformers import GenerationConfig  # isort: skip
@@ -614,3 +616,105 @@ def test_a_batch_is_taken_apart_by_rows(evens, tmp_path):
     assert torch.equal(part.old, batch.old[2:5])
     assert part.responses.texts == batch.responses.texts[2:5]
     assert part.reference is None
+
+
+# --- what people break -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def chats(tmp_path):
+    """Settings of a file of chats, and of a model whose tokenizer begins a text, as its chat template does."""
+    begin = "<|im_start|>"
+    turns = "{% for turn in messages %}[{{ turn.content }}]<|im_end|>{% endfor %}"
+    path = tiny_language.save(tmp_path / "model")
+    tokenizer = tiny_language.tokenizer(f"{begin}{turns}{{% if add_generation_prompt %}}>{{% endif %}}")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{begin} $A", special_tokens=[(begin, 1)]
+    )
+    tokenizer.save_pretrained(path)
+    rows = [{"question": f"{i}+{i}", "answer": str(2 * i)} for i in range(60)]
+    data = str(tiny_language.write_rows(tmp_path / "data.jsonl", rows))
+    settings = {"task": "file", "data": data, "model": str(path), "warm_start_steps": 0, "max_new_tokens": 4}
+    return {**settings, "template": "chat", "prompt": "{question}\nBox it."}
+
+
+def test_a_chat_is_trained_as_it_is_evaluated(chats, tmp_path):
+    trainer = Trainer(config(tmp_path, **chats))
+    engine = Transformers(chats["model"], template("chat"))
+    (problem,) = trainer.task.problems("train", 1, 0)
+    assert problem.prompt == engine.prompt(problem.row["question"], "Box it.")
+    drawn = trainer._sample([problem], 1.0, 0)
+    width = drawn.tokens.shape[1] - drawn.response_mask.shape[1]
+    assert drawn.tokens[0, :width].tolist() == engine.encode(problem.prompt)
+    assert ends_of(trainer.model) == engine.ends == {0, 2}  # where a turn ends, too
+    trainer.close()
+    path = train(config(tmp_path, **chats, checkpoint_every=1))
+    expected = lines(path)
+    shutil.rmtree(path / "checkpoints" / f"{2:012d}")
+    shutil.rmtree(chats["model"])
+    assert lines(resume(path)) == expected
+    assert "avg@2" in evaluate(path, problems=4, samples=2)
+
+
+def test_a_chat_needs_a_template(sums, tmp_path):
+    with pytest.raises(ValueError, match="has no chat template"):
+        Trainer(config(tmp_path, **sums, template="chat", max_new_tokens=4))
+    with pytest.raises(ValueError, match="template='chat' would be ignored without task='file'"):
+        LanguageConfig(template="chat").resolved()
+
+
+@pytest.mark.parametrize(
+    ("kind", "reward", "way"),
+    [("file", 0.0, r"\boxed{}"), ("file", 1.0, "too easy"), ("arithmetic", 0.0, "--warm-start-steps")],
+)
+def test_rollouts_without_anything_to_learn_from_are_told(kind, reward, way, chats, tmp_path, monkeypatch, caplog):
+    settings = chats if kind == "file" else {"task": kind, "warm_start_steps": 0}
+    monkeypatch.setattr(Trainer, "_rewards", lambda self, asked, _, k: torch.full((len(asked), k), reward))
+    train(config(tmp_path, **settings, steps=5))
+    (line,) = [line for line in caplog.messages if "different rewards" in line]
+    assert line.startswith(f"no group of the first 3 rollouts has different rewards (their mean is {reward:g})")
+    assert way in line
+
+
+def test_rollouts_with_something_to_learn_from_are_not(evens, tmp_path, caplog):
+    train(config(tmp_path, steps=5))
+    assert not [line for line in caplog.messages if "different rewards" in line]
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_the_policy_of_an_update_is_the_one_that_sampled(checkpointed, tmp_path):
+    """A model with dropout: at a learning rate of nothing every ratio is 1, in all updates of a rollout."""
+    model = tmp_path / "model"
+    build("gpt2", vocab_size=99, resid_pdrop=0.3, embd_pdrop=0.3, attn_pdrop=0.3).save_pretrained(model)
+    tiny_language.tokenizer().save_pretrained(model)
+    settings = {"model": str(model), "loss": "gspo", "minibatches": 2, "learning_rate": 1e-12}
+    settings |= {"gradient_checkpointing": checkpointed, "max_new_tokens": 8, "warm_start_steps": 0}
+    trainer = Trainer(config(tmp_path, task="arithmetic", **settings))
+    trainer._rewards = lambda asked, drawn, k: (drawn.response_mask.sum(1).cpu() % 2).float().view(len(asked), k)
+    found = trainer._train_step()
+    assert found["usable_groups"] > 0
+    assert found["clip_fraction"] == 0
+    assert found["ratio"] == pytest.approx(1, abs=1e-5)
+    assert found["grad_norm"] > 0
+
+
+@pytest.mark.parametrize(
+    ("error", "part", "way"),
+    [
+        (MemoryError(), "sample", "give a --sample-batch below 256"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "sample", "give a --sample-batch below 256"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "hidden_states", "give a --micro-batch below 256"),
+        (RuntimeError("something else"), "sample", None),
+    ],
+)
+def test_a_memory_that_is_too_small_names_the_way_out(error, part, way, evens, tmp_path, monkeypatch):
+    trainer = Trainer(config(tmp_path, warm_start_steps=0))
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(trainers if part == "sample" else trainers.model, part, fail)
+    with pytest.raises(type(error)) as told:
+        trainer._train_step()
+    notes = getattr(told.value, "__notes__", [])
+    assert [way in note for note in notes] == ([True] if way else [])

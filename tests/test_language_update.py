@@ -413,6 +413,7 @@ def test_who_is_asked_what_and_how(tmp_path, monkeypatch):
     train(config(tmp_path, **settings, steps=2, eval_every=1))
 
     judged, trained = (drawn[:2], drawn[5:7], drawn[10:]), (drawn[2:5], drawn[7:10])
+    assert asked.pop(0) == asked[1]  # the first rollout's, to see whether there are so many before all else
     assert [split for split, _, _ in asked] == [*(["test"] + ["train"] * 3) * 2, "test"]
     assert {each for each in asked if each[0] == "test"} == {("test", 3, 0)}
     seeds = [seed for split, _, seed in asked if split == "train"]

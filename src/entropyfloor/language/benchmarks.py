@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from entropyfloor.extras import require
 from entropyfloor.language.rewards import boxed
-from entropyfloor.language.tasks import read_rows
+from entropyfloor.language.rows import read_rows, text_of
 
 Kind = Literal["math", "choice"]
 Row = Mapping[str, Any]
@@ -137,7 +137,9 @@ def _from_hub(benchmark: Benchmark) -> list[dict[str, Any]]:
     require("language", "datasets")
     datasets: Any = importlib.import_module("datasets")
     try:
-        rows = datasets.load_dataset(benchmark.hub, benchmark.subset, split=benchmark.split)
+        rows = datasets.load_dataset(
+            benchmark.hub, benchmark.subset, split=benchmark.split, trust_remote_code=False
+        )
     except (OSError, ValueError, RuntimeError) as error:  # of several libraries, each with its own
         way = (
             f"accept its terms at https://huggingface.co/datasets/{benchmark.hub} and log in with `hf auth login`"
@@ -165,10 +167,8 @@ def _math(row: Row) -> tuple[str, str]:
             raise ValueError("nothing is boxed in the solution")
     if isinstance(answer, list):
         (answer,) = answer
-    if isinstance(answer, float) and answer.is_integer():
-        answer = int(answer)
     if isinstance(answer, int | float) and not isinstance(answer, bool):
-        answer = str(answer)
+        answer = text_of(answer)
     return _text(question), _latex(_text(answer))
 
 

@@ -59,6 +59,12 @@ class LanguageConfig:
     """Task file: only problems of at least this level; the paper trains on MATH from 3 on."""
     prompt: str = "{question}"
     """Task file: what the model is given; {question} stands for the question."""
+    template: Literal["chat"] | None = None
+    """Task file: chat puts the tokenizer's own chat template around the prompt, and whole chats into it."""
+    question_column: str | None = None
+    """Task file: what the column of questions is called, if not as usual; a dot goes into a column of columns."""
+    answer_column: str | None = None
+    """Task file: what the column of answers is called, if not as usual."""
     max_prompt: int | None = None
     """Task file: longest prompt in tokens; problems with longer ones are left out, and their number is told."""
     model: str = "tiny"
@@ -241,7 +247,10 @@ class LanguageConfig:
         parts = {
             "task='file'": (
                 self.task == "file",
-                ("data", "test_data", "min_level", "prompt", "max_prompt"),
+                (
+                    *("data", "test_data", "min_level", "prompt", "template", "question_column", "answer_column"),
+                    "max_prompt",
+                ),
             ),
             "a model that is read": (self.model != "tiny", ("stop_token",)),
             "model='tiny'": (self.model == "tiny", ("layers", "hidden", "heads")),

@@ -120,19 +120,19 @@ def choose(
     return (found if order is None else order.gather(-1, found))[:, 0]
 
 
-def _read(model: Any, prompts: Sequence[Sequence[int]]) -> _Batch:
+def _read(model: Any, prompts: Sequence[Sequence[int]]) -> Batch:
     """A batch that has read the prompts, each different one once if the cache can be copied from row to row."""
     place = {tokens: i for i, tokens in enumerate(dict.fromkeys(map(tuple, prompts)))}
-    batch = _Batch(model, list(place))
+    batch = Batch(model, list(place))
     if len(place) == len(prompts):
         return batch
     if not batch.movable:
-        return _Batch(model, prompts)
+        return Batch(model, prompts)
     batch.take([place[tuple(prompt)] for prompt in prompts])
     return batch
 
 
-class _Batch:
+class Batch:
     """What a model has read so far, padded on the left."""
 
     logits: Float[Tensor, "B V"]

@@ -28,7 +28,17 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from entropyfloor.language.decoding import Written, decode
-from entropyfloor.language.model import context_of, device_of, ends_of, without_bars
+from entropyfloor.language.encoding import encode, render, turn_end
+from entropyfloor.language.model import (
+    NO_CODE,
+    context_of,
+    device_of,
+    ends_of,
+    reading,
+    rows_of,
+    without_bars,
+)
+from entropyfloor.language.support import check_sampling
 
 log = logging.getLogger(__name__)
 
@@ -105,10 +115,6 @@ TEMPLATES = {
 }
 
 
-ANSWER = "forty-two"
-"""An answer as good as any, to see what a chat template has around one."""
-
-
 def template(name: str) -> Template:
     """A template by its name, from a file, or in so many words.
 
@@ -163,14 +169,8 @@ def read_tokenizer(model: str) -> tuple[PreTrainedTokenizerBase, Any]:
         raise ValueError(
             f"model {model} has no config.json: give a directory that transformers' `save_pretrained` has written"
         )
-    try:
-        return AutoTokenizer.from_pretrained(model), AutoConfig.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"model {model} cannot be loaded ({first}): give a directory with weights and tokenizer, or a name on "
-            f"the hub, and network or a cache that has it"
-        ) from None
+    with reading(model, "cannot be loaded"):
+        return AutoTokenizer.from_pretrained(model, **NO_CODE), AutoConfig.from_pretrained(model, **NO_CODE)
 
 
 class _Tokens:
@@ -179,12 +179,15 @@ class _Tokens:
     def __init__(self, model: str, template: Template, context: int | None) -> None:
         self.tokenizer, self.config = read_tokenizer(model)
         self.template = template
+        self.rows: int | None = None
         if template.text is None and not self.tokenizer.chat_template:
             others = ", ".join(name for name in TEMPLATES if name != CHAT)
             raise ValueError(f"model {model}: its tokenizer has no chat template; choose another of {others}")
         self.context = context_of(self.config, context)
         # A stop that is one token of its own never shows in the text: it ends a response as the model's end does.
-        self.ends = {self.tokenizer.eos_token_id} - {None} | self._turn_end()
+        self.ends = {self.tokenizer.eos_token_id} - {None}
+        if template.text is None:
+            self.ends |= turn_end(self.tokenizer)
         self.stop: list[str] = []
         for stop in template.stop:
             if stop in self.tokenizer.get_vocab():
@@ -196,22 +199,12 @@ class _Tokens:
         said = self.template.fill(question, instruction)
         if self.template.text is not None:
             return said
-        turns = [{"role": "user", "content": said}]
-        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-
-    def _turn_end(self) -> set[int]:
-        """What a chat template has behind an answer: a base model with one has another end of sequence."""
-        if self.template.text is not None:
-            return set()
-        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
-        behind = str(self.tokenizer.apply_chat_template(turns, tokenize=False)).partition(ANSWER)[2]
-        special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        tokens = self.tokenizer(behind, add_special_tokens=False)["input_ids"]
-        return set([token for token in tokens if token in special][:1])
+        return render(self.tokenizer, [{"role": "user", "content": said}])
 
     def encode(self, prompt: str) -> list[int]:
         """A chat template has put the special tokens there itself."""
-        return list(self.tokenizer(prompt, add_special_tokens=self.template.text is not None)["input_ids"])
+        special = self.template.text is not None
+        return encode(self.tokenizer, [prompt], rows=self.rows, special=special)[0]
 
     def decode(self, tokens: list[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
@@ -257,13 +250,12 @@ class Transformers(_Tokens):
         super().__init__(model, template, context)
         self._device = device_of(device or "auto")
         chosen = "float32" if dtype == "auto" and self._device.type == "cpu" else dtype
-        try:
-            with without_bars():
-                loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=chosen)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"model {model} has no weights that can be loaded: {error}") from None
+        with reading(model, "has no weights that can be loaded"), without_bars():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=chosen, **NO_CODE)
+            self.ends |= ends_of(loaded)
         self._model = loaded.to(self._device).eval()
-        self.ends |= ends_of(self._model)
+        self.rows = rows_of(self._model)
+        check_sampling(self._model)
         self._batch_size = batch_size
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Answered]:
@@ -340,7 +332,9 @@ class VLLM(_Tokens):
             ) from None
         super().__init__(model, template, context)
         self._vllm = vllm
-        self._llm = vllm.LLM(model=model, dtype=dtype, max_model_len=context, tensor_parallel_size=devices)
+        self._llm = vllm.LLM(
+            model=model, dtype=dtype, max_model_len=context, tensor_parallel_size=devices, **NO_CODE
+        )
         self._batch_size = batch_size
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Answered]:

@@ -13,6 +13,7 @@ from entropyfloor.language.tasks import Problem
 from entropyfloor.language.train import description, read_config
 from entropyfloor.language.trainer import MODEL, Trainer
 from entropyfloor.runs import Run
+from entropyfloor.runs.progress import Progress
 from entropyfloor.torch.checkpoint import tensors_below
 
 SHOWN = 4
@@ -56,7 +57,8 @@ def evaluate(
     trainer = Trainer(replace(read_config(run.config), **given), described=description(run))
     try:
         trainer.restore(checkpoint)
-        found = trainer.judge(problems, samples)
+        with Progress(problems, unit="problems", every=1) as progress:
+            found = trainer.judge(problems, samples, progress.advance)
     finally:
         trainer.close()
     scores = found.scores()

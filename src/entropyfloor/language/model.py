@@ -6,8 +6,12 @@ from entropyfloor.language import libraries  # noqa: F401
 
 # isort: split
 
+import copy
+import filecmp
+import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,14 +32,24 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from entropyfloor.language.config import Precision
+from entropyfloor.language.encoding import turn_end
+from entropyfloor.runs.files import sync
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 PAD, END = "<pad>", "<end>"
+DESCRIPTION = ("config.json", "generation_config.json", "tokenizer_config.json")
+"""What a model is described by, beside the files that its tokenizer adds."""
+OBJECTS = (*DESCRIPTION, "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+"""Files that hold a JSON object, of those that transformers reads; somebody may keep others beside them."""
+NO_CODE = {"trust_remote_code": False}
+"""For everything that loads: otherwise transformers asks on standard input whether to run code of the model."""
+
+WAY = "give a directory with weights and tokenizer, or a name on the hub, and network or a cache that has it"
 
 
 class Head(NamedTuple):
@@ -47,10 +61,21 @@ class Head(NamedTuple):
 
 
 def device_of(name: str) -> torch.device:
-    """The device that is called so; `auto` is an accelerator where there is one."""
-    if name != "auto":
-        return torch.device(name)
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")  # type: ignore[return-value]
+    """The device that is called so; `auto` is an accelerator where there is one.
+
+    Raises:
+        ValueError: There is no such device here.
+    """
+    if name == "auto":
+        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")  # type: ignore[return-value]
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()  # which needs the driver, and a place for the numbers
+    except (RuntimeError, AssertionError, ImportError) as error:  # AssertionError: PyTorch is built without CUDA
+        raise ValueError(
+            f"device={name} cannot be used here ({line(error)}): give --device cpu, or auto for what there is"
+        ) from None
+    return device
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
@@ -66,97 +91,234 @@ def context_of(config: PreTrainedConfig, given: int | None = None) -> int | None
 @contextmanager
 def without_bars() -> Iterator[None]:
     """Files of weights are read and written without bars of transformers' own: there is one of ours."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def reading(name: str | Path, failed: str, way: str = WAY) -> Iterator[None]:
+    """Say in one line what is wrong with the files of a model, which may be damaged in any way.
+
+    Args:
+        name: A directory, or a name on the hub.
+        failed: What a message says of it.
+        way: The way out.
+
+    Raises:
+        ValueError: The body has failed, other than for want of memory.
+    """
+    try:
+        _check_files(Path(name))
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # libraries raise whatever they stumble over
+        raise ValueError(f"model={name} {failed} ({line(error)}): {way}") from None
+
+
+def _check_files(path: Path) -> None:
+    """Refuse `OBJECTS` that are damaged, by name: of some of them transformers would take no notice."""
+    for file in filter(Path.is_file, map(path.joinpath, OBJECTS)):
+        try:
+            found = json.loads(file.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file.name} is damaged: {line(error)}") from None
+        if not isinstance(found, dict):
+            raise ValueError(f"{file.name} is damaged: it holds a {type(found).__name__}, and no object")
+
+
+def line(error: Exception) -> str:
+    """An error in one line of bearable length."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def checkpoint_layers(model: PreTrainedModel) -> None:
-    """Let each layer of a model in training keep no more than its input for the way back.
+    """Let each layer of a model that learns keep no more than its input for the way back.
 
     Raises:
         ValueError: The model does not know how.
     """
     now, before = "activation_checkpointing_enable", "gradient_checkpointing_enable"  # transformers has renamed it
     getattr(model, now if hasattr(model, now) else before)({"use_reentrant": False})
+    for layer in _checkpointed(model):
+        layer._gradient_checkpointing_func = _as_it_acts(layer, layer._gradient_checkpointing_func)
 
 
-def load(name: str, stop_token: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def learning(model: PreTrainedModel) -> None:
+    """Let `model` learn as it acts: without dropout, which would make another policy of it in each update.
+
+    A layer is checkpointed only where it is told that it is in training.
+    """
+    model.eval()
+    for layer in _checkpointed(model):
+        layer.training = True  # itself, not what is in it
+
+
+def _checkpointed(model: PreTrainedModel) -> list[Any]:
+    """Layers that keep only their input."""
+    return [
+        module
+        for module in model.modules()
+        if getattr(module, "gradient_checkpointing", False) and not isinstance(module, PreTrainedModel)
+    ]
+
+
+def _as_it_acts(layer: Any, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """A checkpoint in which `layer`, which has to be in training to be checkpointed, computes as in evaluation."""
+
+    def checkpointed(forward: Callable[..., Any], *inputs: Any) -> Any:
+        def acting(*inputs: Any) -> Any:
+            layer.training = False
+            try:
+                return forward(*inputs)
+            finally:
+                layer.training = True
+
+        return checkpoint(acting, *inputs)
+
+    return checkpointed
+
+
+def load(
+    name: str, stop_token: str | None = None, *, chat: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer, by hub name or path, in float32.
 
     Args:
         name: On the hub, or a directory.
         stop_token: Ends a response too, beside the tokenizer's end of sequence and what the checkpoint ends at.
+        chat: Whether prompts are chats: a response also ends where the tokenizer's template ends a turn.
 
     Raises:
-        ValueError: There is none, and the message says what was tried; or `stop_token` is no token of it.
+        ValueError: There is none, and the message says what was tried; or `stop_token` is no token of it, or it
+            has no chat template.
     """
     name = os.path.expanduser(name)  # a shell leaves --model=~/mine as it is
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
-        with without_bars():
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        where = (
-            "is no directory here, and no model of the hub could be loaded"
-            if not Path(name).exists()
-            else "cannot be loaded"
-        )
-        raise ValueError(f"model={name} {where}: {error}") from None
+    failed = "cannot be loaded"
+    if not Path(name).exists():
+        failed = "is no directory here, and no model of the hub could be loaded"
+    with reading(name, failed), without_bars():
+        tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", **NO_CODE)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **NO_CODE)
+        ends = ends_of(model)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"model={name}: its tokenizer has no end of sequence, so no response would ever end")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so any token will do
-    ends = {int(tokenizer.eos_token_id)} | ends_of(model)
+    ends.add(int(tokenizer.eos_token_id))
+    if chat:
+        ends |= turn_end(tokenizer)
+    rows = rows_of(model)
     if stop_token is not None:
-        tokens = tokenizer(stop_token, add_special_tokens=False).input_ids
-        if len(tokens) != 1 or tokens[0] == tokenizer.unk_token_id:
+        stop = tokenizer(stop_token, add_special_tokens=False).input_ids
+        if len(stop) != 1 or stop[0] == tokenizer.unk_token_id or stop[0] >= rows:
             raise ValueError(
-                f"stop_token={stop_token!r} is {len(tokens)} tokens of model={name}, or one that it does not "
-                f"know: it must be a single one"
+                f"stop_token={stop_token!r} is {len(stop)} tokens of model={name}, or one that it does not know: "
+                f"it must be a single one, of the {rows:,} that its embedding has"
             )
-        ends.update(tokens)
+        ends.update(stop)
+    if min(ends) >= rows:
+        raise ValueError(
+            f"model={name}: responses end at {sorted(ends)}, and its embedding has {rows:,} tokens, so none would "
+            f"ever end: give the tokenizer that belongs to it, or --stop-token"
+        )
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:  # masked, so any token will do
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(min(ends))
     # What a checkpoint recommends for sampling, such as a repetition penalty, would make another policy of it.
     model.generation_config = _generation(tokenizer, ends)
     return model, tokenizer
 
 
 def ends_of(model: PreTrainedModel) -> set[int]:
-    """Tokens at which a response of `model` ends; those that chat are often taught several."""
-    ends = model.generation_config.eos_token_id
-    return set(ends) if isinstance(ends, list) else {ends} - {None}
+    """Tokens at which a response of `model` ends; those that chat are often taught several.
+
+    Raises:
+        ValueError: Its generation config has something else there.
+    """
+    given = model.generation_config.eos_token_id
+    ends = given if isinstance(given, list) else [] if given is None else [given]
+    if not all(isinstance(end, int) for end in ends):
+        raise ValueError(f"the generation config has eos_token_id={given!r}, which are no tokens")
+    return set(ends)
 
 
-def save(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write all of a model where transformers can load it."""
-    with without_bars():
-        model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
+def rows_of(model: PreTrainedModel) -> int:
+    """Tokens that `model` can read; a tokenizer may have more."""
+    embedding: Any = model.get_input_embeddings()
+    return int(embedding.weight.shape[0])
+
+
+def save(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    """Write all of a model where transformers can load it; its tokenizer may be there already."""
+    with _placed(path) as beside, without_bars():
+        model.save_pretrained(beside)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(beside)
 
 
 def describe(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write everything about a model but its weights where transformers reads it."""
-    model.config.save_pretrained(path)
-    model.generation_config.save_pretrained(path)
-    tokenizer.save_pretrained(path)
+    """Write everything about a model but its weights where transformers reads it, as `save` does."""
+    config = copy.deepcopy(model.config)
+    config.architectures, config.dtype = [type(model).__name__], model.dtype
+    with _placed(path) as beside:
+        config.save_pretrained(beside)
+        model.generation_config.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+
+
+@contextmanager
+def _placed(path: Path) -> Iterator[Path]:
+    """A directory beside `path` that is renamed to it once its files are whole, or else each of them.
+
+    A file that is there with the same content stays.
+    """
+    path = path.resolve()  # of "." there is no place beside
+    beside = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)  # of a kill
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        written = sorted(
+            beside.iterdir(), key=lambda file: file.name in DESCRIPTION
+        )  # by which others are believed
+        for file in written:
+            sync(file)
+        if not path.exists():
+            beside.rename(path)
+            sync(path.parent)
+            return
+        for file in written:
+            there = path / file.name
+            if not (there.exists() and filecmp.cmp(file, there, shallow=False)):
+                file.replace(there)
+        sync(path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def is_described(path: Path) -> bool:
+    """Whether everything is there that `described` reads."""
+    return all((path / name).exists() for name in DESCRIPTION)
 
 
 def described(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model of the architecture that is described in `path`, with weights of no meaning, and its tokenizer.
 
     Raises:
-        ValueError: There is no description.
+        ValueError: There is no description, or it is damaged.
     """
-    files = ("config.json", "generation_config.json", "tokenizer_config.json")
-    if missing := [name for name in files if not (path / name).exists()]:
+    if missing := [name for name in DESCRIPTION if not (path / name).exists()]:
         raise ValueError(f"{path} has no {' and no '.join(missing)}: a run writes them when it begins or goes on")
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path), dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-    model.generation_config = GenerationConfig.from_pretrained(path)
+    way = "delete this directory, and it is written again from the model that the run began with"
+    with reading(path, "is damaged", way):
+        config = AutoConfig.from_pretrained(path, **NO_CODE)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **NO_CODE)
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", **NO_CODE)
+        model.generation_config = GenerationConfig.from_pretrained(path)
+        ends_of(model)
     return model, tokenizer
 
 
@@ -245,18 +407,14 @@ def head_of(model: PreTrainedModel) -> Head:
     """The last layer of `model`.
 
     Raises:
-        ValueError: It is no linear layer, or the logits are scaled behind it in a way that is not known here.
+        ValueError: It is no linear layer.
     """
     layer: Any = model.get_output_embeddings()
     if not isinstance(layer, torch.nn.Linear):
         raise ValueError(
             f"the last layer of {type(model).__name__} is {type(layer).__name__}: it must be a Linear"
         )
-    config = model.config.get_text_config()
-    for name in ("logit_scale", "logits_scaling", "output_multiplier_scale"):
-        if getattr(config, name, None) not in (None, 1, 1.0):
-            raise ValueError(f"{type(model).__name__} scales its logits ({name}), which is not supported")
-    return Head(layer.weight, layer.bias, getattr(config, "final_logit_softcapping", None))
+    return Head(layer.weight, layer.bias, getattr(model.config.get_text_config(), "final_logit_softcapping", None))
 
 
 def _generation(tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> GenerationConfig:
@@ -272,6 +430,12 @@ def hidden_states(
     backbone: Any = model.get_decoder()
     found: Tensor = backbone(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False)[0]
     return found
+
+
+def logits_of(hidden: Float[Tensor, "*B D"], head: Head) -> Float[Tensor, "*B V"]:
+    """What the last layer makes of what reaches it, in the precision of its weights."""
+    logits = torch.nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias)
+    return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
 
 
 class Policy:
@@ -291,11 +455,8 @@ class Policy:
     def forward(self, **inputs: Any) -> CausalLMOutputWithPast:
         """Logits of what comes next, and the cache."""
         found = self._backbone(**inputs)
-        weight, bias, softcap = self._head
         with torch.autocast(self.device.type, enabled=False):
-            logits = torch.nn.functional.linear(found[0][:, -1:].to(weight.dtype), weight, bias)
-        if softcap is not None:
-            logits = softcap * torch.tanh(logits / softcap)
+            logits = logits_of(found[0][:, -1:], self._head)
         return CausalLMOutputWithPast(logits=logits, past_key_values=found.past_key_values)
 
     __call__ = forward

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from entropyfloor.language.config import Precision
 from entropyfloor.language.decoding import Written, decode
-from entropyfloor.language.model import Policy, autocast, ends_of
+from entropyfloor.language.encoding import encode
+from entropyfloor.language.model import Policy, autocast, ends_of, rows_of
 from entropyfloor.torch.seeding import derived
 
 if TYPE_CHECKING:
@@ -55,10 +56,12 @@ def sample(
     prompts: Sequence[str],
     *,
     seed: int,
+    first: int = 0,
     max_new_tokens: int,
     temperature: float = 1.0,
     batch_size: int = 256,
     precision: Precision = "no",
+    special: bool = True,
 ) -> Responses:
     """One response to each prompt, from the model itself: nothing is cut off its distribution.
 
@@ -67,17 +70,20 @@ def sample(
         tokenizer: Has a token that pads.
         prompts: Several times the same one for several responses to it, best side by side: a batch reads it once.
         seed: The response to each prompt follows from it and the prompt's place.
+        first: The place of the first prompt, where these are a part of more.
         max_new_tokens: Longest response, at least 1.
         temperature: Of the logits; 0 takes the likeliest token each time.
         batch_size: Sequences at a time.
         precision: What the model runs in; its logits are float32 in any case, as in the update.
+        special: See `encode`.
 
     Raises:
-        ValueError: There is no prompt, one without a token, or no room for a response.
+        ValueError: There is no prompt, one without a token or with one that the model does not have, or no room
+            for a response.
     """
     if not prompts:
         raise ValueError("prompts is empty: there is nothing to respond to")
-    before: list[list[int]] = tokenizer(list(prompts)).input_ids
+    before = encode(tokenizer, prompts, rows=rows_of(model), special=special)
     training = model.training
     model.eval()
     policy, ends = Policy(model), ends_of(model)
@@ -89,7 +95,7 @@ def sample(
                 policy,
                 before[some],
                 limits=[max_new_tokens] * len(places),
-                seeds=[derived(seed, place) for place in places],
+                seeds=[derived(seed, first + place) for place in places],
                 ends=ends,
                 temperature=temperature,
             )

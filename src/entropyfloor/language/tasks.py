@@ -8,7 +8,6 @@ Which problems are for training and which are held out is decided by the problem
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import operator
 import re
@@ -21,8 +20,20 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from entropyfloor.extras import require
+from entropyfloor.language.encoding import Turn
 from entropyfloor.language.rewards import Answer, Function, Reward, Row, boxed, final_answer, is_correct
+from entropyfloor.language.rows import (
+    ANSWER_COLUMNS,
+    QUESTION_COLUMNS,
+    at_level,
+    column_of,
+    letters_of,
+    listed_of,
+    read_rows,
+    text_of,
+    turns_of,
+    value_of,
+)
 
 if TYPE_CHECKING:
     from entropyfloor.language.config import LanguageConfig
@@ -112,7 +123,15 @@ def task_of(config: LanguageConfig) -> Task:
         raise ValueError(f"task={name!r} must be countdown-3, countdown-4, arithmetic, modular or file")
     if config.data is None:
         raise ValueError("task=file needs data, a jsonl, json or parquet file of questions with answers")
-    return Questions.read(config.data, config.test_data, min_level=config.min_level, prompt=config.prompt)
+    return Questions.read(
+        config.data,
+        config.test_data,
+        min_level=config.min_level,
+        prompt=config.prompt,
+        question=config.question_column,
+        answer=config.answer_column,
+        chat=config.template == "chat",
+    )
 
 
 @dataclass(frozen=True)
@@ -378,10 +397,8 @@ class Modular:
 # --- from files ------------------------------------------------------------------------------------------
 
 
-QUESTION_COLUMNS = ("problem", "question", "prompt", "input")
-ANSWER_COLUMNS = ("answer", "final_answer", "reward_model.ground_truth", "ground_truth", "solution")
-"""Looked for in this order; a dot goes into a column of columns."""
-CHOICES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+TURNS = "turns"
+"""Column of a problem's row: the chat that it asks, for a template."""
 
 
 class Questions:
@@ -427,6 +444,7 @@ class Questions:
         prompt: str = "{question}",
         question: str | None = None,
         answer: str | None = None,
+        chat: bool = False,
         **options: Any,
     ) -> Questions:
         """From files.
@@ -438,6 +456,7 @@ class Questions:
             prompt: What is asked; `{question}` stands for the question.
             question: Column, found by itself where it is called as usual; see `QUESTION_COLUMNS`.
             answer: Column, found by itself; see `ANSWER_COLUMNS`.
+            chat: Whether `render` will be given a chat template.
             options: Of the class.
 
         Raises:
@@ -449,7 +468,7 @@ class Questions:
         def problems(path: str | Path, least: int) -> list[Problem]:
             rows = read_rows(path)
             rows = at_level(rows, least, str(path)) if least else rows
-            return problems_of(rows, question, answer, prompt=prompt, source=str(path))
+            return problems_of(rows, question, answer, prompt=prompt, source=str(path), chat=chat)
 
         held = None if test is None else problems(test, 0)
         return cls(problems(train, min_level), held, **({"name": Path(train).stem} | options))
@@ -468,6 +487,22 @@ class Questions:
     def max_prompt(self) -> int:
         """Longest prompt, in characters."""
         return max(map(len, self.prompts))
+
+    def render(self, template: Callable[[Sequence[Turn]], str]) -> None:
+        """Ask every problem as a chat.
+
+        Args:
+            template: From turns to a prompt.
+
+        Raises:
+            ValueError: It refuses some.
+        """
+        for split, problems in self._problems.items():
+            found = []
+            for problem in problems:
+                prompt = template(problem.row[TURNS])
+                found.append(Problem(prompt, problem.answer, {**problem.row, "prompt": prompt}))
+            self._problems[split] = found
 
     def leave_out(self, lengths: Mapping[str, int], most: int) -> None:
         """Go on without the problems whose prompts are longer than `most`, and log how many they are.
@@ -527,29 +562,6 @@ class Questions:
                 raise ValueError(f"{self.name} has no problem to {split} with: {way}")
 
 
-def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a jsonl, json or parquet file as they are.
-
-    A `.json` file may hold a list of objects, or an object a line as `.jsonl` does.
-
-    Raises:
-        ValueError: The file is missing, of another kind, damaged (by its line), or has no rows.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path} is no file: give a jsonl, json or parquet file")
-    if path.suffix == ".parquet":
-        rows = _parquet(path)
-    elif path.suffix in (".jsonl", ".json"):
-        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-        rows = _json(path, data) if data.lstrip().startswith(b"[") else _lines(path, data)
-    else:
-        raise ValueError(f"{path} must end in .jsonl, .json or .parquet")
-    if not rows:
-        raise ValueError(f"{path} has no rows")
-    return rows
-
-
 def problems_of(
     rows: Sequence[Row],
     question: str | None = None,
@@ -557,12 +569,13 @@ def problems_of(
     *,
     prompt: str = "{question}",
     source: str = "the data",
+    chat: bool = False,
 ) -> list[Problem]:
     """Problems of rows, whatever their columns are called.
 
-    A question may be a text or a list of messages, of which the user's count, and gets its choices behind it where
-    there is a column `options` or `choices`. An answer is what follows `####`, or what is boxed, or all of its
-    text. Rows without a question or an answer are left out, which is logged.
+    A question may be a text or a list of messages, and gets its choices behind it where there is a column
+    `options` or `choices`. An answer is what follows `####`, or what is boxed, or all of its text; beside choices
+    an index from 0 is the letter of its choice. Rows without a question or an answer are left out; that is logged.
 
     Args:
         rows: From `read_rows`, say.
@@ -570,35 +583,32 @@ def problems_of(
         answer: Column; None finds it.
         prompt: What is asked; `{question}` stands for the question.
         source: What a message calls the rows.
+        chat: Whether a chat template will be given the turns, which are in the row's `TURNS`. Without one there
+            is the user's turn alone.
 
     Raises:
-        ValueError: A column is missing; the message names those that there are.
+        ValueError: A column is missing, and the message names those that there are; a chat of several turns
+            without a template; a message with more than text in it; or answers that may be indexes or choices.
     """
-    ask = _column(rows, question, QUESTION_COLUMNS, "question", source)
-    tell = _column(rows, answer, ANSWER_COLUMNS, "answer", source)
-    found = []
-    for row in rows:
-        asked, told = _question(row, ask), final_answer(_text(_value(row, tell)))
+    ask = column_of(rows, question, QUESTION_COLUMNS, "question", source)
+    tell = column_of(rows, answer, ANSWER_COLUMNS, "answer", source)
+    letter = letters_of(rows, tell, source)
+    found, system = [], 0
+    for number, row in enumerate(rows):
+        try:
+            turns = turns_of(value_of(row, ask), chat=chat)
+        except ValueError as error:
+            raise ValueError(f"{source}, row {number}: {error}") from None
+        system += not chat and len(turns) > 1
+        asked, told = turns[-1]["content"], letter(row) or final_answer(text_of(value_of(row, tell)))
         if asked and told:
-            text = prompt.replace("{question}", asked)
-            found.append(Problem(text, told, {**row, "prompt": text, "answer": told}))
+            text = prompt.replace("{question}", asked + listed_of(row))
+            chats = {TURNS: [*turns[:-1], {**turns[-1], "content": text}]} if chat else {}
+            found.append(Problem(text, told, {**row, "prompt": text, "answer": told, **chats}))
     if missing := len(rows) - len(found):
         log.warning("%s: %d of %d rows have no question or no answer and are left out", source, missing, len(rows))
-    return found
-
-
-def at_level(rows: Sequence[Row], least: int, source: str = "the data") -> list[dict[str, Any]]:
-    """Rows whose `level`, `4` or `Level 4`, is at least so much; those without a number are left out.
-
-    Raises:
-        ValueError: There is no such column, or no row is left.
-    """
-    _column(rows, "level", (), "level", source)
-    levels = [re.search(r"[0-9]+", str(row.get("level"))) for row in rows]
-    found = [dict(row) for row, level in zip(rows, levels, strict=True) if level and int(level[0]) >= least]
-    if not found:
-        highest = max((int(level[0]) for level in levels if level), default=None)
-        raise ValueError(f"{source} has no row of level {least} or above: its highest is {highest}")
+    if system:
+        log.warning("%s: %d system messages are left out: give --template chat to have them", source, system)
     return found
 
 
@@ -766,88 +776,6 @@ def _any_number(digits: int, rng: np.random.Generator) -> int:
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise ValueError(f"{name}={value} must be at least {least}")
-
-
-# --- parts of files --------------------------------------------------------------------------------------
-
-
-def _lines(path: Path, data: bytes) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:  # of JSON, or of UTF-8
-                raise ValueError(f"{path}, line {number} is damaged ({error}): repair or remove it") from None
-            rows.append(_object(row, path, f"line {number}"))
-    return rows
-
-
-def _json(path: Path, data: bytes) -> list[dict[str, Any]]:
-    try:
-        rows = json.loads(data)
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error})") from None
-    return [_object(row, path, f"row {number}") for number, row in enumerate(rows)]
-
-
-def _object(row: Any, path: Path, where: str) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise ValueError(f"{path}, {where} holds a {type(row).__name__}: it must be an object with columns")
-    return row
-
-
-def _parquet(path: Path) -> list[dict[str, Any]]:
-    require("language", "pyarrow")
-    import pyarrow  # type: ignore[import-untyped]
-    from pyarrow import parquet
-
-    try:
-        table = parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read as parquet: {error}") from None
-    found: list[dict[str, Any]] = table.to_pylist()
-    return found
-
-
-def _value(row: Row, column: str) -> Any:
-    """What a column holds; a dot goes into a column of columns. None where there is nothing."""
-    if column in row:
-        return row[column]
-    first, dot, rest = column.partition(".")
-    inside = row.get(first)
-    return _value(inside, rest) if dot and isinstance(inside, Mapping) else None
-
-
-def _column(rows: Sequence[Row], wanted: str | None, usual: Sequence[str], what: str, source: str) -> str:
-    """The column that is asked for, or the first of the usual ones that some row has."""
-    for name in (wanted,) if wanted else usual:
-        if any(_value(row, name) not in (None, "", []) for row in rows):
-            return name
-    there = sorted({name for row in rows for name in row})
-    asked = repr(wanted) if wanted else f"for the {what}, which would be one of {', '.join(usual)}"
-    raise ValueError(f"{source} has no column {asked}; it has {', '.join(there)}")
-
-
-def _question(row: Row, column: str) -> str:
-    value = _value(row, column)
-    if isinstance(value, list) and all(isinstance(message, Mapping) for message in value):
-        value = "\n\n".join(str(m.get("content", "")) for m in value if m.get("role", "user") == "user")
-    text = _text(value)
-    choices = row.get("options") or row.get("choices")
-    if text and isinstance(choices, list):
-        text += "".join(f"\n{mark}. {choice}" for mark, choice in zip(CHOICES, choices, strict=False))
-    return text
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, list):
-        return ", ".join(_text(part) for part in value)
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
 
 
 def _unique(problems: Any) -> list[Problem]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from entropyfloor.language.config import LanguageConfig
+from entropyfloor.language.model import is_described
 from entropyfloor.language.trainer import MODEL, Trainer
 from entropyfloor.runs import Run
 from entropyfloor.runs.again import config_of, each_seed, with_seeds
@@ -31,6 +32,7 @@ def train(config: LanguageConfig) -> Path:
         ValueError: Settings that cannot be, a model or data that is not there, or a directory that holds a run.
     """
     trainer = Trainer(config)  # before the directory: what cannot be built should leave nothing behind
+    trainer.check_problems()
     config = trainer.config
     path = Path(str(config.out))
     names = dict(zip(NAMES, ("language", f"{config.task} {Path(config.model).name}", config.label), strict=True))
@@ -64,7 +66,7 @@ def resume(path: Path, **places: str) -> Path:
 def description(run: Run) -> Path | None:
     """Where a run with a checkpoint describes its model; None where the model is built as at the beginning."""
     found = run.path / MODEL
-    return found if run.checkpoints() and (found / "generation_config.json").exists() else None
+    return found if run.checkpoints() and is_described(found) else None
 
 
 def train_seeds(config: LanguageConfig, seeds: Sequence[int]) -> list[Path]:

@@ -8,10 +8,12 @@ always the original one: ERA is in the log-probabilities of the update only.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from multiprocessing import parent_process
@@ -23,8 +25,10 @@ from torch import Tensor
 
 from entropyfloor.language import losses, model
 from entropyfloor.language.config import LanguageConfig
+from entropyfloor.language.encoding import encode, render
 from entropyfloor.language.judgement import Judgement
 from entropyfloor.language.rollout import Responses, joined, parts, sample
+from entropyfloor.language.support import check_training
 from entropyfloor.language.tasks import Problem, Questions, Task, task_of
 from entropyfloor.language.warm_start import IGNORED, warm_start
 from entropyfloor.runs import Checkpoint, Run
@@ -38,6 +42,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from transformers import PreTrainedModel
 
+log = logging.getLogger(__name__)
+
 INIT, PROBLEMS, SAMPLE, UPDATE, EVALUATE = 0, 2, 3, 4, 5
 """Streams of random numbers; 1 is that of the warm start."""
 LOW_SHARE, HIGH_SHARE = 0.75, 5.0
@@ -46,6 +52,10 @@ LOW_SHARE_2 = 0.2 / 0.45
 """ω_low of the second stage in that of the first, as in the paper."""
 MODEL = "model"
 """Directory of a run in which its model is described, and in the end is."""
+FIRST = 3
+"""Rollouts after which a run in which nothing was there to be learned says so."""
+NO_MEMORY = "can't allocate memory"
+"""What PyTorch says on a CPU, in a plain RuntimeError."""
 SHOWN = 4
 """Problems of an evaluation whose responses are written out to be read."""
 
@@ -111,15 +121,31 @@ class Trainer:
                 self.task.alphabet, length=self.task.max_prompt + length + 1, **sizes
             )
         else:
-            self.model, self.tokenizer = model.load(config.model, config.stop_token)
-        self.model.to(self.device)  # type: ignore[arg-type]
-        model.head_of(self.model)  # which refuses what cannot be trained here
+            chat = config.template == "chat"
+            self.model, self.tokenizer = model.load(config.model, config.stop_token, chat=chat)
+        self.model.to(self.device).eval()  # type: ignore[arg-type]
+        check_training(self.model)
+        if config.template == "chat" and isinstance(self.task, Questions):
+            self.task.render(partial(render, self.tokenizer))
         if config.gradient_checkpointing:
             model.checkpoint_layers(self.model)
         self._make_room()
         self.reference: PreTrainedModel | None = None
         self.optimiser = self._optimiser(config.learning_rate)
         self.thresholds: tuple[float, float] | None = None
+
+    def check_problems(self) -> None:
+        """Draw what a rollout asks, to see before anything is trained whether it can be asked.
+
+        Raises:
+            ValueError: There are not so many problems, or one has a token that the model does not have.
+        """
+        config = self.config
+        try:
+            asked = self.task.problems("train", config.prompts, derived(config.seed, PROBLEMS, self.step, 0))
+        except ValueError as error:
+            raise ValueError(f"prompts={config.prompts} for each rollout: {error}") from None
+        self._encode([problem.prompt for problem in asked])
 
     def fit(self, run: Run) -> None:
         """Train to the end, with an evaluation before RL and every `eval_every` steps.
@@ -137,7 +163,8 @@ class Trainer:
         )
         with run.recording(), shown as progress, terminated_as_interrupted():
             try:
-                model.describe(run.path / MODEL, self.model, self.tokenizer)
+                if not (run.checkpoints() and model.is_described(run.path / MODEL)):
+                    model.describe(run.path / MODEL, self.model, self.tokenizer)
                 if self.step == 0 and not run.checkpoints():
                     if config.warm_start_steps:
                         loss = warm_start(self.model, self.tokenizer, self.task, config, progress.advance)
@@ -148,9 +175,13 @@ class Trainer:
                 if config.kl_coef and self.reference is None:
                     self.reference = copy.deepcopy(self.model).eval()
                 progress.restart(config.warm_start_steps + self.step)
+                idle = self.step == 0
                 while self.step < config.steps:
                     found = self._train_step()
                     self.step += 1
+                    idle = idle and not found["usable_groups"]
+                    if idle and self.step == FIRST:
+                        self._say_idle(found["reward"])
                     run.log(self.step, found)
                     self._check_finite(found, run)
                     progress.advance(config.warm_start_steps + self.step)
@@ -159,7 +190,7 @@ class Trainer:
                         self._evaluate(run, progress)
                     if last or self.step % config.checkpoint_every == 0:
                         self.save(run)
-                model.save(run.path / MODEL, self.model, self.tokenizer)
+                model.save(run.path / MODEL, self.model)
             except KeyboardInterrupt:
                 way = f"continue with: entropyfloor train language --resume {run.path}"
                 raise KeyboardInterrupt(f"in step {self.step + 1}: {way}") from None
@@ -206,17 +237,30 @@ class Trainer:
         self.step = checkpoint.step
 
     @torch.no_grad()
-    def judge(self, problems: int, samples: int) -> Judgement:
+    def judge(self, problems: int, samples: int, advance: Callable[[int], object] | None = None) -> Judgement:
         """What the model makes of so many held-out problems, always the same ones, or of all if they are fewer.
 
         Responses are sampled at `eval_temperature`; their entropies are those that the thresholds are about, at
         the temperature of training.
+
+        Args:
+            problems: How many.
+            samples: Responses to each, beside the likeliest one.
+            advance: Told the number of problems that are answered.
         """
-        config = self.config
-        asked = self.task.problems("test", problems, 0, or_fewer=True)
-        stream = EVALUATE, self.step
-        drawn = self._sample([p for p in asked for _ in range(samples)], config.eval_temperature, *stream)
-        greedy = self._sample(asked, 0.0, *stream)
+        config, stream = self.config, (EVALUATE, self.step)
+        asked: list[Problem] = []
+        several: list[Responses] = []
+        likeliest: list[Responses] = []
+        for some in self._held_out(problems):
+            each = [problem for problem in some for _ in range(samples)]
+            first = len(asked) * samples
+            several.append(self._sample(each, config.eval_temperature, *stream, first=first))
+            likeliest.append(self._sample(some, 0.0, *stream, first=len(asked)))
+            asked += some
+            if advance is not None:
+                advance(len(asked))
+        drawn, greedy = (joined(batches, self.tokenizer.pad_token_id) for batches in (several, likeliest))
         _, entropies = self._swept(self.model, drawn)
         of_responses = F.response_entropy(entropies, drawn.response_mask, config.top_fraction)
         return Judgement(
@@ -228,13 +272,30 @@ class Trainer:
             drawn.response_mask.sum(1).cpu().numpy(),
         )
 
+    def _held_out(self, most: int) -> Iterator[list[Problem]]:
+        """At most so many problems, some at a time: of a made task there may be more than can be listed.
+
+        The first of more are always the same, so each time twice as many are asked for. Responses are the same as
+        if they were all sampled together, since whole batches are.
+        """
+        done, count = 0, self.config.sample_batch
+        while True:
+            found = self.task.problems("test", min(count, most), 0, or_fewer=True)
+            if done < len(found):
+                yield found[done:]
+            if len(found) < count:
+                return
+            done, count = count, 2 * count
+
     # --- parts of a run ---------------------------------------------------------------------------------
 
     def _train_step(self) -> dict[str, float]:
         begun = time.perf_counter()
-        batch, found = self._rollout()
+        with smaller(f"give a --micro-batch below {self.config.micro_batch}, or --gradient-checkpointing"):
+            batch, found = self._rollout()
+            if batch is not None:
+                found |= self._update(batch)
         if batch is not None:
-            found |= self._update(batch)
             found["tokens_per_second"] = found.pop("tokens") / (time.perf_counter() - begun)
         return found
 
@@ -311,7 +372,7 @@ class Trainer:
         config = self.config
         seed(config.seed, UPDATE, self.step)
         self._set_learning_rate()
-        self.model.train()
+        model.learning(self.model)
         size = len(batch.advantages) // config.minibatches
         found: dict[str, list[float]] = {}
         for number, rows in enumerate(parts(len(batch.advantages), size)):
@@ -451,6 +512,11 @@ class Trainer:
         return zlib.crc32("\0".join(self.task.prompts).encode()) if isinstance(self.task, Questions) else None
 
     @property
+    def _special(self) -> bool:
+        """Whether the tokenizer adds what begins a text: a chat template has put it there itself."""
+        return self.config.template is None
+
+    @property
     def _top_k(self) -> int | None:
         """Only the first stage of the paper drops logits."""
         return None if self._second_stage or self.config.head == "none" else self.config.top_k
@@ -501,7 +567,7 @@ class Trainer:
         config, longest = self.config, self.task.max_prompt
         if isinstance(self.task, Questions):
             prompts = self.task.prompts
-            lengths = dict(zip(prompts, map(len, self.tokenizer(prompts).input_ids), strict=True))
+            lengths = dict(zip(prompts, map(len, self._encode(prompts)), strict=True))
             if config.max_prompt is not None:
                 self.task.leave_out(lengths, config.max_prompt)
             longest = max(lengths[prompt] for prompt in self.task.prompts)
@@ -515,17 +581,23 @@ class Trainer:
 
     # --- the rest ----------------------------------------------------------------------------------------
 
-    def _sample(self, problems: Sequence[Problem], temperature: float, *stream: int) -> Responses:
-        return sample(
-            self.model,
-            self.tokenizer,
-            [problem.prompt for problem in problems],
-            seed=derived(self.config.seed, *stream),
-            max_new_tokens=int(self.config.max_new_tokens or 0),
-            temperature=temperature,
-            batch_size=self.config.sample_batch,
-            precision=self.config.precision,
-        )
+    def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
+        return encode(self.tokenizer, prompts, rows=model.rows_of(self.model), special=self._special)
+
+    def _sample(self, problems: Sequence[Problem], temperature: float, *stream: int, first: int = 0) -> Responses:
+        with smaller(f"give a --sample-batch below {self.config.sample_batch}"):
+            return sample(
+                self.model,
+                self.tokenizer,
+                [problem.prompt for problem in problems],
+                seed=derived(self.config.seed, *stream),
+                first=first,
+                max_new_tokens=int(self.config.max_new_tokens or 0),
+                temperature=temperature,
+                batch_size=self.config.sample_batch,
+                precision=self.config.precision,
+                special=self._special,
+            )
 
     def _rewards(self, problems: Sequence[Problem], responses: Responses, samples: int) -> Float[Tensor, "P k"]:
         each = [problem for problem in problems for _ in range(samples)]
@@ -554,6 +626,17 @@ class Trainer:
         line = f"{shares} · entropy {found['realised_entropy']:.2f}"
         progress.report(config.warm_start_steps + self.step, line)
 
+    def _say_idle(self, reward: float) -> None:
+        """Say why nothing is learned where all responses to a problem earn the same, whatever the problem."""
+        if isinstance(self.task, Questions):
+            way = r"does --prompt ask for \boxed{}, and is --max-new-tokens enough for it?"
+        else:
+            way = "give a longer --warm-start-steps or a smaller task"
+        if reward >= 1:
+            way = "the problems are too easy for this model"
+        told = "no group of the first %d rollouts has different rewards (their mean is %g): %s"
+        log.warning(told, FIRST, reward, way)
+
     def _check_finite(self, found: dict[str, float], run: Run) -> None:
         """Stop where a number is not finite; keep the weights as the updates left them."""
         bad = {name: str(value) for name, value in found.items() if not math.isfinite(value)}
@@ -563,6 +646,18 @@ class Trainer:
         kept = run.keep_failure(self.step, arrays, {"quantities": bad})
         told = ", ".join(f"{name} is {value}" for name, value in bad.items())
         raise FloatingPointError(f"{told} in step {self.step}: the run stops here. The weights are in {kept}")
+
+
+@contextmanager
+def smaller(way: str) -> Iterator[None]:
+    """Add the way out to an error of a memory that is too small; the innermost one counts."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        short = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or NO_MEMORY in str(error)
+        if short and not getattr(error, "__notes__", None):
+            error.add_note(way)
+        raise
 
 
 def mean_over(values: Tensor, mask: Tensor) -> float:

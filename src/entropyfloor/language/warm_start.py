@@ -21,6 +21,7 @@ from safetensors.torch import save
 from entropyfloor import __version__
 from entropyfloor.language import model as models
 from entropyfloor.language.config import LanguageConfig
+from entropyfloor.language.encoding import encode
 from entropyfloor.language.tasks import Task
 from entropyfloor.runs import files
 from entropyfloor.torch import functional as F
@@ -112,8 +113,9 @@ def imitation_loss(
         prompts: What the responses answer.
         responses: As many, with their end.
     """
-    before = tokenizer(list(prompts)).input_ids
-    after = tokenizer(list(responses), add_special_tokens=False).input_ids  # what begins a text began the prompt
+    rows = models.rows_of(model)
+    before = encode(tokenizer, prompts, rows=rows)
+    after = encode(tokenizer, responses, rows=rows, special=False)  # what begins a text began the prompt
     start = max(map(len, before))  # where responses begin
     tokens = torch.full((len(before), start + max(map(len, after))), int(tokenizer.pad_token_id or 0))
     mask = torch.zeros_like(tokens, dtype=torch.bool)

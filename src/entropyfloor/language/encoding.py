@@ -1,0 +1,112 @@
+"""Prompts as tokens: chats, what a tokenizer puts around a text, and tokens that a model does not have."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ANSWER = "forty-two"
+"""An answer as good as any, to see what a chat template has around one."""
+
+Turn = dict[str, str]
+"""Of a chat: its `role` and its `content`."""
+
+log = logging.getLogger(__name__)
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, rows: int | None = None, special: bool = True
+) -> list[list[int]]:
+    """Token ids of prompts, that something can be said behind.
+
+    What the tokenizer adds stays, but for a beginning of the sequence before one that the prompt itself has, and
+    an end of the sequence behind it. Both are said once.
+
+    Args:
+        tokenizer: Of a model.
+        prompts: Texts.
+        rows: Tokens that the model has; None asks for no check.
+        special: Whether the tokenizer adds anything; a chat template has put there what belongs there.
+
+    Raises:
+        ValueError: A prompt has a token that the model does not have.
+    """
+    plain: list[list[int]] = tokenizer(list(prompts), add_special_tokens=False).input_ids
+    found = plain
+    if special:
+        whole: list[list[int]] = tokenizer(list(prompts)).input_ids
+        begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+        found = [_once(tokens, own, begin, end) for tokens, own in zip(whole, plain, strict=True)]
+        if found != whole:
+            _say(
+                f"the tokenizer of {tokenizer.name_or_path} puts {tokenizer.bos_token} before prompts that begin "
+                f"with it, or {tokenizer.eos_token} behind them: these are dropped"
+            )
+    if rows is not None:
+        for prompt, tokens in zip(prompts, found, strict=True):
+            if tokens and max(tokens) >= rows:
+                raise ValueError(
+                    f"token {max(tokens)} ({tokenizer.convert_ids_to_tokens(max(tokens))!r}) of the prompt "
+                    f"{prompt[:80]!r} is outside of the model's embedding, which has {rows:,}: give the tokenizer "
+                    f"that belongs to the model, or a prompt without it"
+                )
+    return found
+
+
+def _once(tokens: list[int], own: list[int], begin: int | None, end: int | None) -> list[int]:
+    """`tokens` with no more beginnings than the text's `own`, if it has any, and no more ends."""
+    first = _leading(tokens, begin) - _leading(own, begin) if own[:1] == [begin] else 0
+    tokens = tokens[first:]
+    last = _leading(tokens[::-1], end) - _leading(own[::-1], end)
+    return tokens[: len(tokens) - last]
+
+
+def _leading(tokens: Sequence[int], token: int | None) -> int:
+    """How often `token` is there before any other."""
+    return next((at for at, other in enumerate(tokens) if other != token), len(tokens))
+
+
+def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], *, answer: bool = True) -> str:
+    """A chat as the tokenizer's template has it.
+
+    Args:
+        tokenizer: Of a model.
+        turns: All of them.
+        answer: Whether the model is to answer behind them.
+
+    Raises:
+        ValueError: The tokenizer has no template, or the template refuses these turns.
+    """
+    if not tokenizer.chat_template:
+        raise ValueError(f"the tokenizer of {tokenizer.name_or_path} has no chat template: give another template")
+    try:
+        return str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=answer))
+    except Exception as error:  # a template is a program of its own
+        roles = ", ".join(str(turn["role"]) for turn in turns)
+        raise ValueError(
+            f"the chat template of {tokenizer.name_or_path} refuses the turns {roles} ({error}): repair the data, "
+            f"or give another template"
+        ) from None
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """What a chat template has behind an answer: a base model with one has another end of sequence.
+
+    Raises:
+        ValueError: The tokenizer has no template.
+    """
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
+    behind = render(tokenizer, turns, answer=False).partition(ANSWER)[2]
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return set([token for token in encode(tokenizer, [behind], special=False)[0] if token in special][:1])
+
+
+@cache
+def _say(message: str) -> None:
+    """Once."""
+    log.warning("%s", message)

@@ -1,0 +1,138 @@
+"""Families of language models: each is trained and sampled as what it is, or refused in one line."""
+
+import re
+
+import pytest
+import torch
+
+from entropyfloor.language.model import checkpoint_layers, head_of, hidden_states, learning, logits_of
+from entropyfloor.language.support import check_sampling, check_training
+from tiny_families import MAMBA, build
+
+LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
+GROUPS = {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+BOTH, SAMPLED, NEITHER = (True, True), (False, True), (False, False)
+QUICK = [
+    ("gpt2", {}, BOTH),
+    ("gemma2", {"final_logit_softcapping": 0.1}, BOTH),
+    ("phi", {}, BOTH),  # whose last layer has a bias
+    ("qwen3_moe", {}, BOTH),
+    ("falcon_h1", {**MAMBA, "lm_head_multiplier": 0.5}, SAMPLED),
+    ("granite", {"logits_scaling": 4.0}, SAMPLED),
+    ("cohere", {}, SAMPLED),
+    ("mamba", {}, NEITHER),  # keeps another kind of cache
+    ("rwkv", {}, NEITHER),  # reads padding as if it were a prompt
+    ("bart", {}, NEITHER),  # counts positions through padding
+]
+ALIKE = (
+    *("gpt_neox", "gpt_bigcode", "gptj", "codegen", "ctrl", "llama", "mistral", "mixtral", "nanochat", "bitnet"),
+    *("qwen2", "qwen2_moe", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "granite", "granitemoe", "olmo"),
+    *("olmo2", "olmo3", "olmoe", "opt", "bloom", "mpt", "xglm", "biogpt", "stablelm", "starcoder2", "persimmon"),
+    *("glm", "glm4", "helium", "nemotron", "smollm3", "gpt_oss", "lfm2", "jetmoe", "exaone4", "diffllama"),
+)
+SLOW = [
+    *((family, {}, BOTH) for family in ALIKE),
+    ("falcon", {"head_dim": None}, BOTH),
+    ("falcon_h1", MAMBA, BOTH),
+    ("bamba", {**MAMBA, "attn_layer_indices": [1]}, BOTH),
+    ("qwen3_next", {"layer_types": ["linear_attention", "full_attention"]}, BOTH),
+    ("jamba", {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 4}, BOTH),
+    ("deepseek_v2", LATENT | GROUPS | {"num_key_value_heads": 4}, BOTH),
+    ("hyperclovax", {"logits_scaling": 2.0}, SAMPLED),
+    *((family, {}, SAMPLED) for family in ("cohere2", "bert", "electra", "llama4_text", "modernbert-decoder")),
+    *((family, {}, NEITHER) for family in ("falcon_mamba", "mbart", "pegasus", "openai-gpt", "xlm", "roberta")),
+    ("recurrent_gemma", {"num_hidden_layers": 3}, NEITHER),
+    ("mamba2", {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1}, NEITHER),
+    ("xlstm", {}, NEITHER),
+]
+
+
+def refused(check, model):
+    """Whether it is, in one line that names the class of the model and ends with the way out."""
+    try:
+        check(model)
+    except ValueError as error:
+        return re.fullmatch(rf"{type(model).__name__} cannot be .* another architecture", str(error)) is not None
+    return False
+
+
+@torch.no_grad()
+def difference(model):
+    """Of log-probabilities of a padded batch, as an update computes them, from those of each sequence alone."""
+    rows = [torch.arange(8, 17), torch.arange(20, 24)]
+    tokens, mask = torch.zeros(2, 9, dtype=torch.long), torch.zeros(2, 9)
+    for i, row in enumerate(rows):
+        tokens[i, 9 - len(row) :], mask[i, 9 - len(row) :] = row, 1
+    seen = logits_of(hidden_states(model, tokens, mask.bool()), head_of(model)).log_softmax(-1)
+    alone = [model(input_ids=row[None]).logits[0].log_softmax(-1) for row in rows]
+    return max(float((seen[i, 9 - len(row) :] - alone[i]).abs().max()) for i, row in enumerate(rows))
+
+
+@pytest.mark.filterwarnings("ignore")  # of families in transformers
+@pytest.mark.parametrize(
+    ("family", "options", "expected"),
+    [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_families(family, options, expected):
+    model = build(family, **options)
+    assert (not refused(check_training, model), not refused(check_sampling, model)) == expected
+    if expected == BOTH:
+        assert difference(model) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "reason"),
+    [
+        ("falcon_h1", {**MAMBA, "lm_head_multiplier": 0.5}, "away from its last layer times what reaches it"),
+        ("bart", {}, "away from those of the same tokens behind padding"),
+        ("mamba", {}, "AttributeError: 'MambaOutput' object has no attribute 'past_key_values'"),
+    ],
+)
+def test_reasons(family, options, reason):
+    with pytest.raises(
+        ValueError, match=rf"^{family[:3]}.* cannot be trained here: .*{reason}".replace("^", "(?i)")
+    ):
+        check_training(build(family, **options))
+
+
+def test_numbers_that_are_not_finite_are_refused():
+    model = build("gpt2")
+    with torch.no_grad():
+        model.lm_head.weight[3, 3] = torch.nan
+    assert refused(check_training, model)
+
+
+# --- dropout ---------------------------------------------------------------------------------------------
+
+DROPS = [
+    ("gpt2", dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.5)),  # modules, and scaled dot products
+    ("opt", {"dropout": 0.5, "attention_dropout": 0.5, "layerdrop": 0.5}),  # functions, and whole layers
+    ("bloom", {"hidden_dropout": 0.5, "attention_dropout": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("family", "options"), DROPS, ids=[family for family, _ in DROPS])
+def test_a_model_learns_as_it_acts(family, options):
+    """Whatever drops; and layers that are to keep only their input do, with the same gradients."""
+    tokens = torch.arange(8, 24).view(2, 8)
+    plain = build(family, **dict.fromkeys(options, 0.0))
+    expected = plain(input_ids=tokens).logits
+    expected.square().sum().backward()
+    held = {}
+    for checkpointed in (False, True):
+        model = build(family, **options)
+        if checkpointed:
+            checkpoint_layers(model)
+        learning(model)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: (kept.append(x), x)[1], lambda x: x):
+            logits = model(input_ids=tokens, use_cache=False).logits
+        held[checkpointed] = len(kept)
+        assert torch.equal(logits, expected)
+        logits.square().sum().backward()
+        for (name, one), two in zip(model.named_parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(one.grad, two.grad, msg=name)
+        model.eval()
+        assert not any(module.training for module in model.modules())
+    assert held[True] < held[False] / 2
