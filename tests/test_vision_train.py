@@ -1,5 +1,6 @@
 """The vision trainer on real images: scikit-learn's digits, and folders made of them."""
 
+import json
 import os
 import pickle
 import shutil
@@ -12,6 +13,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 
 import entropyfloor.vision
@@ -369,13 +371,14 @@ def test_what_was_trained_leaves_the_run(settings, folder, tmp_path):
         assert torch.equal(model(images), expected)
         # and into plain timm, by the very lines that the command prints
         lines = export(path, tmp_path / "weights.safetensors").splitlines()
-        there = {"timm": timm, "entropyfloor": entropyfloor}
+        there = {"timm": timm, "entropyfloor": entropyfloor, "json": json, "safetensors": safetensors}
         exec("\n".join(lines), there)
         plain = there["model"].eval()(images)
         if "temperature_floor" in settings:
             plain = trainer.output(plain)
         assert torch.equal(plain, expected)
-    assert len(lines) == (2 if "min_entropy" in settings else 1)
+    assert ["attach_era" in line for line in lines].count(True) == ("min_entropy" in settings)
+    assert there["class_map"] == {"one": 0, "zero": 1}
 
 
 def test_what_cannot_leave_the_run_is_said(folder, tmp_path):

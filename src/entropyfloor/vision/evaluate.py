@@ -9,7 +9,7 @@ from entropyfloor.runs import Run
 from entropyfloor.vision import metrics
 from entropyfloor.vision.config import DatasetName
 from entropyfloor.vision.train import read_config
-from entropyfloor.vision.trainer import Trainer
+from entropyfloor.vision.trainer import Trainer, recorded_classes
 
 _SHOWN = {
     "top1": ("top-1", 100, "%"),
@@ -39,13 +39,13 @@ def evaluate(
         nothing of other seeds, and the least entropy beside the floor.
 
     Raises:
-        ValueError: No run, no checkpoint, or the data is not there.
+        ValueError: No run, no checkpoint, or the data is not there, or has other classes than the run.
     """
     run = Run.open(path)
     checkpoint = run.trained()
     config = read_config(run.config)
-    # The weights that it began with have been trained on.
-    trainer = Trainer(config.moved(data_dir, ood_dir, ood=ood or config.ood, checkpoint=None))
+    config = config.restarted().moved(data_dir, ood_dir, ood=ood or config.ood)
+    trainer = Trainer(config, recorded_classes(checkpoint))
     trainer.restore(checkpoint)
     judged = trainer.judge()
     predictions, _ = judged

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from multiprocessing import parent_process
@@ -51,13 +51,16 @@ class Trainer:
 
     Args:
         config: Settings; `self.config` is what they resolve to.
+        classes: Names of the classes in the order of the outputs, if the run has begun; by default in that of the
+            dataset.
 
     Raises:
-        ValueError: The data is not there, or has another number of classes than `num_classes`; the floor is out
-            of reach; the checkpoint is of another model; the device does not know the precision.
+        ValueError: The data is not there, or has other classes than `classes` or another number of them than
+            `num_classes`; the floor is out of reach; the checkpoint is of another model; the device does not know
+            the precision; a batch is too large for the memory, or too small for batch norm.
     """
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, classes: Sequence[str] | None = None) -> None:
         config = config.resolved()
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -74,15 +77,17 @@ class Trainer:
         home = Path(config.data_dir)
         with self.accelerator.main_process_first():  # which may have something to download
             train, test = (data.load(config.dataset, home, split, download=config.download) for split in SPLITS)
-        classes = agreed_classes(config, train.classes, test.classes)
-        self.config = replace(config, num_classes=classes)
+        if classes is not None:
+            train, test = train.numbered_as(classes), test.numbered_as(classes)
+        self.classes = agreed_classes(config, train.classes, test.classes)
+        self.config = config = replace(config, num_classes=len(self.classes))
         labels = np.array([*train.labels, -1, *test.labels], np.int64)
         self._data = zlib.crc32(labels.tobytes())  # by which they are known again
         self.train_loader, self.test_loader, self.ood_loader = self._loaders(train, test)
         self.normalise = data.Normalise(train.statistics).to(self.accelerator.device)
 
         seed(config.seed, INIT)
-        self.model, self.output = build_model(self.config)
+        self.model, self.output = build_model(self.config, self.classes)
         self.optimiser = create_optimizer_v2(
             self.model, config.optimiser, config.learning_rate, config.weight_decay, config.momentum
         )
@@ -99,13 +104,14 @@ class Trainer:
             updates_per_epoch=self.updates_per_epoch,
         )
         device = self.accelerator.device
-        check_size(self.model.to(device), int(self.config.input_size or 0), device)
+        at_once = config.batch_size * max(1, config.aug_splits)
+        check_size(self.model.to(device), int(config.input_size or 0), at_once, device)
         self.average = ModelEmaV3(self.model, config.ema, use_warmup=True) if config.ema else None
         learner: nn.Module = torch.compile(self.model) if config.compile else self.model  # type: ignore[assignment]
         self.learner, self.prepared = self.accelerator.prepare(learner, self.optimiser)
         self.mixup = None
         if config.mixup or config.cutmix:
-            self.mixup = Mixup(config.mixup, config.cutmix, label_smoothing=0.0, num_classes=classes)
+            self.mixup = Mixup(config.mixup, config.cutmix, label_smoothing=0.0, num_classes=len(self.classes))
         mode, splits = config.erase_mode, config.aug_splits
         self.erase = RandomErasing(config.erase, mode=mode, num_splits=splits, device=device)
 
@@ -183,6 +189,7 @@ class Trainer:
             "optimiser": pack(self.optimiser.state_dict(), "optimiser", tensors),
             "scaler": scaler.state_dict() if scaler else None,
             "data": self._data,
+            "classes": list(self.classes),
         }
         run.save(self.epoch, arrays_of(tensors), state)
 
@@ -190,8 +197,11 @@ class Trainer:
         """Refuse to continue with other images than those of the run.
 
         Raises:
-            ValueError: They have other labels.
+            ValueError: Their classes have other names or another order, or they have other labels.
         """
+        classes = recorded_classes(checkpoint) or self.classes
+        if unlike := data.difference(classes, self.classes):
+            raise ValueError(f"the classes in data_dir={self.config.data_dir} are not those of the run: {unlike}")
         if checkpoint.state.get("data", self._data) != self._data:
             raise ValueError(
                 f"the images in data_dir={self.config.data_dir} are not those that the run began with"
@@ -340,8 +350,14 @@ class Trainer:
         return prepared[0], prepared[1], prepared[2] if config.ood else None
 
 
-def agreed_classes(config: VisionConfig, train: tuple[str, ...], test: tuple[str, ...]) -> int:
-    """How many classes there are.
+def recorded_classes(checkpoint: Checkpoint) -> tuple[str, ...] | None:
+    """Names of the classes in the order of the outputs; None where an older version did not write them."""
+    names = checkpoint.state.get("classes")
+    return names and tuple(names)
+
+
+def agreed_classes(config: VisionConfig, train: tuple[str, ...], test: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the classes.
 
     Raises:
         ValueError: Training and test images, or the settings, disagree.
@@ -354,7 +370,7 @@ def agreed_classes(config: VisionConfig, train: tuple[str, ...], test: tuple[str
             f"num_classes={config.num_classes}, but {config.dataset} in {config.data_dir} has {len(train)} "
             "classes: leave it out, or choose other data"
         )
-    return len(train)
+    return train
 
 
 def told(found: dict[str, float]) -> str:
