@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tarfile
 import warnings
 from collections import Counter
@@ -318,7 +319,7 @@ def _labelled(names: Sequence[str], folders: Sequence[str], where: Path, store: 
     if not names:
         raise ValueError(f"{where} has no image in a class directory: it must look like {where}/cat/1.png")
     if empty := sorted(set(folders) - set(names)):
-        raise ValueError(f"{where} has no image in {_listed(empty)}: add some, or remove the empty directories")
+        raise ValueError(f"{where} has no image in {listed(empty)}: add some, or remove the empty directories")
     classes = tuple(sorted(set(names)))
     try:
         "".join(classes).encode()
@@ -331,11 +332,11 @@ def _labelled(names: Sequence[str], folders: Sequence[str], where: Path, store: 
 def difference(before: Sequence[str], now: Sequence[str]) -> str:
     """Which names of classes are missing and which are new, in words; nothing where they are the same."""
     lost, new = sorted(set(before) - set(now)), sorted(set(now) - set(before))
-    told = [f"{_listed(names)} {what}" for names, what in ((lost, "missing"), (new, "new")) if names]
+    told = [f"{listed(names)} {what}" for names, what in ((lost, "missing"), (new, "new")) if names]
     return " and ".join(told) or ("" if tuple(before) == tuple(now) else "their order is another one")
 
 
-def _listed(names: Sequence[str], most: int = 5) -> str:
+def listed(names: Sequence[str], most: int = 5) -> str:
     """The first of many names."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
@@ -379,6 +380,9 @@ def training_set(
             timm's: random resized crop, flip, and colour jitter or `auto_augment`.
         auto_augment: A policy of timm, such as `rand-m9-mstd0.5-inc1`.
         splits: Copies of each image in a batch, the first one clean (AugMix); 0 for one.
+
+    Raises:
+        ValueError: timm has no such policy.
     """
     if augmentation != "timm":
         light = [transforms.RandomCrop(input_size, padding=input_size // 8), transforms.RandomHorizontalFlip()]
@@ -390,7 +394,16 @@ def training_set(
         "separate": splits > 0,
         "normalize": False,
     }
-    images = Images(source, create_transform(input_size, is_training=True, interpolation="random", **options))
+    try:
+        _, *parts = (auto_augment or "").split("-")
+        assert all(re.fullmatch(r"[a-z]+\d+(\.\d+)?", part) for part in parts)  # timm ignores what it cannot read
+        transform = create_transform(input_size, is_training=True, interpolation="random", **options)
+    except AssertionError:
+        raise ValueError(
+            f"auto_augment={auto_augment!r} is no policy of timm: name one such as rand-m9-mstd0.5-inc1, "
+            "augmix-m3-w3, 3a or original"
+        ) from None
+    images = Images(source, transform)
     return AugMixDataset(images, num_splits=splits) if splits else images
 
 

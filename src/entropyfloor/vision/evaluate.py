@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from entropyfloor.runs import Run
-from entropyfloor.vision import metrics
+from entropyfloor.vision import memory, metrics
 from entropyfloor.vision.config import DatasetName
 from entropyfloor.vision.train import read_config
 from entropyfloor.vision.trainer import Trainer, recorded_classes
@@ -47,7 +47,8 @@ def evaluate(
     config = config.restarted().moved(data_dir, ood_dir, ood=ood or config.ood)
     trainer = Trainer(config, recorded_classes(checkpoint))
     trainer.restore(checkpoint)
-    judged = trainer.judge()
+    with memory.told(trainer.config):
+        judged = trainer.judge()
     predictions, _ = judged
     values, intervals = metrics.summarise(*judged), metrics.intervals(*judged)
     edges, counts = metrics.entropy_histogram(predictions.entropy, int(trainer.config.num_classes or 0))

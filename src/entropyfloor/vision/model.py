@@ -17,8 +17,10 @@ from timm.models import load_checkpoint, load_state_dict
 from torch import Tensor, nn
 
 from entropyfloor.torch.nn import ERASoftmax
+from entropyfloor.vision import memory
 from entropyfloor.vision.attach import attach_era
 from entropyfloor.vision.config import VisionConfig
+from entropyfloor.vision.memory import brief
 from entropyfloor.vision.registry import SUFFIX
 from entropyfloor.vision.regularisers import TemperatureFloor
 
@@ -136,6 +138,8 @@ def check_size(model: nn.Module, size: int, images: int, device: torch.device) -
         with torch.no_grad():
             model.eval()(one)
     except (AssertionError, RuntimeError) as error:
+        if memory.is_exhausted(error):
+            raise
         raise ValueError(
             f"{type(model).__name__} does not take images of {size}×{size} pixels: {brief(error)}"
         ) from None
@@ -160,12 +164,6 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str, what:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"{where} does not fit {what}: {brief(error)}") from None
-
-
-def brief(error: BaseException, most: int = 300) -> str:
-    """The message of somebody else's error in a line that can be read."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= most else f"{text[:most]}…"
 
 
 class RawLogits:
