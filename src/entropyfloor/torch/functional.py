@@ -341,9 +341,8 @@ def era_softmax(
     )
     kappa = logits.softmax(dim) * (top - least) + least
     if inverse == "exact":
-        return _InverseKappa.apply(kappa)
-    log_kappa = kappa.log()
-    return 0.75 * log_kappa - 0.25 - torch.sqrt(2 * (-1 - log_kappa).clamp(min=torch.finfo(kappa.dtype).eps))
+        return _inverse_in_script(kappa) if torch.jit.is_tracing() else _InverseKappa.apply(kappa)
+    return _inverse_kappa_paper(kappa)
 
 
 # A constant to compilers: solved once per (n, floor, τ) and cached in `targets`. `guard_scalar` above keeps its
@@ -358,18 +357,7 @@ class _InverseKappa(torch.autograd.Function):
 
     @staticmethod
     def forward(kappa: Tensor) -> Tensor:
-        # With x = -1 - y: y - log(1 + y) = t. The start, from the two ends y ≈ √(2t) + ⅔t and y ≈ t + log t,
-        # is good to 0.3 %; one Halley step then reaches single precision, a second one double.
-        # In place, because at a thousand classes allocation costs more than arithmetic.
-        t = (-1 - kappa.log()).clamp(min=torch.finfo(kappa.dtype).eps)
-        root = (2 * t).sqrt_()
-        bend = 0.173 * root
-        y = (bend + 2 / 3).mul_(t).div_(bend.add_(1)).add_(root)
-        for _ in range(2 if kappa.dtype == torch.float64 else 1):
-            residual = y.log1p().neg_().add_(y).sub_(t)
-            # Halley: f' = y/(1+y), f'' = 1/(1+y)²
-            y.sub_((1 + y).mul_(y).mul_(residual).mul_(2).div_((2 * y).mul_(y).sub_(residual)))
-        return y.neg_().sub_(1)
+        return _inverse_kappa(kappa)
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:  # noqa: ARG004
@@ -379,6 +367,48 @@ class _InverseKappa(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return grad * torch.exp(-x) / (-1 - x)
+
+
+# The rest is in the part of Python that `torch.jit.script` knows, which has neither `torch.finfo` nor our shapes.
+
+
+def _inverse_kappa(kappa: Tensor) -> Tensor:
+    # With x = -1 - y: y - log(1 + y) = t. The start, from the two ends y ≈ √(2t) + ⅔t and y ≈ t + log t,
+    # is good to 0.3 %; one Halley step then reaches single precision, a second one double.
+    # In place, because at a thousand classes allocation costs more than arithmetic.
+    t = (-1 - kappa.log()).clamp(min=_eps(kappa))
+    root = (2 * t).sqrt_()
+    bend = 0.173 * root
+    y = (bend + 2 / 3).mul_(t).div_(bend.add_(1)).add_(root)
+    for _ in range(2 if kappa.dtype == torch.float64 else 1):
+        residual = y.log1p().neg_().add_(y).sub_(t)
+        # Halley: f' = y/(1+y), f'' = 1/(1+y)²
+        y.sub_((1 + y).mul_(y).mul_(residual).mul_(2).div_((2 * y).mul_(y).sub_(residual)))
+    return y.neg_().sub_(1)
+
+
+def _inverse_kappa_paper(kappa: Tensor) -> Tensor:
+    """The paper's approximation of h⁻¹(κ), below Eq. 15."""
+    log_kappa = kappa.log()
+    return 0.75 * log_kappa - 0.25 - torch.sqrt(2 * (-1 - log_kappa).clamp(min=_eps(kappa)))
+
+
+def _inverse_in_script(kappa: Tensor) -> Tensor:
+    """`_InverseKappa` with the same value and first derivative, where no Python object can be written down."""
+    x = _inverse_kappa(kappa.detach())
+    return x + (kappa - kappa.detach()) * (torch.exp(-x) / (-1 - x))
+
+
+def _eps(x: Tensor) -> float:
+    return 2.220446049250313e-16 if x.dtype == torch.float64 else 1.1920928955078125e-07
+
+
+def _era_softmax_in_script(logits: Tensor, least: float, top: float, inverse: str) -> Tensor:
+    """`era_softmax` on the last axis, with the ends of κ given."""
+    if logits.dtype == torch.float16 or logits.dtype == torch.bfloat16:  # scripts know no `in`
+        logits = logits.float()
+    kappa = logits.softmax(-1) * (top - least) + least
+    return _inverse_in_script(kappa) if inverse == "exact" else _inverse_kappa_paper(kappa)
 
 
 # --- token ERA (language models; PyTorch only) -----------------------------------------------------------
