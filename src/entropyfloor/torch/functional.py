@@ -10,6 +10,7 @@ derivative is of first order.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -314,11 +315,17 @@ def era_softmax(
     floor: Literal["calibrated", "paper"] = "calibrated",
     inverse: Literal["exact", "paper"] = "exact",
     dim: int = -1,
+    mask: Bool[Tensor, "..."] | None = None,
 ) -> Float[Tensor, "..."]:
     """Logits whose softmax has entropy ≥ `min_entropy` (Eq. 15). The argmax is kept.
 
     `z'_i = h⁻¹(κ_i)` with `κ_i = κ_0 + (T - κ_0) softmax(z)_i`, `T = log τ / τ`, `h(x) = -x eˣ` on (-∞, -1].
     This is Eq. 15 with its two terms gathered so that neither cancels in float32.
+
+    A logit of -inf counts as a very small one: under a floor its class keeps a probability. To exclude classes,
+    such as illegal actions, give `mask` (*ours*): they get -inf, and the others what they would get alone. Where
+    so few are left that the floor is out of reach, these are equally likely, the most entropy there is.
+    +inf and NaN make their row NaN, as in any softmax. Gradients are finite where logits are finite or -inf.
 
     Args:
         logits: Network output z, n classes along `dim`.
@@ -328,18 +335,41 @@ def era_softmax(
             printed, whose least entropy is far above it.
         inverse: `"exact"`: the lower Lambert branch. `"paper"`: its approximation in the paper.
         dim: The axis of classes.
+        mask: Which classes are allowed, broadcastable to `logits`; None for all. Where none is, all get -inf.
 
     Returns:
         z', shaped as `logits`; take its softmax as usual.
 
     Raises:
-        ValueError: n < 2, an infeasible floor, τ ≤ e, an unknown option, integer input.
+        ValueError: n < 2, an infeasible floor, τ ≤ e, an unknown option, integer input, a mask that is no
+            booleans or of another shape.
     """
     logits = _floating(logits, "logits")
-    least, top = _softmax_kappa_range(
-        logits.shape[dim], guard_scalar(min_entropy), guard_scalar(tau), floor, inverse
-    )
-    kappa = logits.softmax(dim) * (top - least) + least
+    options = logits.shape[dim], guard_scalar(min_entropy), guard_scalar(tau), floor, inverse
+    if mask is not None:
+        return _masked_era_softmax(logits, mask, _softmax_kappa_table(*options), inverse, dim)
+    least, top = _softmax_kappa_range(*options)
+    return _inverse(logits.softmax(dim) * (top - least) + least, inverse)
+
+
+def _masked_era_softmax(logits: Tensor, mask: Tensor, table: tuple[float, ...], inverse: str, dim: int) -> Tensor:
+    """With κ at probability 0 for each number of allowed classes; for none of them it is that at probability 1."""
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask has dtype {mask.dtype}: pass booleans, True for classes that are allowed")
+    sizes = zip(mask.shape[::-1], logits.shape[::-1], strict=False)
+    if mask.ndim > logits.ndim or any(size not in (1, whole) for size, whole in sizes):
+        raise ValueError(
+            f"mask {tuple(mask.shape)} must be of the shape of logits, {tuple(logits.shape)}, or broadcast to it"
+        )
+    mask = mask.expand(logits.shape)
+    least, top = _constant(table, logits)[mask.sum(dim, keepdim=True)], table[0]
+    # Finite numbers for what is masked, here and below: a row without any class has gradients of 0, not NaN.
+    share = torch.where(mask, logits, torch.finfo(logits.dtype).min).softmax(dim)
+    return torch.where(mask, _inverse(share * (top - least) + least, inverse), -torch.inf)
+
+
+def _inverse(kappa: Tensor, inverse: str) -> Tensor:
+    """h⁻¹ of Eq. 15."""
     if inverse == "exact":
         return _inverse_in_script(kappa) if torch.jit.is_tracing() else _InverseKappa.apply(kappa)
     return _inverse_kappa_paper(kappa)
@@ -348,6 +378,7 @@ def era_softmax(
 # A constant to compilers: solved once per (n, floor, τ) and cached in `targets`. `guard_scalar` above keeps its
 # arguments from turning into symbols when they change between calls.
 _softmax_kappa_range = torch.compiler.assume_constant_result(targets.softmax_kappa_range)
+_softmax_kappa_table = torch.compiler.assume_constant_result(targets.softmax_kappa_table)
 
 
 class _InverseKappa(torch.autograd.Function):
@@ -939,7 +970,7 @@ def _implicit(value: Tensor, *slopes: tuple[Tensor, Tensor]) -> Tensor:
     return value
 
 
-def _constant(values: list[float], like: Tensor) -> Tensor:
+def _constant(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device)
 
 
