@@ -286,7 +286,9 @@ def _tar(path: Path, names: Sequence[str] = ()) -> Source:
         raise ValueError(f"{path} has no directory {' or '.join(names)} with class directories below it")
     files.sort(key=lambda file: members[file].name)
     used = {folder for file in files for folder in file.parents}
-    folders = [_class(folder, names) for folder, m in members.items() if m.isdir() and folder not in used]
+    classes = {file.parent for file in files}  # whose empty subdirectories are no classes
+    empty = (f for f, m in members.items() if m.isdir() and f not in used and f.parent not in classes)
+    folders = [_class(folder, names) for folder in empty]
     places = [(members[file].name, members[file].offset_data, members[file].size) for file in files]
     labels = [str(_class(file.parent, names)) for file in files]
     return _labelled(labels, [name for name in folders if name], path, lambda: Tar(path, places))
