@@ -131,10 +131,10 @@ class Source:
             UnreadableImageError: The file is no image that can be read; the message names it.
         """
         try:
-            image = self.store.open(index)
-            if fast:
-                image.draft(image.mode, (1, 1))
-            return to_rgb(image)
+            with self.store.open(index) as image:
+                if fast:
+                    image.draft(image.mode, (1, 1))
+                return to_rgb(image)
         except Exception as error:  # its kind is up to the format
             raise UnreadableImageError(
                 f"{self.store.name(index)} cannot be read as an image ({error}): repair or remove it"
