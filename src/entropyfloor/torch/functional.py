@@ -371,7 +371,8 @@ def _masked_era_softmax(logits: Tensor, mask: Tensor, table: tuple[float, ...], 
 def _inverse(kappa: Tensor, inverse: str) -> Tensor:
     """h⁻¹ of Eq. 15."""
     if inverse == "exact":
-        return _inverse_in_script(kappa) if torch.jit.is_tracing() else _InverseKappa.apply(kappa)
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]  # hints lack it
+        return _inverse_in_script(kappa) if tracing else _InverseKappa.apply(kappa)
     return _inverse_kappa_paper(kappa)
 
 

@@ -177,7 +177,7 @@ class ERASoftmax(nn.Module):
 
     def forward(self, logits: Tensor) -> Tensor:  # `torch.jit.script` knows no shapes
         """Logits `[*batch, n]` with the floor under them."""
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]  # hints lack it
             least, top = self._kappa_range
             return F._era_softmax_in_script(logits, least, top, self.inverse)
         else:  # noqa: RET505  # what a script leaves out has to stand in a branch

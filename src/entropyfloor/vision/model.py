@@ -63,7 +63,7 @@ def _pretrained(config: VisionConfig) -> nn.Module:
         raise ValueError(
             f"timm's weights for {config.model} cannot be loaded ({brief(error)}): give --checkpoint a file"
         ) from None
-    known: int = model.pretrained_cfg["num_classes"]  # type: ignore[index]
+    known = model.pretrained_cfg["num_classes"]  # type: ignore[index]
     if known != config.num_classes:
         _say_new(f"timm's weights know {known} classes, the images have {config.num_classes}")
     return model
