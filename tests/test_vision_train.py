@@ -22,6 +22,7 @@ import torch
 import entropyfloor.vision
 from entropyfloor import targets
 from entropyfloor.runs import Run, read_run
+from entropyfloor.runs.again import with_seeds
 from entropyfloor.runs.progress import Progress
 from entropyfloor.torch.checkpoint import tensors_below
 from entropyfloor.vision import data, detach_era, metrics
@@ -568,6 +569,16 @@ def test_a_run_that_began_from_weights_goes_on_without_them(folder, thousand, tm
     trained(path)
     resume(path)
     assert last(path)["step"] == 2
+
+
+def test_a_switch_that_is_off_is_no_other_setting(folder, tmp_path):
+    """Runs of versions that did not know it are gone on with by the command that began them."""
+    settings = {**TINY, "data_dir": str(folder), "out": str(tmp_path)}
+    path = run(folder, tmp_path, out=str(tmp_path / "seed-0"))
+    assert "pretrained" not in read_run(path).config
+    assert list(with_seeds(VisionConfig(**settings), [0], derived=("num_classes",))) == [path]
+    with pytest.raises(ValueError, match=r"pretrained=None \(now True\)"):
+        with_seeds(VisionConfig(**settings, pretrained=True), [0], derived=("num_classes",))
 
 
 DAMAGED = {

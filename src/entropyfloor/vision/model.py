@@ -83,7 +83,8 @@ def _start_from(model: nn.Module, file: str, name: str, classes: Sequence[str] |
         head = {key: value for key, value in model.state_dict().items() if key.startswith(heads)}
         fits = all(key in weights and weights[key].shape == value.shape for key, value in head.items())
     except Exception as error:  # its kind is up to the format
-        raise ValueError(f"checkpoint={file} cannot be read as weights of {name} ({brief(error)})") from None
+        why = f"{type(error).__name__}: {brief(error)}"
+        raise ValueError(f"checkpoint={file} cannot be read as weights of {name} ({why})") from None
     new = not fits or (theirs is not None and classes is not None and theirs != list(classes))
     load_weights(model, weights | head if new else weights, f"checkpoint={file}", name)
     if new:
