@@ -289,7 +289,10 @@ def test_jit_of_other_precisions(dtype):
     layer = ERASoftmax(10, 0.3)
     layer.min_entropy = FLOOR  # as somebody who raises it step by step
     z = (100 * torch.randn(5, 10, generator=torch.Generator().manual_seed(0))).to(dtype)
-    torch.testing.assert_close(torch.jit.script(layer)(z), layer(z), **exactly)
+    script = torch.jit.script(layer)
+    torch.testing.assert_close(script(z), layer(z), **exactly)
+    with pytest.raises(torch.jit.Error, match="num_classes=10"):
+        script(z[:, :9])
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 import torch.fx
 from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]  # hints lack it
 
 from entropyfloor import targets
 from entropyfloor.torch import functional as F
@@ -177,7 +178,9 @@ class ERASoftmax(nn.Module):
 
     def forward(self, logits: Tensor) -> Tensor:  # `torch.jit.script` knows no shapes
         """Logits `[*batch, n]` with the floor under them."""
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]  # hints lack it
+        if is_scripting():
+            if logits.size(-1) != self.num_classes:
+                raise ValueError(f"input ends in {logits.size(-1)}, not in num_classes={self.num_classes}")
             least, top = self._kappa_range
             return F._era_softmax_in_script(logits, least, top, self.inverse)
         else:  # noqa: RET505  # what a script leaves out has to stand in a branch

@@ -398,9 +398,10 @@ def training_set(
     }
     try:
         _, *parts = (auto_augment or "").split("-")
-        assert all(re.fullmatch(r"[a-z]+\d+(\.\d+)?", part) for part in parts)  # timm ignores what it cannot read
+        if not all(re.fullmatch(r"[a-z]+\d+(\.\d+)?", part) for part in parts):  # which timm would ignore
+            raise ValueError(auto_augment)
         transform = create_transform(input_size, is_training=True, interpolation="random", **options)
-    except AssertionError:
+    except (AssertionError, ValueError):
         raise ValueError(
             f"auto_augment={auto_augment!r} is no policy of timm: name one such as rand-m9-mstd0.5-inc1, "
             "augmix-m3-w3, 3a or original"
