@@ -163,8 +163,18 @@ def calibrated_constant(n, floor, tau=4.0, inverse=inverse_exact):
     return brentq(excess, top * (1 + 1e-9), n * top * (1 - 1e-12), xtol=1e-15, rtol=1e-14)
 
 
-def era_softmax(logits, min_entropy, tau=4.0, floor="calibrated", inverse="exact", axis=-1):
-    """Eq. 15, with either constant and either inverse."""
+def era_softmax(logits, min_entropy, tau=4.0, floor="calibrated", inverse="exact", axis=-1, mask=None):
+    """Eq. 15, with either constant and either inverse. Of masked rows, that of the classes that are left."""
+    if mask is not None:
+        out = np.full(np.shape(logits), -np.inf)
+        for row, z, allowed in zip(out, logits, mask, strict=True):
+            left, top = allowed.sum(), math.log(tau) / tau
+            most = math.log(left) if floor == "calibrated" else 1 + math.log(left * top)
+            alone = era_softmax(z[allowed], min_entropy, tau, floor, inverse) if min_entropy < most else None
+            row[allowed] = (
+                (inverse_exact if inverse == "exact" else inverse_paper)(top) if alone is None else alone
+            )
+        return out
     n = np.shape(logits)[axis]
     solve = inverse_exact if inverse == "exact" else inverse_paper
     constant = math.exp(min_entropy - 1) if floor == "paper" else calibrated_constant(n, min_entropy, tau, solve)

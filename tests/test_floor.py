@@ -129,6 +129,86 @@ def test_the_calibrated_floor_is_reached(backend):
     np.testing.assert_allclose(reference.categorical_entropy(backend.numpy(out)), 0.6, atol=1e-9)
 
 
+# --- masked and infinite logits --------------------------------------------------------------------------
+
+MASKED = [{}, {"inverse": "paper"}, {"floor": "paper"}, {"tau": 6.0}]
+
+
+def masks(rows, n, rng):
+    """From all classes to one."""
+    return np.stack([rng.permutation(n) < max(1, n - i * n // rows) for i in range(rows)])
+
+
+@pytest.mark.parametrize("options", MASKED, ids=str)
+@pytest.mark.parametrize("n", [2, 3, 10, 40])
+def test_classes_that_are_masked_do_not_exist(backend, options, n):
+    rng = np.random.default_rng(n)
+    logits = structured(n, rng).clip(-40, 40)
+    mask, min_entropy = masks(len(logits), n, rng), 0.6 if n > 2 else 0.3
+    expected = reference.era_softmax(logits, min_entropy, mask=mask, **options)
+    allowed = backend.array(mask, "float64") > 0
+    for dtype, tolerance in (("float64", 1e-9), ("float32", 3e-5)):
+        z = backend.array(logits, dtype)
+        out = backend.numpy(backend.functional.era_softmax(z, min_entropy, mask=allowed, **options))
+        assert np.isneginf(out[~mask]).all()
+        np.testing.assert_allclose(out[mask], expected[mask], atol=tolerance)
+        # as low as the floor, or all that the classes which are left have
+        least = np.minimum(min_entropy, np.log(mask.sum(-1)))
+        assert (reference.categorical_entropy(out) >= least - 1e-5).all()
+
+
+def test_a_mask_along_another_axis_and_for_all_rows(backend):
+    logits, mask = np.random.default_rng(0).normal(size=(3, 5, 2)), np.arange(5) != 2
+    expected = reference.era_softmax(np.moveaxis(logits, 1, 2).reshape(6, 5), 0.6, mask=np.tile(mask, (6, 1)))
+    allowed = backend.array(mask[:, None], "float64") > 0
+    out = backend.functional.era_softmax(backend.array(logits), 0.6, dim=1, mask=allowed)
+    np.testing.assert_allclose(np.moveaxis(backend.numpy(out), 1, 2).reshape(6, 5), expected, atol=1e-9)
+
+
+def test_a_mask_of_everything_is_no_mask(backend):
+    logits = backend.array(structured(10, np.random.default_rng(0)), "float32")
+    masked = backend.functional.era_softmax(logits, 0.6, mask=logits == logits)
+    np.testing.assert_allclose(
+        backend.numpy(masked), backend.numpy(backend.functional.era_softmax(logits, 0.6)), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("options", MASKED, ids=str)
+def test_gradients_of_masked_logits_are_those_of_the_classes_that_are_left(backend, options):
+    F, rng = backend.functional, np.random.default_rng(0)
+    logits, mask = 3 * rng.normal(size=(6, 10)), masks(6, 10, rng)
+    logits[0, 0], mask[5] = -np.inf, False  # neither is an impossible class or row
+    allowed = backend.array(mask, "float64") > 0
+
+    def loss(z):
+        return F.entropy_from_logits(F.era_softmax(z, 0.6, mask=allowed, **options)[:5])
+
+    _, (grad,) = backend.value_and_grads(loss, backend.array(logits))
+    assert np.isfinite(grad).all()
+    assert (grad[~mask] == 0).all()
+    for i in range(5):
+        left = backend.array(logits[i : i + 1, mask[i]])
+        if mask[i].sum() > 1 and i < 4:  # for which the floor is within reach
+            alone = lambda z: np.cos(1.7 * i + 0.3) * F.entropy_from_logits(F.era_softmax(z, 0.6, **options))[0]  # noqa: E731
+            _, (expected,) = backend.value_and_grads(alone, left)
+            np.testing.assert_allclose(grad[i, mask[i]], expected[0] / np.cos(0.3), atol=1e-9)
+
+
+def test_infinite_logits_without_a_mask(backend):
+    """-inf is a very small logit, as far as values and gradients go; +inf and NaN are not hidden."""
+    F, inf = backend.functional, np.inf
+    logits = [[1.0, -inf, 0.0], [1.0, -1e4, 0.0], [1.0, inf, 0.0], [np.nan, 0.0, 0.0], [-inf, -inf, -inf]]
+    out, (grad,) = backend.value_and_grads(lambda z: F.era_softmax(z, 0.6), backend.array(logits))
+    np.testing.assert_array_equal(out[0], out[1])
+    assert (reference.categorical_entropy(out[:2]) >= 0.6 - 1e-9).all()
+    assert np.isfinite(grad[:2]).all()
+    assert grad[0, 1] == 0
+    assert np.isnan(out[2:]).all()
+    z = backend.array(logits)
+    with_mask = F.era_softmax(z, 0.6, mask=z == z)  # all that is not NaN
+    np.testing.assert_array_equal(np.isnan(backend.numpy(with_mask)).any(-1), [False, False, True, False, True])
+
+
 @pytest.mark.parametrize("size", [1, 6])
 def test_floor_mode_spans_the_whole_range(backend, size):
     F, loc = backend.functional, backend.array(np.linspace(-0.9, 0.9, size)[None], "float64")
@@ -189,6 +269,11 @@ def test_what_cannot_be_promised_is_refused(backend):
         (lambda: F.era_softmax(x[:, :1], 0.1), "num_classes=1"),
         (lambda: F.era_softmax(x, 0.5, inverse="fast"), "inverse='fast'"),
         (lambda: F.era_softmax(integers, 0.5), "logits has dtype"),
+        (lambda: F.era_softmax(x, 0.5, mask=x), "mask has dtype .*: pass booleans"),
+        (
+            lambda: F.era_softmax(x, 0.5, mask=(x == x)[:, :2]),
+            r"mask \(2, 2\) must be of the shape of logits, \(2, 3\)",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             call()

@@ -19,6 +19,7 @@ FUNCTIONS = {
     "era_truncated_normal/floor": lambda F, loc, raw: F.era_truncated_normal(loc, raw, -3.0, mode="floor"),
     "era_softmax": lambda F, loc, raw: F.era_softmax(raw, 0.6),
     "era_softmax/paper": lambda F, loc, raw: F.era_softmax(raw, 0.6, floor="paper", inverse="paper"),
+    "era_softmax/mask": lambda F, loc, raw: F.era_softmax(raw, 0.6, mask=loc > -0.3),
     "entropy_from_logits": lambda F, loc, raw: F.entropy_from_logits(raw),
     "gaussian_entropy": lambda F, loc, raw: F.gaussian_entropy(raw),
     "truncated_normal_entropy": lambda F, loc, raw: F.truncated_normal_entropy(loc, raw),

@@ -255,6 +255,46 @@ def test_compile():
     assert_floored(compiled(images()))
 
 
+SCRIPTS = ["test_resnet", "test_vit", pytest.param("convnext_atto", marks=pytest.mark.slow)]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.*is deprecated", "ignore:.*:torch.jit.TracerWarning")
+@pytest.mark.parametrize("options", [{}, {"floor": "paper", "inverse": "paper"}, {"tau": 6.0}], ids=str)
+@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("way", ["script", "trace"])
+def test_jit(way, name, options, tmp_path):
+    """As far as the plain model: written to a file and read again, values and gradients the same."""
+    model = attach_era(adversarial(name), FLOOR, **options)
+    x = images(name)
+    made = torch.jit.script(model) if way == "script" else torch.jit.trace(model, x)
+    torch.jit.save(made, tmp_path / "model.pt")
+    saved = torch.jit.load(tmp_path / "model.pt")
+    logits = saved(x)
+    assert_floored(logits)
+    torch.testing.assert_close(logits, model(x), **exactly)
+    grads = []
+    for each, softer in ((model, x / 1e4), (saved, x / 1e4)):
+        softer = softer.clone().requires_grad_()
+        nn.functional.cross_entropy(each(softer), torch.arange(4)).backward()
+        grads.append(softer.grad)
+    torch.testing.assert_close(*grads)
+    torch.testing.assert_close(model(x), logits, **exactly)  # the model itself goes on
+    detach_era(model)
+    model.reset_classifier(3)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.*is deprecated")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_jit_of_other_precisions(dtype):
+    layer = ERASoftmax(10, 0.3)
+    layer.min_entropy = FLOOR  # as somebody who raises it step by step
+    z = (100 * torch.randn(5, 10, generator=torch.Generator().manual_seed(0))).to(dtype)
+    script = torch.jit.script(layer)
+    torch.testing.assert_close(script(z), layer(z), **exactly)
+    with pytest.raises(torch.jit.Error, match="num_classes=10"):
+        script(z[:, :9])
+
+
 @pytest.fixture
 def process_group(tmp_path):
     torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)

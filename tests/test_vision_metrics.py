@@ -299,8 +299,7 @@ def test_intervals_are_around_what_is_found_and_as_wide_as_theory_says():
     assert around.keys() == found.keys() - {"realised_entropy/min", "realised_entropy/q05"}
     for name, (low, high) in around.items():
         assert type(low) is type(high) is float
-        if name != "ece":
-            assert low < found[name] < high, name
+        assert low < found[name] < high, name
     for name, field in {"top1": "correct", "nll": "nll", "brier": "brier", "realised_entropy": "entropy"}.items():
         width = 2 * 1.96 * getattr(predictions, field).double().std() / math.sqrt(1000)
         low, high = around[name]
@@ -358,6 +357,37 @@ def test_intervals_cover_the_truth_as_often_as_they_say(monkeypatch, share, repe
     slack = 4 * math.sqrt(share * (1 - share) / repeats)
     for name, times in covered.items():
         assert times / repeats == pytest.approx(share, abs=slack), name
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_interval_of_a_small_calibration_error_contains_it(seed):
+    """Of a calibrated model, whose resamples are all less calibrated than the sample."""
+    rng = np.random.default_rng(seed)
+    confidence = rng.uniform(0.1, 1, 300)
+    predictions = made(rng.random(300) < confidence, confidence)
+    found = metrics.summarise(predictions)["ece"]
+    low, high = metrics.intervals(predictions, resamples=200)["ece"]
+    assert 0 <= low <= found <= high <= 1
+    table = metrics._estimator(predictions, None)
+    assert table(metrics._draw(200, 300, torch.Generator()), None)["ece"].quantile(0.025) > 0.8 * found
+
+
+@pytest.mark.parametrize(("excess", "most"), [(0.0, 1.0), (0.02, 1.0), (0.3, 0.999)])
+def test_the_interval_of_the_calibration_error_covers_the_truth(excess, most):
+    """Confidences that are too large by `excess`; where that is 0, so is the truth, at the end of its range."""
+    rng, size, repeats = np.random.default_rng(0), 400, 200
+    confidence = rng.uniform(0.4, 1, 10**6)
+    index = np.minimum((15 * confidence).astype(int), 14)
+    right = (confidence - excess).clip(0, 1)
+    truth = np.abs(np.bincount(index, right - confidence)).sum() / 10**6
+    covered = 0
+    for repeat in range(repeats):
+        confidence = rng.uniform(0.4, 1, size)
+        predictions = made(rng.random(size) < confidence - excess, confidence)
+        low, high = metrics.intervals(predictions, resamples=100, seed=repeat)["ece"]
+        covered += low - 1e-9 <= truth <= high
+    assert covered / repeats >= 0.95 - 4 * math.sqrt(0.95 * 0.05 / repeats)
+    assert covered / repeats <= most
 
 
 # --- errors ----------------------------------------------------------------------------------------------

@@ -1,29 +1,35 @@
 """The vision trainer on real images: scikit-learn's digits, and folders made of them."""
 
+import json
+import math
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 from copy import deepcopy
-from dataclasses import replace
-from functools import cache
+from dataclasses import fields, replace
+from functools import cache, partial
+from typing import get_type_hints
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 
 import entropyfloor.vision
 from entropyfloor import targets
 from entropyfloor.runs import Run, read_run
+from entropyfloor.runs.again import with_seeds
 from entropyfloor.runs.progress import Progress
 from entropyfloor.torch.checkpoint import tensors_below
 from entropyfloor.vision import data, detach_era, metrics
-from entropyfloor.vision.config import VisionConfig
+from entropyfloor.vision.config import RANGES, VisionConfig
 from entropyfloor.vision.evaluate import evaluate
 from entropyfloor.vision.export import export, trained
-from entropyfloor.vision.train import resume, train
+from entropyfloor.vision.train import read_config, resume, train
 from entropyfloor.vision.trainer import Trainer
 
 # isort: split
@@ -369,13 +375,14 @@ def test_what_was_trained_leaves_the_run(settings, folder, tmp_path):
         assert torch.equal(model(images), expected)
         # and into plain timm, by the very lines that the command prints
         lines = export(path, tmp_path / "weights.safetensors").splitlines()
-        there = {"timm": timm, "entropyfloor": entropyfloor}
+        there = {"timm": timm, "entropyfloor": entropyfloor, "json": json, "safetensors": safetensors}
         exec("\n".join(lines), there)
         plain = there["model"].eval()(images)
         if "temperature_floor" in settings:
             plain = trainer.output(plain)
         assert torch.equal(plain, expected)
-    assert len(lines) == (2 if "min_entropy" in settings else 1)
+    assert ["attach_era" in line for line in lines].count(True) == ("min_entropy" in settings)
+    assert there["class_map"] == {"one": 0, "zero": 1}
 
 
 def test_what_cannot_leave_the_run_is_said(folder, tmp_path):
@@ -412,6 +419,224 @@ def test_a_checkpoint_of_other_settings_is_refused(folder, tmp_path):
         resume(path)
 
 
+# --- names of classes ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory):
+    """Digits in folders that one sorts as 1, 10, 2 and another as 1, 2, 10; and a run on them."""
+    home = tmp_path_factory.mktemp("numbered")
+    for split, count in (("train", 20), ("test", 10)):
+        source = data.load("digits", home, split)
+        for label, name in ((1, "1"), (2, "2"), (3, "10")):
+            (home / split / name).mkdir(parents=True)
+            for i in [i for i, found in enumerate(source.labels) if found == label][:count]:
+                source.store.open(i).save(home / split / name / f"{i}.png")
+    return home, run(home, home, epochs=1)
+
+
+def test_names_of_classes_are_kept_in_the_order_of_the_outputs(numbered, tmp_path):
+    home, path = numbered
+    assert Run.open(path).latest().state["classes"] == ["1", "10", "2"]
+    there = {"timm": timm, "json": json, "safetensors": safetensors}
+    exec(export(path, tmp_path / "weights.safetensors"), there)
+    with safetensors.safe_open(tmp_path / "weights.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["label_names"]) == ["1", "10", "2"]
+    # timm's own loader, which sorts otherwise, with the class map that was printed
+    theirs = timm.data.create_dataset("folder", str(home / "test"), class_map=there["class_map"])
+    ours = data.load("folder", home, "test")
+    labels = {str(ours.store.name(i)): label for i, label in enumerate(ours.labels)}
+    assert dict(theirs.reader.samples) == labels
+    assert dict(timm.data.create_dataset("folder", str(home / "test")).reader.samples) != labels
+
+
+def renamed(home, tmp_path):
+    """The same images, one class under another name."""
+    moved = shutil.copytree(home, tmp_path / "renamed", ignore=shutil.ignore_patterns("run"))
+    for split in ("train", "test"):
+        (moved / split / "2").rename(moved / split / "3")
+    return moved
+
+
+def test_other_names_of_classes_are_refused(numbered, tmp_path):
+    home, path = numbered
+    path = shutil.copytree(path, tmp_path / "run")
+    moved = renamed(home, tmp_path)
+    for judge in (lambda: evaluate(path, data_dir=moved), lambda: resume(path, data_dir=str(moved))):
+        with pytest.raises(ValueError, match="are not those of the run: 2 missing and 3 new"):
+            judge()
+    assert not (path / "evaluation.json").exists()
+
+
+def forget(path, change):
+    """What a version without names, or another order, has left behind."""
+    file = next((path / "checkpoints").iterdir()) / "state.json"
+    content = json.loads(file.read_text())
+    change(content["state"])
+    file.write_text(json.dumps(content))
+
+
+def test_a_run_without_names_is_judged_and_resumed_as_before(numbered, tmp_path):
+    home, path = numbered
+    path = shutil.copytree(path, tmp_path / "run")
+    forget(path, lambda state: state.pop("classes"))
+    evaluate(path, data_dir=renamed(home, tmp_path))
+    evaluated = read_run(path).evaluation["values"]["top1"]
+    assert evaluated == pytest.approx(last(path)["top1"])
+    resume(path, data_dir=str(home))
+    assert "label_names" not in export(path, tmp_path / "weights.safetensors")
+
+
+def test_another_order_of_the_same_names_is_mapped(numbered):
+    home, _ = numbered
+    source = data.load("folder", home, "test")
+    mapped = source.numbered_as(["2", "1", "10"])
+    assert mapped.classes == ("2", "1", "10")
+    assert [mapped.classes[i] for i in mapped.labels] == [source.classes[i] for i in source.labels]
+
+
+def test_a_run_in_another_order_is_judged_by_names(numbered, tmp_path):
+    home, path = numbered
+    path = shutil.copytree(path, tmp_path / "run")
+    forget(path, lambda state: state.update(classes=["2", "1", "10"]))
+    evaluate(path, data_dir=home)
+    trainer = Trainer(read_config(Run.open(path).config))
+    trainer.restore(Run.open(path).latest())
+    logits = torch.cat([logits for logits, _, _ in trainer._outputs(trainer.test_loader)])
+    order = ["2", "1", "10"].index
+    target = torch.tensor([order(trainer.classes[i]) for _, labels in trainer.test_loader for i in labels])
+    expected = (logits.argmax(1) == target).double().mean()
+    assert read_run(path).evaluation["values"]["top1"] == pytest.approx(float(expected))
+    with pytest.raises(ValueError, match="their order is another one"):
+        resume(path, data_dir=str(home))
+
+
+# --- weights of other classes ----------------------------------------------------------------------------
+
+
+def start(folder, **settings):
+    return Trainer(VisionConfig(**{**TINY, "data_dir": str(folder), **settings}))
+
+
+@pytest.fixture(scope="module")
+def thousand(tmp_path_factory):
+    """Weights of a model of a thousand classes."""
+    model = timm.create_model("test_resnet", num_classes=1000)
+    file = tmp_path_factory.mktemp("weights") / "thousand.pth"
+    torch.save(model.state_dict(), file)
+    return model.state_dict(), str(file)
+
+
+@pytest.mark.parametrize("settings", [{}, {"min_entropy": 0.3}])
+@pytest.mark.parametrize("way", ["checkpoint", "pretrained"])
+def test_the_last_layer_is_new_for_other_classes_and_it_is_said(settings, way, folder, thousand, monkeypatch):
+    weights, file = thousand
+    begin = {"checkpoint": file} if way == "checkpoint" else {"pretrained": True}
+    overlay = {"file": file, "num_classes": 1000}
+    monkeypatch.setattr(timm, "create_model", partial(timm.create_model, pretrained_cfg_overlay=overlay))
+    with pytest.warns(UserWarning, match="the last layer is new") as told:
+        trainer = start(folder, **begin, **settings)
+    assert len(told) == 1
+    for name, tensor in trainer.model.state_dict().items():
+        if name.startswith("fc."):
+            assert len(tensor) == 2
+        else:
+            assert torch.equal(tensor, weights[name])
+
+
+def test_weights_of_the_same_number_of_other_classes_have_a_new_last_layer(folder, numbered, tmp_path):
+    home = tmp_path / "animals"
+    for split in ("train", "test"):
+        for name, animal in (("1", "ant"), ("2", "bee"), ("10", "cat")):
+            shutil.copytree(numbered[0] / split / name, home / split / animal)
+    export(numbered[1], tmp_path / "weights.safetensors")
+    begin = {"checkpoint": str(tmp_path / "weights.safetensors")}
+    same = start(numbered[0], **begin)  # without a word
+    with pytest.warns(UserWarning, match="the last layer is new"):
+        other = start(home, **begin)
+    before, after = same.model.state_dict(), other.model.state_dict()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["fc.weight", "fc.bias"]
+
+
+def test_a_run_that_began_from_weights_goes_on_without_them(folder, thousand, tmp_path):
+    file = shutil.copy(thousand[1], tmp_path / "start.pth")
+    with pytest.warns(UserWarning, match="the last layer is new"):
+        path = run(folder, tmp_path, checkpoint=str(file), epochs=2)
+    assert "pretrained" not in read_run(path).config
+    os.remove(file)
+    shutil.rmtree(sorted((path / "checkpoints").iterdir())[-1])
+    evaluate(path)
+    trained(path)
+    resume(path)
+    assert last(path)["step"] == 2
+
+
+def test_a_switch_that_is_off_is_no_other_setting(folder, tmp_path):
+    """Runs of versions that did not know it are gone on with by the command that began them."""
+    settings = {**TINY, "data_dir": str(folder), "out": str(tmp_path)}
+    path = run(folder, tmp_path, out=str(tmp_path / "seed-0"))
+    assert "pretrained" not in read_run(path).config
+    assert list(with_seeds(VisionConfig(**settings), [0], derived=("num_classes",))) == [path]
+    with pytest.raises(ValueError, match=r"pretrained=None \(now True\)"):
+        with_seeds(VisionConfig(**settings, pretrained=True), [0], derived=("num_classes",))
+
+
+DAMAGED = {
+    "text.pth": b"these are no weights\n",
+    "text.safetensors": b"these are no weights\n",
+    "empty.pth": b"",
+    "cut.pth": lambda whole: whole[: len(whole) // 2],
+    "list.pth": [1, 2, 3],
+    "numbers.pth": {"fc.weight": 3},
+    "text.npz": b"these are no weights\n",
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_what_is_no_file_of_weights_is_refused_in_a_line(name, folder, thousand, tmp_path):
+    content, file = DAMAGED[name], tmp_path / name
+    if callable(content):
+        with open(thousand[1], "rb") as whole:
+            content = content(whole.read())
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        torch.save(content, file)
+    with pytest.raises(
+        ValueError, match=rf"checkpoint=\S*{name} (cannot be read as weights|does not fit)"
+    ) as error:
+        start(folder, checkpoint=str(file))
+    assert "\n" not in str(error.value)
+
+
+def test_a_directory_is_no_file_of_weights(folder, tmp_path):
+    with pytest.raises(ValueError, match="does not exist, or is no file"):
+        start(folder, checkpoint=str(tmp_path))
+
+
+def test_weights_that_cannot_be_fetched(folder, monkeypatch):
+    def fail(*_, pretrained=False, **__):
+        raise (OSError("no network\n at all") if pretrained else AssertionError)
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(ValueError, match=r"timm's weights for test_resnet .*no network at all.*--checkpoint"):
+        start(folder, pretrained=True)
+
+
+def test_batch_norm_needs_two_images(folder):
+    for settings in ({}, {"augmentation": "timm", "aug_splits": 2, "split_bn": True}):
+        expected = None if settings else "batch_size=1 is too small for the batch norm"
+        if expected:
+            with pytest.raises(ValueError, match=expected):
+                start(folder, batch_size=1, **settings)
+    for one in (
+        {"model": "test_vit"},
+        {"input_size": 64},
+    ):  # without batch norm, or with several places to average
+        trainer = start(folder, batch_size=1, **one)
+        assert len(trainer.train_loader) == 40
+
+
 # --- bad input -------------------------------------------------------------------------------------------
 
 
@@ -434,9 +659,22 @@ def test_a_corrupt_image_is_named_and_nothing_is_lost(damage, folder, tmp_path):
     with pytest.raises(ValueError, match=rf"^\S*/{broken.name} cannot be read as an image .* or remove it\n"):
         train(VisionConfig(**TINY, **settings))
     assert read_run(tmp_path / "again").status["state"] == "failed"
+    assert [line["step"] for line in read_run(tmp_path / "again").lines] == [0]  # nothing was trained
     broken.write_bytes(healthy)
     resume(tmp_path / "again")
     assert last(tmp_path / "again")["loss"] == last(path)["loss"]
+
+
+def test_all_corrupt_images_are_named_before_training(folder, tmp_path, monkeypatch):
+    home = shutil.copytree(folder, tmp_path / "images")
+    broken = sorted((home / "train" / "one").iterdir())[:8:3]
+    for file in broken:
+        file.write_bytes(file.read_bytes()[:-30])
+    monkeypatch.setattr(Trainer, "_train_epoch", lambda *_: pytest.fail("training began"))
+    with pytest.raises(ValueError, match=r"cannot be read as an image") as error:
+        run(home, tmp_path, epochs=2)
+    assert all(str(file) in str(error.value) for file in broken)
+    assert "\n" not in str(error.value)
 
 
 def test_an_image_that_another_process_could_not_read_is_named_as_well(folder, tmp_path):
@@ -446,8 +684,8 @@ def test_an_image_that_another_process_could_not_read_is_named_as_well(folder, t
     broken.write_bytes(b"no picture")
     script = f"""
 from pathlib import Path
-from entropyfloor.vision.config import VisionConfig
-from entropyfloor.vision.train import resume, train
+from entropyfloor.vision.config import RANGES, VisionConfig
+from entropyfloor.vision.train import read_config, resume, train
 settings = { ({**TINY, "workers": 1, "data_dir": str(home), "out": str(tmp_path / "run")})!r}
 for again in (lambda: train(VisionConfig(**settings)), lambda: resume(Path(settings["out"]))):
     try:
@@ -473,6 +711,17 @@ for again in (lambda: train(VisionConfig(**settings)), lambda: resume(Path(setti
         ),
         ({"model": "test_resnet_era"}, "name the plain model"),
         ({"batch_size": 64}, "40 images to train on are fewer than a batch of 64"),
+        ({"auto_augment": "rnd-m9", "augmentation": "timm"}, "auto_augment='rnd-m9' is no policy of timm"),
+        ({"auto_augment": "rand-mx", "augmentation": "timm"}, "auto_augment='rand-mx' is no policy of timm"),
+        ({"auto_augment": "rand-m9-foo", "augmentation": "timm"}, "'rand-m9-foo' is no policy of timm"),
+        ({"auto_augment": "3a-m9", "augmentation": "timm"}, "auto_augment='3a-m9' is no policy of timm"),
+        ({"optimiser": "sdg"}, "optimiser='sdg' cannot be built"),
+        ({"optimiser": "bnbadam"}, "optimiser='bnbadam' cannot be built"),
+        ({"optimiser": "adahessian"}, "optimiser='adahessian' needs second derivatives"),
+        (
+            {"aug_splits": 1000, "augmentation": "timm", "input_size": 16000},
+            r"a batch of 8000 images of 16000×16000 pixels takes [\d,.]+ GB",
+        ),
         ({"model": "resnet5000"}, "timm has no model 'resnet5000'"),
         ({"min_entropy": 0.9}, r"min_entropy=0\.9 nats is outside"),
         ({"temperature_floor": 0.9}, r"min_entropy=0\.9 must be above 0 and below log 2"),
@@ -527,11 +776,44 @@ def test_the_share_of_an_image_that_is_judged(settings, crop):
         ({"batch_size": 33, "mixup": 0.2}, "batch_size=33 must be even"),
         ({"ood": "digits"}, "ood='digits' is the dataset itself"),
         ({"epochs": "ten"}, "epochs='ten' must be one of int"),
+        ({"pretrained": True, "checkpoint": "x.pth"}, "two beginnings"),
+        *(
+            ({name: ""}, f"{name}='' says nothing")
+            for name in ("out", "data_dir", "checkpoint", "model", "recipe")
+        ),
     ],
 )
 def test_settings_that_cannot_be(settings, message):
     with pytest.raises(ValueError, match=message):
         VisionConfig(**settings)
+
+
+NUMBERS = [f.name for f in fields(VisionConfig) if type(f.default) in (int, float) or f.name in RANGES]
+OUTSIDE = {"crop": [0, 0.01, 1.01], "tau": [0, 2.7], "label_smoothing": [1.1], "min_entropy": [0]}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_that_cannot_be(name):
+    huge = [10**20] if get_type_hints(VisionConfig)[name] in (int, int | None) else []
+    for value in (math.nan, math.inf, -math.inf, -1, *huge, *OUTSIDE.get(name, [])):
+        with pytest.raises(ValueError, match=rf"^{name}={re.escape(str(value))} must be "):
+            VisionConfig(**{name: value})
+
+
+def test_an_allocation_that_fails_is_one_line(folder, monkeypatch, tmp_path):
+    for error in (
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError(),
+    ):
+        monkeypatch.setattr(Trainer, "_update", lambda *_, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(
+            RuntimeError, match="no memory for batch_size=8 and input_size=32, choose smaller ones"
+        ):
+            run(folder, tmp_path / type(error).__name__)
+    monkeypatch.setattr(Trainer, "_update", lambda *_: (_ for _ in ()).throw(RuntimeError("something else")))
+    with pytest.raises(RuntimeError, match=r"^something else"):
+        run(folder, tmp_path / "else")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(folder, tmp_path):
@@ -559,6 +841,75 @@ def test_a_directory_and_a_tar_file_of_it_are_the_same(folder, tmp_path):
             assert list(other.labels) == list(plain.labels)
             for i in range(len(plain.labels)):
                 assert np.array_equal(np.asarray(other.store.open(i)), np.asarray(plain.store.open(i)))
+
+
+def picture(place, value=0):
+    place.parent.mkdir(parents=True, exist_ok=True)
+    data.Image.new("L", (4, 4), value).save(place)
+
+
+@pytest.fixture
+def untidy(tmp_path):
+    """Two classes, with links to directories, hidden names at every depth, and other files."""
+    home = tmp_path / "untidy" / "train"
+    picture(home / "cat" / "deep" / "1.PNG")
+    picture(tmp_path / "elsewhere" / "more" / "2.png")
+    picture(home / "dog" / "3.png")
+    for hidden in (".thumbs/4.png", "cat/.ipynb_checkpoints/5.png", "cat/._1.png", "dog/deep/.x/y/6.png"):
+        picture(home / hidden)
+    (home / "cat" / "notes.txt").write_text("no picture")
+    return home
+
+
+def test_links_are_followed_and_hidden_names_are_left_out(untidy, tmp_path):
+    (untidy / "cat" / "linked").symlink_to(tmp_path / "elsewhere")
+    (untidy / "dog" / "round").symlink_to(untidy / "dog")  # which goes round for ever
+    source = data.load("folder", untidy.parent, "train")
+    assert source.classes == ("cat", "dog")
+    found = [str(path.relative_to(untidy)) for path in source.store.paths]
+    assert found == ["cat/deep/1.PNG", "cat/linked/more/2.png", "dog/3.png"]
+    assert source.labels == [0, 0, 1]
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_hidden_names_in_a_tar_file_are_left_out(both, untidy, tmp_path):
+    shutil.copytree(untidy / "cat" / "deep", untidy / "cat" / "cat")  # one class for both readings of a tar file
+    shutil.rmtree(untidy / "cat" / "deep")
+    with tarfile.open(tmp_path / ("all.tar" if both else "train.tar"), "w") as tar:
+        tar.add(untidy, "train" if both else ".")
+    source = data.load("folder", tmp_path / "all.tar" if both else tmp_path, "train")
+    assert source.classes == ("cat", "dog")
+    assert len(source.labels) == 2
+
+
+@pytest.mark.parametrize("place", ["directory", "both", "single"])
+def test_an_empty_class_is_named(place, untidy, tmp_path):
+    (untidy / "eel").mkdir()
+    (untidy / "emu").mkdir()
+    (untidy / "emu" / "notes.txt").write_text("no picture")
+    home = untidy.parent
+    if place != "directory":
+        home = tmp_path / ("all.tar" if place == "both" else "single")
+        if place == "single":
+            home.mkdir()
+        with tarfile.open(home if place == "both" else home / "train.tar", "w") as tar:
+            tar.add(untidy, "train" if place == "both" else ".")
+    with pytest.raises(ValueError, match=r"has no image in eel, emu"):
+        data.load("folder", home, "train")
+
+
+def test_images_that_are_not_read_are_counted(untidy):
+    for name in ("a.tga", "b.TGA", "c.pdf"):
+        (untidy / "cat" / name).write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"left out: 1 \.pdf, 2 \.tga"):
+        assert len(data.load("folder", untidy.parent, "train").labels) == 2
+
+
+def test_a_name_that_is_no_text_is_refused(untidy):
+    os.mkdir(os.fsencode(untidy) + b"/\xff")
+    shutil.copy(untidy / "dog" / "3.png", os.fsencode(untidy) + b"/\xff/1.png")
+    with pytest.raises(ValueError, match="a name that is no UTF-8"):
+        data.load("folder", untidy.parent, "train")
 
 
 def test_digits_are_all_there():

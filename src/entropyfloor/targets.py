@@ -190,6 +190,26 @@ def softmax_kappa_range(
     return _calibrated_kappa(int(num_classes), float(min_entropy), float(tau), inverse), top
 
 
+def softmax_kappa_table(
+    num_classes: int, min_entropy: float, tau: float, floor: str, inverse: str = "exact"
+) -> tuple[float, ...]:
+    """κ of Eq. 15 at probability 0 for each number of classes that a mask may leave (*ours*).
+
+    Where they are too few for the floor it is the κ at probability 1, which makes them equally likely.
+
+    Args:
+        num_classes: n, for which the floor must be within reach; otherwise as `softmax_kappa_range`.
+        min_entropy: Floor in nats.
+        tau: τ > e.
+        floor: `"paper"` or `"calibrated"`.
+        inverse: `"exact"` or `"paper"`.
+
+    Returns:
+        n + 1 values, for 0 to n classes.
+    """
+    return _kappa_table(int(num_classes), float(min_entropy), float(tau), floor, inverse)
+
+
 def calibrated_constant(num_classes: int, min_entropy: float, tau: float = 4.0) -> float:
     """The C of Eq. 15 whose least entropy over all logits is exactly `min_entropy` (*ours*)."""
     least, top = softmax_kappa_range(num_classes, min_entropy, tau, "calibrated")
@@ -273,6 +293,15 @@ def _calibrated_kappa(num_classes: int, min_entropy: float, tau: float, inverse:
         else:
             above = middle
     return math.exp(above)
+
+
+@cache
+def _kappa_table(num_classes: int, min_entropy: float, tau: float, floor: str, inverse: str) -> tuple[float, ...]:
+    _, top = softmax_kappa_range(num_classes, min_entropy, tau, floor, inverse)
+    shift = 1 + math.log(top) if floor == "paper" else 0.0
+    fewest = next(m for m in range(2, num_classes + 1) if min_entropy < math.log(m) + shift)
+    reached = [softmax_kappa_range(m, min_entropy, tau, floor, inverse)[0] for m in range(fewest, num_classes + 1)]
+    return (*[top] * fewest, *reached)
 
 
 def _one_hot_entropy(num_classes: int, gap: float) -> float:

@@ -9,7 +9,7 @@ outside the graph and carry the derivative of the implicit function theorem; tha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -22,7 +22,7 @@ from jax.scipy.special import logsumexp
 from entropyfloor import targets
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
 
 __all__ = [
     "clamped_share",
@@ -301,11 +301,17 @@ def era_softmax(
     floor: Literal["calibrated", "paper"] = "calibrated",
     inverse: Literal["exact", "paper"] = "exact",
     dim: int = -1,
+    mask: Bool[Array, "..."] | None = None,
 ) -> Float[Array, "..."]:
     """Logits whose softmax has entropy ≥ `min_entropy` (Eq. 15). The argmax is kept.
 
     `z'_i = h⁻¹(κ_i)` with `κ_i = κ_0 + (T - κ_0) softmax(z)_i`, `T = log τ / τ`, `h(x) = -x eˣ` on (-∞, -1].
     This is Eq. 15 with its two terms gathered so that neither cancels in float32.
+
+    A logit of -inf counts as a very small one: under a floor its class keeps a probability. To exclude classes,
+    such as illegal actions, give `mask` (*ours*): they get -inf, and the others what they would get alone. Where
+    so few are left that the floor is out of reach, these are equally likely, the most entropy there is.
+    +inf and NaN make their row NaN, as in any softmax. Gradients are finite where logits are finite or -inf.
 
     Args:
         logits: Network output z, n classes along `dim`.
@@ -315,16 +321,39 @@ def era_softmax(
             printed, whose least entropy is far above it.
         inverse: `"exact"`: the lower Lambert branch. `"paper"`: its approximation in the paper.
         dim: The axis of classes.
+        mask: Which classes are allowed, broadcastable to `logits`; None for all. Where none is, all get -inf.
 
     Returns:
         z', shaped as `logits`; take its softmax as usual.
 
     Raises:
-        ValueError: n < 2, an infeasible floor, τ ≤ e, an unknown option, integer input.
+        ValueError: n < 2, an infeasible floor, τ ≤ e, an unknown option, integer input, a mask that is no
+            booleans or of another shape.
     """
     logits = _floating(logits, "logits")
-    least, top = targets.softmax_kappa_range(logits.shape[dim], min_entropy, tau, floor, inverse)
-    kappa = jax.nn.softmax(logits, dim) * (top - least) + least
+    options = logits.shape[dim], min_entropy, tau, floor, inverse
+    if mask is not None:
+        return _masked_era_softmax(logits, mask, targets.softmax_kappa_table(*options), inverse, dim)
+    least, top = targets.softmax_kappa_range(*options)
+    return _inverse(jax.nn.softmax(logits, dim) * (top - least) + least, inverse)
+
+
+def _masked_era_softmax(logits: Array, mask: Array, table: tuple[float, ...], inverse: str, dim: int) -> Array:
+    """With κ at probability 0 for each number of allowed classes; for none of them it is that at probability 1."""
+    if mask.dtype != jnp.bool_:
+        raise ValueError(f"mask has dtype {mask.dtype}: pass booleans, True for classes that are allowed")
+    sizes = zip(mask.shape[::-1], logits.shape[::-1], strict=False)
+    if mask.ndim > logits.ndim or any(size not in (1, whole) for size, whole in sizes):
+        raise ValueError(f"mask {mask.shape} must be of the shape of logits, {logits.shape}, or broadcast to it")
+    mask = jnp.broadcast_to(mask, logits.shape)
+    least, top = _constant(table, logits)[mask.sum(dim, keepdims=True)], table[0]
+    # Finite numbers for what is masked, here and below: a row without any class has gradients of 0, not NaN.
+    share = jax.nn.softmax(jnp.where(mask, logits, jnp.finfo(logits.dtype).min), dim)
+    return jnp.where(mask, _inverse(share * (top - least) + least, inverse), -jnp.inf)
+
+
+def _inverse(kappa: Array, inverse: str) -> Array:
+    """h⁻¹ of Eq. 15."""
     if inverse == "exact":
         return _inverse_kappa(kappa)
     log_kappa = jnp.log(kappa)
@@ -508,7 +537,7 @@ def _gaussian_gap(
     return gap.clip(max=0.0) if clamp and isinstance(gap, Array) else gap
 
 
-def _constant(values: list[float], like: Array) -> Array:
+def _constant(values: Sequence[float], like: Array) -> Array:
     return jnp.asarray(values, like.dtype)
 
 

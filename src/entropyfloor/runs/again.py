@@ -49,7 +49,12 @@ def check_same(path: Path, settings: Mapping[str, Any]) -> None:
     if not is_begun(path):
         return
     before = read_config(path)
-    other = {name: now for name, now in settings.items() if name != "out" and before.get(name) != now}
+    # A switch that the version before did not know was off.
+    other = {
+        name: now
+        for name, now in settings.items()
+        if name != "out" and before.get(name, False if now is False else None) != now
+    }
     if not other:
         return
     way = "give the same settings, or another --out"

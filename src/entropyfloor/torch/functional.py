@@ -10,6 +10,7 @@ derivative is of first order.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -314,11 +315,17 @@ def era_softmax(
     floor: Literal["calibrated", "paper"] = "calibrated",
     inverse: Literal["exact", "paper"] = "exact",
     dim: int = -1,
+    mask: Bool[Tensor, "..."] | None = None,
 ) -> Float[Tensor, "..."]:
     """Logits whose softmax has entropy ≥ `min_entropy` (Eq. 15). The argmax is kept.
 
     `z'_i = h⁻¹(κ_i)` with `κ_i = κ_0 + (T - κ_0) softmax(z)_i`, `T = log τ / τ`, `h(x) = -x eˣ` on (-∞, -1].
     This is Eq. 15 with its two terms gathered so that neither cancels in float32.
+
+    A logit of -inf counts as a very small one: under a floor its class keeps a probability. To exclude classes,
+    such as illegal actions, give `mask` (*ours*): they get -inf, and the others what they would get alone. Where
+    so few are left that the floor is out of reach, these are equally likely, the most entropy there is.
+    +inf and NaN make their row NaN, as in any softmax. Gradients are finite where logits are finite or -inf.
 
     Args:
         logits: Network output z, n classes along `dim`.
@@ -328,27 +335,51 @@ def era_softmax(
             printed, whose least entropy is far above it.
         inverse: `"exact"`: the lower Lambert branch. `"paper"`: its approximation in the paper.
         dim: The axis of classes.
+        mask: Which classes are allowed, broadcastable to `logits`; None for all. Where none is, all get -inf.
 
     Returns:
         z', shaped as `logits`; take its softmax as usual.
 
     Raises:
-        ValueError: n < 2, an infeasible floor, τ ≤ e, an unknown option, integer input.
+        ValueError: n < 2, an infeasible floor, τ ≤ e, an unknown option, integer input, a mask that is no
+            booleans or of another shape.
     """
     logits = _floating(logits, "logits")
-    least, top = _softmax_kappa_range(
-        logits.shape[dim], guard_scalar(min_entropy), guard_scalar(tau), floor, inverse
-    )
-    kappa = logits.softmax(dim) * (top - least) + least
+    options = logits.shape[dim], guard_scalar(min_entropy), guard_scalar(tau), floor, inverse
+    if mask is not None:
+        return _masked_era_softmax(logits, mask, _softmax_kappa_table(*options), inverse, dim)
+    least, top = _softmax_kappa_range(*options)
+    return _inverse(logits.softmax(dim) * (top - least) + least, inverse)
+
+
+def _masked_era_softmax(logits: Tensor, mask: Tensor, table: tuple[float, ...], inverse: str, dim: int) -> Tensor:
+    """With κ at probability 0 for each number of allowed classes; for none of them it is that at probability 1."""
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask has dtype {mask.dtype}: pass booleans, True for classes that are allowed")
+    sizes = zip(mask.shape[::-1], logits.shape[::-1], strict=False)
+    if mask.ndim > logits.ndim or any(size not in (1, whole) for size, whole in sizes):
+        raise ValueError(
+            f"mask {tuple(mask.shape)} must be of the shape of logits, {tuple(logits.shape)}, or broadcast to it"
+        )
+    mask = mask.expand(logits.shape)
+    least, top = _constant(table, logits)[mask.sum(dim, keepdim=True)], table[0]
+    # Finite numbers for what is masked, here and below: a row without any class has gradients of 0, not NaN.
+    share = torch.where(mask, logits, torch.finfo(logits.dtype).min).softmax(dim)
+    return torch.where(mask, _inverse(share * (top - least) + least, inverse), -torch.inf)
+
+
+def _inverse(kappa: Tensor, inverse: str) -> Tensor:
+    """h⁻¹ of Eq. 15."""
     if inverse == "exact":
-        return _InverseKappa.apply(kappa)
-    log_kappa = kappa.log()
-    return 0.75 * log_kappa - 0.25 - torch.sqrt(2 * (-1 - log_kappa).clamp(min=torch.finfo(kappa.dtype).eps))
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]  # hints lack it
+        return _inverse_in_script(kappa) if tracing else _InverseKappa.apply(kappa)
+    return _inverse_kappa_paper(kappa)
 
 
 # A constant to compilers: solved once per (n, floor, τ) and cached in `targets`. `guard_scalar` above keeps its
 # arguments from turning into symbols when they change between calls.
 _softmax_kappa_range = torch.compiler.assume_constant_result(targets.softmax_kappa_range)
+_softmax_kappa_table = torch.compiler.assume_constant_result(targets.softmax_kappa_table)
 
 
 class _InverseKappa(torch.autograd.Function):
@@ -358,18 +389,7 @@ class _InverseKappa(torch.autograd.Function):
 
     @staticmethod
     def forward(kappa: Tensor) -> Tensor:
-        # With x = -1 - y: y - log(1 + y) = t. The start, from the two ends y ≈ √(2t) + ⅔t and y ≈ t + log t,
-        # is good to 0.3 %; one Halley step then reaches single precision, a second one double.
-        # In place, because at a thousand classes allocation costs more than arithmetic.
-        t = (-1 - kappa.log()).clamp(min=torch.finfo(kappa.dtype).eps)
-        root = (2 * t).sqrt_()
-        bend = 0.173 * root
-        y = (bend + 2 / 3).mul_(t).div_(bend.add_(1)).add_(root)
-        for _ in range(2 if kappa.dtype == torch.float64 else 1):
-            residual = y.log1p().neg_().add_(y).sub_(t)
-            # Halley: f' = y/(1+y), f'' = 1/(1+y)²
-            y.sub_((1 + y).mul_(y).mul_(residual).mul_(2).div_((2 * y).mul_(y).sub_(residual)))
-        return y.neg_().sub_(1)
+        return _inverse_kappa(kappa)
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:  # noqa: ARG004
@@ -379,6 +399,48 @@ class _InverseKappa(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return grad * torch.exp(-x) / (-1 - x)
+
+
+# The rest is in the part of Python that `torch.jit.script` knows, which has neither `torch.finfo` nor our shapes.
+
+
+def _inverse_kappa(kappa: Tensor) -> Tensor:
+    # With x = -1 - y: y - log(1 + y) = t. The start, from the two ends y ≈ √(2t) + ⅔t and y ≈ t + log t,
+    # is good to 0.3 %; one Halley step then reaches single precision, a second one double.
+    # In place, because at a thousand classes allocation costs more than arithmetic.
+    t = (-1 - kappa.log()).clamp(min=_eps(kappa))
+    root = (2 * t).sqrt_()
+    bend = 0.173 * root
+    y = (bend + 2 / 3).mul_(t).div_(bend.add_(1)).add_(root)
+    for _ in range(2 if kappa.dtype == torch.float64 else 1):
+        residual = y.log1p().neg_().add_(y).sub_(t)
+        # Halley: f' = y/(1+y), f'' = 1/(1+y)²
+        y.sub_((1 + y).mul_(y).mul_(residual).mul_(2).div_((2 * y).mul_(y).sub_(residual)))
+    return y.neg_().sub_(1)
+
+
+def _inverse_kappa_paper(kappa: Tensor) -> Tensor:
+    """The paper's approximation of h⁻¹(κ), below Eq. 15."""
+    log_kappa = kappa.log()
+    return 0.75 * log_kappa - 0.25 - torch.sqrt(2 * (-1 - log_kappa).clamp(min=_eps(kappa)))
+
+
+def _inverse_in_script(kappa: Tensor) -> Tensor:
+    """`_InverseKappa` with the same value and first derivative, where no Python object can be written down."""
+    x = _inverse_kappa(kappa.detach())
+    return x + (kappa - kappa.detach()) * (torch.exp(-x) / (-1 - x))
+
+
+def _eps(x: Tensor) -> float:
+    return 2.220446049250313e-16 if x.dtype == torch.float64 else 1.1920928955078125e-07
+
+
+def _era_softmax_in_script(logits: Tensor, least: float, top: float, inverse: str) -> Tensor:
+    """`era_softmax` on the last axis, with the ends of κ given."""
+    if logits.dtype == torch.float16 or logits.dtype == torch.bfloat16:  # scripts know no `in`
+        logits = logits.float()
+    kappa = logits.softmax(-1) * (top - least) + least
+    return _inverse_in_script(kappa) if inverse == "exact" else _inverse_kappa_paper(kappa)
 
 
 # --- token ERA (language models; PyTorch only) -----------------------------------------------------------
@@ -909,7 +971,7 @@ def _implicit(value: Tensor, *slopes: tuple[Tensor, Tensor]) -> Tensor:
     return value
 
 
-def _constant(values: list[float], like: Tensor) -> Tensor:
+def _constant(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device)
 
 

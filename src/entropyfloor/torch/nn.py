@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 import torch.fx
 from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]  # hints lack it
 
 from entropyfloor import targets
 from entropyfloor.torch import functional as F
@@ -175,9 +176,21 @@ class ERASoftmax(nn.Module):
         self.num_classes, self.min_entropy = num_classes, min_entropy
         self.tau, self.floor, self.inverse = tau, floor, inverse
 
-    def forward(self, logits: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
-        """Logits with the floor under them."""
-        return _floored(logits, self.num_classes, self.min_entropy, self.tau, self.floor, self.inverse)
+    def forward(self, logits: Tensor) -> Tensor:  # `torch.jit.script` knows no shapes
+        """Logits `[*batch, n]` with the floor under them."""
+        if is_scripting():
+            if logits.size(-1) != self.num_classes:
+                raise ValueError(f"input ends in {logits.size(-1)}, not in num_classes={self.num_classes}")
+            least, top = self._kappa_range
+            return F._era_softmax_in_script(logits, least, top, self.inverse)
+        else:  # noqa: RET505  # what a script leaves out has to stand in a branch
+            return _floored(logits, self.num_classes, self.min_entropy, self.tau, self.floor, self.inverse)
+
+    def __prepare_scriptable__(self) -> Self:
+        """What a script cannot solve for; `torch.jit.script` calls this."""
+        fields = self.num_classes, self.min_entropy, self.tau, self.floor, self.inverse
+        self._kappa_range = targets.softmax_kappa_range(*fields)
+        return self
 
     def extra_repr(self) -> str:
         """The fields that decide the output."""
@@ -206,9 +219,9 @@ class ERALinear(nn.Linear):
         super().__init__(in_features, out_features, bias=bias, **placement)
         self.activation = activation
 
-    def forward(self, input: Float[Tensor, "*batch i"]) -> Float[Tensor, "*batch n"]:  # noqa: A002
-        """Logits with the floor under them."""
-        return self.activation(super().forward(input))
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Logits `[*batch, n]` with the floor under them, of features `[*batch, i]`."""
+        return self.activation(nn.functional.linear(input, self.weight, self.bias))
 
 
 class ResidualEntropy(nn.Module):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from entropyfloor.runs.settings import COUNT, NATURAL, POSITIVE, SEED, SHARE, Range, check
+from entropyfloor.runs.settings import NATURAL, POSITIVE, SEED, SHARE, Range, check
 from entropyfloor.vision.data import Augmentation
 
 DatasetName = Literal["cifar10", "cifar100", "digits", "folder"]
@@ -14,13 +15,19 @@ Precision = Literal["no", "bf16", "fp16"]
 
 NATIVE_SIZE = {"cifar10": 32, "cifar100": 32, "digits": 32, "folder": 224}
 """Pixels of a side, unless something else was said; digits of 8×8 are enlarged, as models halve them often."""
+WHOLE = 2**31 - 1
+"""The largest whole number that everything which counts with it can hold."""
 RANGES = {
-    **dict.fromkeys(("epochs", "batch_size", "input_size", "checkpoint_every"), COUNT),
-    **dict.fromkeys(("workers", "weight_decay", "warmup_epochs", "confidence_penalty", "focal_gamma"), NATURAL),
-    **dict.fromkeys(("mixup", "cutmix", "aug_splits", "threads", "jsd"), NATURAL),
-    **dict.fromkeys(("label_smoothing", "dropout", "erase", "ema", "crop", "momentum"), SHARE),
+    **dict.fromkeys(("epochs", "batch_size", "checkpoint_every"), Range(1, WHOLE, "at least 1 and below 2**31")),
+    "input_size": Range(1, 2**14, "between 1 and 16384"),
+    "warmup_epochs": Range(0, WHOLE, "at least 0 and below 2**31"),
+    **dict.fromkeys(("workers", "threads", "aug_splits"), Range(0, 1024, "between 0 and 1024")),
+    **dict.fromkeys(("weight_decay", "confidence_penalty", "focal_gamma", "mixup", "cutmix", "jsd"), NATURAL),
+    **dict.fromkeys(("label_smoothing", "dropout", "erase", "ema", "momentum"), SHARE),
     **dict.fromkeys(("learning_rate", "min_entropy", "temperature_floor", "clip_grad"), POSITIVE),
-    "num_classes": Range(2, 2**31, "at least 2"),
+    "crop": Range(0.1, 1, "between 0.1 and 1"),
+    "tau": Range(math.e, math.inf, "finite and above e = 2.71828…", open=True),
+    "num_classes": Range(2, WHOLE, "at least 2 and below 2**31"),
     "seed": SEED,
 }
 
@@ -115,7 +122,10 @@ class VisionConfig:
     compile: bool = False
     """Through `torch.compile`."""
     checkpoint: str | None = None
-    """Weights to start from, as timm reads them; those of the plain model fit the floored one."""
+    """Weights to start from, as timm reads them; those of the plain model fit the floored one. The last layer is
+    new where they are of other classes."""
+    pretrained: bool = False
+    """Start from timm's weights for the model, with a new last layer for other classes than theirs."""
 
     ood: Literal["cifar10", "cifar100", "digits", "folder"] | None = None
     """A dataset of other things, whose test images the model should be unsure of."""
@@ -130,6 +140,10 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         check(self, RANGES)
+        if empty := [field.name for field in fields(self) if getattr(self, field.name) == ""]:
+            raise ValueError(f"{empty[0]}='' says nothing: give a value, or leave it out")
+        if self.pretrained and self.checkpoint is not None:
+            raise ValueError(f"pretrained and checkpoint={self.checkpoint} are two beginnings: choose one")
         if self.min_entropy is not None and self.temperature_floor is not None:
             raise ValueError("min_entropy and temperature_floor are two floors: choose one")
         if self.batch_size % 2 and (self.mixup or self.cutmix):
@@ -161,6 +175,10 @@ class VisionConfig:
         home = str(data_dir or self.data_dir)
         others = home if self.ood_dir == self.data_dir else self.ood_dir
         return replace(self, data_dir=home, ood_dir=others if ood_dir is None else str(ood_dir), **changes)
+
+    def restarted(self) -> VisionConfig:
+        """The same run without the weights that it began with: those of its checkpoint take their place."""
+        return replace(self, checkpoint=None, pretrained=False)
 
     @property
     def label(self) -> str:

@@ -6,9 +6,13 @@ A `Source` has names of classes, labels, and opens images. What is done to an im
 from __future__ import annotations
 
 import io
+import os
+import re
 import tarfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -21,9 +25,9 @@ from torch.utils.data import Dataset
 from torchvision import datasets, transforms
 
 from entropyfloor.extras import require
+from entropyfloor.vision.images import OTHER_SUFFIXES, SUFFIXES, open_image, to_rgb
 
 Augmentation = Literal["none", "light", "timm"]
-SUFFIXES = frozenset(Image.registered_extensions())
 SPLITS = {"train": ("train", "training"), "test": ("test", "val", "validation")}
 """What the folders of a dataset may be called."""
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
@@ -67,7 +71,7 @@ class Files:
 
     def open(self, index: int) -> Image.Image:
         """One of them."""
-        return Image.open(self.paths[index])
+        return open_image(self.paths[index])
 
     def name(self, index: int) -> str:
         """By its path."""
@@ -87,7 +91,7 @@ class Tar:
         _, position, size = self.members[index]
         with self.path.open("rb") as file:
             file.seek(position)
-            return Image.open(io.BytesIO(file.read(size)))
+            return open_image(io.BytesIO(file.read(size)))
 
     def name(self, index: int) -> str:
         """By its name inside."""
@@ -99,9 +103,42 @@ class Source:
     """Images with labels."""
 
     classes: tuple[str, ...]
+    """Names, in the order of the labels."""
     labels: Sequence[int]
     store: Store
     statistics: Statistics = IMAGENET
+
+    def numbered_as(self, classes: Sequence[str]) -> Source:
+        """The same images, labelled by the order of `classes`.
+
+        Raises:
+            ValueError: The names are not the same; the message says which ones.
+        """
+        if set(classes) != set(self.classes):
+            unlike = difference(classes, self.classes)
+            raise ValueError(f"the classes of the images are not those of the run: {unlike}")
+        number = {name: i for i, name in enumerate(classes)}
+        return replace(self, classes=tuple(classes), labels=[number[self.classes[i]] for i in self.labels])
+
+    def read(self, index: int, *, fast: bool = False) -> Image.Image:
+        """One of the images in mode RGB.
+
+        Args:
+            index: Which one.
+            fast: Decode JPEG to an eighth of its size, which is enough to find out whether it is damaged.
+
+        Raises:
+            UnreadableImageError: The file is no image that can be read; the message names it.
+        """
+        try:
+            with self.store.open(index) as image:
+                if fast:
+                    image.draft(image.mode, (1, 1))
+                return to_rgb(image)
+        except Exception as error:  # its kind is up to the format
+            raise UnreadableImageError(
+                f"{self.store.name(index)} cannot be read as an image ({error}): repair or remove it"
+            ) from None
 
 
 class UnreadableImageError(ValueError):
@@ -129,13 +166,25 @@ class Images(Dataset[tuple[Any, int]]):
         Raises:
             UnreadableImageError: The file is no image that can be read; the message names it.
         """
+        return self.transform(self.source.read(index)), self.source.labels[index]
+
+
+class Faults(Dataset[str]):
+    """What keeps each image of a source from being read: a message, or nothing."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source.labels)
+
+    def __getitem__(self, index: int) -> str:
+        """The message, empty for a healthy image."""
         try:
-            image = self.source.store.open(index).convert("RGB")
-        except Exception as error:  # its kind is up to the format
-            raise UnreadableImageError(
-                f"{self.source.store.name(index)} cannot be read as an image ({error}): repair or remove it"
-            ) from None
-        return self.transform(image), self.source.labels[index]
+            self.source.read(index, fast=True)
+        except UnreadableImageError as error:
+            return str(error)
+        return ""
 
 
 # --- sources ---------------------------------------------------------------------------------------------
@@ -205,40 +254,93 @@ def _folder(root: Path, split: str) -> Source:
 
 
 def _directory(home: Path) -> Source:
-    files = sorted(path for path in home.glob("*/**/*") if path.suffix.lower() in SUFFIXES)
-    classes, labels = _labelled([path.relative_to(home).parts[0] for path in files], home)
-    return Source(classes, labels, Files(files))
+    """Class directories, in which images lie at any depth; links are followed, hidden names are left out."""
+    folders = [entry.name for entry in os.scandir(home) if entry.is_dir() and not _is_hidden([entry.name])]
+    files = sorted(_images(path for name in folders for path in _files_below(home / name)))
+    names = [path.relative_to(home).parts[0] for path in files]
+    return _labelled(names, folders, home, lambda: Files(files))
+
+
+def _files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Files that are not hidden, in no order. A link to a directory that it lies in is not followed for ever."""
+    real = folder.resolve()
+    if real in above:
+        return
+    for entry in os.scandir(folder):
+        if not _is_hidden([entry.name]):
+            if entry.is_dir():
+                yield from _files_below(folder / entry.name, above | {real})
+            else:
+                yield folder / entry.name
 
 
 def _tar(path: Path, names: Sequence[str] = ()) -> Source:
     """Class directories in an uncompressed tar file; of both splits, those below one of `names`."""
     try:
         with tarfile.open(path, "r:") as tar:
-            members = [m for m in tar if m.isfile() and Path(m.name).suffix.lower() in SUFFIXES]
+            members = {Path(m.name): m for m in tar if not _is_hidden(Path(m.name).parts)}
     except tarfile.TarError as error:
         raise ValueError(f"{path} cannot be read as an uncompressed tar file: {error}") from None
-    below = [(_class(Path(m.name).parts[:-1], names), m) for m in members]
-    found = sorted((m.name, label, m) for label, m in below if label is not None)
-    if names and not found:  # all of it would be the training images too
+    files = _images(file for file, m in members.items() if m.isfile() and _class(file.parent, names))
+    if names and not files:  # all of it would be the training images too
         raise ValueError(f"{path} has no directory {' or '.join(names)} with class directories below it")
-    classes, labels = _labelled([label for _, label, _ in found], path)
-    return Source(classes, labels, Tar(path, [(name, m.offset_data, m.size) for name, _, m in found]))
+    files.sort(key=lambda file: members[file].name)
+    used = {folder for file in files for folder in file.parents}
+    classes = {file.parent for file in files}  # whose empty subdirectories are no classes
+    empty = (f for f, m in members.items() if m.isdir() and f not in used and f.parent not in classes)
+    folders = [_class(folder, names) for folder in empty]
+    places = [(members[file].name, members[file].offset_data, members[file].size) for file in files]
+    labels = [str(_class(file.parent, names)) for file in files]
+    return _labelled(labels, [name for name in folders if name], path, lambda: Tar(path, places))
 
 
-def _class(parts: Sequence[str], names: Sequence[str]) -> str | None:
+def _class(folder: Path, names: Sequence[str]) -> str | None:
     """The directory below one of `names`, or the last one where there are no names; None if there is none."""
     if not names:
-        return parts[-1] if parts else None
-    place = next((i for i, part in enumerate(parts) if part in names), len(parts))
-    return parts[place + 1] if place + 1 < len(parts) else None
+        return folder.name or None
+    place = next((i for i, part in enumerate(folder.parts) if part in names), len(folder.parts))
+    return folder.parts[place + 1] if place + 1 < len(folder.parts) else None
 
 
-def _labelled(names: Sequence[str], where: Path) -> tuple[tuple[str, ...], list[int]]:
+def _is_hidden(parts: Sequence[str]) -> bool:
+    """Whether a name begins with a dot, as those of thumbnails, notebooks and macOS do."""
+    return any(part.startswith(".") for part in parts)
+
+
+def _images(files: Iterator[Path]) -> list[Path]:
+    """Those whose names end as images do; images that are not read are warned of."""
+    kinds: dict[Path, str] = {file: file.suffix.lower() for file in files}
+    if others := Counter(kind for kind in kinds.values() if kind in OTHER_SUFFIXES):
+        told = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+        warnings.warn(f"files of formats that are not read are left out: {told}", stacklevel=2)
+    return [file for file, kind in kinds.items() if kind in SUFFIXES]
+
+
+def _labelled(names: Sequence[str], folders: Sequence[str], where: Path, store: Callable[[], Store]) -> Source:
+    """A source of images whose classes are `names`; `folders` are names that images should have."""
     if not names:
         raise ValueError(f"{where} has no image in a class directory: it must look like {where}/cat/1.png")
+    if empty := sorted(set(folders) - set(names)):
+        raise ValueError(f"{where} has no image in {listed(empty)}: add some, or remove the empty directories")
     classes = tuple(sorted(set(names)))
+    try:
+        "".join(classes).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a class directory of {where} has a name that is no UTF-8: {error}") from None
     number = {name: i for i, name in enumerate(classes)}
-    return classes, [number[name] for name in names]
+    return Source(classes, [number[name] for name in names], store())
+
+
+def difference(before: Sequence[str], now: Sequence[str]) -> str:
+    """Which names of classes are missing and which are new, in words; nothing where they are the same."""
+    lost, new = sorted(set(before) - set(now)), sorted(set(now) - set(before))
+    told = [f"{listed(names)} {what}" for names, what in ((lost, "missing"), (new, "new")) if names]
+    return " and ".join(told) or ("" if tuple(before) == tuple(now) else "their order is another one")
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first of many names."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 # --- preparation -----------------------------------------------------------------------------------------
@@ -280,6 +382,9 @@ def training_set(
             timm's: random resized crop, flip, and colour jitter or `auto_augment`.
         auto_augment: A policy of timm, such as `rand-m9-mstd0.5-inc1`.
         splits: Copies of each image in a batch, the first one clean (AugMix); 0 for one.
+
+    Raises:
+        ValueError: timm has no such policy.
     """
     if augmentation != "timm":
         light = [transforms.RandomCrop(input_size, padding=input_size // 8), transforms.RandomHorizontalFlip()]
@@ -291,7 +396,17 @@ def training_set(
         "separate": splits > 0,
         "normalize": False,
     }
-    images = Images(source, create_transform(input_size, is_training=True, interpolation="random", **options))
+    try:
+        _, *parts = (auto_augment or "").split("-")
+        if not all(re.fullmatch(r"[a-z]+\d+(\.\d+)?", part) for part in parts):  # which timm would ignore
+            raise ValueError(auto_augment)
+        transform = create_transform(input_size, is_training=True, interpolation="random", **options)
+    except (AssertionError, ValueError):
+        raise ValueError(
+            f"auto_augment={auto_augment!r} is no policy of timm: name one such as rand-m9-mstd0.5-inc1, "
+            "augmix-m3-w3, 3a or original"
+        ) from None
+    images = Images(source, transform)
     return AugMixDataset(images, num_splits=splits) if splits else images
 
 

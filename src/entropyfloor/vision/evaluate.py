@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from entropyfloor.runs import Run
-from entropyfloor.vision import metrics
+from entropyfloor.vision import memory, metrics
 from entropyfloor.vision.config import DatasetName
 from entropyfloor.vision.train import read_config
-from entropyfloor.vision.trainer import Trainer
+from entropyfloor.vision.trainer import Trainer, recorded_classes
 
 _SHOWN = {
     "top1": ("top-1", 100, "%"),
@@ -39,15 +39,16 @@ def evaluate(
         nothing of other seeds, and the least entropy beside the floor.
 
     Raises:
-        ValueError: No run, no checkpoint, or the data is not there.
+        ValueError: No run, no checkpoint, or the data is not there, or has other classes than the run.
     """
     run = Run.open(path)
     checkpoint = run.trained()
     config = read_config(run.config)
-    # The weights that it began with have been trained on.
-    trainer = Trainer(config.moved(data_dir, ood_dir, ood=ood or config.ood, checkpoint=None))
+    config = config.restarted().moved(data_dir, ood_dir, ood=ood or config.ood)
+    trainer = Trainer(config, recorded_classes(checkpoint))
     trainer.restore(checkpoint)
-    judged = trainer.judge()
+    with memory.told(trainer.config):
+        judged = trainer.judge()
     predictions, _ = judged
     values, intervals = metrics.summarise(*judged), metrics.intervals(*judged)
     edges, counts = metrics.entropy_histogram(predictions.entropy, int(trainer.config.num_classes or 0))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from entropyfloor.runs import Run, files
+from entropyfloor.runs import Checkpoint, Run, files
 from entropyfloor.torch.checkpoint import tensors_below
-from entropyfloor.vision.model import build_model, load_weights, plain_model
+from entropyfloor.vision.model import LABEL_NAMES, build_model, load_weights, plain_model
 from entropyfloor.vision.train import read_config
+from entropyfloor.vision.trainer import recorded_classes
 
 
 def trained(path: Path | str) -> nn.Module:
@@ -32,23 +34,25 @@ def trained(path: Path | str) -> nn.Module:
     path = Path(path)
     run = Run.open(path)
     # Without what only training has: the weights it began with, and batch norms of its own for copies of images.
-    config = replace(read_config(run.config), checkpoint=None, split_bn=False)
+    config = replace(read_config(run.config).restarted(), split_bn=False)
     model, output = build_model(config)
-    load_weights(model, _weights(run, average=bool(config.ema)), str(path))
+    load_weights(model, _weights(run.trained(), average=bool(config.ema)), str(path))
     return (model if isinstance(output, nn.Identity) else nn.Sequential(model, output)).eval()
 
 
 def export(path: Path | str, out: Path | str) -> str:
     """Write the weights of a run's classifier where plain timm can read them.
 
-    A floor has no parameters, so the weights are those of the plain model; the file says how the floor was.
+    A floor has no parameters, so the weights are those of the plain model; the metadata of the file say how the
+    floor was, and as JSON under `label_names` what the classes are called, in the order of the outputs. timm reads
+    no metadata, and sorts class directories in an order of its own: its datasets need the `class_map`.
 
     Args:
         path: A run directory.
         out: A file that ends in .safetensors.
 
     Returns:
-        The line of Python that loads it, and the one that gives it its floor.
+        Lines of Python: what loads it, what gives it its floor, and what numbers the classes for timm.
 
     Raises:
         ValueError: No run of a classifier, no checkpoint, or a file that ends otherwise.
@@ -58,11 +62,15 @@ def export(path: Path | str, out: Path | str) -> str:
         raise ValueError(f"out={out} must end in .safetensors: by this timm knows how to read it")
     run = Run.open(path)
     config = read_config(run.config)
-    weights = _weights(run, average=bool(config.ema))
+    checkpoint = run.trained()
+    weights = _weights(checkpoint, average=bool(config.ema))
     model, options = plain_model(config)
     load_weights(model, weights, str(path))  # if they fit here, they fit elsewhere
     names = ("model", "num_classes", "input_size", "dataset", "min_entropy", "floor", "tau", "inverse")
     settings = {name: str(getattr(config, name)) for name in names}
+    classes = recorded_classes(checkpoint)
+    if classes is not None:
+        settings[LABEL_NAMES] = json.dumps(classes)
     out.parent.mkdir(parents=True, exist_ok=True)
     files.replace(out, save(weights, {"format": "pt", **settings}))
     told = ", ".join(f"{name}={value}" for name, value in options.items())
@@ -70,10 +78,13 @@ def export(path: Path | str, out: Path | str) -> str:
     if config.min_entropy is not None:
         floor = f"floor={config.floor!r}, tau={config.tau}, inverse={config.inverse!r}"
         lines.append(f"model = entropyfloor.vision.attach_era(model, {config.min_entropy}, {floor})")
+    if classes is not None:
+        lines.append(f"names = json.loads(safetensors.safe_open({str(out)!r}, 'pt').metadata()[{LABEL_NAMES!r}])")
+        lines.append("class_map = {name: i for i, name in enumerate(names)}  # for timm.data.create_dataset")
     return "\n".join(lines)
 
 
-def _weights(run: Run, average: bool) -> dict[str, Tensor]:
-    """What the last checkpoint is judged with, without batch norms for copies of images (`split_bn`)."""
-    found = tensors_below("average/" if average else "model/", run.trained().arrays)
+def _weights(checkpoint: Checkpoint, average: bool) -> dict[str, Tensor]:
+    """What a checkpoint is judged with, without batch norms for copies of images (`split_bn`)."""
+    found = tensors_below("average/" if average else "model/", checkpoint.arrays)
     return {name: tensor for name, tensor in found.items() if ".aux_bn." not in name}

@@ -220,13 +220,17 @@ def intervals(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """95 % intervals of what `summarise` says, by the percentiles of a bootstrap over test samples.
+    """95 % intervals of what `summarise` says, by a bootstrap over test samples: its percentiles, but for `ece`.
 
     They say how far a finite test set leaves the numbers of *one trained model* uncertain. What another training
     seed would have given is not in them: for that, train several and use `report.statistics`.
 
-    A resample of a calibrated model looks less calibrated than the sample does, as noise never cancels in an
-    absolute value: the interval of `ece` lies too high where `ece` is small, and may exclude it.
+    Noise never cancels in an absolute value, so a resample looks less calibrated than the sample does, and
+    percentiles of `ece` may exclude it. Its interval is *ours*, from the resampled gaps g* between accuracy and
+    confidence of the bins around those of the sample, g: with the estimate `Σ|g|` and the quantiles q at 97.5 %,
+    `[max(0, Σ|g| - q(Σ|g* - g|)), Σ|g| + q(Σ sign(g) (g - g*))]`. It contains the estimate, and it covers the
+    truth as often as it says or more often: below by the triangle inequality, above as `|g| ≥ sign(γ) g` for a
+    true gap γ.
 
     Args:
         predictions: Of the test set.
@@ -243,7 +247,7 @@ def intervals(
     """
     if resamples < 1:
         raise ValueError(f"resamples={resamples} must be at least 1")
-    estimate = _estimator(predictions, ood_confidence)
+    estimate, gaps = _estimator(predictions, ood_confidence), _gaps(predictions)
     inside = len(predictions.correct)
     outside = 0 if ood_confidence is None else len(ood_confidence)
     # Two streams, so that the one does not move the other; ~seed is negative, and nobody's seed.
@@ -252,19 +256,43 @@ def intervals(
     chunks = []
     for start in range(0, resamples, rows):
         size = min(rows, resamples - start)
-        chunks.append(estimate(_draw(size, inside, drawn), _draw(size, outside, drawn_ood) if outside else None))
+        weights = _draw(size, inside, drawn)
+        chunk = estimate(weights, _draw(size, outside, drawn_ood) if outside else None)
+        chunks.append({**chunk, "ece": weights @ gaps / inside})
     tails = torch.tensor([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], dtype=torch.float64)
     found = {}
     for name in chunks[0]:
-        low, high = torch.cat([chunk[name] for chunk in chunks]).quantile(tails).tolist()
-        found[name] = (low, high)
+        resampled = torch.cat([chunk[name] for chunk in chunks])
+        if name == "ece":
+            found[name] = _calibration_interval(gaps.mean(0), resampled)
+        else:
+            low, high = resampled.quantile(tails).tolist()
+            found[name] = (low, high)
     return found
+
+
+def _calibration_interval(gaps: Tensor, resampled: Tensor) -> tuple[float, float]:
+    """Of the calibration error `Σ|gaps|`, from gaps of bins `[BINS]` and their resamples `[R, BINS]`."""
+    noise, error = resampled - gaps, gaps.abs().sum()
+    lower, upper = (x.sum(1).quantile((1 + CONFIDENCE) / 2) for x in (noise.abs(), -gaps.sign() * noise))
+    return float((error - lower).clamp(min=0)), float((error + upper.clamp(min=0)).clamp(max=1))
 
 
 def _binned(confidence: Tensor, bins: int) -> tuple[Tensor, Tensor]:
     """In which bin each confidence is, with 1 in the last one; and the edges."""
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
     return torch.bucketize(confidence, edges[1:-1], right=True), edges
+
+
+def _gaps(predictions: Predictions) -> Tensor:
+    """Right or wrong minus confidence of each sample, in the column of its bin: `[N, BINS]`.
+
+    Accuracy and confidence of a bin have one denominator: Σ_b (n_b / N) |acc - conf| = Σ_b |Σ_i (y - c)| / N.
+    """
+    confidence = _check(predictions)
+    index, _ = _binned(confidence, BINS)
+    excess = predictions.correct.double() - confidence
+    return torch.nn.functional.one_hot(index, BINS) * excess[:, None]
 
 
 Estimator = Callable[[Tensor, Tensor | None], dict[str, Tensor]]
@@ -287,11 +315,7 @@ def _estimator(predictions: Predictions, ood_confidence: Tensor | None) -> Estim
         "saturation": predictions.gap > SATURATED,
     }
     columns = torch.stack([values.double() for values in means.values()], dim=1)
-    # Accuracy and confidence of a bin have one denominator: Σ_b (n_b / N) |acc - conf| = Σ_b |Σ_i w (y - c)| / N.
-    index, _ = _binned(confidence, BINS)
-    excess = predictions.correct.double() - confidence
-    miscalibration = torch.nn.functional.one_hot(index, BINS) * excess[:, None]
-    table = torch.cat([columns, miscalibration], dim=1)
+    table = torch.cat([columns, _gaps(predictions)], dim=1)
     elsewhere = None
     if ood_confidence is not None:
         elsewhere = _check_confidence(ood_confidence, "ood_confidence").sort().values

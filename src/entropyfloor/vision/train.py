@@ -40,7 +40,9 @@ def train(config: VisionConfig) -> Path:
         warnings.warn(trainer.out_of_reach, stacklevel=2)
     dataset = Path(config.data_dir).resolve().name if config.dataset == "folder" else config.dataset
     names = dict(zip(NAMES, ("vision", f"{dataset} {config.model}", config.label), strict=True))
-    run = Run.create(path, {**names, **asdict(config)}) if trainer.leads else None
+    # A switch that older versions did not know is written down only where it is on.
+    settings = {**names, **asdict(config), "pretrained": config.pretrained or None}
+    run = Run.create(path, settings) if trainer.leads else None
     trainer.fit(run)
     return path
 
@@ -60,7 +62,7 @@ def resume(path: Path, **places: str) -> Path:
     """
     run = Run.open(path)
     config = read_config(run.config).moved(**places)
-    trainer = Trainer(replace(config, checkpoint=None) if run.checkpoints() else config)
+    trainer = Trainer(config.restarted() if run.checkpoints() else config)
     checkpoint = run.resume() if trainer.leads else run.latest()
     if checkpoint is not None:
         trainer.check_data(checkpoint)

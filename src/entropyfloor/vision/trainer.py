@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import chain
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, Literal
@@ -27,21 +28,24 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3, distribute_bn
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader, RandomSampler, Subset
 
 from entropyfloor.runs import Checkpoint, Run
 from entropyfloor.runs.processes import terminated_as_interrupted
 from entropyfloor.runs.progress import Progress
 from entropyfloor.torch.checkpoint import arrays_of, pack, tensors_below, unpack_optimiser
 from entropyfloor.torch.seeding import derived, seed
-from entropyfloor.vision import data, metrics
+from entropyfloor.vision import data, memory, metrics
 from entropyfloor.vision.config import VisionConfig
+from entropyfloor.vision.memory import brief
 from entropyfloor.vision.model import RawLogits, build_model, check_size, load_weights
 from entropyfloor.vision.regularisers import classification_loss, jensen_shannon, smoothing_out_of_reach
 
 SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
 INIT, EPOCH, ORDER = range(3)
 """Streams of random numbers."""
+MANY = 10_000
+"""Images that take long enough to be checked to say so."""
 CHECK_EVERY = 50
 """Updates between looks at the loss: each one waits for the device."""
 
@@ -51,13 +55,16 @@ class Trainer:
 
     Args:
         config: Settings; `self.config` is what they resolve to.
+        classes: Names of the classes in the order of the outputs, if the run has begun; by default in that of the
+            dataset.
 
     Raises:
-        ValueError: The data is not there, or has another number of classes than `num_classes`; the floor is out
-            of reach; the checkpoint is of another model; the device does not know the precision.
+        ValueError: The data is not there, or has other classes than `classes` or another number of them than
+            `num_classes`; the floor is out of reach; the checkpoint is of another model; the device does not know
+            the precision; a batch is too large for the memory, or too small for batch norm.
     """
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, classes: Sequence[str] | None = None) -> None:
         config = config.resolved()
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -74,18 +81,20 @@ class Trainer:
         home = Path(config.data_dir)
         with self.accelerator.main_process_first():  # which may have something to download
             train, test = (data.load(config.dataset, home, split, download=config.download) for split in SPLITS)
-        classes = agreed_classes(config, train.classes, test.classes)
-        self.config = replace(config, num_classes=classes)
+        if classes is not None:
+            train, test = train.numbered_as(classes), test.numbered_as(classes)
+        self.classes = agreed_classes(config, train.classes, test.classes)
+        self.config = config = replace(config, num_classes=len(self.classes))
+        memory.check_batch(config)
         labels = np.array([*train.labels, -1, *test.labels], np.int64)
         self._data = zlib.crc32(labels.tobytes())  # by which they are known again
+        self._source = train
         self.train_loader, self.test_loader, self.ood_loader = self._loaders(train, test)
         self.normalise = data.Normalise(train.statistics).to(self.accelerator.device)
 
         seed(config.seed, INIT)
-        self.model, self.output = build_model(self.config)
-        self.optimiser = create_optimizer_v2(
-            self.model, config.optimiser, config.learning_rate, config.weight_decay, config.momentum
-        )
+        self.model, self.output = build_model(self.config, self.classes)
+        self.optimiser = self._optimiser()
         self.updates_per_epoch = len(self.train_loader)
         self.scheduler, _ = create_scheduler_v2(
             self.optimiser,
@@ -99,13 +108,15 @@ class Trainer:
             updates_per_epoch=self.updates_per_epoch,
         )
         device = self.accelerator.device
-        check_size(self.model.to(device), int(self.config.input_size or 0), device)
+        at_once = config.batch_size * max(1, config.aug_splits)
+        with memory.told(config):
+            check_size(self.model.to(device), int(config.input_size or 0), at_once, device)
         self.average = ModelEmaV3(self.model, config.ema, use_warmup=True) if config.ema else None
         learner: nn.Module = torch.compile(self.model) if config.compile else self.model  # type: ignore[assignment]
         self.learner, self.prepared = self.accelerator.prepare(learner, self.optimiser)
         self.mixup = None
         if config.mixup or config.cutmix:
-            self.mixup = Mixup(config.mixup, config.cutmix, label_smoothing=0.0, num_classes=classes)
+            self.mixup = Mixup(config.mixup, config.cutmix, label_smoothing=0.0, num_classes=len(self.classes))
         mode, splits = config.erase_mode, config.aug_splits
         self.erase = RandomErasing(config.erase, mode=mode, num_splits=splits, device=device)
 
@@ -125,10 +136,12 @@ class Trainer:
             label="" if alone else f"seed {config.seed}",
             bar=alone and self.leads,
         )
-        with run.recording() if run else nullcontext(), shown as progress, terminated_as_interrupted():
+        writing = run.recording() if run else nullcontext()
+        with writing, shown as progress, memory.told(config), terminated_as_interrupted():
             try:
-                if self.epoch == 0:  # also to see that every test image can be read, before there is much to lose
+                if self.epoch == 0:  # also to see that every image can be read, before there is much to lose
                     self._evaluate({}, run, progress)
+                    self._check_images(progress)
                 while self.epoch < config.epochs:
                     learned = self._train_epoch(run, progress)
                     self.epoch += 1
@@ -183,6 +196,7 @@ class Trainer:
             "optimiser": pack(self.optimiser.state_dict(), "optimiser", tensors),
             "scaler": scaler.state_dict() if scaler else None,
             "data": self._data,
+            "classes": list(self.classes),
         }
         run.save(self.epoch, arrays_of(tensors), state)
 
@@ -190,8 +204,11 @@ class Trainer:
         """Refuse to continue with other images than those of the run.
 
         Raises:
-            ValueError: They have other labels.
+            ValueError: Their classes have other names or another order, or they have other labels.
         """
+        classes = recorded_classes(checkpoint) or self.classes
+        if unlike := data.difference(classes, self.classes):
+            raise ValueError(f"the classes in data_dir={self.config.data_dir} are not those of the run: {unlike}")
         if checkpoint.state.get("data", self._data) != self._data:
             raise ValueError(
                 f"the images in data_dir={self.config.data_dir} are not those that the run began with"
@@ -213,6 +230,25 @@ class Trainer:
         self.epoch = checkpoint.step
 
     # --- parts of an epoch -------------------------------------------------------------------------------
+
+    def _check_images(self, progress: Progress) -> None:
+        """Decode every training image that is in a file once, as a damaged one would stop an epoch halfway.
+
+        Raises:
+            UnreadableImageError: Some cannot be read; the message names them.
+        """
+        faults, processes = data.Faults(self._source), self.accelerator.num_processes
+        if isinstance(self._source.store, data.Arrays):
+            return
+        if len(faults) >= MANY:
+            progress.report(0, f"looking for damaged ones among {len(faults):,} training images")
+        mine = range(self.accelerator.process_index, len(faults), processes)
+        loader = DataLoader(Subset(faults, mine), 32, num_workers=self.config.workers, collate_fn=list)
+        found = {i: fault for i, fault in zip(mine, chain.from_iterable(loader), strict=True) if fault}
+        if found:
+            first, *others = found
+            names = data.listed([self._source.store.name(i) for i in others])
+            raise data.UnreadableImageError(found[first] + (f"; nor can {names}" if others else ""))
 
     def _evaluate(self, learned: dict[str, float], run: Run | None, progress: Progress) -> None:
         try:
@@ -303,6 +339,21 @@ class Trainer:
 
     # --- what is built -----------------------------------------------------------------------------------
 
+    def _optimiser(self) -> torch.optim.Optimizer:
+        config = self.config
+        try:
+            optimiser = create_optimizer_v2(
+                self.model, config.optimiser, config.learning_rate, config.weight_decay, config.momentum
+            )
+        except (AssertionError, ValueError) as error:
+            raise ValueError(
+                f"optimiser={config.optimiser!r} cannot be built ({brief(error)}): timm.optim.list_optimizers() "
+                "names what there is"
+            ) from None
+        if getattr(optimiser, "is_second_order", False):
+            raise ValueError(f"optimiser={config.optimiser!r} needs second derivatives: choose another one")
+        return optimiser
+
     def _loaders(
         self, train: data.Source, test: data.Source
     ) -> tuple[DataLoader[Any], DataLoader[Any], DataLoader[Any] | None]:
@@ -340,8 +391,14 @@ class Trainer:
         return prepared[0], prepared[1], prepared[2] if config.ood else None
 
 
-def agreed_classes(config: VisionConfig, train: tuple[str, ...], test: tuple[str, ...]) -> int:
-    """How many classes there are.
+def recorded_classes(checkpoint: Checkpoint) -> tuple[str, ...] | None:
+    """Names of the classes in the order of the outputs; None where an older version did not write them."""
+    names = checkpoint.state.get("classes")
+    return names and tuple(names)
+
+
+def agreed_classes(config: VisionConfig, train: tuple[str, ...], test: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the classes.
 
     Raises:
         ValueError: Training and test images, or the settings, disagree.
@@ -354,7 +411,7 @@ def agreed_classes(config: VisionConfig, train: tuple[str, ...], test: tuple[str
             f"num_classes={config.num_classes}, but {config.dataset} in {config.data_dir} has {len(train)} "
             "classes: leave it out, or choose other data"
         )
-    return len(train)
+    return train
 
 
 def told(found: dict[str, float]) -> str:
