@@ -126,7 +126,7 @@ def flip(data):
         ("arrays.safetensors", flip, "checksum"),
         ("arrays.safetensors", lambda data: data[: len(data) // 2], "checksum"),
         ("state.json", lambda data: data[:5], "cannot be used"),
-        ("state.json", lambda data: data.replace(b'"format": 2', b'"format": 9'), "format is 9"),
+        ("state.json", lambda data: data.replace(b'"format": 3', b'"format": 9'), "format is 9"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_with_the_reason(run, file, damage, reason):
