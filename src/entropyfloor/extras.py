@@ -1,6 +1,19 @@
-"""One line instead of a traceback when an optional library is missing."""
+"""One line instead of a traceback: for an optional library that is missing, and for errors that say enough."""
 
 import importlib
+
+REFUSED = (ValueError, ImportError)
+"""Errors of what cannot be carried out."""
+FAILED = (OSError, RuntimeError, FloatingPointError, MemoryError)
+"""Errors of what was begun."""
+NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "unable to allocate",
+    "resource_exhausted",
+)
+"""What PyTorch, NumPy and JAX say where memory is too small, each in an error of its own."""
 
 
 def require(extra: str, *modules: str) -> None:
@@ -22,3 +35,14 @@ def require(extra: str, *modules: str) -> None:
             raise ImportError(
                 f"{module!r} is not installed: pip install 'entropyfloor[{extra}]' brings it"
             ) from None
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line; where memory was too small, with the way out."""
+    said = str(error)
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in said.lower() for words in NO_MEMORY)
+    ):
+        first = next(iter(said.splitlines()), "")
+        return f"memory is too small for this ({first}): choose a smaller batch, model or replay"
+    return " ".join(said.split())

@@ -99,7 +99,9 @@ class Run:
                 files.replace(path / MACHINE, _json(machine.describe()))
                 files.replace(path / CONFIG, settings)  # last: a directory with a config is a run
         except OSError as error:
-            raise ValueError(f"{path} cannot hold a run: {error.strerror or error}. Choose another directory") from error
+            raise ValueError(
+                f"{path} cannot hold a run: {error.strerror or error}. Choose another directory"
+            ) from error
         run = cls(path, known)
         run._size = 0
         return run
@@ -234,11 +236,12 @@ class Run:
             ValueError: Another process is recording this run, or has since it was created or resumed.
             RuntimeError: Its metrics or settings were deleted or replaced meanwhile.
         """
-        with _locked(self.path) as self._held:
+        with _locked(self.path) as held:
+            if self._size not in (None, held.st_size):
+                raise ValueError(f"another process has written {self.path} meanwhile: resume it")
+            self._held = held
             try:
                 self._check_there()
-                if self._size not in (None, self._held.st_size):
-                    raise ValueError(f"another process has written {self.path} meanwhile: resume it")
                 self._status("running")
                 yield
                 self._check_there()
