@@ -103,14 +103,14 @@ class Recipe:
         if self.does == "evaluate" and self.domain != "language":
             raise ValueError(f"{where}: only language models are evaluated by a recipe, not {self.domain}")
         _check_settings(f"{where}: [settings]", self.settings)
+        arms = list(_tables(where, "arms", self.arms))
         for scale, content in _tables(where, "scales", self.scales):
             _check_name(f"{where}: scale", scale, SCALES)
             self._check_scale(f"{where}: [scales.{scale}]", content)
-        for arm, content in _tables(where, "arms", self.arms):
+        for arm, content in arms:
             _check_directory(f"{where}: arm", arm)
             self._check_arm(f"{where}: [arms.{arm}]", content)
-        for _ in _tables(where, "published", self.published):
-            pass
+        list(_tables(where, "published", self.published))
 
     def _check_scale(self, where: str, content: Settings) -> None:
         if not content.get("seeds"):
@@ -196,10 +196,14 @@ def load(name: str) -> Recipe:
     Raises:
         ValueError: There is none, or it is not one; the message says what is wrong.
     """
+    text = _text(name)
     try:
-        content = tomllib.loads(_text(name))
+        content = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"recipe {name}: {error}") from None
+    try:
         recipe = Recipe(name=name, **content)
-    except (tomllib.TOMLDecodeError, TypeError, RecursionError) as error:
+    except TypeError as error:  # a key too many or too few
         raise ValueError(f"recipe {name}: {error}") from None
     if name.endswith(".toml"):
         _check_writes_nowhere(recipe)

@@ -38,15 +38,16 @@ def settle(plan: Sequence[Planned], name: str, kind_of: Callable[[Planned], type
 
 
 def _settled(run: Planned, kind: type[Any]) -> Planned:
-    known = [field.name for field in fields(kind)]
-    for name in run.settings:
+    known, hints = [field.name for field in fields(kind)], get_type_hints(kind)
+    for name, value in run.settings.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise ValueError(
                 f"there is no setting {name!r}{f', did you mean {near[0]}' if near else ''}: see "
                 f"entropyfloor {run.does} {run.domain} --help"
             )
-    hints = get_type_hints(kind)
+        if hints[name] is bool and not isinstance(value, bool):
+            raise ValueError(f"{name}={value!r} must be true or false")
     run = replace(run, words=frozenset(name for name in known if {bool, type(None)} <= set(get_args(hints[name]))))
     config = _read(kind, run.command[2:])
     config.resolved()
