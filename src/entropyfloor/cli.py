@@ -394,7 +394,7 @@ def _guarded(command: Callable[[Sequence[str]], None], args: Sequence[str]) -> i
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except FAILED as error:
-        print("; ".join([f"failed: {one_line(error)}", *getattr(error, "__notes__", [])]), file=sys.stderr)
+        print(f"failed: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         print(f"stopped{': ' if error.args else ''}{error}", file=sys.stderr)

@@ -4,7 +4,7 @@ import importlib
 
 REFUSED = (ValueError, ImportError)
 """Errors of what cannot be carried out."""
-FAILED = (OSError, RuntimeError, FloatingPointError, MemoryError)
+FAILED = (OSError, RuntimeError, FloatingPointError, OverflowError, MemoryError)
 """Errors of what was begun."""
 NO_MEMORY = (
     "out of memory",
@@ -38,11 +38,10 @@ def require(extra: str, *modules: str) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in one line; where memory was too small, with the way out."""
+    """What an error and its notes say, in one line, with the way out where memory is too small."""
     said = str(error)
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in said.lower() for words in NO_MEMORY)
-    ):
-        first = next(iter(said.splitlines()), "")
-        return f"memory is too small for this ({first}): choose a smaller batch, model or replay"
-    return " ".join(said.split())
+    if isinstance(error, MemoryError) or any(words in said.lower() for words in NO_MEMORY):
+        reason = next(iter(said.splitlines()), "")
+        said = f"memory is too small for this ({reason}): choose a smaller batch, model or replay"
+    notes = [note for note in getattr(error, "__notes__", []) if "\n" not in note]  # JAX's own have several lines
+    return "; ".join([" ".join(said.split()), *notes])
