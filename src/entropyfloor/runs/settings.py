@@ -35,8 +35,10 @@ FINITE = Range(-math.inf, math.inf, "finite", open=True)
 SEED = Range(0, 2**32 - 1, "between 0 and 2**32 - 1")
 """JAX's keys and NumPy's generators know no others."""
 THREADS = Range(0, 1024, "between 0 and 1024")
-"""Or processes. Libraries crash where the system cannot give as many as are asked for."""
-COMMON = {"seed": SEED, "threads": THREADS, "workers": THREADS}
+"""Libraries crash where the system cannot give as many as are asked for."""
+WORKERS = Range(0, 256, "between 0 and 256")
+"""A process is more than a thread: thousands bring a machine to a halt."""
+COMMON = {"seed": SEED, "threads": THREADS, "workers": WORKERS}
 """Ranges of settings that have the same name in every room."""
 LARGEST = 10**12 - 1
 """Of every whole number: what the names of checkpoints have digits for, and what 64 bits can count with."""
