@@ -44,4 +44,6 @@ def one_line(error: BaseException) -> str:
         reason = next(iter(said.splitlines()), "")
         said = f"memory is too small for this ({reason}): choose a smaller batch, model or replay"
     notes = [note for note in getattr(error, "__notes__", []) if "\n" not in note]  # JAX's own have several lines
-    return "; ".join([" ".join(said.split()), *notes])
+    line = "; ".join([" ".join(said.split()), *notes])
+    # A file that somebody else has written may hold what a terminal takes for a command.
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
