@@ -29,7 +29,7 @@ from entropyfloor.runs import Run
 from entropyfloor.runs.settings import LARGEST
 from entropyfloor.vision.config import VisionConfig
 
-MANY = 2000
+MANY = 500
 WORDS = [
     *("", " ", "-", "--", "nan", "-inf", "inf", "-1", "0", "0.5", "1.5", "1e999", "1e-999", "0x10", str(10**20)),
     *("9" * 5000, "../x", "/", ".", "..", "~", "/dev/null", "a\0b", "\udcff", "x" * 300, "x" * 5000, "ω", "\n"),

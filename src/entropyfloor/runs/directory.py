@@ -359,7 +359,7 @@ def _load(path: Path, settings: int) -> Checkpoint:
         else:
             raise ValueError(f"its format is {header['format']}, this version reads {ARRAYS_CHECKED} and {FORMAT}")
         if not intact:
-            raise ValueError("its checksum is wrong, a file was damaged")
+            raise ValueError("the checksum of its files is wrong")
         if header["settings"] != settings:
             raise ValueError("it belongs to a run with other settings")
         step, state = header["step"], header["state"]
