@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 import entropyfloor
-from entropyfloor.cli import COMMANDS, main
+from entropyfloor.cli import COMMANDS, _guarded, main
 from entropyfloor.runs import read_run
 
 SIZES = [
@@ -112,6 +113,94 @@ def test_what_cannot_be_built_leaves_nothing_behind(args, message, home, capsys)
     assert message in err
     assert err.count("\n") == 1
     assert not list(home.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("args", "option"),
+    [
+        (["train", "control", "--out", ""], "--out"),
+        (["train", "control", "--out="], "--out"),
+        (["train", "control", "--resume", ""], "--resume"),
+        (["train", "vision", "--data-dir", ""], "--data-dir"),
+        (["train", "language", "--model="], "--model"),
+        (["evaluate", ""], "argument"),
+        (["evaluate", "run", "--video", ""], "--video"),
+        (["evaluate", "language", "--model", "x", "--out", ""], "--out"),
+        (["export", "run", "--out", ""], "--out"),
+        (["export", "", "--out", "x"], "argument"),
+        (["report", ""], "argument"),
+        (["report", "runs", "--out="], "--out"),
+    ],
+)
+def test_an_empty_place_is_not_taken_for_the_one_where_one_is(args, option, home, capsys):
+    assert main(args) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert f"{option} is empty" in err
+    assert not list(home.iterdir())
+
+
+@pytest.mark.parametrize("room", ["control", "vision", "language"])
+@pytest.mark.parametrize(
+    "given", [["--threads", str(10**20)], ["--threads", "-1"], ["--out", "a\0b"], ["--out", "\udcff"]]
+)
+def test_a_setting_that_no_room_can_have_is_named(room, given, home, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", room, *given])
+    assert stop.value.code == 2
+    assert f"{given[0].strip('-')}=" in capsys.readouterr().err
+    assert not list(home.iterdir())
+
+
+@pytest.mark.parametrize("make", [lambda path: path.write_text(""), lambda path: path.symlink_to(path)])
+def test_a_run_in_a_place_that_can_hold_none_is_refused(make, home, capsys):
+    make(home / "place")
+    assert main(["train", "control", *SIZES, "--out", "place"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "error: place cannot hold a run" in err
+
+
+@pytest.mark.parametrize("path", ["file", "loop", "empty", "absent", "file/below", "a" * 300])
+@pytest.mark.parametrize(
+    "words", [("train", "control", "--resume"), ("train", "vision", "--resume"), ("train", "language", "--resume")]
+)
+def test_what_is_no_run_is_not_resumed(words, path, home, capsys):
+    (home / "file").write_text("")
+    (home / "loop").symlink_to(home / "loop")
+    (home / "empty").mkdir()
+    assert main([*words, path]) in (1, 2)
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert path in err
+
+
+@pytest.mark.parametrize(
+    "allocate",
+    [
+        lambda: np.empty(10**15),
+        lambda: torch.empty(10**15),
+        lambda: jax.numpy.zeros(10**14).block_until_ready(),
+        lambda: bytearray(10**16),
+    ],
+)
+def test_a_batch_that_no_memory_holds_is_one_line(allocate, capsys):
+    assert _guarded(lambda args: allocate(), []) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("failed: memory is too small")
+    assert "batch" in err
+
+
+def test_an_error_of_several_lines_is_told_in_one(capsys):
+    def fail(args):
+        error = RuntimeError("one\n  two\n")
+        error.add_note("what was saved is in here")
+        error.add_note("----\nframes were removed")
+        raise error
+
+    assert _guarded(fail, []) == 1
+    assert capsys.readouterr().err == "failed: one two; what was saved is in here\n"
 
 
 def test_train_then_report(trained, tmp_path, capsys):

@@ -239,7 +239,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_serves(copied, finis
 
 def test_checkpoints_hold_no_code(finished):
     for path in Run.open(finished).checkpoints():
-        assert sorted(file.name for file in path.iterdir()) == ["arrays.safetensors", "state.json"]
+        assert sorted(file.name for file in path.iterdir()) == ["SHA256SUMS", "arrays.safetensors", "state.json"]
         json.loads((path / "state.json").read_bytes())
 
 

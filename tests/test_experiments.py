@@ -1,11 +1,18 @@
 """Recipes, and the plans that are made of them."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
 
 import tiny_language
 from entropyfloor.cli import main
-from entropyfloor.control.config import configure
+from entropyfloor.control.config import SACConfig, configure
 from entropyfloor.experiments import recipe
+from entropyfloor.experiments.settle import settle
 from entropyfloor.language.benchmarks import PUBLISHED
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.evaluate import EvaluationConfig
@@ -85,6 +92,9 @@ def test_an_arm_goes_before_its_scale_and_what_is_set_before_all(tmp_path):
     assert "--c=4" in run.command
 
 
+# --- what is refused before anything begins --------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -92,19 +102,242 @@ def test_an_arm_goes_before_its_scale_and_what_is_set_before_all(tmp_path):
         (["absent.toml"], "recipe absent.toml cannot be read"),
         (["small.toml", "--scale", "paper"], "scale 'paper' must be one of cpu"),
         (["small.toml", "--arms", "none"], "arm at scale cpu 'none' must be one of plain, era"),
-        (["small.toml", "--set", "steps"], "--set steps must be name=value"),
-        (["small.toml", "--set", "seed=3"], "seed follows from the recipe"),
-        (["broken.toml"], "recipe broken.toml: "),
-        (["unknown.toml"], "unexpected keyword argument 'colour'"),
-        (["seedless.toml"], "names no seeds"),
+        (["small.toml", "--arms", "era", "era"], "several runs would go to"),
+        (["small.toml", "--seeds", "1", "1"], "must be different ones"),
+        (["small.toml", "--seeds", str(2**32)], "between 0 and 2**32 - 1"),
+        (["small.toml", "--workers", "0"], "--workers 0 must be at least 1"),
+        (["small.toml", "--out", ""], "--out is empty"),
+        (["small.toml", "--out="], "--out is empty"),
+        ([""], "is empty"),
     ],
 )
-def test_what_cannot_be_reproduced_is_said(args, message, home, capsys):
-    (home / "broken.toml").write_text("title = ")
-    (home / "unknown.toml").write_text(f'colour = "red"\n{SMALL}')
-    (home / "seedless.toml").write_text(SMALL.replace("seeds = [0]", ""))
+@pytest.mark.parametrize("how", [[], ["--dry-run"]])
+def test_what_cannot_be_reproduced_is_said(args, how, message, home, capsys):
+    refused([*args, *how], message, home, capsys)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("steps", "--set steps must be name=value"),
+        ("seed=3", "--set: seed follows from the recipe"),
+        ("out=elsewhere", "--set: out follows from the recipe"),
+        ("resume=elsewhere", "--set: resume follows from the recipe"),
+        ("stepz=3", "no setting 'stepz', did you mean steps"),
+        ("=3", "no setting ''"),
+        ("help=1", "no setting 'help'"),
+        ("o-ut=x", "no setting 'o-ut'"),
+        ("steps=many", "--steps"),
+        ("steps=1.5", "--steps"),
+        ("steps=10" + 30 * "0", "steps=10"),
+        ("steps=" + 5000 * "9", "--steps"),
+        ("steps=[1]", "steps=[1] must be text"),
+        ("steps={a = 1}", "steps={'a': 1} must be text"),
+        ("steps=2026-01-01", "must be text"),
+        ("hidden=[" + 5000 * "[", "--hidden"),
+        ("learning_rate=nan", "learning_rate=nan"),
+        ("learning_rate=", "--learning-rate"),
+        ("threads=100000000000000000000", "threads=100000000000000000000"),
+        ("ignore_termination=2", "ignore_termination=2 must be true or false"),
+        ("head=none", "--head"),
+        ("env=[]", "env=[]"),
+        ("env=[1]", "env=[1]"),
+        ("env=['.', 'gym/Pendulum-v1']", "env '.'"),
+        ("env=['..', 'gym/Pendulum-v1']", "env '..'"),
+        ("env=a\0b", "null bytes"),
+    ],
+)
+@pytest.mark.parametrize("how", [[], ["--dry-run"]])
+def test_a_setting_that_cannot_be_set_is_said(setting, how, message, home, capsys):
+    refused(["small.toml", "--set", setting, *how], message, home, capsys)
+
+
+RECIPES = {
+    "title = ": "small.toml: ",
+    SMALL[:200]: "small.toml: ",
+    f'colour = "red"\n{SMALL}': "unexpected keyword argument 'colour'",
+    f'name = "x"\n{SMALL}': "small.toml: ",
+    SMALL.replace('title = "Two agents on Pendulum"', "title = 3"): "small.toml: title=3",
+    SMALL.replace('domain = "control"', 'domain = ["control"]'): "small.toml: domain=['control']",
+    SMALL.replace('domain = "control"', 'domain = "chess"'): "small.toml: domain 'chess' must be one of",
+    SMALL.replace(
+        'domain = "control"', 'domain = "control"\ndoes = "evaluate"'
+    ): "small.toml: only language models",
+    SMALL.replace("[settings]", "[[settings]]"): "small.toml: [settings]=",
+    SMALL.replace("seeds = [0]", ""): "[scales.cpu] names no seeds",
+    SMALL.replace("seeds = [0]", "seeds = 3"): "[scales.cpu]: seeds=3",
+    SMALL.replace("seeds = [0]", 'seeds = "03"'): "[scales.cpu]: seeds='03'",
+    SMALL.replace("seeds = [0]", "seeds = [0, 1.5]"): "[scales.cpu]: seeds=[0, 1.5]",
+    SMALL.replace("seeds = [0]", "seeds = [true]"): "[scales.cpu]: seeds=[True]",
+    SMALL.replace("seeds = [0]", "seeds = [-1]"): "[scales.cpu]: seeds=[-1]",
+    SMALL.replace("seeds = [0]", "seeds = [0, 0]"): "[scales.cpu]: seeds=[0, 0]",
+    SMALL.replace("seeds = [0]", "seeds = [0]\ndevices = 0"): "[scales.cpu]: devices=0",
+    SMALL.replace("seeds = [0]", 'seeds = [0]\ndevices = "2"'): "[scales.cpu]: devices='2'",
+    SMALL.replace("seeds = [0]", "seeds = [0]\narms = []"): "[scales.cpu]: arms=[]",
+    SMALL.replace("seeds = [0]", 'seeds = [0]\narms = "era"'): "[scales.cpu]: arms='era'",
+    SMALL.replace("seeds = [0]", "seeds = [0]\narms = [[1]]"): "[scales.cpu]: arm [1]",
+    SMALL.replace("[scales.cpu]", "[scales.huge]"): "scale 'huge' must be one of",
+    SMALL.replace("[scales.cpu]\nseeds = [0]", "[scales]\ncpu = 3"): "scales.cpu=3",
+    SMALL.replace("[scales.cpu]\nseeds = [0]", ""): "small.toml",
+    SMALL.replace('[arms.era]\nagent = "sac-era-exact"', "[arms.era]\nlike = 3"): "[arms.era]: like 3",
+    SMALL.replace('head = "era-floor"', 'like = "era"'): "[arms.era]: like='era' starts from another arm",
+    SMALL.replace('head = "era-floor"', "head = {a = 1}"): "[arms.era]: head={'a': 1}",
+    SMALL.replace('head = "era-floor"', "head = 1979-05-27"): "[arms.era]: head=",
+    SMALL.replace(
+        'head = "era-floor"', 'haed = "era-floor"'
+    ): "arm era: there is no setting 'haed', did you mean head",
+    SMALL.replace('head = "era-floor"', 'head = "non"'): "arm era: invalid choice 'non' for argument '--head'",
+    SMALL.replace('head = "era-floor"', 'agent = "td3"'): "small.toml",
+    SMALL.replace('agent = "sac-era-exact"', 'agent = "td3"'): "arm era: invalid choice 'td3'",
+    SMALL.replace('head = "era-floor"', "tau = nan"): "arm era: Error parsing",
+    SMALL.replace('head = "era-floor"', "hidden = true"): "arm era: ",
+    SMALL.replace('head = "era-floor"', 'out = "../x"'): "[arms.era]: out follows",
+    SMALL.replace('head = "era-floor"', 'resume = "../x"'): "[arms.era]: resume follows",
+    SMALL.replace("steps = 60", 'out = "../x"'): "[settings]: out follows",
+    SMALL.replace("seeds = [0]", 'seeds = [0]\nout = "../x"'): "[scales.cpu]: out follows",
+    SMALL.replace("steps = 60", 'warm_starts = "../x"'): "[settings]: warm_starts says where",
+    SMALL.replace("[published.era]", "[published]\nera = 3\n[published.x]"): "published.era=3",
+    SMALL.split("[arms.plain]")[0]: "small.toml",
+    SMALL.split("[arms.plain]")[0] + "[arms]\n": "small.toml",
+    SMALL.split("[arms.plain]")[0].replace("[settings]", "arms = 3\n[settings]"): "arms=3 must be a table",
+    SMALL.split("[arms.plain]")[0].replace("[settings]", "arms = {x = 3}\n[settings]"): "arms.x=3 must be a table",
+    "a" + 5000 * "[": "small.toml",
+    "a = " + 5000 * "[": "small.toml",
+    "a = " + 5000 * "9": "small.toml",
+    "\0": "small.toml",
+    **{
+        SMALL.replace("[arms.era]", f'[arms."{name}"]'): "small.toml: arm "
+        for name in (
+            "../../x",
+            "/tmp/x",
+            "..",
+            ".",
+            "",
+            " ",
+            ".git",
+            "a/b",
+            "a\\\\b",
+            "a\\u0000b",
+            "a\\nb",
+            300 * "x",
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("number", range(len(RECIPES)))
+@pytest.mark.parametrize("how", [[], ["--dry-run"]])
+def test_a_recipe_that_is_none_is_said(number, how, home, capsys):
+    text, message = list(RECIPES.items())[number]
+    (home / "small.toml").write_text(text)
+    err = refused(["small.toml", *how], message, home, capsys)
+    assert "small.toml" in err
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkdir, os.mkfifo, lambda path: os.symlink("/dev/zero", path), lambda path: path]
+)
+def test_a_recipe_that_is_no_file_is_said(make, home, capsys):
+    make("other.toml")
+    refused(["other.toml"], "recipe other.toml cannot be read", home, capsys)
+
+
+def test_a_recipe_that_is_no_text_is_said(home, capsys):
+    (home / "other.toml").write_bytes(b"title = '\xff'")
+    refused(["other.toml"], "recipe other.toml cannot be read", home, capsys)
+
+
+def refused(args, message, home, capsys):
+    """What one line says of a plan that cannot be, of which nothing is begun."""
+    before = sorted(home.iterdir())
     assert main(["reproduce", *args]) == 2
-    assert message in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("error: ")
+    assert message in err
+    assert sorted(home.iterdir()) == before
+    return err
+
+
+# --- what is carried out ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["..", "absolute"])
+def test_runs_of_a_recipe_that_is_elsewhere_are_here_all_the_same(where, home, capsys, monkeypatch):
+    (home / "here").mkdir()
+    monkeypatch.chdir(home / "here")
+    assert (
+        main(["reproduce", str(home / "small.toml") if where == "absolute" else "../small.toml", "--dry-run"]) == 0
+    )
+    commands = capsys.readouterr().out.splitlines()
+    assert len(commands) == 2
+    for command in commands:
+        out = command.split(" --out ")[1].split()[0]
+        assert out.startswith("runs/")
+        assert ".." not in out
+
+
+def test_a_setting_that_may_also_be_none_is_given_as_a_word(home, capsys):
+    (home / "small.toml").write_text(SMALL.replace("steps = 60", "steps = 60\nactor_layer_norm = false"))
+    assert main(["reproduce", "small.toml", "--set", "target_entropy=-3", "--dry-run"]) == 0
+    for command in capsys.readouterr().out.splitlines():
+        assert "--actor-layer-norm=False" in command.split()
+        assert "--target-entropy=-3" in command.split()
+
+
+def test_a_setting_is_compared_as_the_run_will_have_it(home):
+    """The text -3 and the number are one setting, or the same command would be refused the next time."""
+    given_ = {"target_entropy": -3, "learning_rate": 1, "hidden": "8", "log_std_min": "None"}
+    plan = recipe.load("small.toml").runs("cpu", home, settings=given_)
+    for run in settle(plan, "small.toml", lambda run: SACConfig):
+        found = {name: run.record[name] for name in given_}
+        assert found == {"target_entropy": "-3", "learning_rate": 1.0, "hidden": 8, "log_std_min": None}
+        assert [type(value) for value in found.values()] == [str, float, int, type(None)]
+
+
+LONG = """
+title = "A run without an end"
+source = "a test"
+domain = "language"
+
+[settings]
+task = "arithmetic"
+layers = 1
+hidden = 16
+heads = 2
+warm_start_steps = 0
+steps = 1000000
+prompts = 2
+samples = 2
+eval_problems = 1
+eval_samples = 1
+checkpoint_every = 1000000
+threads = 1
+
+[scales.cpu]
+seeds = [0]
+
+[arms.one]
+"""
+
+
+def test_what_a_script_has_started_in_the_background_can_be_stopped(home):
+    """There SIGINT is ignored, and whatever it starts inherits that."""
+    (home / "long.toml").write_text(LONG)
+    begin = f"trap '' INT; exec {sys.executable} -m entropyfloor.cli reproduce long.toml"
+    run = home / "runs/long/cpu/one/seed-0"
+    with subprocess.Popen(["bash", "-c", begin], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            until = time.monotonic() + 120
+            while not (run / "checkpoints").exists() and process.poll() is None and time.monotonic() < until:
+                time.sleep(0.1)
+            assert read_run(run).status["state"] == "running"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 130
+            assert "the same command goes on" in process.stderr.read()
+        finally:
+            process.kill()
+    assert read_run(run).status["state"] == "interrupted"
 
 
 @pytest.mark.parametrize("name", recipe.names())
@@ -170,10 +403,10 @@ def test_a_recipe_is_carried_out_and_once_is_enough(home, capsys):
 
 
 def test_a_run_that_fails_is_named_and_the_others_are_done(home, capsys):
-    (home / "small.toml").write_text(SMALL.replace('head = "era-floor"', 'head = "none"'))
+    (home / "small.toml").write_text(SMALL.replace('head = "era-floor"', 'target_entropy = "99"'))
     assert main(["reproduce", "small.toml", "--workers", "1"]) == 1
     assert "1 of 2 runs failed: see runs/small/cpu/gym-Pendulum-v1/era/seed-0-log.txt" in capsys.readouterr().err
-    assert "none" in (home / "runs/small/cpu/gym-Pendulum-v1/era/seed-0-log.txt").read_text()
+    assert "target_entropy=99" in (home / "runs/small/cpu/gym-Pendulum-v1/era/seed-0-log.txt").read_text()
     assert read_run(home / "runs/small/cpu/gym-Pendulum-v1/plain/seed-0").status["state"] == "finished"
 
 

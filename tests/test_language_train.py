@@ -387,7 +387,7 @@ def test_a_number_that_is_not_finite_stops_the_run(evens, tmp_path, monkeypatch)
         ({"head": "era", "omega_low": 2.0, "omega_high": 1.0}, "omega_low=2.0 must be below omega_high=1.0"),
         ({"head": "era", "omega_low_2": 2.0, "omega_high_2": 1.0}, "omega_low_2=2.0 must be below omega_high_2"),
         ({"head": "era", "omega_low": math.nan}, "omega_low=nan must be finite and at least 0"),
-        ({"head": "era", "omega_high": math.nan, "omega_low": 1.0}, "omega_low=1.0 must be below omega_high=nan"),
+        ({"head": "era", "omega_high": math.nan, "omega_low": 1.0}, "omega_high=nan must be at least 0"),
         ({"head": "era", "min_advantage": -1.0}, "min_advantage=-1.0 must be finite and at least 0"),
         ({"forking": 0.0}, "forking=0.0 must be above 0 and at most 1"),
         ({"top_fraction": 0.0}, "top_fraction=0.0 must be above 0 and at most 1"),

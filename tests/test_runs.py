@@ -1,19 +1,28 @@
 """A run directory survives what happens to it."""
 
+import itertools
 import json
+import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from safetensors.numpy import save as dump_arrays
 
 from entropyfloor.runs import Run, find_runs, machine, read_run
 from entropyfloor.runs.again import check_same
 from entropyfloor.runs.progress import Progress
+from entropyfloor.runs.settings import NATURAL, Range, check
 
 CONFIG = {"domain": "control", "agent": "sac", "seed": 3, "alpha": 1.0, "head": None}
 
@@ -39,6 +48,176 @@ def test_what_is_written_is_read(run):
     assert record.series("alpha")[0].shape == (0,)
     assert {"versions", "hardware", "command", "commit", "started"} <= set(record.machine)
     assert find_runs(run.path.parent) == [run.path]
+
+
+# --- beginning, and who may write ------------------------------------------------------------------------
+
+
+def test_of_two_that_begin_at_once_one_is_refused(tmp_path, monkeypatch):
+    """Both are past their look at the directory before either has written its settings."""
+    both = threading.Barrier(2)
+
+    def meet():
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.5)
+        return {}
+
+    def begin(seed):
+        try:
+            began.append(Run.create(tmp_path / "run", {"seed": seed}).config["seed"])
+        except ValueError as error:
+            refused.append(str(error))
+
+    began, refused = [], []
+    monkeypatch.setattr(machine, "describe", meet)
+    threads = [threading.Thread(target=begin, args=(seed,)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(began), len(refused)) == (1, 1)
+    assert str(tmp_path / "run") in refused[0]
+    assert read_run(tmp_path / "run").config == {"seed": began[0]}
+
+
+def test_a_run_that_another_process_has_gone_on_with_is_not_written(run):
+    other = Run.open(run.path)
+    other.resume()
+    with other.recording():
+        other.log(1, {"return": 1.0})
+    with pytest.raises(ValueError, match="another process has written"), run.recording():
+        pass
+    assert read_run(run.path).status["state"] == "finished"
+    assert read_run(run.path).series("return")[0].tolist() == [1]
+
+
+def test_a_kill_before_the_settings_are_written_leaves_a_directory_that_can_be_used(tmp_path, monkeypatch):
+    def killed():
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "describe", killed)
+        with pytest.raises(SystemExit):
+            Run.create(tmp_path / "run", CONFIG)
+    with pytest.raises(ValueError, match="no run in"):
+        Run.open(tmp_path / "run")
+    run = Run.create(tmp_path / "run", CONFIG)
+    with run.recording():
+        run.log(1, {"return": 1.0})
+    assert read_run(run.path).status["state"] == "finished"
+
+
+@pytest.mark.parametrize("left", ["metrics", "checkpoints"])
+def test_what_is_left_of_a_run_is_not_mixed_with_a_new_one(run, left):
+    run.log(1, {"return": 1.0}) if left == "metrics" else run.save(1, {}, {})
+    (run.path / "config.toml").unlink()
+    with pytest.raises(ValueError, match=rf"{re.escape(str(run.path))} holds .*config\.toml"):
+        Run.create(run.path, CONFIG)
+
+
+def loop(path):
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda path: path.write_text(""), loop, lambda path: path.symlink_to("absent/absent/absent")]
+)
+@pytest.mark.parametrize("below", [False, True])
+def test_a_place_that_cannot_hold_a_run_is_named(tmp_path, make, below):
+    make(tmp_path / "place")
+    path = tmp_path / "place" / "run" if below else tmp_path / "place"
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} cannot hold a run"):
+        Run.create(path, CONFIG)
+
+
+def test_a_directory_of_somebody_else_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    before = os.geteuid()
+    with suppress(PermissionError):  # root may write everywhere
+        os.seteuid(65534)
+    try:
+        with pytest.raises(ValueError, match="run cannot hold a run: Permission denied"):
+            Run.create(tmp_path / "run", CONFIG)
+    finally:
+        os.seteuid(before)
+
+
+LOST = {
+    "metrics.jsonl": lambda path: (path / "metrics.jsonl").unlink(),
+    "another metrics.jsonl": lambda path: (path / "other").replace(path / "metrics.jsonl"),
+    "config.toml": lambda path: (path / "config.toml").unlink(),
+    "another config.toml": lambda path: (path / "config.toml").write_text("seed = 9\n"),
+    "": lambda path: shutil.rmtree(path),
+    "moved": lambda path: path.rename(path.with_name("elsewhere")),
+}
+
+
+@pytest.mark.parametrize("what", LOST)
+@pytest.mark.parametrize("then", ["log", "save", "end"])
+def test_files_that_are_deleted_in_mid_run_are_told(run, what, then):
+    go_on = {
+        "log": lambda: run.log(2, {"return": 1.0}),
+        "save": lambda: run.save(2, {"a": np.ones(2)}, {}),
+        "end": lambda: None,
+    }
+
+    def train():
+        with run.recording():
+            run.log(1, {"return": 1.0})
+            run.save(1, {"a": np.ones(2)}, {})
+            (run.path / "other").write_bytes(b"")
+            LOST[what](run.path)
+            go_on[then]()
+
+    with pytest.raises(RuntimeError, match="deleted, moved or replaced") as told:
+        train()
+    assert str(run.path) in str(told.value)
+    if what in ("", "moved"):
+        assert not run.path.exists()  # nor is it made anew
+    else:
+        assert what.split()[-1] in str(told.value)
+        assert json.loads((run.path / "status.json").read_text())["state"] == "failed"
+
+
+def test_metrics_that_are_gone_are_named_on_a_resume(run):
+    (run.path / "metrics.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"has no metrics\.jsonl"):
+        Run.open(run.path).resume()
+
+
+FULL = """
+import resource, signal, sys, numpy as np
+from pathlib import Path
+from entropyfloor.cli import _guarded
+from entropyfloor.runs import Run
+def work(args):
+    run = Run.create(Path(args[0]), {"seed": 0})
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    with run.recording():
+        run.save(1, {"a": np.ones(10)}, {})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4090, 4090))
+        for step in range(2, 10**6):
+            run.log(step, {"return": 1.0}) if args[1] == "log" else run.save(step, {"a": np.ones(1000)}, {})
+sys.exit(_guarded(work, sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("doing", ["log", "save"])
+def test_a_disk_that_is_full_is_told_in_a_line_and_leaves_a_run_that_can_be_resumed(tmp_path, doing):
+    path = tmp_path / "run"
+    done = subprocess.run([sys.executable, "-c", FULL, path, doing], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("failed: ")
+    assert str(path) in done.stderr
+    run = Run.open(path)
+    assert run.resume().step == 1
+    with run.recording():
+        run.log(2, {"return": 1.0})
+    assert read_run(path).series("return")[0].tolist() == [2]
+    assert [step.name for step in (path / "checkpoints").iterdir()] == [f"{1:012d}"]
+
+
+# --- metrics, status, checkpoints ------------------------------------------------------------------------
 
 
 def test_a_name_outside_the_vocabulary_is_refused(run):
@@ -126,7 +305,7 @@ def flip(data):
         ("arrays.safetensors", flip, "checksum"),
         ("arrays.safetensors", lambda data: data[: len(data) // 2], "checksum"),
         ("state.json", lambda data: data[:5], "cannot be used"),
-        ("state.json", lambda data: data.replace(b'"format": 2', b'"format": 9'), "format is 9"),
+        ("state.json", lambda data: data.replace(b'"format": 3', b'"format": 9'), "format is 9"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_with_the_reason(run, file, damage, reason):
@@ -134,6 +313,95 @@ def test_a_damaged_checkpoint_is_refused_with_the_reason(run, file, damage, reas
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=reason):
         run.latest()
+
+
+def flips(data):
+    for place, bit in itertools.product(range(len(data)), range(8)):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << bit
+        yield bytes(damaged)
+
+
+@pytest.mark.parametrize("name", ["arrays.safetensors", "state.json", "SHA256SUMS"])
+def test_no_flipped_bit_of_a_checkpoint_is_continued_from(run, name):
+    path = run.save(5, {"a": np.arange(3.0)}, {"rng": np.random.default_rng(1).bit_generator.state})
+    whole = (path / name).read_bytes()
+    loaded = 0
+    for damaged in flips(whole):
+        (path / name).write_bytes(damaged)
+        try:
+            run.latest()
+            loaded += 1
+        except ValueError as error:
+            assert str(path) in str(error)  # noqa: PT017  thousands of times
+    assert loaded == 0
+    (path / name).write_bytes(whole)
+    assert run.latest().step == 5
+
+
+def test_the_checksums_are_those_that_sha256sum_reads(run):
+    path = run.save(5, {"a": np.arange(3.0)}, {})
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=path, check=True, capture_output=True)
+
+
+def older(run, header):
+    """A checkpoint as it was before its state had a checksum."""
+    path = run.save(5, {"a": np.arange(3.0)}, {"episode": 2})
+    settings = json.loads((path / "state.json").read_text())["settings"]
+    data = dump_arrays({"a": np.arange(3.0)})
+    known = {"format": 2, "step": 5, "checksum": zlib.crc32(data), "settings": settings, "state": {"episode": 2}}
+    (path / "arrays.safetensors").write_bytes(data)
+    (path / "state.json").write_text(json.dumps({**known, **header}))
+    (path / "SHA256SUMS").unlink()
+    return path
+
+
+def test_a_checkpoint_of_the_format_before_is_read(run):
+    path = older(run, {})
+    checkpoint = run.latest()
+    assert (checkpoint.step, checkpoint.state, checkpoint.path) == (5, {"episode": 2}, path)
+    np.testing.assert_array_equal(checkpoint.arrays["a"], np.arange(3.0))
+
+
+@pytest.mark.parametrize(
+    "header", [{"step": "5"}, {"step": True}, {"step": None}, {"state": []}, {"state": None}, {"checksum": "x"}]
+)
+def test_types_in_the_state_of_a_checkpoint_are_checked(run, header):
+    path = older(run, header)
+    with pytest.raises(ValueError, match=rf"checkpoint {re.escape(str(path))} cannot be used"):
+        run.latest()
+
+
+@pytest.mark.parametrize("name", ["arrays.safetensors", "state.json", "SHA256SUMS"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.unlink(),
+        lambda file: file.write_bytes(b""),
+        lambda file: file.write_bytes(b"[" * 100_000),
+        lambda file: (file.unlink(), file.mkdir()),
+        lambda file: (file.unlink(), os.mkfifo(file)),
+        lambda file: (file.unlink(), file.symlink_to("/dev/zero")),
+        lambda file: (file.unlink(), file.symlink_to(file)),
+    ],
+)
+def test_a_file_that_is_missing_or_none_is_one_error_with_the_path(run, name, damage):
+    path = run.save(5, {"a": np.arange(3.0)}, {})
+    damage(path / name)
+    with pytest.raises(ValueError, match=rf"checkpoint {re.escape(str(path))} cannot be used"):
+        run.latest()
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("optimiser"), TypeError("'int' object is not iterable"), ValueError("x")]
+)
+def test_a_state_that_a_trainer_cannot_use_is_named(run, error):
+    path = run.save(5, {}, {})
+    with (
+        pytest.raises(ValueError, match=rf"checkpoint {re.escape(str(path))} cannot be used"),
+        run.latest().restoring(),
+    ):
+        raise error
 
 
 def test_a_step_is_saved_once(run):
@@ -246,6 +514,43 @@ def test_a_run_whose_files_were_moved_is_told_how_to_go_on(tmp_path):
         check_same(tmp_path / "run", {"seed": 0, "data_dir": "there"})
     with pytest.raises(ValueError, match=r"another --out$"):
         check_same(tmp_path / "run", {"seed": 1, "data_dir": "here"})
+
+
+# --- settings --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Settings:
+    steps: int = 1
+    threads: int = 0
+    seed: int = 0
+    rate: float = 0.5
+    above: float = 1.0
+    maybe: float | None = None
+    flag: bool = False
+    where: str | None = None
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("steps", [True, 1.5, "1", None, -1, 10**12, 10**20, 10**400]),
+        ("threads", [-1, 1025, 10**20]),
+        ("seed", [-1, 2**32]),
+        ("rate", [math.nan, math.inf, -math.inf, "0.5", False, 10**400]),
+        ("above", [math.nan, -1.0]),
+        ("maybe", [math.nan, math.inf]),
+        ("flag", [1, "true", None]),
+        ("where", ["", "a\0b", "a\udcffb", 3, False]),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(name, values):
+    ranges = {"steps": NATURAL, "above": Range(0, math.inf, "at least 0, or inf", finite=False)}
+    for value in values:
+        with pytest.raises(ValueError, match=rf"^{name}="):
+            check(Settings(**{name: value}), ranges)
+    check(Settings(), ranges)
+    check(Settings(steps=10**12 - 1, threads=1024, rate=3, above=math.inf, where="ω/…"), ranges)
 
 
 # --- progress --------------------------------------------------------------------------------------------

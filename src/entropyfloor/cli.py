@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from entropyfloor import __version__
-from entropyfloor.extras import require
+from entropyfloor.extras import FAILED, REFUSED, one_line, require
 
 T = TypeVar("T")
 CLOSED_PIPE = 141
@@ -28,14 +28,18 @@ def train_control(args: Sequence[str]) -> None:
     from entropyfloor.control import train as room
     from entropyfloor.control.config import CONFIGS
 
-    agent = _value_of("--agent", args)
-    # The settings are those of the agent's class; a name that does not exist is left to the parser to refuse.
-    kind = CONFIGS.get(agent or "", CONFIGS["sac-era-exact"])
     about = f"""Train an agent on a simulator.
 
         Agents: {", ".join(CONFIGS)}. `--agent ppo --help` shows the settings of PPO, and so on.
         On an accelerator several seeds train all at once."""
-    _train("control", about, room, kind, args, settled=bool(agent))
+    _train("control", about, room, _control_settings(args), args, settled=bool(_value_of("--agent", args)))
+
+
+def _control_settings(args: Sequence[str]) -> Any:
+    """The class of the agent's settings; a name that does not exist is left to the parser to refuse."""
+    from entropyfloor.control.config import CONFIGS
+
+    return CONFIGS.get(_value_of("--agent", args) or "", CONFIGS["sac-era-exact"])
 
 
 def train_vision(args: Sequence[str]) -> None:
@@ -167,6 +171,7 @@ def evaluate_language(args: Sequence[str]) -> None:
     """Judge any language model on benchmarks of mathematics and knowledge."""
     from entropyfloor.language.evaluate import EvaluationConfig
     from entropyfloor.language.evaluate import evaluate as judge
+    from entropyfloor.runs.processes import terminated_as_interrupted
 
     require("language", "tyro")
     import tyro
@@ -182,7 +187,8 @@ def evaluate_language(args: Sequence[str]) -> None:
         return config
 
     config = _parse(parse, "evaluate language", args).resolved()
-    print(judge(config))
+    with terminated_as_interrupted():
+        print(judge(config))
     with suppress(ImportError):  # the numbers are there without the extra that draws
         from entropyfloor.report import draw_benchmarks
 
@@ -261,6 +267,7 @@ def reproduce(args: Sequence[str]) -> None:
     from entropyfloor.experiments import recipe as recipes
     from entropyfloor.experiments.reproduce import log
     from entropyfloor.experiments.reproduce import reproduce as carry_out
+    from entropyfloor.experiments.settle import settle
     from entropyfloor.runs.processes import cores
 
     require("report", "tyro")
@@ -298,10 +305,14 @@ def reproduce(args: Sequence[str]) -> None:
             found = recipes.load(known)
             print(f"{known:<32}{found.title}; {', '.join(found.scales)} ({found.source})")
         return
-    home = out or Path("runs", name.removesuffix(".toml"), scale)
+    if workers is not None and workers < 1:
+        raise ValueError(f"--workers {workers} must be at least 1")
+    # A file may be anywhere; its runs are in runs/ all the same.
+    places = [part for part in Path(name.removesuffix(".toml")).parts if part not in (os.sep, os.pardir)]
+    home = out or Path("runs", *places, scale)
     settings = dict(recipes.setting(change) for change in changes)
     found = recipes.load(name)
-    plan = found.runs(scale, home, arms=arms, seeds=seeds, settings=settings)
+    plan = settle(found.runs(scale, home, arms=arms, seeds=seeds, settings=settings), name, _planned_settings)
     if dry:
         for run in plan:
             start = ["entropyfloor"] if run.devices == 1 else ["python", "-m", *run.launcher]
@@ -315,6 +326,18 @@ def reproduce(args: Sequence[str]) -> None:
         print(f"report: entropyfloor report {home}")
     else:
         print("\n".join(f"scores: {run.out}, in words {log(run)}" for run in plan))
+
+
+def _planned_settings(run: Any) -> Any:
+    """The class of the settings of a run that is planned."""
+    if run.domain == "control":
+        return _control_settings(run.command)
+    room, name = {
+        ("train", "vision"): ("vision.config", "VisionConfig"),
+        ("train", "language"): ("language.config", "LanguageConfig"),
+        ("evaluate", "language"): ("language.evaluate", "EvaluationConfig"),
+    }[run.does, run.domain]
+    return getattr(importlib.import_module(f"entropyfloor.{room}"), name)
 
 
 def report(args: Sequence[str]) -> None:
@@ -409,11 +432,11 @@ def _guarded(command: Callable[[Sequence[str]], None], args: Sequence[str]) -> i
     except BrokenPipeError:  # whoever reads, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED_PIPE
-    except (ValueError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except REFUSED as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    except (OSError, FloatingPointError, RuntimeError) as error:
-        print("; ".join([f"failed: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
+    except FAILED as error:
+        print(f"failed: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         print(f"stopped{': ' if error.args else ''}{error}", file=sys.stderr)
@@ -439,6 +462,10 @@ def _value_of(option: str, args: Sequence[str]) -> str | None:
 def _parse(function: Callable[..., T], name: str, args: Sequence[str]) -> T:
     import tyro
 
+    for before, word in zip(["", *args], args, strict=False):
+        option, equals, value = word.partition("=") if word.startswith("--") else (before, "=", word)
+        if equals and not value and (option.startswith("--") or name != "judge"):  # who may have said nothing
+            raise ValueError(f"{option or 'an argument'} is empty: give a value, or leave it out")
     return tyro.cli(function, prog=f"entropyfloor {name}", args=args)
 
 

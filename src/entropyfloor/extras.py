@@ -1,6 +1,19 @@
-"""One line instead of a traceback when an optional library is missing."""
+"""One line instead of a traceback: for an optional library that is missing, and for errors that say enough."""
 
 import importlib
+
+REFUSED = (ValueError, ImportError)
+"""Errors of what cannot be carried out."""
+FAILED = (OSError, RuntimeError, FloatingPointError, OverflowError, MemoryError)
+"""Errors of what was begun."""
+NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "unable to allocate",
+    "resource_exhausted",
+)
+"""What PyTorch, NumPy and JAX say where memory is too small, each in an error of its own."""
 
 
 def require(extra: str, *modules: str) -> None:
@@ -22,3 +35,15 @@ def require(extra: str, *modules: str) -> None:
             raise ImportError(
                 f"{module!r} is not installed: pip install 'entropyfloor[{extra}]' brings it"
             ) from None
+
+
+def one_line(error: BaseException) -> str:
+    """What an error and its notes say, in one line, with the way out where memory is too small."""
+    said = str(error)
+    if isinstance(error, MemoryError) or any(words in said.lower() for words in NO_MEMORY):
+        reason = next(iter(said.splitlines()), "")
+        said = f"memory is too small for this ({reason}): choose a smaller batch, model or replay"
+    notes = [note for note in getattr(error, "__notes__", []) if "\n" not in note]  # JAX's own have several lines
+    line = "; ".join([" ".join(said.split()), *notes])
+    # A file that somebody else has written may hold what a terminal takes for a command.
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)

@@ -154,10 +154,12 @@ class Trainer(ABC, Generic[ConfigT, SeedT]):
         if len(steps) > 1:
             raise ValueError(f"the seeds stopped at different steps, {steps}: resume each of them alone")
         self.step = steps[0]
-        states = [self._agent_state(i, checkpoint) for i, checkpoint in enumerate(checkpoints)]
+        states = []
+        for i, (seed, checkpoint) in enumerate(zip(self.seeds, checkpoints, strict=True)):
+            with checkpoint.restoring():
+                states.append(self._agent_state(i, checkpoint))
+                seed.restore(checkpoint.arrays, checkpoint.state)
         self.state = self.stack(states)
-        for seed, checkpoint in zip(self.seeds, checkpoints, strict=True):
-            seed.restore(checkpoint.arrays, checkpoint.state)
 
     # --- several seeds as one ----------------------------------------------------------------------------
 
@@ -234,7 +236,7 @@ class Trainer(ABC, Generic[ConfigT, SeedT]):
             array = checkpoint.arrays.get(f"agent/{name}")
             if array is None or array.shape != leaf.shape or array.dtype != leaf.dtype:
                 found = "missing" if array is None else f"{array.dtype}{array.shape}"
-                raise ValueError(f"checkpoint: {name} is {found}, this run needs {leaf.dtype}{leaf.shape}")
+                raise ValueError(f"{name} is {found}, this run needs {leaf.dtype}{leaf.shape}")
             leaves.append(jax.numpy.asarray(array))
         return jax.tree.unflatten(jax.tree.structure(fresh), leaves)
 

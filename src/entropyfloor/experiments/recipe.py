@@ -10,12 +10,13 @@
     [published.<arm>]       what the paper reports, word for word
 
 An arm's settings go before its scale's, and these before the common ones. A list of environments stands for the
-same runs in each of them.
+same runs in each of them. A recipe chooses what is trained, never where files are written.
 """
 
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -23,10 +24,20 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from entropyfloor.runs import files as run_files
+from entropyfloor.runs.settings import SEED, Range
+
 Settings = Mapping[str, Any]
 DOMAINS = ("control", "vision", "language")
 DEEDS = ("train", "evaluate")
 SCALES = ("paper", "gpu", "cpu")
+FOLLOW = ("seed", "seeds", "out", "resume", "recipe")
+"""What follows from the plan of a recipe."""
+WRITE = ("download", "warm_starts")
+"""Settings that say where files are written, beside the runs: those of this package may, other files may not."""
+DEVICES = Range(1, 1024, "between 1 and 1024")
+LONGEST_NAME = 200
+"""Bytes of a directory's name; file systems have room for 255."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,8 @@ class Planned:
     settings: dict[str, Any] = field(repr=False)
     devices: int = 1
     does: str = "train"
+    words: frozenset[str] = frozenset()
+    """Settings whose True or False the command line takes as a word, as they may also be None."""
 
     @property
     def record(self) -> dict[str, Any]:
@@ -59,7 +72,7 @@ class Planned:
         words = [self.does, self.domain, "--seed", str(self.seed), "--out", str(self.out)]
         for name, value in self.settings.items():
             option = name.replace("_", "-")
-            if isinstance(value, bool):
+            if isinstance(value, bool) and name not in self.words:
                 words.append(f"--{option}" if value else f"--no-{option}")
             else:
                 words.append(f"--{option}={value}")
@@ -81,19 +94,45 @@ class Recipe:
     does: str = "train"
 
     def __post_init__(self) -> None:
-        _check_name(f"{self.name}: does", self.does, DEEDS)
+        where = f"recipe {self.name}"
+        for key in ("title", "source", "domain", "does"):
+            if not isinstance(getattr(self, key), str):
+                raise ValueError(f"{where}: {key}={getattr(self, key)!r} must be text")
+        _check_name(f"{where}: does", self.does, DEEDS)
+        _check_name(f"{where}: domain", self.domain, DOMAINS)
         if self.does == "evaluate" and self.domain != "language":
-            raise ValueError(f"{self.name}: only language models are evaluated by a recipe, not {self.domain}")
-        _check_name(f"{self.name}: domain", self.domain, DOMAINS)
-        for scale, content in self.scales.items():
-            _check_name(f"{self.name}: scale", scale, SCALES)
-            if not content.get("seeds"):
-                raise ValueError(f"{self.name}: [scales.{scale}] names no seeds")
-            for arm in content.get("arms", ()):
-                _check_name(f"{self.name}: arm of [scales.{scale}]", arm, tuple(self.arms))
-        for arm, content in self.arms.items():
-            if "like" in content:
-                _check_name(f"{self.name}: [arms.{arm}] like", content["like"], tuple(self.arms))
+            raise ValueError(f"{where}: only language models are evaluated by a recipe, not {self.domain}")
+        _check_settings(f"{where}: [settings]", self.settings)
+        arms = list(_tables(where, "arms", self.arms))
+        for scale, content in _tables(where, "scales", self.scales):
+            _check_name(f"{where}: scale", scale, SCALES)
+            self._check_scale(f"{where}: [scales.{scale}]", content)
+        for arm, content in arms:
+            _check_directory(f"{where}: arm", arm)
+            self._check_arm(f"{where}: [arms.{arm}]", content)
+        list(_tables(where, "published", self.published))
+
+    def _check_scale(self, where: str, content: Settings) -> None:
+        if not content.get("seeds"):
+            raise ValueError(f"{where} names no seeds")
+        _check_seeds(f"{where}: seeds", content["seeds"])
+        arms = content.get("arms", list(self.arms))
+        if not isinstance(arms, list) or not arms:
+            raise ValueError(f"{where}: arms={arms!r} must be a list of names, at least one")
+        for arm in arms:
+            _check_name(f"{where}: arm", arm, tuple(self.arms))
+        if self.does == "train" and not _is_whole(content.get("devices", 1), DEVICES):
+            raise ValueError(f"{where}: devices={content['devices']!r} must be a whole number {DEVICES.words}")
+        _check_settings(where, {k: v for k, v in content.items() if k not in ("seeds", "arms")})
+
+    def _check_arm(self, where: str, content: Settings) -> None:
+        if "like" in content:
+            _check_name(f"{where}: like", content["like"], tuple(self.arms))
+            if "like" in self.arms[content["like"]]:
+                raise ValueError(
+                    f"{where}: like={content['like']!r} starts from another arm itself: name that one"
+                )
+        _check_settings(where, {k: v for k, v in content.items() if k != "like"})
 
     def runs(
         self,
@@ -114,11 +153,11 @@ class Recipe:
             settings: Instead of the recipe's, such as where the data is.
 
         Raises:
-            ValueError: A scale or an arm that the recipe does not have, or a setting that is for it to choose.
+            ValueError: A scale or an arm that the recipe does not have, a setting that is for it to choose, or the
+                same run twice.
         """
-        for name in ("seed", "out", "recipe"):
-            if name in (settings or {}):
-                raise ValueError(f"{name} follows from the recipe and cannot be set: see --{name}s or --out")
+        _check_settings("--set", settings or {})
+        _check_seeds("seeds", list(seeds))
         _check_name(f"{self.name}: scale", scale, tuple(self.scales))
         own = dict(self.scales[scale])
         own_seeds, known = own.pop("seeds"), own.pop("arms", list(self.arms))
@@ -131,12 +170,14 @@ class Recipe:
                 found = {**self.settings, **own, **self._arm(arm), **(settings or {})}
                 envs = found.get("env")
                 for env in envs if isinstance(envs, list) else [None]:
-                    place = out if env is None else out / env.replace("/", "-")
+                    place = out if env is None else out / _check_directory("env", env.replace("/", "-"))
                     one = found if env is None else {**found, "env": env}
                     if self.does == "train":
                         one = {**one, "recipe": f"{self.name} {scale} {arm}"}
                     path = place / arm / f"seed-{seed}"
                     plan.append(Planned(arm, seed, path, self.domain, one, devices, self.does))
+        if twice := [path for path, times in Counter(run.out for run in plan).items() if times > 1]:
+            raise ValueError(f"{self.name}: several runs would go to {twice[0]}: name each arm and env once")
         return plan
 
     def _arm(self, name: str) -> dict[str, Any]:
@@ -155,19 +196,29 @@ def load(name: str) -> Recipe:
     Raises:
         ValueError: There is none, or it is not one; the message says what is wrong.
     """
+    text = _text(name)
+    try:
+        content = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"recipe {name}: {error}") from None
+    try:
+        recipe = Recipe(name=name, **content)
+    except TypeError as error:  # a key too many or too few
+        raise ValueError(f"recipe {name}: {error}") from None
     if name.endswith(".toml"):
-        try:
-            text = Path(name).read_text()
-        except OSError as error:
-            raise ValueError(f"recipe {name} cannot be read: {error}") from None
-    else:
+        _check_writes_nowhere(recipe)
+    return recipe
+
+
+def _text(name: str) -> str:
+    if not name.endswith(".toml"):
         known = dict(_found())
         _check_name("recipe", name, sorted(known))
-        text = known[name].read_text()
+        return known[name].read_text()
     try:
-        return Recipe(name=name, **tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, TypeError) as error:
-        raise ValueError(f"recipe {name}: {error}") from None
+        return run_files.read(Path(name)).decode()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"recipe {name} cannot be read: {error}") from None
 
 
 def setting(text: str) -> tuple[str, Any]:
@@ -180,9 +231,10 @@ def setting(text: str) -> tuple[str, Any]:
     if not equals:
         raise ValueError(f"--set {text} must be name=value")
     try:
-        return name, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        found = tomllib.loads(f"value = {value}")
+    except (ValueError, RecursionError):
         return name, value
+    return name, found["value"] if set(found) == {"value"} else value
 
 
 def _found() -> Iterator[tuple[str, Traversable]]:
@@ -193,6 +245,68 @@ def _found() -> Iterator[tuple[str, Traversable]]:
                     yield f"{domain.name}/{file.name.removesuffix('.toml')}", file
 
 
-def _check_name(what: str, name: str, known: Sequence[str]) -> None:
+def _check_name(what: str, name: object, known: Sequence[str]) -> None:
     if name not in known:
         raise ValueError(f"{what} {name!r} must be one of {', '.join(known)}")
+
+
+def _tables(where: str, key: str, value: object) -> Iterator[tuple[str, Settings]]:
+    """The tables in a table."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where}: {key}={value!r} must be a table, [{key}.<name>]")
+    for name, content in value.items():
+        if not isinstance(content, Mapping):
+            raise ValueError(f"{where}: {key}.{name}={content!r} must be a table, [{key}.{name}]")
+        yield name, content
+
+
+def _check_settings(where: str, settings: object) -> None:
+    """Plain values only, and nothing that says where a run goes."""
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"{where}={settings!r} must be a table")
+    for name, value in settings.items():
+        if name in FOLLOW:
+            raise ValueError(f"{where}: {name} follows from the recipe and cannot be set: see --seeds or --out")
+        several = name == "env" and isinstance(value, list) and value
+        for one in value if several else [value]:
+            if not isinstance(one, str | int | float):
+                kinds = "text, a number, true or false"
+                raise ValueError(f"{where}: {name}={one!r} must be {kinds}")
+        if several and not all(isinstance(one, str) for one in value):
+            raise ValueError(f"{where}: {name}={value!r} must be names")
+
+
+def _check_seeds(where: str, seeds: object) -> None:
+    if not isinstance(seeds, list) or not all(_is_whole(seed, SEED) for seed in seeds):
+        raise ValueError(f"{where}={seeds!r} must be a list of whole numbers {SEED.words}")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"{where}={seeds!r} must be different ones")
+
+
+def _is_whole(value: object, limits: Range) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value in limits
+
+
+def _check_directory(what: str, name: str) -> str:
+    """Refuse a name that would lead elsewhere than into one directory."""
+    if name.startswith(".") or set(name) & set("/\\") or not name.isprintable() or not name.strip():
+        raise ValueError(f"{what} {name!r} must be the name of a directory: no slashes, no dot in front")
+    if len(name.encode()) > LONGEST_NAME:
+        raise ValueError(
+            f"{what} {name[:20]!r}… must have at most {LONGEST_NAME} bytes, it has {len(name.encode())}"
+        )
+    return name
+
+
+def _check_writes_nowhere(recipe: Recipe) -> None:
+    """Refuse a recipe of somebody's own that writes elsewhere than into the runs."""
+    for where, settings in {
+        "[settings]": recipe.settings,
+        **{f"[scales.{name}]": content for name, content in recipe.scales.items()},
+        **{f"[arms.{name}]": content for name, content in recipe.arms.items()},
+    }.items():
+        if found := [name for name in WRITE if name in settings]:
+            raise ValueError(
+                f"recipe {recipe.name}: {where}: {found[0]} says where files are written: give it with "
+                f"--set {found[0]}={settings[found[0]]}"
+            )

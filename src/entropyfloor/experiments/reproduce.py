@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import threading
@@ -94,7 +93,7 @@ class _Work:
         with self._lock:
             self._stopped, running = True, list(self._running)
         for process in running:
-            process.send_signal(signal.SIGINT)
+            process.terminate()  # not SIGINT: a script starts what is in the background with that ignored
         for process in running:
             process.wait()
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
-from entropyfloor.runs.settings import COUNT, FINITE, NATURAL, POSITIVE, SEED, SHARE, Range, check
+from entropyfloor.runs.settings import COUNT, FINITE, NATURAL, POSITIVE, SHARE, Range, check
 
 TaskName = Literal["countdown", "countdown-3", "countdown-4", "arithmetic", "modular", "file"]
 LossName = Literal["grpo", "dr-grpo", "gspo"]
@@ -21,9 +21,7 @@ RANGES = {
     **dict.fromkeys(("digits", "chain_length", "max_prompt", "context", "sample_batch", "micro_batch"), COUNT),
     **dict.fromkeys(("eval_every", "eval_problems", "checkpoint_every"), COUNT),
     "eval_samples": Range(1, 1024, "between 1 and 1024"),
-    **dict.fromkeys(
-        ("warm_start_steps", "warm_start_batch", "steps", "max_refills", "threads", "min_level"), NATURAL
-    ),
+    **dict.fromkeys(("warm_start_steps", "warm_start_batch", "steps", "max_refills", "min_level"), NATURAL),
     **dict.fromkeys(("weight_decay", "clip_low", "clip_high", "kl_coef", "kl_cov_coef", "warmup"), NATURAL),
     **dict.fromkeys(("omega_low", "omega_low_2", "min_advantage"), NATURAL),
     **dict.fromkeys(("warm_start_random", "kl_cov", "clip_cov", "second_stage"), SHARE),
@@ -32,8 +30,10 @@ RANGES = {
     "clip_grad": POSITIVE,
     "entropy_coef": FINITE,
     "k": ABOVE_ONE,
+    **dict.fromkeys(
+        ("omega_high", "omega_high_2"), Range(0, math.inf, "at least 0, or inf for none", finite=False)
+    ),
     "top_k": COUNT,
-    "seed": SEED,
 }
 CLIP: dict[LossName, tuple[float, float]] = {"grpo": (0.2, 0.2), "dr-grpo": (0.2, 0.2), "gspo": (3e-4, 4e-4)}
 """Below and above 1, where nothing else is said."""

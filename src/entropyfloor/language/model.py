@@ -339,6 +339,9 @@ def load_weights(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
     if missing := sorted(into.keys() - weights.keys()):
         raise ValueError(f"the checkpoint has no {', '.join(missing[:3])}: it is of another model")
     for name, tensor in into.items():
+        if weights[name].shape != tensor.shape:
+            found, needed = (list(each.shape) for each in (weights[name], tensor))
+            raise ValueError(f"{name} is {found} and should be {needed}: it is of another model")
         tensor.copy_(weights[name])
 
 

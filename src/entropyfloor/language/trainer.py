@@ -226,14 +226,15 @@ class Trainer:
     @torch.no_grad()
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint of a run with the same settings."""
-        model.load_weights(self.model, tensors_below("model/", checkpoint.arrays))
-        if reference := tensors_below("reference/", checkpoint.arrays):
-            self.reference = copy.deepcopy(self.model).eval()
-            model.load_weights(self.reference, reference)
-        everything = tensors_below("", checkpoint.arrays)
-        self.optimiser.load_state_dict(unpack_optimiser(checkpoint.state["optimiser"], everything))
-        if (thresholds := checkpoint.state["thresholds"]) is not None:
-            self.thresholds = float(thresholds[0]), float(thresholds[1])
+        with checkpoint.restoring():
+            model.load_weights(self.model, tensors_below("model/", checkpoint.arrays))
+            if reference := tensors_below("reference/", checkpoint.arrays):
+                self.reference = copy.deepcopy(self.model).eval()
+                model.load_weights(self.reference, reference)
+            everything = tensors_below("", checkpoint.arrays)
+            self.optimiser.load_state_dict(unpack_optimiser(checkpoint.state["optimiser"], everything))
+            if (thresholds := checkpoint.state["thresholds"]) is not None:
+                self.thresholds = float(thresholds[0]), float(thresholds[1])
         self.step = checkpoint.step
 
     @torch.no_grad()

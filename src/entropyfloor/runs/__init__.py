@@ -3,7 +3,7 @@
     config.toml             every setting
     machine.json            versions, hardware, command, commit, start
     metrics.jsonl           append-only, one line an event: step, wall seconds, quantities
-    checkpoints/<step>/     arrays and plain state, no code; written beside, then renamed
+    checkpoints/<step>/     arrays and plain state, no code, and their checksums; written beside, then renamed
     status.json             running, finished, interrupted or failed with the reason
     error.txt               where it failed, if it did
 

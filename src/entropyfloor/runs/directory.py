@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import math
+import os
 import shutil
 import time
 import traceback
@@ -26,8 +28,10 @@ from entropyfloor.runs.record import CONFIG, EVALUATION, MACHINE, METRICS, STATU
 from entropyfloor.runs.vocabulary import QUANTITIES
 
 ERROR = "error.txt"
-FORMAT = 2
-"""Of a checkpoint. A reader refuses what it does not know."""
+ARRAYS, STATE, SUMS = "arrays.safetensors", "state.json", "SHA256SUMS"
+"""Files of a checkpoint; the last one is as `sha256sum` writes and checks it."""
+FORMAT, ARRAYS_CHECKED = 3, 2
+"""Format of a checkpoint, and the earlier one in which only the arrays have a checksum. Others are refused."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,20 @@ class Checkpoint:
     step: int
     arrays: dict[str, np.ndarray]
     state: dict[str, Any]
+    path: Path
+    """Where it is."""
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Name the checkpoint in any error of the body, which continues from it.
+
+        Raises:
+            ValueError: Something is missing, or is not what the trainer needs.
+        """
+        try:
+            yield
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+            raise _unusable(self.path, error) from error
 
 
 class Run:
@@ -51,28 +69,42 @@ class Run:
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
         self.path, self.config = path, config
+        self._settings = (path / CONFIG).read_bytes()
         self._step, self._seconds = 0, 0.0
         self._since = time.perf_counter()
+        self._size: int | None = None
+        """Bytes of the metrics as this object left them."""
+        self._held: os.stat_result | None = None
+        """The metrics that are locked for this object."""
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any]) -> Run:
-        """Begin a run in a new directory.
+        """Begin a run in a new directory, or in one that holds none.
 
         Args:
             path: Where; must not hold a run yet.
             config: Every setting, in what TOML can hold; settings that are None are left out.
 
         Raises:
-            ValueError: There is a run in `path` already.
+            ValueError: There is a run in `path` already, or there can be none.
         """
-        if (path / CONFIG).exists():
-            raise ValueError(f"{path} holds a run already: choose another directory, resume it, or delete it")
-        path.mkdir(parents=True, exist_ok=True)
         known = {name: value for name, value in config.items() if value is not None}
-        files.replace(path / MACHINE, _json(machine.describe()))
-        (path / METRICS).touch()
-        files.replace(path / CONFIG, tomli_w.dumps(known).encode())  # last: a directory with a config is a run
-        return cls(path, known)
+        settings = tomli_w.dumps(known).encode()
+        try:
+            _check_free(path)
+            path.mkdir(parents=True, exist_ok=True)
+            (path / METRICS).touch()
+            with _locked(path):
+                _check_free(path)  # again: until now another process may have begun one
+                files.replace(path / MACHINE, _json(machine.describe()))
+                files.replace(path / CONFIG, settings)  # last: a directory with a config is a run
+        except OSError as error:
+            raise ValueError(
+                f"{path} cannot hold a run: {error.strerror or error}. Choose another directory"
+            ) from error
+        run = cls(path, known)
+        run._size = 0
+        return run
 
     @classmethod
     def open(cls, path: Path) -> Run:
@@ -109,6 +141,7 @@ class Run:
         Returns:
             Its directory.
         """
+        self._check_there()
         home = self.path / "checkpoints"
         final, partial = home / f"{step:012d}", home / f".{step:012d}.partial"
         if final.exists():  # the same step of the same run is the same
@@ -147,8 +180,10 @@ class Run:
         Returns:
             Its directory.
         """
-        home = self.path / "failure" / f"{step:012d}"
-        home.mkdir(parents=True, exist_ok=True)
+        failures = self.path / "failure"
+        failures.mkdir(exist_ok=True)
+        home = failures / f"{step:012d}"
+        home.mkdir(exist_ok=True)
         _dump(home, step, arrays, state, _fingerprint(self.config))
         return home
 
@@ -181,8 +216,8 @@ class Run:
 
         What was logged after it stays in the file; readers drop it, as the run goes that way again.
         """
-        checkpoint = self.latest()
-        with self._locked():
+        with _locked(self.path):
+            checkpoint = self.latest()
             with (self.path / METRICS).open("r+b") as file:  # a kill may have cut the last line short
                 content = file.read()
                 file.truncate(content.rfind(b"\n") + 1)
@@ -198,72 +233,153 @@ class Run:
         """Keep `status.json` true while the body trains, and other processes out of the directory.
 
         Raises:
-            ValueError: Another process is recording this run.
+            ValueError: Another process is recording this run, or has since it was created or resumed.
+            RuntimeError: Its metrics or settings were deleted or replaced meanwhile.
         """
-        with self._locked():
-            self._status("running")
+        with _locked(self.path) as held:
+            if self._size not in (None, held.st_size):
+                raise ValueError(f"another process has written {self.path} meanwhile: resume it")
+            self._held = held
             try:
+                self._check_there()
+                self._status("running")
                 yield
+                self._check_there()
             except KeyboardInterrupt:
                 self._status("interrupted", "stopped by the user")
                 raise
             except BaseException as error:
-                error.add_note(f"what was saved is in {self.path}")
+                if self.path.exists():
+                    error.add_note(f"what was saved is in {self.path}")
                 with suppress(OSError):  # a full disk takes no status either: the first error is the one to report
                     self._status("failed", f"{type(error).__name__}: {error}")
                     files.replace(self.path / ERROR, traceback.format_exc().encode())
                 raise
+            finally:
+                self._held = None
             self._status("finished")
 
     def _append(self, step: int, values: dict[str, Any]) -> None:
+        self._check_there()
         seconds = round(self._seconds + time.perf_counter() - self._since, 3)
-        with (self.path / METRICS).open("ab", buffering=0) as file:  # one write: a line is whole or it is last
+        with (self.path / METRICS).open("ab") as file:  # one write: a line is whole or it is last
             file.write(_json({"step": step, "seconds": seconds, **values}))
+            file.flush()
+            self._size = file.tell()
+
+    def _check_there(self) -> None:
+        """Refuse to write into a run whose files were deleted or replaced since it is recorded."""
+        if self._held is None:
+            return
+        for name, is_same in ((METRICS, self._has_held_metrics), (CONFIG, self._has_settings)):
+            try:
+                same = is_same()
+            except (FileNotFoundError, NotADirectoryError):
+                same = False
+            if not same:
+                what = f"{name} of {self.path}" if self.path.exists() else str(self.path)
+                raise RuntimeError(
+                    f"{what} was deleted, moved or replaced while the run was writing it: the run stops here. Put "
+                    f"it back and resume the run, or begin again in another directory"
+                )
+
+    def _has_held_metrics(self) -> bool:
+        assert self._held is not None
+        return os.path.samestat(self._held, (self.path / METRICS).stat())
+
+    def _has_settings(self) -> bool:
+        return (self.path / CONFIG).read_bytes() == self._settings
 
     def _status(self, state: str, reason: str | None = None) -> None:
         status = {"state": state, "reason": reason, "step": self._step, "time": machine.now()}
         files.replace(self.path / STATUS, _json(status))
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the run for this process; the system lets go of it even when the process is killed."""
-        with (self.path / METRICS).open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"another process is writing {self.path}: wait for it or stop it") from None
-            try:
-                yield
-            finally:  # also for processes that were forked meanwhile and are still there
-                fcntl.flock(file, fcntl.LOCK_UN)
+
+def _check_free(path: Path) -> None:
+    """Refuse to begin a run where there is one, or what is left of one."""
+    if (path / CONFIG).exists():
+        raise ValueError(f"{path} holds a run already: choose another directory, resume it, or delete it")
+    metrics, checkpoints = path / METRICS, path / "checkpoints"
+    if checkpoints.exists() or (metrics.exists() and metrics.stat().st_size):
+        raise ValueError(
+            f"{path} holds metrics or checkpoints of a run without its {CONFIG}: choose another directory, or "
+            f"delete it"
+        )
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[os.stat_result]:
+    """Hold the run in `path` for this process; the system lets go of it even when the process is killed.
+
+    Yields:
+        What identifies the metrics, which are what is locked.
+
+    Raises:
+        ValueError: Another process holds it, or it has no metrics.
+    """
+    try:
+        file = (path / METRICS).open("r+b")
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path} has no {METRICS}: put it back, or make an empty one to go on without what was measured"
+        ) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is writing {path}: wait for it or stop it") from None
+        try:
+            yield os.fstat(file.fileno())
+        finally:  # also for processes that were forked meanwhile and are still there
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _dump(
     path: Path, step: int, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any], settings: int
 ) -> None:
-    """Arrays and plain state, no code."""
-    data = dump_arrays({name: np.asarray(array, order="C") for name, array in arrays.items()})
-    checksums = {"checksum": zlib.crc32(data), "settings": settings}
-    files.write(path / "arrays.safetensors", data)
-    files.write(path / "state.json", _json({"format": FORMAT, "step": step, **checksums, "state": dict(state)}))
+    """Arrays and plain state, no code, and the checksums of both."""
+    header = {"format": FORMAT, "step": step, "settings": settings, "state": dict(state)}
+    contents = {
+        ARRAYS: dump_arrays({name: np.asarray(array, order="C") for name, array in arrays.items()}),
+        STATE: _json(header),
+    }
+    for name, data in {**contents, SUMS: _checksums(contents)}.items():
+        files.write(path / name, data)
     files.sync(path)
 
 
 def _load(path: Path, settings: int) -> Checkpoint:
     try:
-        header = json.loads((path / "state.json").read_bytes())
-        data = (path / "arrays.safetensors").read_bytes()
-        if header["format"] != FORMAT:
-            raise ValueError(f"its format is {header['format']}, this version reads {FORMAT}")
-        if zlib.crc32(data) != header["checksum"]:
-            raise ValueError("the checksum of its arrays is wrong")
+        contents = {name: files.read(path / name) for name in (ARRAYS, STATE)}
+        header = json.loads(contents[STATE])
+        if header["format"] == ARRAYS_CHECKED:
+            intact = zlib.crc32(contents[ARRAYS]) == header["checksum"]
+        elif header["format"] == FORMAT:
+            intact = _checksums(contents) == files.read(path / SUMS)
+        else:
+            raise ValueError(f"its format is {header['format']}, this version reads {ARRAYS_CHECKED} and {FORMAT}")
+        if not intact:
+            raise ValueError("the checksum of its files is wrong")
         if header["settings"] != settings:
             raise ValueError("it belongs to a run with other settings")
-        return Checkpoint(header["step"], load_arrays(data), header["state"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ValueError(
-            f"checkpoint {path} cannot be used: {error}. Delete this directory to continue from the one before"
-        ) from error
+        step, state = header["step"], header["state"]
+        if type(step) is not int or not isinstance(state, dict):
+            raise TypeError(f"{STATE} has a step or a state of another type")
+        return Checkpoint(step, load_arrays(contents[ARRAYS]), state, path)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError) as error:
+        raise _unusable(path, error) from error
+
+
+def _unusable(path: Path, error: Exception) -> ValueError:
+    reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    return ValueError(
+        f"checkpoint {path} cannot be used: {reason}. Delete this directory to continue from the one before"
+    )
+
+
+def _checksums(contents: Mapping[str, bytes]) -> bytes:
+    lines = [f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in contents.items()]
+    return "".join(lines).encode()
 
 
 def _fingerprint(config: Mapping[str, Any]) -> int:

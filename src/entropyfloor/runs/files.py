@@ -5,6 +5,18 @@ import secrets
 from pathlib import Path
 
 
+def read(path: Path) -> bytes:
+    """What is in a file.
+
+    Raises:
+        OSError: There is none, or it cannot be read.
+        ValueError: It is a pipe, a device or a directory, for which a reader might wait for ever.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no file")
+    return path.read_bytes()
+
+
 def write(path: Path, data: bytes) -> None:
     """Write a file, and wait until it is on disk."""
     with path.open("wb") as file:

@@ -12,6 +12,8 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
+from entropyfloor.extras import FAILED, REFUSED, one_line
+
 T = TypeVar("T")
 
 
@@ -87,8 +89,8 @@ def _work(work: Callable[[T], object], item: T, name: str) -> None:
             work(item)
     except KeyboardInterrupt as error:
         sys.exit(f"{name} stopped: {error}")
-    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
-        sys.exit(f"{name} failed: {error}")
+    except (*REFUSED, *FAILED) as error:
+        sys.exit(f"{name} failed: {one_line(error)}")
 
 
 def _stop_with_parent() -> None:

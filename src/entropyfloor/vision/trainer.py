@@ -220,13 +220,14 @@ class Trainer:
         Raises:
             ValueError: It is of another model.
         """
-        arrays, where = checkpoint.arrays, f"checkpoint of epoch {checkpoint.step}"
-        load_weights(self.model, tensors_below("model/", arrays), where)
-        if self.average:
-            load_weights(self.average.module, tensors_below("average/", arrays), where)
-        self.optimiser.load_state_dict(unpack_optimiser(checkpoint.state["optimiser"], tensors_below("", arrays)))
-        if self.accelerator.scaler and checkpoint.state["scaler"]:
-            self.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
+        arrays, state, where = checkpoint.arrays, checkpoint.state, f"checkpoint of epoch {checkpoint.step}"
+        with checkpoint.restoring():
+            load_weights(self.model, tensors_below("model/", arrays), where)
+            if self.average:
+                load_weights(self.average.module, tensors_below("average/", arrays), where)
+            self.optimiser.load_state_dict(unpack_optimiser(state["optimiser"], tensors_below("", arrays)))
+            if self.accelerator.scaler and state["scaler"]:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
         self.epoch = checkpoint.step
 
     # --- parts of an epoch -------------------------------------------------------------------------------
