@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from entropyfloor.control.config import CONFIGS, ControlConfig, PPOConfig, configure, set_
+from entropyfloor.control.envs import registered
 from entropyfloor.control.off_policy import OffPolicyTrainer
 from entropyfloor.control.on_policy import OnPolicyTrainer
 from entropyfloor.control.trainer import Trainer
@@ -83,8 +84,10 @@ def read_config(settings: dict[str, Any]) -> ControlConfig:
         found = f"domain={settings.get('domain')!r}, agent={settings.get('agent')!r}"
         raise ValueError(f"a run of {found} is no run of a control agent that this version knows")
     known = CONFIGS[settings["agent"]].__dataclass_fields__
-    if unknown := sorted(set(settings) - {*known, "domain"}):
+    if unknown := sorted(set(settings) - {*known, "domain", "registered"}):
         raise ValueError(f"this version does not know the settings {', '.join(unknown)} of the run")
+    if "registered" in settings:
+        registered.again(settings["env"], settings["registered"])
     return configure(
         settings["agent"], **{k: v for k, v in settings.items() if k in known and k != "agent"}
     ).resolved()
@@ -93,7 +96,8 @@ def read_config(settings: dict[str, Any]) -> ControlConfig:
 def _start(configs: Sequence[ControlConfig]) -> list[Path]:
     trainer = build(configs)  # before the directory: what cannot be built should leave nothing behind
     paths = [Path(set_(config.out)) for config in configs]
-    runs = [Run.create(path, {"domain": "control", **asdict(c)}) for path, c in zip(paths, configs, strict=True)]
+    kept = {"domain": "control", "registered": registered.describe(configs[0].env)}
+    runs = [Run.create(path, {**kept, **asdict(c)}) for path, c in zip(paths, configs, strict=True)]
     trainer.fit(runs)
     return paths
 
