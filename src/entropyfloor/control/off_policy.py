@@ -77,6 +77,8 @@ class OffPolicySeed:
         capacity = min(config.replay_capacity, config.steps)
         floats = 2 * self.obs_dim + self.action_dim + 2
         check_memory(capacity, seeds * floats, "transitions in the replay", "--replay-capacity")
+        batch = config.updates_per_step * config.batch_size
+        check_memory(batch, seeds * floats, "transitions in the updates of a step", "--batch-size")
         self.replay = Replay(capacity, self.obs_dim, self.action_dim, self._rng)
         self.episodes = Episodes(env, lambda i: seeding.episode(config.seed, seeding.TRAIN_EPISODES, i))
         self.returns = self.episodes.returns

@@ -39,7 +39,7 @@ def check_memory(count: int, floats: int, what: str, option: str) -> None:
     """
     limit, each = 0.9 * _memory(), 4 * floats
     if (needed := count * each) > limit:
-        most = f" to at most {fits:,}" if (fits := int(limit / each)) else ""
+        most = f" to at most {fits}" if (fits := int(limit / each)) else ""
         raise ValueError(
             f"{count:,} {what} need {needed / 2**30:,.1f} GiB, and this machine has {limit / 2**30:,.1f} GiB for "
             f"them: lower {option}{most}"

@@ -58,9 +58,9 @@ def make(
     # A suite that is not installed lists nothing; building then says how to install it.
     if (tasks := list_tasks()) and task not in tasks:
         near = [f"{suite}/{t}" for t in difflib.get_close_matches(task, tasks, n=5, cutoff=0.4)]
-        hint = f"did you mean {', '.join(near)}?" if near else "entropyfloor.control.envs.names() lists all"
-        own = f"; one of your own needs its module, gym/my.module:{task}" if suite == "gym" else ""
-        raise ValueError(f"environment {name!r} does not exist: {hint}{own}")
+        hint = f"did you mean {', '.join(near)}?" if near else "entropyfloor.control.envs.names() lists all."
+        own = f" The module that registers one of your own stands before it: gym/my.module:{task}"
+        raise ValueError(f"environment {name!r} does not exist: {hint}{own if suite == 'gym' else ''}")
     if backend not in ("native", "envpool"):
         raise ValueError(f"backend={backend!r} must be 'native' or 'envpool'")
     if backend == "envpool":

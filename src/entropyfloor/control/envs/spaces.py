@@ -108,9 +108,15 @@ class BoxActions:
 
 
 class DiscreteActions:
-    """From 0, 1, … n - 1 to the actions of a Discrete space, which may start elsewhere."""
+    """From 0, 1, … n - 1 to the actions of a Discrete space, which may start elsewhere.
+
+    Raises:
+        ValueError: There is one action only.
+    """
 
     def __init__(self, discrete: spaces.Discrete[Any]) -> None:
+        if discrete.n < 2:
+            raise ValueError(f"action space {name(discrete)} leaves no choice: there is nothing to learn")
         self._start, self._type = int(discrete.start), np.dtype(discrete.dtype).type
         # The simulator's own space where it will do: some draw from it.
         self.space = discrete if self._start == 0 else spaces.Discrete(int(discrete.n))
