@@ -659,13 +659,14 @@ def test_a_run_of_a_registered_environment_is_resumed_and_evaluated_by_the_comma
         ("os:system", "os:system is no environment"),
         ("own_env:Nothing", "module 'own_env' has no 'Nothing'"),
         ("no_such_module:Own", "module 'no_such_module' cannot be imported"),
+        (None, r"registered='\[\]' does not say how 'gym/Own-v0' was registered"),
     ],
 )
 def test_a_run_directory_cannot_call_what_is_no_environment(place, message, tmp_path, monkeypatch):
     (tmp_path / "own_env.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    how = json.dumps({"entry_point": place, "kwargs": {}, "max_episode_steps": None})
+    how = json.dumps({"entry_point": place, "kwargs": {}, "max_episode_steps": None} if place else [])
     with pytest.raises((ValueError, ImportError), match=message):
         read_config({"domain": "control", "agent": "sac", "env": "gym/Own-v0", "registered": how})
     sys.modules.pop("own_env", None)

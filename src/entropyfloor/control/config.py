@@ -149,8 +149,9 @@ class ControlConfig(ABC):
         check(self, RANGES)
         if self.target_entropy is not None:
             targets.resolve(self.target_entropy, action_dim=1)
-        if None not in (self.log_std_min, self.log_std_max) and not self.log_std_min < self.log_std_max:
-            raise ValueError(f"log_std_min={self.log_std_min} must be below log_std_max={self.log_std_max}")
+        low, high = self.log_std_min, self.log_std_max
+        if low is not None and high is not None and low >= high:
+            raise ValueError(f"log_std_min={low} must be below log_std_max={high}")
         self.env_arguments()
 
     def env_arguments(self) -> dict[str, Any]:

@@ -95,7 +95,8 @@ class Evaluator:
         """
         at = f"the evaluation from seed {seed}"
         observation = reset(self._env, seed, f"the reset of {at}")
-        visited, total, running = [], 0.0, True
+        visited: list[np.ndarray] = []
+        total, running = 0.0, True
         while running:
             if self._stopped():
                 raise Stopped

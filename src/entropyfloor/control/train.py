@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def train_seeds(config: ControlConfig, seeds: Sequence[int]) -> list[Path]:
     found = with_seeds(config, seeds)
     if jax.default_backend() != "cpu":
         return _together(list(found.values()))
-    return each_seed(found, train, resume, workers=max(1, cores() // max(1, config.threads)))
+    begin = partial(_train_registered, registered.describe(config.env))
+    return each_seed(found, begin, resume, workers=max(1, cores() // max(1, config.threads)))
 
 
 def build(configs: Sequence[ControlConfig]) -> Trainer[Any, Any]:
@@ -90,10 +92,17 @@ def read_config(settings: dict[str, Any]) -> ControlConfig:
     if unknown := sorted(set(settings) - {*known, "domain", "registered"}):
         raise ValueError(f"this version does not know the settings {', '.join(unknown)} of the run")
     if "registered" in settings:
-        registered.again(settings["env"], settings["registered"])
+        registered.again(str(settings.get("env")), settings["registered"])
     return configure(
         settings["agent"], **{k: v for k, v in settings.items() if k in known and k != "agent"}
     ).resolved()
+
+
+def _train_registered(described: str | None, config: ControlConfig) -> Path:
+    """Train in a process that has not registered the environment, if that was not Gymnasium or a module."""
+    if described is not None:
+        registered.again(config.env, described)
+    return train(config)
 
 
 @contextmanager

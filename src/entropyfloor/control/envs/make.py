@@ -72,7 +72,7 @@ def make(
         if env_args:
             raise ValueError(f"env_args={dict(env_args)}: backend='envpool' takes none, backend='native' does")
         task, build = name, envpool.EnvPool
-    env = Checked(_build(name, build, task, max_episode_steps, dict(env_args or {})))
+    env: AnyEnv = Checked(_build(name, build, task, max_episode_steps, dict(env_args or {})))
     if ignore_termination:
         env = IgnoreTermination(env)
     if action_repeat > 1:

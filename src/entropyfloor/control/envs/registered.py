@@ -39,7 +39,7 @@ def describe(name: str) -> str | None:
     spec = gymnasium.registry.get(task) if suite == "gym" else None
     if spec is None or spec.additional_wrappers:
         return None
-    place = spec.entry_point
+    place: Any = spec.entry_point
     if isinstance(place, type):
         place = f"{place.__module__}:{place.__qualname__}"
     if not isinstance(place, str) or place.startswith("gymnasium."):
@@ -58,15 +58,19 @@ def again(name: str, described: str) -> None:
 
     Raises:
         ImportError: The module of its class is not there.
-        ValueError: It cannot be imported, or what it names is no environment.
+        ValueError: `described` is damaged, its module cannot be imported, or what it names is no environment.
     """
     task = name.removeprefix("gym/")
     if task in gymnasium.registry:
         return
-    how = json.loads(described)
-    environment = _class(how["entry_point"])
+    try:
+        how = json.loads(described)
+        place, kwargs, limit = str(how["entry_point"]), dict(how["kwargs"]), how["max_episode_steps"]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"registered={described!r} does not say how {name!r} was registered") from None
+    environment: Any = _class(place)
     if task not in gymnasium.registry:  # modules often register what they define
-        gymnasium.register(task, environment, kwargs=how["kwargs"], max_episode_steps=how["max_episode_steps"])
+        gymnasium.register(task, environment, kwargs=kwargs, max_episode_steps=limit)
 
 
 def _class(place: str) -> type[gymnasium.Env[Any, Any]]:
