@@ -100,11 +100,9 @@ def test_no_number_is_beyond_its_range(agent, name):
     ("settings", "message"),
     [
         ({"steps": 2**32}, r"steps=4294967296 must be between 1 and 2\*\*32 - 1"),
-        ({"threads": 10**20}, "threads=100000000000000000000 must be between 0 and 4096"),
         ({"min_entropy": -0.1}, "min_entropy=-0.1 must be finite and at least 0"),
         ({"max_episode_steps": 0}, "max_episode_steps=0 must be"),
         ({"target_entropy": "nan"}, "target_entropy=nan must be a finite number"),
-        ({"target_entropy": ""}, "target entropy rule '' cannot be read"),
         ({"log_std_min": 1.0, "log_std_max": 1.0}, "log_std_min=1.0 must be below log_std_max=1.0"),
         ({"env_args": "continuous=true"}, "env_args='continuous=true' must be a JSON object"),
         ({"env_args": "[1]"}, r"env_args='\[1\]' must be a JSON object"),
@@ -112,7 +110,7 @@ def test_no_number_is_beyond_its_range(agent, name):
 )
 def test_what_no_run_can_have_is_refused_when_it_is_said(settings, message):
     with pytest.raises(ValueError, match=message):
-        configure("ppo", **settings)
+        configure("ppo", **settings).resolved()
 
 
 @pytest.mark.parametrize(
@@ -679,11 +677,3 @@ def test_what_compiles_is_said_instead_of_a_speed(tmp_path, capsys):
     assert first.startswith("0/200 steps · return ")
     assert second == "100/200 steps · compiling the first update, for up to a minute"
     assert re.search(r" · (?P<rate>[\d.,]+) steps/s · ", last)
-
-
-def test_networks_that_memory_does_not_hold_are_told_in_one_line(tmp_path):
-    config = configure("ppo", env="gym/Pendulum-v1", hidden=2**31, out=str(tmp_path / "run"))
-    with pytest.raises(RuntimeError, match=r"^RESOURCE_EXHAUSTED: .*Lower --hidden") as error:
-        train(config)
-    assert "\n" not in str(error.value)
-    assert not getattr(error.value, "__notes__", [])

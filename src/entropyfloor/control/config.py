@@ -70,7 +70,6 @@ HARD_LOG_STD = (-20.0, 2.0)
 
 COUNT = Range(1, 2**32 - 1, "between 1 and 2**32 - 1")
 """Steps count the random numbers of a run, as 32 bits; nothing else comes near."""
-THREADS = Range(0, 4096, "between 0 and 4096")
 
 RANGES = {
     **dict.fromkeys(("steps", "hidden", "action_repeat", "eval_every", "eval_episodes"), COUNT),
@@ -78,8 +77,7 @@ RANGES = {
     **dict.fromkeys(("replay_capacity", "num_envs", "rollout_steps", "minibatch_size", "epochs"), COUNT),
     "max_episode_steps": COUNT,
     "seed": SEED,
-    "threads": THREADS,
-    **dict.fromkeys(("weight_decay", "cloning_weight", "value_coef", "min_entropy"), NATURAL),
+    **dict.fromkeys(("threads", "weight_decay", "cloning_weight", "value_coef", "min_entropy"), NATURAL),
     **dict.fromkeys(("entropy_coef", "clip_low", "clip_high", "entropy_weight"), NATURAL),
     **dict.fromkeys(("discount", "tau", "expectile", "gae_lambda", "entropy_share"), SHARE),
     **dict.fromkeys(("entropy_discount", "entropy_lambda"), SHARE),
@@ -147,8 +145,6 @@ class ControlConfig(ABC):
 
     def __post_init__(self) -> None:
         check(self, RANGES)
-        if self.target_entropy is not None:
-            targets.resolve(self.target_entropy, action_dim=1)
         low, high = self.log_std_min, self.log_std_max
         if low is not None and high is not None and low >= high:
             raise ValueError(f"log_std_min={low} must be below log_std_max={high}")
@@ -177,7 +173,11 @@ class ControlConfig(ABC):
             "log_std_min": low,
             "log_std_max": high,
         }
-        return replace(found, **found._missing(defaults))
+        settled = replace(found, **found._missing(defaults))
+        targets.resolve(
+            set_(settled.target_entropy), 1
+        )  # a rule that cannot be read is told before anything is built
+        return settled
 
     @abstractmethod
     def defaults(self) -> dict[str, Any]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,8 +18,6 @@ from entropyfloor.control.trainer import Trainer
 from entropyfloor.runs import Run, read_run
 from entropyfloor.runs.again import each_seed, is_begun, with_seeds
 from entropyfloor.runs.processes import cores
-
-LESS_MEMORY = "Lower --hidden, --batch-size or --minibatch-size, or take a machine with more memory"
 
 __all__ = ["ControlConfig", "build", "configure", "resume", "train", "train_seeds"]
 
@@ -105,20 +102,6 @@ def _train_registered(described: str | None, config: ControlConfig) -> Path:
     return train(config)
 
 
-@contextmanager
-def _one_line_for_memory() -> Iterator[None]:
-    """What the checks before a run cannot know: networks and batches that a device does not hold."""
-    try:
-        yield
-    except MemoryError as error:
-        raise RuntimeError(f"{error or 'out of memory'}: {LESS_MEMORY}") from error
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise RuntimeError(f"{str(error).splitlines()[0]} {LESS_MEMORY}") from error
-
-
-@_one_line_for_memory()
 def _start(configs: Sequence[ControlConfig]) -> list[Path]:
     trainer = build(configs)  # before the directory: what cannot be built should leave nothing behind
     paths = [Path(set_(config.out)) for config in configs]
@@ -128,7 +111,6 @@ def _start(configs: Sequence[ControlConfig]) -> list[Path]:
     return paths
 
 
-@_one_line_for_memory()
 def _resume(paths: Sequence[Path]) -> list[Path]:
     runs = [Run.open(path) for path in paths]
     trainer = build([read_config(run.config) for run in runs])
