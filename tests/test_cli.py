@@ -129,7 +129,7 @@ def test_train_then_report(trained, tmp_path, capsys):
 
 def test_a_run_says_where_it_is_and_what_comes_next(finished, home):
     path, (*steps, run, report) = finished
-    assert [line.split(" · ")[0] for line in steps] == ["0/60 steps", "60/60 steps"]
+    assert [line.split(" · ")[0] for line in steps] == ["0/60 steps", "20/60 steps", "60/60 steps"]
     assert all("(target -0.50)" in line for line in steps)
     assert (run, report) == (f"run: {path}", f"report: entropyfloor report {path}")
     assert main(report.split()[2:]) == 0

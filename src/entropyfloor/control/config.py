@@ -174,9 +174,7 @@ class ControlConfig(ABC):
             "log_std_max": high,
         }
         settled = replace(found, **found._missing(defaults))
-        targets.resolve(
-            set_(settled.target_entropy), 1
-        )  # a rule that cannot be read is told before anything is built
+        targets.resolve(set_(settled.target_entropy), 1)  # told before anything is built
         return settled
 
     @abstractmethod
