@@ -218,8 +218,9 @@ def test_train_then_report(trained, tmp_path, capsys):
 
 def test_a_run_says_where_it_is_and_what_comes_next(finished, home):
     path, (*steps, run, report) = finished
-    assert [line.split(" · ")[0] for line in steps] == ["0/60 steps", "60/60 steps"]
-    assert all("(target -0.50)" in line for line in steps)
+    assert [line.split(" · ")[0] for line in steps] == ["0/60 steps", "20/60 steps", "60/60 steps"]
+    assert ["(target -0.50)" in line for line in steps] == [True, False, True]
+    assert " · compiling" in steps[1]
     assert (run, report) == (f"run: {path}", f"report: entropyfloor report {path}")
     assert main(report.split()[2:]) == 0
     assert (home / "report" / "index.html").exists()

@@ -1,14 +1,23 @@
 """Simulators behind one constructor, and the buffer they fill."""
 
+import sys
 from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
 
+import gymnasium
 import mujoco
 import numpy as np
+import psutil
 import pytest
 
+from entropyfloor.control import replay
+from entropyfloor.control.config import configure
 from entropyfloor.control.envs import make
 from entropyfloor.control.envs.envpool import CHECKED, EnvPool
+from entropyfloor.control.envs.wrappers import has_time_limit
 from entropyfloor.control.replay import Replay, Transition
+from entropyfloor.control.train import train
 
 
 @pytest.mark.parametrize(
@@ -242,3 +251,154 @@ def test_replay_keeps_the_newest_and_restores_exactly():
         np.testing.assert_array_equal(column, expected)
     with pytest.raises(ValueError, match="shape"):
         Replay(4, 3, 1, np.random.default_rng(0)).load(replay.arrays(), replay.added)
+
+
+# --- what people bring themselves ------------------------------------------------------------------------
+
+MODULE = """
+import gymnasium, numpy as np
+from gymnasium import spaces
+
+class Env(gymnasium.Env):
+    observation_space, action_space = spaces.Box(-1, 1, (2,), np.float32), spaces.Discrete(2)
+
+    def __init__(self, how=None):
+        self.how = how
+        if how == "broken":
+            raise KeyError("the\\nmap")
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        observation = np.zeros(2, np.float32)
+        return observation if self.how == "old reset" else (observation, {})
+
+    def step(self, action):
+        reward = np.ones(1) if self.how == "array" else 1.0
+        result = np.zeros(2, np.float32), reward, False, False, {}
+        return result[:3] + result[4:] if self.how == "old step" else result
+
+gymnasium.register("Own-v0", Env)
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A module in the current directory, which is not on the path, that registers Own-v0."""
+    (tmp_path / "own_module.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    yield "gym/own_module:Own-v0"
+    sys.modules.pop("own_module", None)
+    gymnasium.registry.pop("Own-v0", None)
+
+
+def test_a_module_that_registers_an_environment_is_imported(module):
+    env = make(module, max_episode_steps=7)
+    assert type(env.unwrapped).__module__ == "own_module"
+    env.reset()
+    assert [env.step(1)[3] for _ in range(7)] == [False] * 6 + [True]
+    with pytest.raises(ValueError, match=r"does not exist: did you mean .*gym/Own-v0"):
+        make("gym/own_module:Own-v1")
+    with pytest.raises(ImportError, match=r"^module 'no_module' cannot be imported: No module named 'no_module'"):
+        make("gym/no_module:Own-v0")
+    Path("own_module2.py").write_text("1 +")
+    with pytest.raises(ValueError, match=r"^module 'own_module2' cannot be imported: SyntaxError"):
+        make("gym/own_module2:Own-v0")
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("old reset", "its reset returns ndarray of shape .2,., not .observation, info."),
+        ("old step", "its step returns 4 values, not .observation, reward, terminated, truncated, info."),
+        ("array", r"its reward is an array of shape \(1,\), not a number"),
+    ],
+)
+def test_what_is_not_the_interface_is_told(how, message, module):
+    env = make(module, env_args={"how": how})
+    with pytest.raises(ValueError, match=message):
+        _ = env.reset(), env.step(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "error", "message"),
+    [
+        (None, {"how": "broken"}, ValueError, "cannot be built with env_args={'how': 'broken'}: KeyError: '"),
+        (None, {"why": 1}, ValueError, "cannot be built with env_args={'why': 1}: TypeError: .*argument 'why'"),
+        ("dmc/walker-run", {"why": 1}, ValueError, "cannot be built with env_args={'why': 1}: .*argument 'why'"),
+        ("dmc/walker-run", {"random": 1}, ValueError, "multiple values for keyword argument 'random'"),
+        pytest.param(
+            *("gym/LunarLander-v3", {}, ImportError, "'gym/LunarLander-v3' needs what is not installed: Box2D"),
+            marks=pytest.mark.skipif(find_spec("Box2D") is not None, reason="Box2D is installed"),
+        ),
+    ],
+)
+def test_what_cannot_be_built_is_told_in_one_line(name, args, error, message, module):
+    with pytest.raises(error, match=message) as raised:
+        make(name or module, env_args=args)
+    assert (name or module) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_arguments_reach_the_environment():
+    env = make("gym/CartPole-v1", env_args={"sutton_barto_reward": True})
+    env.reset()
+    assert env.step(0)[1] == 0.0
+    walker = make("dmc/walker-run", env_args={"time_limit": 0.1})
+    walker.reset()
+    assert [walker.step(np.zeros(6))[3] for _ in range(4)] == [False, False, False, True]
+    with pytest.raises(ValueError, match="backend='envpool' takes none"):
+        make("gym/Ant-v4", backend="envpool", env_args={"why": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"), [("gym/Pendulum-v1", 3), ("gym/Pendulum-v1", 210), ("dmc/walker-run", 5)]
+)
+@pytest.mark.parametrize("repeat", [1, 2])
+def test_a_time_limit_of_ones_own_counts_environment_steps(name, limit, repeat):
+    env = make(name, max_episode_steps=limit, action_repeat=repeat)
+    env.reset()
+    ends = [env.step(env.action_space.sample())[2:4] for _ in range(-(-limit // repeat))]
+    assert ends == [(False, False)] * (len(ends) - 1) + [(False, True)]
+    assert has_time_limit(env)
+    with pytest.raises(ValueError, match="max_episode_steps=0 must be at least 1"):
+        make(name, max_episode_steps=0)
+
+
+def test_which_environments_have_no_time_limit():
+    limited = {name: has_time_limit(make(f"gym/{name}")) for name in ("CartPole-v1", "CliffWalking-v1")}
+    assert limited == {"CartPole-v1": True, "CliffWalking-v1": False}
+    assert has_time_limit(make("dmc/walker-walk"))
+
+
+def test_a_replay_that_memory_will_not_hold_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**30))
+    monkeypatch.setattr(replay, "CGROUP", tmp_path / "memory.max")
+    replay.check_memory(1000, 10, "transitions", "--replay-capacity")
+    with pytest.raises(
+        ValueError, match=r"need 103\.0 GiB, .* 0\.9 GiB .*lower --replay-capacity to at most 8738$"
+    ):
+        replay.check_memory(1_000_000, 27_648, "transitions", "--replay-capacity")
+    (tmp_path / "memory.max").write_text("1000\n")  # a container has less
+    with pytest.raises(ValueError, match=r"lower --batch-size to at most 22$"):
+        replay.check_memory(1000, 10, "transitions", "--batch-size")
+    (tmp_path / "memory.max").write_text("max\n")
+    replay.check_memory(1000, 10, "transitions", "--replay-capacity")
+
+
+@pytest.mark.parametrize(
+    ("agent", "settings", "option"),
+    [
+        ("sac", {"replay_capacity": 2**31, "steps": 2**31}, "--replay-capacity"),
+        ("obac", {"batch_size": 2**31}, "--batch-size"),
+        ("ppo", {"rollout_steps": 2**31}, "--rollout-steps"),
+        ("ppo", {"num_envs": 2**31}, "--num-envs"),
+    ],
+)
+def test_what_memory_will_not_hold_is_refused_before_it_is_allocated(
+    agent, settings, option, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**34))
+    with pytest.raises(ValueError, match=f"this machine has .* lower .*{option}"):
+        train(configure(agent, env="gym/Pendulum-v1", **settings, out=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()

@@ -64,8 +64,9 @@ def test_an_episode_is_filmed(run, tmp_path):
     """In a process of its own, as people do it: a simulator chooses how to draw when it is imported."""
     suffix = "mp4" if run.name == "sac" else "gif"
     video = tmp_path / "films" / f"episode.{suffix}"
+    named = video.with_suffix("") if suffix == "mp4" else video
     told = subprocess.run(
-        [sys.executable, "-m", "entropyfloor.cli", "evaluate", run, "--episodes", "1", "--video", video],
+        [sys.executable, "-m", "entropyfloor.cli", "evaluate", run, "--episodes", "1", "--video", named],
         capture_output=True,
         text=True,
     )
@@ -73,6 +74,7 @@ def test_an_episode_is_filmed(run, tmp_path):
     if "this machine cannot draw it" in told.stdout:
         assert not video.exists()
         pytest.skip(told.stdout.splitlines()[-1])
+    assert told.stdout.startswith("0/1 episodes · filming the first episode\n")
     length = json.loads((run / "evaluation.json").read_text())["episode_length"]
     frames = imageio.imread(video, index=None) if suffix == "gif" else imageio.imread(video, plugin="pyav")
     assert len(frames) == pytest.approx(length, abs=1 if suffix == "mp4" else 0)
@@ -104,3 +106,11 @@ def test_the_interval_is_that_of_the_mean():
     half = 1.96 * values.std() / np.sqrt(len(values))
     np.testing.assert_allclose([low, high], [values.mean() - half, values.mean() + half], atol=0.05)
     assert interval(np.array([4.0])) == (4.0, 4.0)
+
+
+def test_a_limit_of_its_own_cuts_what_an_evaluation_plays(run):
+    evaluate(run, episodes=1)
+    whole = json.loads((run / "evaluation.json").read_text())["episode_length"]
+    assert main(["evaluate", str(run), "--episodes", "1", "--max-episode-steps", "8"]) == 0
+    cut = json.loads((run / "evaluation.json").read_text())["episode_length"]
+    assert cut == (1 if run.name == "sac" else 8) < whole

@@ -1,14 +1,16 @@
 """Runs of every agent: what happens to them, and that nothing of it is lost."""
 
 import json
+import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import gymnasium
@@ -17,6 +19,7 @@ import pytest
 from gymnasium import spaces
 
 from control import assert_same_run, metrics_of
+from entropyfloor.control import rollout
 from entropyfloor.control.config import CONFIGS, PRESETS, configure
 from entropyfloor.control.episodes import SimulatorError
 from entropyfloor.control.train import _resume, _start, read_config, resume, train, train_seeds
@@ -76,6 +79,38 @@ def test_unknown_settings_and_agents_are_named():
 def test_a_setting_of_the_wrong_kind_is_named(settings, message):
     with pytest.raises(ValueError, match=message):
         configure("sac", **settings)
+
+
+NUMBERS = [
+    (agent, field.name)
+    for agent in ("obac", "ppo")  # all settings of SAC are settings of OBAC
+    for field in fields(CONFIGS[agent])
+    if {"int", "float"} & set(re.findall(r"\w+", str(field.type)))
+]
+
+
+@pytest.mark.parametrize(("agent", "name"), NUMBERS)
+def test_no_number_is_beyond_its_range(agent, name):
+    for value in (math.nan, math.inf, -math.inf):
+        with pytest.raises(ValueError, match=f"^{name}={value} must be "):
+            configure(agent, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 2**32}, r"steps=4294967296 must be between 1 and 2\*\*32 - 1"),
+        ({"min_entropy": -0.1}, "min_entropy=-0.1 must be finite and at least 0"),
+        ({"max_episode_steps": 0}, "max_episode_steps=0 must be"),
+        ({"target_entropy": "nan"}, "target_entropy=nan must be a finite number"),
+        ({"log_std_min": 1.0, "log_std_max": 1.0}, "log_std_min=1.0 must be below log_std_max=1.0"),
+        ({"env_args": "continuous=true"}, "env_args='continuous=true' must be a JSON object"),
+        ({"env_args": "[1]"}, r"env_args='\[1\]' must be a JSON object"),
+    ],
+)
+def test_what_no_run_can_have_is_refused_when_it_is_said(settings, message):
+    with pytest.raises(ValueError, match=message):
+        configure("ppo", **settings).resolved()
 
 
 @pytest.mark.parametrize(
@@ -333,17 +368,19 @@ def test_the_same_seed_twice_is_refused(tmp_path):
 
 
 class Fragile(gymnasium.Env):
-    """Breaks down at its 130th step, in the way that `how` says."""
+    """Breaks down at its 130th step, or at its third reset, in the way that `how` says."""
 
     observation_space = spaces.Box(-1, 1, (3,), np.float32)
     action_space = spaces.Box(-1, 1, (2,), np.float32)
 
     def __init__(self, how="raise"):
-        self.count, self.how = 0, how
+        self.count, self.resets, self.how = 0, 0, how
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        return self.observation_space.sample() * 0, {}
+        self.resets += 1
+        broken = self.how.startswith("reset") and self.resets == int(self.how[-1])
+        return np.full(3, np.nan if broken else 0, np.float32), {}
 
     def step(self, action):
         self.count += 1
@@ -356,11 +393,12 @@ class Fragile(gymnasium.Env):
 
 @pytest.fixture
 def fragile():
-    for name, how in (("Fragile-v0", "raise"), ("Fragile-v1", "nan")):
-        gymnasium.register(name, Fragile, kwargs={"how": how})
+    hows = ("raise", "nan", "reset 1", "reset 3")
+    for i, how in enumerate(hows):
+        gymnasium.register(f"Fragile-v{i}", Fragile, kwargs={"how": how})
     yield "gym/Fragile-v0"
-    for name in ("Fragile-v0", "Fragile-v1"):
-        del gymnasium.registry[name]
+    for i in range(len(hows)):
+        del gymnasium.registry[f"Fragile-v{i}"]
 
 
 def test_a_simulator_that_breaks_is_named_and_nothing_is_lost(fragile, tmp_path):
@@ -381,8 +419,19 @@ def test_an_observation_that_is_not_finite_is_named_before_anything_learns_from_
         **(OFF_POLICY if agent == "sac" else {**ON_POLICY, "num_envs": 1}),
     }
     settings |= {"eval_every": 1000}
-    with pytest.raises(SimulatorError, match=r"NaN or infinity at action 30 of episode 2"):
+    with pytest.raises(SimulatorError, match=r"NaN at action 30 of episode 2"):
         train(configure(agent, env="gym/Fragile-v1", **settings, out=str(tmp_path / "run")))
+
+
+@pytest.mark.parametrize(
+    ("agent", "env", "episode"),
+    [("ppo", "gym/Fragile-v2", 0), ("sac", "gym/Fragile-v2", 0), ("sac", "gym/Fragile-v3", 2)],
+)
+def test_a_first_observation_that_is_not_finite_is_the_environments(agent, env, episode, fragile, tmp_path):
+    sizes = OFF_POLICY if agent == "sac" else {**ON_POLICY, "num_envs": 1}
+    settings = {**sizes, "steps": 300, "eval_every": 1000}
+    with pytest.raises(SimulatorError, match=rf"^the simulator gave NaN at the reset of episode {episode}\b"):
+        train(configure(agent, env=env, **settings, out=str(tmp_path / "run")))
 
 
 def test_a_simulator_that_breaks_in_an_evaluation_loses_no_step(fragile, tmp_path):
@@ -465,3 +514,166 @@ def test_ctrl_c_before_the_first_step_says_that_there_is_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt, match="before the first step"):
         trainer.fit([Run.create(tmp_path / "run", {})])
     assert Run.open(tmp_path / "run").checkpoints() == []
+
+
+# --- episodes that do not end ----------------------------------------------------------------------------
+
+
+def test_an_episode_of_an_evaluation_that_does_not_end_is_refused(tmp_path, monkeypatch):
+    """CliffWalking ends at its goal only, to which no untrained policy walks."""
+    monkeypatch.setattr(rollout, "ENDLESS", 300)
+    settings = {"env": "gym/CliffWalking-v1", **ON_POLICY, "steps": 64, "out": str(tmp_path / "run")}
+    with pytest.raises(SimulatorError, match=r"not ended after 300 actions: .* needs --max-episode-steps\b"):
+        train(configure("ppo", **settings))
+    path = train(configure("ppo", **{**settings, "out": str(tmp_path / "limited")}, max_episode_steps=400))
+    _, lengths = read_run(path).series("episode_length")
+    assert lengths.tolist() == [400, 400]
+    assert read_run(path).config["max_episode_steps"] == 400
+
+
+class Slow(gymnasium.Env):
+    """Sends this process a signal at a step of an evaluation, which is the second environment that is built."""
+
+    observation_space = spaces.Box(-1, 1, (1,), np.float32)
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+    built, at, played = 0, None, 0
+
+    def __init__(self):
+        Slow.built += 1
+        self.evaluates = Slow.built % 2 == 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = self.np_random.uniform(-1, 1, 1).astype(np.float32)
+        return self.state, {}
+
+    def step(self, action):
+        self.state = np.clip(self.state + 0.1 * action, -1, 1)
+        if self.evaluates:
+            Slow.played += 1
+            if Slow.played == Slow.at:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return self.state, -float(self.state[0] ** 2), False, False, {}
+
+
+@pytest.mark.parametrize(("at", "step"), [(10, 0), (70, 100), (160, 300)])
+def test_an_evaluation_that_is_interrupted_is_left_at_once_and_done_by_the_resume(at, step, tmp_path, monkeypatch):
+    """Evaluations play 50 steps each, at the steps 0, 100, 200 and 300, which is the last."""
+    gymnasium.register("Slow-v0", Slow)
+    settings = {**OFF_POLICY, "steps": 300, "eval_every": 100, "checkpoint_every": 150, "max_episode_steps": 50}
+    config = configure("sac", env="gym/Slow-v0", **settings)
+    try:
+        whole = train(replace(config, out=str(tmp_path / "whole")))
+        monkeypatch.setattr(Slow, "at", at)
+        monkeypatch.setattr(Slow, "played", 0)
+        part = tmp_path / "part"
+        with pytest.raises(KeyboardInterrupt, match="before the first step" if step == 0 else "saved at step"):
+            train(replace(config, out=str(part)))
+        assert Slow.played == at
+        assert read_run(part).status["state"] == "interrupted"
+        assert read_run(part).series("return")[0].tolist() == list(range(0, step, 100))
+        resume(part)
+    finally:
+        del gymnasium.registry["Slow-v0"]
+    assert metrics_of(whole) == metrics_of(part)
+    for name, array in Run.open(whole).latest().arrays.items():
+        np.testing.assert_array_equal(array, Run.open(part).latest().arrays[name])
+
+
+# --- environments of one's own ---------------------------------------------------------------------------
+
+PROGRAM = """
+import sys
+import gymnasium
+from own_env import Own
+from entropyfloor.control.train import configure, train
+
+class Here(Own):
+    pass
+
+if __name__ == "__main__":
+    gymnasium.register("Own-v0", Own, max_episode_steps=9, kwargs={"goal": 0.5})
+    gymnasium.register("Here-v0", Here, max_episode_steps=9)
+    sizes = dict(hidden=8, batch_size=8, random_steps=10, steps=20, checkpoint_every=10, eval_episodes=1)
+    for name in ("Own", "Here"):
+        train(configure("sac", env=f"gym/{name}-v0", out=name, **sizes))
+"""
+
+OWN = """
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+class Own(gymnasium.Env):
+    observation_space, action_space = spaces.Box(-1, 1, (2,), np.float32), spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, goal=0.0):
+        self.goal = goal
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        return np.full(2, action[0], np.float32), self.goal, False, False, {}
+
+def make_own():
+    raise SystemExit("a run directory called me")
+"""
+
+
+def test_a_run_of_a_registered_environment_is_resumed_and_evaluated_by_the_command(tmp_path, monkeypatch, cache):
+    """Where its class is in a module; one that is defined in the program itself needs the program."""
+    (tmp_path / "own_env.py").write_text(OWN)
+    (tmp_path / "program.py").write_text(PROGRAM)
+    monkeypatch.chdir(tmp_path)
+    here = {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    subprocess.run([sys.executable, "program.py"], check=True, capture_output=True, env=here)
+    shutil.copytree("Own", "whole")
+    shutil.rmtree(Run.open(Path("Own")).checkpoints()[-1])
+    commands = [
+        ["train", "control", "--resume", "Own"],
+        ["evaluate", "Own", "--episodes", "2"],
+        ["evaluate", "Here"],
+    ]
+    program = f"from entropyfloor.cli import main; print(*[main(args) for args in {commands}])"
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, env=here)
+    assert done.stdout.splitlines()[-1] == "0 0 2", done.stderr
+    assert_same_run(Path("whole"), Path("Own"))
+    assert json.loads(Path("Own/evaluation.json").read_text())["return"]["episodes"] == [4.5, 4.5]
+    assert done.stderr.startswith("error: environment 'gym/Here-v0' does not exist")
+    assert "gym/my.module:Here-v0" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("own_env:make_own", "own_env:make_own is no environment"),
+        ("os:system", "os:system is no environment"),
+        ("own_env:Nothing", "module 'own_env' has no 'Nothing'"),
+        ("no_such_module:Own", "module 'no_such_module' cannot be imported"),
+        (None, r"registered='\[\]' does not say how 'gym/Own-v0' was registered"),
+    ],
+)
+def test_a_run_directory_cannot_call_what_is_no_environment(place, message, tmp_path, monkeypatch):
+    (tmp_path / "own_env.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    how = json.dumps({"entry_point": place, "kwargs": {}, "max_episode_steps": None} if place else [])
+    with pytest.raises((ValueError, ImportError), match=message):
+        read_config({"domain": "control", "agent": "sac", "env": "gym/Own-v0", "registered": how})
+    sys.modules.pop("own_env", None)
+
+
+def test_what_compiles_is_said_instead_of_a_speed(tmp_path, capsys):
+    settings = {**OFF_POLICY, "steps": 200, "env": "gym/Pendulum-v1", "out": str(tmp_path / "run")}
+    train(configure("sac", **settings))
+    first, second, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("0/200 steps · return ")
+    assert second == "100/200 steps · compiling the first update, for up to a minute"
+    assert re.search(r" · (?P<rate>[\d.,]+) steps/s · ", last)

@@ -1,5 +1,7 @@
 """The bounded policies: densities that integrate to one, entropies, samples and their gradients."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,6 +74,42 @@ def test_log_prob_is_finite_at_and_near_the_bounds(framework, kind, dtype):
     assert np.isfinite(np.asarray(policy.log_prob(at))).all()
 
 
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+def typed(framework, kind, loc, scale, dtypes, *bounds):
+    loc, scale = (array(framework, [x], dtype) for x, dtype in zip((loc, scale), dtypes, strict=True))
+    return getattr(T if framework == "torch" else J, kind)(loc, scale, *bounds)
+
+
+@both
+@kinds
+@pytest.mark.parametrize("value", DTYPES)
+def test_log_prob_is_finite_for_every_mixture_of_dtypes(framework, kind, value):
+    at = array(framework, [[-1.0], [-0.999999999], [0.5], [0.999999999], [1.0]], value)
+    exact = float(build(framework, kind, [0.25], [0.5]).log_prob(array(framework, [0.5])))
+    for dtypes in itertools.product(DTYPES, DTYPES):
+        log_prob = typed(framework, kind, 0.25, 0.5, dtypes).log_prob(at)
+        wide = "float64" if "float64" in (*dtypes, value) else "float32"
+        assert str(log_prob.dtype).removeprefix("torch.") == wide
+        assert np.isfinite(np.asarray(log_prob)).all(), dtypes
+        assert float(log_prob[2]) == pytest.approx(exact, abs=1e-6)
+
+
+@both
+@pytest.mark.parametrize("value", DTYPES)
+@pytest.mark.parametrize("parameters", ["bfloat16", "float32", "float64"])
+def test_the_support_ends_where_a_dtype_rounds_its_bounds(framework, parameters, value):
+    """0.1 and 0.7 are rounded up in some precisions and down in others; a policy's own samples lie on them."""
+    low, high = 0.1, 0.7
+    policy = typed(framework, "TruncatedNormal", 0.3, 0.5, (parameters, parameters), low, high)
+    own = np.float64 if parameters == "float64" else np.float32
+    for inside in (low, high, float(own(low)), float(own(high))):
+        assert np.isfinite(float(policy.log_prob(array(framework, [inside], value))))
+    for outside in (0.05, 0.75, -60_000.0, np.inf):
+        assert float(policy.log_prob(array(framework, [outside], value))) == -np.inf
+
+
 @both
 def test_truncation_excludes_what_is_outside(framework):
     policy = build(framework, "TruncatedNormal", [0.0], [0.5])
@@ -79,7 +117,8 @@ def test_truncation_excludes_what_is_outside(framework):
         checked = T.TruncatedNormal(policy.loc, policy.scale, validate_args=True)
         with pytest.raises(ValueError, match="support"):
             checked.log_prob(array(framework, [1.5]))
-        policy = T.TruncatedNormal(policy.loc, policy.scale, validate_args=False)
+        unchecked = T.TruncatedNormal(policy.loc, policy.scale, validate_args=False)
+        assert float(unchecked.log_prob(array(framework, [1.5]))) == -np.inf
     assert float(policy.log_prob(array(framework, [1.5]))) == -np.inf
     outside = build(framework, "TruncatedNormal", [3.0], [0.5])
     clamped = build(framework, "TruncatedNormal", [1.0], [0.5])

@@ -599,6 +599,27 @@ def test_a_terminal_shows_a_bar(clock, capsys, monkeypatch):
     assert "10/40 problems · avg@4 55 % · 2.0 problems/s · 0:00:15 left" in said
 
 
+def test_what_takes_its_time_is_said_once_and_a_terminal_shows_how_far_it_is(clock, capsys, monkeypatch):
+    with Progress(40) as progress:
+        progress.busy(10, "compiling", ", 1")
+        progress.busy(10, "compiling", ", 2")
+        progress.report(10, "return 3")
+        progress.restart(10)
+        clock[0] = 5.0
+        progress.report(20, "return 4")
+    assert capsys.readouterr().out.splitlines() == [
+        "10/40 steps · compiling",
+        "10/40 steps · return 3 · compiling, 2",
+        "20/40 steps · return 4 · 2.0 steps/s · 0:00:10 left",
+    ]
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    with Progress(40, evaluation="") as progress:
+        progress.busy(10, "filming", ", 2 frames")
+    said = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().out)
+    assert "10/40 steps · filming, 2 frames" in said
+
+
 def test_a_reader_who_goes_ends_no_run():
     code = (
         "import sys\nfrom entropyfloor.runs.progress import Progress\n"

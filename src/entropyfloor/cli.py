@@ -123,6 +123,7 @@ def evaluate(args: Sequence[str]) -> None:
         data_dir: Path | None = None,
         ood: Literal["cifar10", "cifar100", "digits", "folder"] | None = None,
         ood_dir: Path | None = None,
+        max_episode_steps: int | None = None,
         problems: int | None = None,
         samples: int | None = None,
         temperature: float | None = None,
@@ -133,7 +134,8 @@ def evaluate(args: Sequence[str]) -> None:
             run: A run directory with a checkpoint.
             episodes: Policies: how many to play, 100 by default.
             seed: Policies: of the episodes, which training and its evaluations never use; 0 by default.
-            video: Policies: film the first episode into this file, .mp4 or .gif.
+            video: Policies: film the first episode into this file, .mp4 (also where it has no ending) or .gif.
+            max_episode_steps: Policies: steps after which an episode is cut off, instead of the run's own limit.
             data_dir: Classifiers: where the dataset is now, if it was moved.
             ood: Classifiers: a dataset of other things, whose test images the model should be unsure of.
             ood_dir: Classifiers: where it is.
@@ -144,7 +146,12 @@ def evaluate(args: Sequence[str]) -> None:
             test_data: Language models: where the file to be judged on is now.
         """
         return run, {
-            "control": {"episodes": episodes, "seed": seed, "video": video},
+            "control": {
+                "episodes": episodes,
+                "seed": seed,
+                "video": video,
+                "max_episode_steps": max_episode_steps,
+            },
             "vision": {"data_dir": data_dir, "ood": ood, "ood_dir": ood_dir},
             "language": {
                 "problems": problems,

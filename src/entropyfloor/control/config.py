@@ -5,14 +5,17 @@ An agent's settings are those of its class: `SACConfig`, `OBACConfig`, `PPOConfi
 
 from __future__ import annotations
 
+import json
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from entropyfloor import targets
 from entropyfloor.control.agents.sac import AlphaWeight, EntropyTerm
 from entropyfloor.control.heads import DistributionName, HeadName
 from entropyfloor.control.networks import ActivationName
-from entropyfloor.runs.settings import COUNT, FINITE, NATURAL, POSITIVE, SEED, SHARE, check
+from entropyfloor.runs.settings import FINITE, NATURAL, POSITIVE, SEED, SHARE, Range, check
 
 SACName = Literal["sac", "sac-no-entropy", "sac-era", "sac-era-exact"]
 OBACName = Literal["obac", "obac-era", "obac-era-exact"]
@@ -65,12 +68,16 @@ HARD_LOG_STD = (-20.0, 2.0)
 """Bounds of log σ where it is cut: so wide that they bind in accidents only (Stable-Baselines3)."""
 
 
+COUNT = Range(1, 2**32 - 1, "between 1 and 2**32 - 1")
+"""Steps count the random numbers of a run, as 32 bits; nothing else comes near."""
+
 RANGES = {
     **dict.fromkeys(("steps", "hidden", "action_repeat", "eval_every", "eval_episodes"), COUNT),
     **dict.fromkeys(("log_every", "checkpoint_every", "batch_size", "updates_per_step", "random_steps"), COUNT),
     **dict.fromkeys(("replay_capacity", "num_envs", "rollout_steps", "minibatch_size", "epochs"), COUNT),
+    "max_episode_steps": COUNT,
     "seed": SEED,
-    **dict.fromkeys(("threads", "weight_decay", "cloning_weight", "value_coef"), NATURAL),
+    **dict.fromkeys(("threads", "weight_decay", "cloning_weight", "value_coef", "min_entropy"), NATURAL),
     **dict.fromkeys(("entropy_coef", "clip_low", "clip_high", "entropy_weight"), NATURAL),
     **dict.fromkeys(("discount", "tau", "expectile", "gae_lambda", "entropy_share"), SHARE),
     **dict.fromkeys(("entropy_discount", "entropy_lambda"), SHARE),
@@ -120,6 +127,10 @@ class ControlConfig(ABC):
     """Let only the time limit end an episode."""
     backend: Backend = "native"
     """Who runs the simulator: the suite itself, or envpool where it has the task."""
+    max_episode_steps: int | None = None
+    """Environment steps after which an episode is cut off, instead of the task's own limit."""
+    env_args: str | None = None
+    """More arguments of the environment, a JSON object: '{"continuous": true}'."""
 
     eval_every: int = 25_000
     """Environment steps between evaluations."""
@@ -134,6 +145,21 @@ class ControlConfig(ABC):
 
     def __post_init__(self) -> None:
         check(self, RANGES)
+        low, high = self.log_std_min, self.log_std_max
+        if low is not None and high is not None and low >= high:
+            raise ValueError(f"log_std_min={low} must be below log_std_max={high}")
+        self.env_arguments()
+
+    def env_arguments(self) -> dict[str, Any]:
+        """What `env_args` says, by name."""
+        try:
+            found = json.loads(self.env_args or "{}")
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            example = '{"continuous": true}'
+            raise ValueError(f"env_args={self.env_args!r} must be a JSON object, such as {example!r}")
+        return found
 
     def resolved(self) -> ControlConfig:
         """The same run with nothing left at None."""
@@ -143,11 +169,13 @@ class ControlConfig(ABC):
         )
         defaults = {
             **found.defaults(),
-            "out": f"runs/{self.env.replace('/', '-')}/{self.agent}/seed-{self.seed}",
+            "out": f"runs/{re.sub('[/:]', '-', self.env)}/{self.agent}/seed-{self.seed}",
             "log_std_min": low,
             "log_std_max": high,
         }
-        return replace(found, **found._missing(defaults))
+        settled = replace(found, **found._missing(defaults))
+        targets.resolve(set_(settled.target_entropy), 1)  # told before anything is built
+        return settled
 
     @abstractmethod
     def defaults(self) -> dict[str, Any]:

@@ -40,10 +40,35 @@ def step(env: Env, action: Any, at: str) -> Step:
     try:
         observation, reward, terminated, truncated, _ = env.step(action)
     except Exception as error:
-        raise SimulatorError(f"the simulator failed at {at}: {type(error).__name__}: {error}") from error
-    if not (np.isfinite(observation).all() and math.isfinite(reward)):
-        raise SimulatorError(f"the simulator gave NaN or infinity at {at}")
+        raise _failure(error, at) from error
+    _check_finite(observation, float(reward), at)
     return Step(observation, float(reward), terminated, truncated)
+
+
+def reset(env: Env, seed: int, at: str) -> np.ndarray:
+    """The first observation of an episode.
+
+    Raises:
+        SimulatorError: It raised, or what it gave is not finite: `at` is where that was.
+    """
+    try:
+        observation, _ = env.reset(seed=seed)
+    except Exception as error:
+        raise _failure(error, at) from error
+    _check_finite(observation, 0.0, at)
+    return np.asarray(observation)
+
+
+def _failure(error: Exception, at: str) -> SimulatorError:
+    """Whatever a simulator raised, in one line that says where."""
+    told = " ".join(f"{type(error).__name__}: {error}".split())
+    return SimulatorError(f"the simulator failed at {at}: {told}")
+
+
+def _check_finite(observation: np.ndarray, reward: float, at: str) -> None:
+    if not (np.isfinite(observation).all() and math.isfinite(reward)):
+        found = "NaN" if np.isnan(observation).any() or math.isnan(reward) else "infinity"
+        raise SimulatorError(f"the simulator gave {found} at {at}")
 
 
 class Episodes:
@@ -111,5 +136,4 @@ class Episodes:
         return step(self._env, action, f"action {len(self._actions)} of episode {self.number}")
 
     def _reset(self) -> np.ndarray:
-        observation, _ = self._env.reset(seed=self._seed_of(self.number))
-        return np.asarray(observation)
+        return reset(self._env, self._seed_of(self.number), f"the reset of episode {self.number}")

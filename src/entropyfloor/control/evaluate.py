@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from ctypes.util import find_library
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,28 @@ from entropyfloor.control.rollout import Evaluator
 from entropyfloor.control.train import build, read_config
 from entropyfloor.control.trainer import make_env
 from entropyfloor.runs import Run
+from entropyfloor.runs.progress import Progress
 
 RESAMPLES = 10_000
 """Of the bootstrap."""
 
 
-def evaluate(path: Path, *, episodes: int = 100, seed: int = 0, video: Path | None = None) -> str:
+def evaluate(
+    path: Path,
+    *,
+    episodes: int = 100,
+    seed: int = 0,
+    video: Path | None = None,
+    max_episode_steps: int | None = None,
+) -> str:
     """Play `episodes` with the mode action of the last checkpoint, and write `evaluation.json` into the run.
 
     Args:
         path: A run directory.
         episodes: How many.
         seed: Their seeds follow from it; training and its evaluations use others, whatever their seed.
-        video: Film the first episode into this file, .mp4 or .gif.
+        video: Film the first episode into this file, .mp4 (also where it has no ending) or .gif.
+        max_episode_steps: Environment steps after which an episode is cut off, instead of the run's own limit.
 
     Returns:
         What was found, in words: the mean return with a 95 % bootstrap interval over episodes, and the entropy of
@@ -39,8 +49,10 @@ def evaluate(path: Path, *, episodes: int = 100, seed: int = 0, video: Path | No
     """
     if episodes < 1:
         raise ValueError(f"episodes={episodes} must be at least 1")
-    if video is not None and video.suffix not in (".mp4", ".gif"):
-        raise ValueError(f"video={video} must end in .mp4 or .gif")
+    if video is not None:
+        video = video if video.suffix else video.with_suffix(".mp4")
+        if video.suffix not in (".mp4", ".gif"):
+            raise ValueError(f"video={video} must end in .mp4 or .gif")
     if video is not None and "DISPLAY" not in os.environ and find_library("EGL"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # the simulators read it when they are imported
     run = Run.open(path)
@@ -48,14 +60,16 @@ def evaluate(path: Path, *, episodes: int = 100, seed: int = 0, video: Path | No
     config = read_config(run.config)
     trainer = build([config])
     trainer.restore([checkpoint])
-    env = make_env(config)
+    env = make_env(config if max_episode_steps is None else replace(config, max_episode_steps=max_episode_steps))
     play = Evaluator(env, trainer.agent.distribution, [], set_(config.log_std_min), view=trainer.seeds[0].view)
 
-    film = _Film(env, video, config.action_repeat)
     actor, played = trainer.state.actor, []
-    for i in range(episodes):
-        number = seeding.episode(seed, seeding.PLAY_EPISODES, i)
-        played.append(play.play(actor, number, film.take if video is not None and i == 0 else lambda: None))
+    with Progress(episodes, unit="episodes", every=1, evaluation="") as progress:
+        film = _Film(env, video, config.action_repeat, progress)
+        for i in range(episodes):
+            number = seeding.episode(seed, seeding.PLAY_EPISODES, i)
+            played.append(play.play(actor, number, film.take if video is not None and i == 0 else lambda: None))
+            progress.advance(i + 1)
     env.close()  # which frees what drew the film
     returns = np.array([episode.total for episode in played])
     entropy, _ = play.measure(actor, np.concatenate([episode.observations for episode in played]))
@@ -96,8 +110,10 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 class _Film:
     """Frames of an episode; a machine that cannot draw loses the film, not the evaluation."""
 
-    def __init__(self, env: gymnasium.Env[Any, Any], path: Path | None, action_repeat: int) -> None:
-        self._env, self._path = env, path
+    def __init__(
+        self, env: gymnasium.Env[Any, Any], path: Path | None, action_repeat: int, progress: Progress
+    ) -> None:
+        self._env, self._path, self._progress = env, path, progress
         self._rate = min(env.metadata.get("render_fps", 30) / action_repeat, 50)  # as it was, or what players take
         self._frames: list[np.ndarray] = []
         self._failure: str | None = None
@@ -107,6 +123,7 @@ class _Film:
         if self._failure is None:
             try:
                 self._frames.append(np.asarray(self._env.render()))
+                self._progress.busy(0, "filming the first episode", f", {len(self._frames):,} frames")
             except Exception as error:
                 self._failure = f"{type(error).__name__}: {error}"
 

@@ -16,7 +16,7 @@ from entropyfloor.control.agents.sac import SAC
 from entropyfloor.control.config import OBACConfig, SACConfig, set_
 from entropyfloor.control.episodes import Episodes
 from entropyfloor.control.networks import MLP, Critics, GaussianActor, Value
-from entropyfloor.control.replay import Replay, Transition
+from entropyfloor.control.replay import Replay, Transition, check_memory
 from entropyfloor.control.trainer import Metrics, Trainer, make_env
 
 
@@ -66,7 +66,7 @@ def build_agent(config: SACConfig, action_dim: int) -> SAC:
 class OffPolicySeed:
     """Simulator, replay and generator of one seed."""
 
-    def __init__(self, config: SACConfig) -> None:
+    def __init__(self, config: SACConfig, seeds: int = 1) -> None:
         env = make_env(config)
         if not isinstance(env.action_space, spaces.Box):
             raise ValueError(
@@ -75,6 +75,10 @@ class OffPolicySeed:
         (self.obs_dim,), (self.action_dim,) = env.observation_space.shape or (), env.action_space.shape
         self._rng = seeding.generator(config.seed, seeding.HOST)
         capacity = min(config.replay_capacity, config.steps)
+        floats = 2 * self.obs_dim + self.action_dim + 2
+        check_memory(capacity, seeds * floats, "transitions in the replay", "--replay-capacity")
+        batch = config.updates_per_step * config.batch_size
+        check_memory(batch, seeds * floats, "transitions in the updates of a step", "--batch-size")
         self.replay = Replay(capacity, self.obs_dim, self.action_dim, self._rng)
         self.episodes = Episodes(env, lambda i: seeding.episode(config.seed, seeding.TRAIN_EPISODES, i))
         self.returns = self.episodes.returns
@@ -118,7 +122,7 @@ class OffPolicyTrainer(Trainer[SACConfig, OffPolicySeed]):
 
     def __init__(self, configs: Sequence[SACConfig]) -> None:
         super().__init__(configs)
-        seeds = [OffPolicySeed(config) for config in configs]
+        seeds = [OffPolicySeed(config, len(configs)) for config in configs]
         agent = build_agent(self.config, seeds[0].action_dim)
         self.begin(agent, seeds, (seeds[0].obs_dim, seeds[0].action_dim), agent.update_many)
         if heads.promises_floor(set_(self.config.head)):
@@ -135,8 +139,7 @@ class OffPolicyTrainer(Trainer[SACConfig, OffPolicySeed]):
         if self.step < config.random_steps:
             return None, None
         batches = self.stack([s.replay.sample(config.updates_per_step, config.batch_size) for s in self.seeds])
-        self.state, metrics = self._update(self.state, batches, self._update_keys, np.uint32(self.step))
-        return metrics, batches
+        return self.learn(batches), batches
 
     def _actions(self) -> list[np.ndarray]:
         if self.step < self.config.random_steps:

@@ -16,6 +16,7 @@ from entropyfloor.control.config import PPOConfig, set_
 from entropyfloor.control.episodes import Episodes
 from entropyfloor.control.networks import MLP, CategoricalActor, GaussianActor, Value
 from entropyfloor.control.normalise import RewardScaler, RunningMoments
+from entropyfloor.control.replay import check_memory
 from entropyfloor.control.trainer import Metrics, Trainer, make_env
 
 
@@ -78,8 +79,6 @@ def _continuous(config: PPOConfig, body: MLP, space: spaces.Box) -> tuple[Gaussi
 
 
 def _discrete(config: PPOConfig, body: MLP, space: Any) -> tuple[CategoricalActor, heads.CategoricalPolicy]:
-    if not isinstance(space, spaces.Discrete):
-        raise ValueError(f"{config.env} has actions in {space}: PPO needs a Box or a Discrete space")
     num_actions = int(space.n)
     floor = 0.1 * math.log(num_actions) if config.min_entropy is None else config.min_entropy
     head: Any = "clip" if config.head == "hard-clip" else config.head
@@ -89,11 +88,15 @@ def _discrete(config: PPOConfig, body: MLP, space: Any) -> tuple[CategoricalActo
 class OnPolicySeed:
     """Simulators and normalisers of one seed."""
 
-    def __init__(self, config: PPOConfig) -> None:
+    def __init__(self, config: PPOConfig, seeds: int = 1) -> None:
         self._config = config
-        envs = [make_env(config) for _ in range(config.num_envs)]
-        self.action_space = envs[0].action_space
-        (self.obs_dim,) = envs[0].observation_space.shape or ()
+        first = make_env(config)
+        self.action_space = first.action_space
+        (self.obs_dim,) = first.observation_space.shape or ()
+        floats = 2 * self.obs_dim + math.prod(self.action_space.shape or ()) + 4
+        per_step = seeds * config.num_envs * floats
+        check_memory(config.rollout_steps, per_step, "steps of a rollout", "--rollout-steps or --num-envs")
+        envs = [first, *(make_env(config) for _ in range(config.num_envs - 1))]
         self._moments = RunningMoments((self.obs_dim,))
         self._scaler = RewardScaler(config.num_envs, config.discount)
 
@@ -157,7 +160,7 @@ class OnPolicyTrainer(Trainer[PPOConfig, OnPolicySeed]):
 
     def __init__(self, configs: Sequence[PPOConfig]) -> None:
         super().__init__(configs)
-        seeds = [OnPolicySeed(config) for config in configs]
+        seeds = [OnPolicySeed(config, len(configs)) for config in configs]
         agent = build_agent(self.config, seeds[0].action_space)
         self.begin(agent, seeds, (seeds[0].obs_dim,), agent.update)
         policy: Any = agent.policy
@@ -182,5 +185,4 @@ class OnPolicyTrainer(Trainer[PPOConfig, OnPolicySeed]):
             columns = [np.stack(column) for column in zip(*row, strict=True)]
             rollouts.append(Rollout(*columns)._replace(reward_scale=np.float32(seed.reward_scale)))
         rollout = self.stack(rollouts)
-        self.state, metrics = self._update(self.state, rollout, self._update_keys, np.uint32(self.step))
-        return metrics, rollout
+        return self.learn(rollout), rollout

@@ -12,12 +12,15 @@ import numpy as np
 from jax import Array
 
 from entropyfloor.control.distributions import Categorical
-from entropyfloor.control.episodes import step
+from entropyfloor.control.envs.wrappers import has_time_limit
+from entropyfloor.control.episodes import SimulatorError, reset, step
 from entropyfloor.control.heads import Distribution
 
 Params = Any
 CHUNK = 1024
 """States per call when entropies are measured: one shape, one compilation."""
+ENDLESS = 100_000
+"""Actions after which an episode without a time limit is taken for one that never ends."""
 
 
 class Episode(NamedTuple):
@@ -29,6 +32,10 @@ class Episode(NamedTuple):
     """The states that were acted in, as the networks take them, `[length, obs]`."""
 
 
+class Stopped(Exception):  # noqa: N818
+    """Somebody asked for an end in the middle of an evaluation."""
+
+
 class Evaluator:
     """Plays episodes with the mode action and measures the acting policy in every state that it visits.
 
@@ -38,6 +45,7 @@ class Evaluator:
         seeds: One episode each, the same in every evaluation.
         log_std_min: Lower bound of log σ, to count how often it binds.
         view: Observations as the networks take them.
+        stopped: Asked before each action whether to stop.
     """
 
     def __init__(
@@ -47,10 +55,13 @@ class Evaluator:
         seeds: Sequence[int],
         log_std_min: float,
         view: Callable[[np.ndarray], np.ndarray] = lambda observations: observations,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self._env = env
+        self._limited = has_time_limit(env)
         self._seeds = seeds
         self._view = view
+        self._stopped = stopped
         self._mode = jax.jit(lambda actor, observation: distribution(actor, observation).mode())
 
         def measure(actor: Params, observation: Array) -> tuple[Array, Array]:
@@ -76,14 +87,28 @@ class Evaluator:
         }
 
     def play(self, actor: Params, seed: int, watch: Callable[[], None] = lambda: None) -> Episode:
-        """One episode with the mode action; `watch` is called in every state, with the simulator in it."""
-        observation, _ = self._env.reset(seed=seed)
-        visited, total, running = [], 0.0, True
+        """One episode with the mode action; `watch` is called in every state, with the simulator in it.
+
+        Raises:
+            SimulatorError: The simulator raised, or the episode does not end.
+            Stopped: `stopped` said so.
+        """
+        at = f"the evaluation from seed {seed}"
+        observation = reset(self._env, seed, f"the reset of {at}")
+        visited: list[np.ndarray] = []
+        total, running = 0.0, True
         while running:
+            if self._stopped():
+                raise Stopped
+            if len(visited) == ENDLESS and not self._limited:
+                raise SimulatorError(
+                    f"{at} has not ended after {ENDLESS:,} actions: an environment without a time limit needs "
+                    "--max-episode-steps"
+                )
             visited.append(self._view(observation))
             watch()
             action = np.asarray(self._mode(actor, visited[-1]))[()]  # a discrete one as a number
-            result = step(self._env, action, f"action {len(visited)} of the evaluation from seed {seed}")
+            result = step(self._env, action, f"action {len(visited)} of {at}")
             observation, total = result.observation, total + result.reward
             running = not (result.terminated or result.truncated)
         return Episode(total, np.stack(visited))

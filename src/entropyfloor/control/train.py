@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from entropyfloor.control.config import CONFIGS, ControlConfig, PPOConfig, configure, set_
+from entropyfloor.control.envs import registered
 from entropyfloor.control.off_policy import OffPolicyTrainer
 from entropyfloor.control.on_policy import OnPolicyTrainer
 from entropyfloor.control.trainer import Trainer
@@ -64,7 +66,8 @@ def train_seeds(config: ControlConfig, seeds: Sequence[int]) -> list[Path]:
     found = with_seeds(config, seeds)
     if jax.default_backend() != "cpu":
         return _together(list(found.values()))
-    return each_seed(found, train, resume, workers=max(1, cores() // max(1, config.threads)))
+    begin = partial(_train_registered, registered.describe(config.env))
+    return each_seed(found, begin, resume, workers=max(1, cores() // max(1, config.threads)))
 
 
 def build(configs: Sequence[ControlConfig]) -> Trainer[Any, Any]:
@@ -83,17 +86,27 @@ def read_config(settings: dict[str, Any]) -> ControlConfig:
         found = f"domain={settings.get('domain')!r}, agent={settings.get('agent')!r}"
         raise ValueError(f"a run of {found} is no run of a control agent that this version knows")
     known = CONFIGS[settings["agent"]].__dataclass_fields__
-    if unknown := sorted(set(settings) - {*known, "domain"}):
+    if unknown := sorted(set(settings) - {*known, "domain", "registered"}):
         raise ValueError(f"this version does not know the settings {', '.join(unknown)} of the run")
+    if "registered" in settings:
+        registered.again(str(settings.get("env")), settings["registered"])
     return configure(
         settings["agent"], **{k: v for k, v in settings.items() if k in known and k != "agent"}
     ).resolved()
 
 
+def _train_registered(described: str | None, config: ControlConfig) -> Path:
+    """Train in a process that has not registered the environment, if that was not Gymnasium or a module."""
+    if described is not None:
+        registered.again(config.env, described)
+    return train(config)
+
+
 def _start(configs: Sequence[ControlConfig]) -> list[Path]:
     trainer = build(configs)  # before the directory: what cannot be built should leave nothing behind
     paths = [Path(set_(config.out)) for config in configs]
-    runs = [Run.create(path, {"domain": "control", **asdict(c)}) for path, c in zip(paths, configs, strict=True)]
+    kept = {"domain": "control", "registered": registered.describe(configs[0].env)}
+    runs = [Run.create(path, {**kept, **asdict(c)}) for path, c in zip(paths, configs, strict=True)]
     trainer.fit(runs)
     return paths
 

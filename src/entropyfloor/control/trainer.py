@@ -25,8 +25,8 @@ from entropyfloor.control import seeding
 from entropyfloor.control.config import ControlConfig, set_
 from entropyfloor.control.envs import make
 from entropyfloor.control.episodes import Env
-from entropyfloor.control.rollout import Evaluator
-from entropyfloor.runs import Checkpoint, Run
+from entropyfloor.control.rollout import Evaluator, Stopped
+from entropyfloor.runs import Checkpoint, Run, read_run
 from entropyfloor.runs.progress import Progress
 
 _AIMS = (("floor", "floor"), ("target", "target_entropy"))
@@ -73,6 +73,10 @@ class Trainer(ABC, Generic[ConfigT, SeedT]):
         limit_threads(self.config.threads)
         self.step = 0
         self.evaluators: list[Evaluator] = []
+        self._interrupted = threading.Event()
+        self._evaluation_due = False  # where it was interrupted in one
+        self._progress: Progress | None = None
+        self._compiled = False
         self.promise: dict[str, float] = {}
         """What the realised entropy is shown beside."""
 
@@ -90,7 +94,9 @@ class Trainer(ABC, Generic[ConfigT, SeedT]):
         self.agent, self.seeds = agent, seeds
         keys = [seeding.key(config.seed, seeding.INIT) for config in self.configs]
         self.state = self.stack([agent.init(key, *sizes) for key in keys])
-        self.evaluators = [make_evaluator(c, agent, s) for c, s in zip(self.configs, seeds, strict=True)]
+        self.evaluators = [
+            make_evaluator(c, agent, s, self._interrupted.is_set) for c, s in zip(self.configs, seeds, strict=True)
+        ]
 
         def keyed(function: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any, Any], Any]:
             return lambda state, data, key, step: function(state, data, jax.random.fold_in(key, step))
@@ -98,6 +104,16 @@ class Trainer(ABC, Generic[ConfigT, SeedT]):
         self._act = self.across_seeds(keyed(agent.act))
         self._update = self.across_seeds(keyed(update), donate_argnums=0)
         self._act_keys, self._update_keys = self.keys(seeding.ACT), self.keys(seeding.UPDATE)
+
+    def learn(self, data: Any) -> Metrics:
+        """One call of `update`; the first one compiles it, which is said instead of a speed."""
+        compiled, self._compiled = self._compiled, True
+        if self._progress is not None and not compiled:
+            self._progress.busy(self.step, "compiling the first update, for up to a minute")
+        self.state, metrics = self._update(self.state, data, self._update_keys, np.uint32(self.step))
+        if self._progress is not None and not compiled:
+            self._progress.restart(self.step)
+        return metrics
 
     @abstractmethod
     def advance(self) -> tuple[Metrics | None, Any]:
@@ -116,9 +132,11 @@ class Trainer(ABC, Generic[ConfigT, SeedT]):
         with ExitStack() as stack:
             for run in runs:
                 stack.enter_context(run.recording())
-            interrupted = stack.enter_context(_interruptible())
-            progress = stack.enter_context(Progress(config.steps, label=label, bar=alone))
-            if self.step == 0:
+            interrupted = self._interrupted
+            interrupted.clear()
+            stack.enter_context(_interruptible(interrupted))
+            self._progress = progress = stack.enter_context(Progress(config.steps, label=label, bar=alone))
+            if self.step == 0 or (self._evaluation_due and not all(map(self._is_evaluated, runs))):
                 self._evaluate(runs, progress)
             while self.step < config.steps and not interrupted.is_set():
                 before = self.step
@@ -142,7 +160,8 @@ class Trainer(ABC, Generic[ConfigT, SeedT]):
         """Write everything that `restore` needs, unless it is written."""
         for i, (run, seed) in enumerate(zip(runs, self.seeds, strict=True)):
             arrays = {f"agent/{name}": np.asarray(leaf) for name, leaf in named_leaves(self.pick(self.state, i))}
-            run.save(self.step, arrays | seed.arrays(), seed.state())
+            due = {"evaluation_due": True} if self._evaluation_due else {}
+            run.save(self.step, arrays | seed.arrays(), seed.state() | due)
 
     def restore(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Continue from checkpoints of runs with the same configs, all at the same step.
@@ -154,6 +173,7 @@ class Trainer(ABC, Generic[ConfigT, SeedT]):
         if len(steps) > 1:
             raise ValueError(f"the seeds stopped at different steps, {steps}: resume each of them alone")
         self.step = steps[0]
+        self._evaluation_due = any(checkpoint.state.get("evaluation_due") for checkpoint in checkpoints)
         states = []
         for i, (seed, checkpoint) in enumerate(zip(self.seeds, checkpoints, strict=True)):
             with checkpoint.restoring():
@@ -200,16 +220,24 @@ class Trainer(ABC, Generic[ConfigT, SeedT]):
                 seed.returns.clear()
             run.log(self.step, {**line, "steps_per_second": rate})
 
+    def _is_evaluated(self, run: Run) -> bool:
+        return any(line["step"] == self.step and "return" in line for line in read_run(run.path).lines)
+
     def _evaluate(self, runs: Sequence[Run], progress: Progress) -> None:
         found = []
-        for i, (run, evaluator) in enumerate(zip(runs, self.evaluators, strict=True)):
-            try:
+        try:
+            for i, evaluator in enumerate(self.evaluators):
                 found.append(evaluator(self.pick(self.state.actor, i)) | self.promise)
-            except Exception:
-                if self.step > 0:  # the same episodes would fail again: a resume goes on behind them
-                    self.save(runs)
-                raise
-            run.log(self.step, found[-1])
+        except Stopped:  # a resume does all of it
+            self._evaluation_due = True
+            return
+        except Exception:
+            if self.step > 0:  # the same episodes would fail again: a resume goes on behind them
+                self.save(runs)
+            raise
+        self._evaluation_due = False
+        for run, line in zip(runs, found, strict=True):
+            run.log(self.step, line)
         mean = {name: float(np.mean([line[name] for line in found])) for name in found[0]}
         aim = [f"{word} {mean[name]:.2f}" for word, name in _AIMS if name in mean]
         entropy = f"entropy {mean['realised_entropy']:.2f} ({', '.join(aim) or 'no floor'})"
@@ -254,14 +282,16 @@ def make_env(config: ControlConfig) -> Env:
         action_repeat=config.action_repeat,
         ignore_termination=config.ignore_termination,
         backend=config.backend,
+        max_episode_steps=config.max_episode_steps,
+        env_args=config.env_arguments(),
     )
 
 
-def make_evaluator(config: ControlConfig, agent: Any, seed: Seed) -> Evaluator:
+def make_evaluator(config: ControlConfig, agent: Any, seed: Seed, stopped: Callable[[], bool]) -> Evaluator:
     """Evaluation on an environment and episodes of its own."""
     episodes = [seeding.episode(config.seed, seeding.EVAL_EPISODES, i) for i in range(config.eval_episodes)]
     low = set_(config.log_std_min)
-    return Evaluator(make_env(config), agent.distribution, episodes, low, view=seed.view)
+    return Evaluator(make_env(config), agent.distribution, episodes, low, view=seed.view, stopped=stopped)
 
 
 def limit_threads(threads: int) -> None:
@@ -297,11 +327,10 @@ class _Clock:
 
 
 @contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets, so that no step is torn; the second one acts as usual."""
-    event = threading.Event()
+def _interruptible(event: threading.Event) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM sets the event, so that no step is torn; the second one acts as usual."""
     if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
-        yield event
+        yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -317,6 +346,6 @@ def _interruptible() -> Iterator[threading.Event]:
     for number in before:
         signal.signal(number, handle)
     try:
-        yield event
+        yield
     finally:
         restore()

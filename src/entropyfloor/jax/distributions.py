@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from entropyfloor.jax import functional as F
@@ -114,10 +115,13 @@ class TruncatedNormal:
         return value, self._log_density(value).sum(-1)
 
     def log_prob(self, value: Float[Array, "*sample D"]) -> Float[Array, "*sample"]:
-        """Log-density: finite on [low, high], bounds included; -inf outside."""
-        value = F._floating(value, "value")
-        inside = (value >= self.low) & (value <= self.high)
-        return jnp.where(inside, self._log_density(value), -jnp.inf).sum(-1)
+        """Log-density: finite on [low, high], bounds included, as either precision rounds them; -inf outside."""
+        value = jnp.asarray(value)
+        density = self._log_density(F._floating(value, "value"))
+        own = _parameters(self.loc, self.scale)[0].dtype
+        low, high = ([b, *(float(np.asarray(b, d)) for d in (own, value.dtype))] for b in (self.low, self.high))
+        inside = (value >= min(low)) & (value <= max(high))
+        return jnp.where(inside, density, -jnp.inf).sum(-1)
 
     def entropy(self) -> Float[Array, "*batch"]:
         """Entropy of the truncated policy, in closed form."""

@@ -28,10 +28,18 @@ class Progress:
         label: What stands before it, where several runs share a terminal.
         bar: Whether a terminal shows a bar; of several processes each would draw over the others'.
         every: How much between redraws, so that drawing costs nothing.
+        evaluation: What stands where the last evaluation will.
     """
 
     def __init__(
-        self, total: int, *, unit: str = "steps", label: str = "", bar: bool = True, every: int = 100
+        self,
+        total: int,
+        *,
+        unit: str = "steps",
+        label: str = "",
+        bar: bool = True,
+        every: int = 100,
+        evaluation: str = "not evaluated",
     ) -> None:
         self._console = _Console(force_terminal=None if bar else False)
         self._label = f"{label} · " if label else ""
@@ -46,7 +54,8 @@ class Progress:
         self._task = self._bar.add_task("", total=total)
         self._since: tuple[int, float] | None = None
         self._last = 0
-        self._evaluation = "not evaluated"
+        self._evaluation = evaluation
+        self._busy = ""
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -59,7 +68,7 @@ class Progress:
 
     def restart(self, done: int) -> None:
         """Measure speed from here: what follows has a pace of its own."""
-        self._since = done, time.perf_counter()
+        self._since, self._busy = (done, time.perf_counter()), ""
         self._show(done)
 
     def advance(self, done: int) -> None:
@@ -68,6 +77,20 @@ class Progress:
             self.restart(done)
         elif done - self._last >= self._every or done >= self._total:
             self._show(done)
+
+    def busy(self, done: int, what: str, detail: str = "") -> None:
+        """Until `restart`, show what takes its time instead of a speed; without a terminal, print a line once.
+
+        Args:
+            done: How much is done.
+            what: What it is.
+            detail: What a terminal shows beside it, such as how far it is.
+        """
+        if what not in self._busy and not self._console.is_terminal:
+            line = f"{done:,}/{self._total:,} {self._unit} · {what}"
+            self._console.print(f"{self._label}{line}", soft_wrap=True)
+        self._busy = f"{what}{detail}"
+        self._show(done)
 
     def report(self, done: int, evaluation: str) -> None:
         """Show an evaluation; without a terminal, print a line."""
@@ -79,11 +102,13 @@ class Progress:
 
     def _show(self, done: int) -> None:
         self._last = done
-        description = f"{self._label}{self._evaluation} · {self._pace(done)}"
+        description = self._label + " · ".join(filter(None, (self._evaluation, self._pace(done))))
         self._bar.update(self._task, completed=done, description=description)
 
     def _pace(self, done: int) -> str:
         """Speed, and the time left at it."""
+        if self._busy:
+            return self._busy
         first, since = self._since or (done, 0.0)
         if done <= first:
             return "starting"

@@ -77,8 +77,9 @@ class TanhNormal(_Bounded):
         """Log-density; a value on ±1 is taken one rounding step inside, so that it is finite."""
         if self._validate_args:
             self._validate_sample(value)
-        limit = 1 - torch.finfo(self.loc.dtype).eps
-        return self._log_prob_of_base(torch.atanh(F._floating(value, "value").clamp(-limit, limit)))
+        value = F._floating(value, "value")
+        limit = 1 - torch.finfo(value.dtype).eps
+        return self._log_prob_of_base(torch.atanh(value.clamp(-limit, limit)))
 
     def entropy(self) -> Float[Tensor, "*batch"]:
         """Entropy of the squashed policy, by quadrature."""
@@ -122,6 +123,7 @@ class TruncatedNormal(_Bounded):
         if not low < high:
             raise ValueError(f"low={low} must be below high={high}: swap the bounds")
         self.low, self.high = low, high
+        self._refuses_outside = bool(validate_args)  # not by default, where only parameters are validated
         super().__init__(loc, scale, validate_args=validate_args)
         self.loc = self.loc.clamp(low, high)
 
@@ -148,12 +150,17 @@ class TruncatedNormal(_Bounded):
         return value, self._log_density(value).sum(-1)
 
     def log_prob(self, value: Float[Tensor, "*sample D"]) -> Float[Tensor, "*sample"]:
-        """Log-density: finite on [low, high], bounds included; -inf outside."""
-        if self._validate_args:
+        """Log-density: finite on [low, high], bounds included, as either precision rounds them; -inf outside.
+
+        Raises:
+            ValueError: A value lies outside, and `validate_args=True` was asked for.
+        """
+        if self._refuses_outside:
             self._validate_sample(value)
-        value = F._floating(value, "value")
-        inside = (value >= self.low) & (value <= self.high)
-        return torch.where(inside, self._log_density(value), -torch.inf).sum(-1)
+        density = self._log_density(F._floating(value, "value"))
+        low, high = (self.loc.new_full((), bound) for bound in (self.low, self.high))
+        inside = ((value >= self.low) | (value >= low)) & ((value <= self.high) | (value <= high))
+        return torch.where(inside, density, -torch.inf).sum(-1)
 
     def entropy(self) -> Float[Tensor, "*batch"]:
         """Entropy of the truncated policy, in closed form."""

@@ -1,6 +1,7 @@
 """DeepMind Control as a Gymnasium environment, on dm_control itself."""
 
 import functools
+import math
 import warnings
 from types import ModuleType
 from typing import Any
@@ -20,16 +21,22 @@ class DMControl(gymnasium.Env[Any, Any]):
 
     Args:
         task: Such as `walker-run` or `ball_in_cup-catch`.
+        limit: Steps of an episode, if not the task's own number.
+        kwargs: Of the task, such as `time_limit` in seconds.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
     render_mode = "rgb_array"
 
-    def __init__(self, task: str) -> None:
+    def __init__(self, task: str, limit: int | None = None, /, **kwargs: Any) -> None:
         domain, _, name = task.partition("-")
         # The environment keeps this generator for its life: seeding it in place seeds the next episode.
         self._random = np.random.RandomState(0)
-        self._env = _suite().load(domain, name, task_kwargs={"random": self._random})
+        # What `random` would be is the seeds' to say: a second one is refused by name.
+        self._env = _suite().load(domain, name, task_kwargs=dict(random=self._random, **kwargs))
+        if limit is not None:
+            self._env._step_limit = limit
+        self.time_limited = math.isfinite(self._env._step_limit)
         self.metadata = {**self.metadata, "render_fps": round(1 / self._env.control_timestep())}
         action = self._env.action_spec()
         self.action_space = spaces.Box(action.minimum, action.maximum, dtype=np.float64)

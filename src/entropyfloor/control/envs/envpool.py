@@ -50,19 +50,22 @@ class EnvPool(gymnasium.Env[Any, Any]):
 
     Args:
         name: One of `CHECKED`.
+        limit: Steps of an episode, if not the task's own number.
 
     Raises:
         ImportError: envpool is not installed; the way to install it is named.
     """
 
-    def __init__(self, name: str) -> None:
+    time_limited = True
+
+    def __init__(self, name: str, limit: int | None = None, /) -> None:
         suite, _, task = name.partition("/")
         self._task, self._others = task, set[str]()
         if suite == "dmc":
             domain, _, rest = task.partition("-")
             self._task, self._others = f"{_camel(domain)}{_camel(rest)}-v1", _OTHERS.get(domain, set())
         spec = _library().make_spec(self._task)
-        self._limit = int(spec.config.max_episode_steps)
+        self._limit = int(spec.config.max_episode_steps) if limit is None else limit
         self._steps, self._running = 0, False
         self._pool: Any = None
         action, layout = spec.gymnasium_action_space, spec.gymnasium_observation_space

@@ -36,22 +36,25 @@ class HumanoidBench(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     Args:
         task: Such as `h1-walk-v0` or `h1hand-push-v0`.
+        limit: Steps of an episode, if not the task's own number.
+        kwargs: Of the environment, instead of those that the task is registered with.
 
     Raises:
         ImportError: HumanoidBench is not installed; the way to install it is named.
     """
 
-    def __init__(self, task: str) -> None:
+    def __init__(self, task: str, limit: int | None = None, /, **kwargs: Any) -> None:
         module = _library()
         self._random = np.random.RandomState(0)
         self._constants = _original_constants()
         spec = gymnasium.spec(task)
         with self._own_constants(), _current_indexing(module):
             # With a render mode it would want a display, or an off-screen one, before anybody asks for a picture.
-            env = module.HumanoidEnv(**spec.kwargs, render_mode=None)
+            env = module.HumanoidEnv(**spec.kwargs | kwargs, render_mode=None)
         env.render_mode = "rgb_array"
-        assert spec.max_episode_steps is not None
-        super().__init__(TimeLimit(env, spec.max_episode_steps))
+        limit = spec.max_episode_steps if limit is None else limit
+        assert limit is not None
+        super().__init__(TimeLimit(env, limit))
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -5,17 +5,66 @@ from typing import Any, SupportsFloat
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
+
+from entropyfloor.control.envs.spaces import actions, fits, name, width
 
 AnyEnv = gymnasium.Env[Any, Any]
 Step = tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]
 
 
+class Checked(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Refuse what is not Gymnasium's interface, before anything computes with it.
+
+    Args:
+        env: A simulator, with nothing around it but its time limit.
+    """
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start an episode.
+
+        Raises:
+            ValueError: What came back is no pair of an observation of the space and a dict.
+        """
+        result: Any = self.env.reset(seed=seed, options=options)
+        if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
+            raise ValueError(f"its reset returns {_kind(result)}, not (observation, info) as Gymnasium's do")
+        return self._observed(result[0]), result[1]
+
+    def step(self, action: Any) -> Step:
+        """Apply an action.
+
+        Raises:
+            ValueError: What came back is not five values, with an observation of the space and a number as reward.
+        """
+        result: Any = self.env.step(action)
+        if not (isinstance(result, tuple) and len(result) == 5):
+            raise ValueError(
+                f"its step returns {_kind(result)}, not (observation, reward, terminated, truncated, info)"
+            )
+        observation, reward, terminated, truncated, info = result
+        if shape := getattr(reward, "shape", ()):
+            raise ValueError(f"its reward is an array of shape {tuple(shape)}, not a number")
+        return self._observed(observation), float(reward), bool(terminated), bool(truncated), info
+
+    def _observed(self, observation: Any) -> Any:
+        space = self.env.observation_space
+        if not fits(space, observation):
+            raise ValueError(f"its observation, {_kind(observation)}, is unlike its space {name(space)}")
+        return observation
+
+
 class Standard(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Flat float32 observations, and actions in [-1, 1] where they are continuous.
+    """Flat float32 observations; actions in [-1, 1] where they are continuous, counted from 0 where they are not.
 
     Args:
         env: Any environment whose observations flatten to a vector; bounds of its actions must be finite.
         seed: Used by the first `reset` that is given none.
+
+    Raises:
+        ValueError: A space of the environment is none of these; it is named.
     """
 
     def __init__(self, env: AnyEnv, seed: int) -> None:
@@ -23,15 +72,9 @@ class Standard(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._seed: int | None = seed
         self._running = False
         self._flatten = None if isinstance(env.observation_space, spaces.Box) else env.observation_space
-        size = spaces.flatdim(env.observation_space)
-        self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
-        self._bounds: tuple[np.ndarray, np.ndarray] | None = None
-        if isinstance(env.action_space, spaces.Box):
-            low, high = (np.asarray(b, np.float64) for b in (env.action_space.low, env.action_space.high))
-            if not (np.isfinite(low).all() and np.isfinite(high).all()):
-                raise ValueError(f"actions in [{low}, {high}] have no finite bounds to rescale to")
-            self._bounds = low, high
-            self.action_space = spaces.Box(-1.0, 1.0, (low.size,), np.float32)
+        self.observation_space = spaces.Box(-np.inf, np.inf, (width(env.observation_space),), np.float32)
+        self._act = actions(env.action_space)
+        self.action_space = self._act.space
         self.action_space.seed(seed)
 
     def reset(
@@ -44,30 +87,31 @@ class Standard(gymnasium.Wrapper[Any, Any, Any, Any]):
         return self._flat(observation), info
 
     def step(self, action: Any) -> Step:
-        """Apply an action; a continuous one is taken from [-1, 1] to the simulator's own range.
+        """Apply an action, in the simulator's own range.
 
         Raises:
             RuntimeError: There is no episode to step in. Some simulators would quietly begin the next one.
         """
         if not self._running:
             raise RuntimeError("the episode is over: call reset first")
-        if self._bounds is not None:
-            low, high = self._bounds
-            unit = np.clip(np.asarray(action, np.float64), -1.0, 1.0)
-            action = (low + 0.5 * (unit.reshape(low.shape) + 1.0) * (high - low)).astype(self._dtype())
-        observation, reward, terminated, truncated, info = self.env.step(action)
+        observation, reward, terminated, truncated, info = self.env.step(self._act(action))
         self._running = not (terminated or truncated)
         return self._flat(observation), float(reward), bool(terminated), bool(truncated), info
-
-    def _dtype(self) -> np.dtype[Any]:
-        dtype = self.env.action_space.dtype
-        assert dtype is not None
-        return dtype
 
     def _flat(self, observation: Any) -> np.ndarray:
         if self._flatten is not None:
             observation = spaces.flatten(self._flatten, observation)
-        return np.asarray(observation, np.float32).reshape(-1)
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which is told
+            return np.asarray(observation, np.float32).reshape(-1)
+
+
+def has_time_limit(env: AnyEnv) -> bool:
+    """Whether the time ends every episode, by Gymnasium's wrapper or in the simulator; tasks may still do it."""
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, TimeLimit):
+            return True
+        env = env.env
+    return bool(getattr(env, "time_limited", False))
 
 
 class ActionRepeat(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -95,3 +139,11 @@ class IgnoreTermination(gymnasium.Wrapper[Any, Any, Any, Any]):
         """The step, with `terminated` False."""
         observation, reward, _, truncated, info = self.env.step(action)
         return observation, reward, False, truncated, info
+
+
+def _kind(value: Any) -> str:
+    """What a value is, in a few words."""
+    if isinstance(value, tuple):
+        return f"{len(value)} values"
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ if shape is None else f"{type(value).__name__} of shape {tuple(shape)}"
