@@ -11,13 +11,13 @@ import numpy as np
 import psutil
 import pytest
 
-from entropyfloor.control import replay
 from entropyfloor.control.config import configure
 from entropyfloor.control.envs import make
 from entropyfloor.control.envs.envpool import CHECKED, EnvPool
 from entropyfloor.control.envs.wrappers import has_time_limit
 from entropyfloor.control.replay import Replay, Transition
 from entropyfloor.control.train import train
+from entropyfloor.runs import memory
 
 
 @pytest.mark.parametrize(
@@ -373,17 +373,17 @@ def test_which_environments_have_no_time_limit():
 
 def test_a_replay_that_memory_will_not_hold_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**30))
-    monkeypatch.setattr(replay, "CGROUP", tmp_path / "memory.max")
-    replay.check_memory(1000, 10, "transitions", "--replay-capacity")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path / "memory.max")
+    memory.check_memory(1000, 40, "transitions", "--replay-capacity")
     with pytest.raises(
         ValueError, match=r"need 103\.0 GiB, .* 0\.9 GiB .*lower --replay-capacity to at most 8738$"
     ):
-        replay.check_memory(1_000_000, 27_648, "transitions", "--replay-capacity")
+        memory.check_memory(1_000_000, 4 * 27_648, "transitions", "--replay-capacity")
     (tmp_path / "memory.max").write_text("1000\n")  # a container has less
     with pytest.raises(ValueError, match=r"lower --batch-size to at most 22$"):
-        replay.check_memory(1000, 10, "transitions", "--batch-size")
+        memory.check_memory(1000, 40, "transitions", "--batch-size")
     (tmp_path / "memory.max").write_text("max\n")
-    replay.check_memory(1000, 10, "transitions", "--replay-capacity")
+    memory.check_memory(1000, 40, "transitions", "--replay-capacity")
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ def test_a_replay_that_memory_will_not_hold_is_refused(monkeypatch, tmp_path):
         ("sac", {"replay_capacity": 2**31, "steps": 2**31}, "--replay-capacity"),
         ("obac", {"batch_size": 2**31}, "--batch-size"),
         ("ppo", {"rollout_steps": 2**31}, "--rollout-steps"),
-        ("ppo", {"num_envs": 2**31}, "--num-envs"),
+        ("ppo", {"num_envs": 4096, "rollout_steps": 2**20}, "--num-envs"),
     ],
 )
 def test_what_memory_will_not_hold_is_refused_before_it_is_allocated(

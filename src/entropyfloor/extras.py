@@ -1,6 +1,10 @@
 """One line instead of a traceback: for an optional library that is missing, and for errors that say enough."""
 
+from __future__ import annotations
+
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 REFUSED = (ValueError, ImportError)
 """Errors of what cannot be carried out."""
@@ -37,10 +41,33 @@ def require(extra: str, *modules: str) -> None:
             ) from None
 
 
+def brief(error: BaseException, most: int = 300) -> str:
+    """The message of somebody else's error as a part of one line of ours, cut to `most` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on any device."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # PyTorch's
+    return named or any(words in str(error).lower() for words in NO_MEMORY)
+
+
+@contextmanager
+def out_of_memory_hint(way: str) -> Iterator[None]:
+    """Add the way out to the error of a failed allocation; of several around each other the innermost one does."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error) and not getattr(error, "__notes__", None):
+            error.add_note(way)
+        raise
+
+
 def one_line(error: BaseException) -> str:
     """What an error and its notes say, in one line, with the way out where memory is too small."""
     said = str(error)
-    if isinstance(error, MemoryError) or any(words in said.lower() for words in NO_MEMORY):
+    if is_out_of_memory(error):
         reason = next(iter(said.splitlines()), "")
         said = f"memory is too small for this ({reason}): choose a smaller batch, model or replay"
     notes = [note for note in getattr(error, "__notes__", []) if "\n" not in note]  # JAX's own have several lines

@@ -15,7 +15,7 @@ from entropyfloor import targets
 from entropyfloor.control.agents.sac import AlphaWeight, EntropyTerm
 from entropyfloor.control.heads import DistributionName, HeadName
 from entropyfloor.control.networks import ActivationName
-from entropyfloor.runs.settings import FINITE, NATURAL, POSITIVE, SEED, SHARE, Range, check
+from entropyfloor.runs.settings import FINITE, NATURAL, POSITIVE, SHARE, Range, check
 
 SACName = Literal["sac", "sac-no-entropy", "sac-era", "sac-era-exact"]
 OBACName = Literal["obac", "obac-era", "obac-era-exact"]
@@ -74,10 +74,10 @@ COUNT = Range(1, 2**32 - 1, "between 1 and 2**32 - 1")
 RANGES = {
     **dict.fromkeys(("steps", "hidden", "action_repeat", "eval_every", "eval_episodes"), COUNT),
     **dict.fromkeys(("log_every", "checkpoint_every", "batch_size", "updates_per_step", "random_steps"), COUNT),
-    **dict.fromkeys(("replay_capacity", "num_envs", "rollout_steps", "minibatch_size", "epochs"), COUNT),
+    **dict.fromkeys(("replay_capacity", "rollout_steps", "minibatch_size", "epochs"), COUNT),
     "max_episode_steps": COUNT,
-    "seed": SEED,
-    **dict.fromkeys(("threads", "weight_decay", "cloning_weight", "value_coef", "min_entropy"), NATURAL),
+    "num_envs": Range(1, 4096, "between 1 and 4096"),  # each is a simulator in this process
+    **dict.fromkeys(("weight_decay", "cloning_weight", "value_coef", "min_entropy"), NATURAL),
     **dict.fromkeys(("entropy_coef", "clip_low", "clip_high", "entropy_weight"), NATURAL),
     **dict.fromkeys(("discount", "tau", "expectile", "gae_lambda", "entropy_share"), SHARE),
     **dict.fromkeys(("entropy_discount", "entropy_lambda"), SHARE),

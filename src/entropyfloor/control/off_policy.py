@@ -16,8 +16,9 @@ from entropyfloor.control.agents.sac import SAC
 from entropyfloor.control.config import OBACConfig, SACConfig, set_
 from entropyfloor.control.episodes import Episodes
 from entropyfloor.control.networks import MLP, Critics, GaussianActor, Value
-from entropyfloor.control.replay import Replay, Transition, check_memory
+from entropyfloor.control.replay import Replay, Transition
 from entropyfloor.control.trainer import Metrics, Trainer, make_env
+from entropyfloor.runs.memory import check_memory
 
 
 def build_agent(config: SACConfig, action_dim: int) -> SAC:
@@ -75,10 +76,10 @@ class OffPolicySeed:
         (self.obs_dim,), (self.action_dim,) = env.observation_space.shape or (), env.action_space.shape
         self._rng = seeding.generator(config.seed, seeding.HOST)
         capacity = min(config.replay_capacity, config.steps)
-        floats = 2 * self.obs_dim + self.action_dim + 2
-        check_memory(capacity, seeds * floats, "transitions in the replay", "--replay-capacity")
+        each = 4 * seeds * (2 * self.obs_dim + self.action_dim + 2)  # a float32 has four bytes
+        check_memory(capacity, each, "transitions in the replay", "--replay-capacity")
         batch = config.updates_per_step * config.batch_size
-        check_memory(batch, seeds * floats, "transitions in the updates of a step", "--batch-size")
+        check_memory(batch, each, "transitions in the updates of a step", "--batch-size")
         self.replay = Replay(capacity, self.obs_dim, self.action_dim, self._rng)
         self.episodes = Episodes(env, lambda i: seeding.episode(config.seed, seeding.TRAIN_EPISODES, i))
         self.returns = self.episodes.returns

@@ -16,8 +16,8 @@ from entropyfloor.control.config import PPOConfig, set_
 from entropyfloor.control.episodes import Episodes
 from entropyfloor.control.networks import MLP, CategoricalActor, GaussianActor, Value
 from entropyfloor.control.normalise import RewardScaler, RunningMoments
-from entropyfloor.control.replay import check_memory
 from entropyfloor.control.trainer import Metrics, Trainer, make_env
+from entropyfloor.runs.memory import check_memory
 
 
 def build_agent(config: PPOConfig, action_space: spaces.Space[Any]) -> PPO:
@@ -94,7 +94,7 @@ class OnPolicySeed:
         self.action_space = first.action_space
         (self.obs_dim,) = first.observation_space.shape or ()
         floats = 2 * self.obs_dim + math.prod(self.action_space.shape or ()) + 4
-        per_step = seeds * config.num_envs * floats
+        per_step = 4 * seeds * config.num_envs * floats  # a float32 has four bytes
         check_memory(config.rollout_steps, per_step, "steps of a rollout", "--rollout-steps or --num-envs")
         envs = [first, *(make_env(config) for _ in range(config.num_envs - 1))]
         self._moments = RunningMoments((self.obs_dim,))

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
-
-CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 class Transition(NamedTuple):
@@ -23,34 +19,6 @@ class Transition(NamedTuple):
     reward: Any  # [...]
     terminated: Any  # [...], 1.0 or 0.0
     next_observation: Any  # [..., obs_dim]
-
-
-def check_memory(count: int, floats: int, what: str, option: str) -> None:
-    """Refuse to begin what this machine's memory cannot hold.
-
-    Args:
-        count: How many there are to be.
-        floats: Numbers of four bytes in each.
-        what: What they are, in the plural.
-        option: The option that says how many.
-
-    Raises:
-        ValueError: They need more than nine tenths of the memory that there is.
-    """
-    limit, each = 0.9 * _memory(), 4 * floats
-    if (needed := count * each) > limit:
-        most = f" to at most {fits}" if (fits := int(limit / each)) else ""
-        raise ValueError(
-            f"{count:,} {what} need {needed / 2**30:,.1f} GiB, and this machine has {limit / 2**30:,.1f} GiB for "
-            f"them: lower {option}{most}"
-        )
-
-
-def _memory() -> int:
-    """Bytes that this process may use: those of the machine, or of the container that it is in."""
-    total: int = psutil.virtual_memory().total
-    limit = CGROUP.read_text().strip() if CGROUP.exists() else "max"
-    return min(total, int(limit)) if limit.isdigit() else total
 
 
 class Replay:

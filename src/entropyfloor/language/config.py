@@ -16,7 +16,8 @@ Threshold = float | Literal["auto"]
 ABOVE_ONE = Range(1, math.inf, "above 1", open=True)
 SOME = Range(math.ulp(0), 1, "above 0 and at most 1")
 RANGES = {
-    **dict.fromkeys(("layers", "hidden", "heads", "prompts", "samples", "max_new_tokens", "minibatches"), COUNT),
+    **dict.fromkeys(("layers", "hidden", "heads", "prompts", "samples", "minibatches"), COUNT),
+    "max_new_tokens": Range(1, 2**24, "between 1 and 2**24"),
     "largest": Range(2, math.inf, "at least 2"),
     **dict.fromkeys(("digits", "chain_length", "max_prompt", "context", "sample_batch", "micro_batch"), COUNT),
     **dict.fromkeys(("eval_every", "eval_problems", "checkpoint_every"), COUNT),

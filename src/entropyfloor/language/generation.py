@@ -24,9 +24,9 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from entropyfloor.extras import out_of_memory_hint
 from entropyfloor.language.decoding import Written, decode
 from entropyfloor.language.encoding import encode, render, turn_end
 from entropyfloor.language.model import (
@@ -261,11 +261,8 @@ class Transformers(_Tokens):
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Answered]:
         """See `Engine`."""
         for start in range(0, len(requests), self._batch_size):
-            try:
+            with out_of_memory_hint(f"give a --batch-size below {self._batch_size}; the same command goes on"):
                 yield from enumerate(self._batch(requests[start : start + self._batch_size], sampling), start)
-            except torch.OutOfMemoryError as error:
-                error.add_note(f"give a --batch-size below {self._batch_size}; the same command goes on")
-                raise
 
     def _batch(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
         prompts = [self.encode(request.prompt) for request in requests]

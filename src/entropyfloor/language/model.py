@@ -34,6 +34,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import logging as transformers_logging
 
+from entropyfloor.extras import brief, is_out_of_memory
 from entropyfloor.language.config import Precision
 from entropyfloor.language.encoding import turn_end
 from entropyfloor.runs.files import sync
@@ -73,7 +74,7 @@ def device_of(name: str) -> torch.device:
         torch.zeros(1, device=device).item()  # which needs the driver, and a place for the numbers
     except (RuntimeError, AssertionError, ImportError) as error:  # AssertionError: PyTorch is built without CUDA
         raise ValueError(
-            f"device={name} cannot be used here ({line(error)}): give --device cpu, or auto for what there is"
+            f"device={name} cannot be used here ({brief(error)}): give --device cpu, or auto for what there is"
         ) from None
     return device
 
@@ -115,10 +116,10 @@ def reading(name: str | Path, failed: str, way: str = WAY) -> Iterator[None]:
     try:
         _check_files(Path(name))
         yield
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as error:  # libraries raise whatever they stumble over
-        raise ValueError(f"model={name} {failed} ({line(error)}): {way}") from None
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(f"model={name} {failed} ({brief(error)}): {way}") from None
 
 
 def _check_files(path: Path) -> None:
@@ -127,14 +128,9 @@ def _check_files(path: Path) -> None:
         try:
             found = json.loads(file.read_bytes())
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file.name} is damaged: {line(error)}") from None
+            raise ValueError(f"{file.name} is damaged: {brief(error)}") from None
         if not isinstance(found, dict):
             raise ValueError(f"{file.name} is damaged: it holds a {type(found).__name__}, and no object")
-
-
-def line(error: Exception) -> str:
-    """An error in one line of bearable length."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def checkpoint_layers(model: PreTrainedModel) -> None:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from entropyfloor.extras import brief, is_out_of_memory
 from entropyfloor.language.decoding import Batch
-from entropyfloor.language.model import Policy, head_of, hidden_states, line, logits_of, rows_of
+from entropyfloor.language.model import Policy, head_of, hidden_states, logits_of, rows_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -90,10 +91,10 @@ def _asked(model: PreTrainedModel, used: str, question: Callable[[], T]) -> T:
     """The answer of `model`; what it fails at is a reason to refuse it."""
     try:
         return question()
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as error:  # of code that is not ours, in a way that it was not written for
-        reason = f"it has no such interface ({type(error).__name__}: {line(error)})"
+        if is_out_of_memory(error):
+            raise
+        reason = f"it has no such interface ({type(error).__name__}: {brief(error)})"
         raise ValueError(_refusal(model, used, reason)) from None
 
 

@@ -13,7 +13,6 @@ import math
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from multiprocessing import parent_process
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from entropyfloor.extras import out_of_memory_hint
 from entropyfloor.language import losses, model
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.encoding import encode, render
@@ -54,8 +54,6 @@ MODEL = "model"
 """Directory of a run in which its model is described, and in the end is."""
 FIRST = 3
 """Rollouts after which a run in which nothing was there to be learned says so."""
-NO_MEMORY = "can't allocate memory"
-"""What PyTorch says on a CPU, in a plain RuntimeError."""
 SHOWN = 4
 """Problems of an evaluation whose responses are written out to be read."""
 
@@ -292,7 +290,9 @@ class Trainer:
 
     def _train_step(self) -> dict[str, float]:
         begun = time.perf_counter()
-        with smaller(f"give a --micro-batch below {self.config.micro_batch}, or --gradient-checkpointing"):
+        with out_of_memory_hint(
+            f"give a --micro-batch below {self.config.micro_batch}, or --gradient-checkpointing"
+        ):
             batch, found = self._rollout()
             if batch is not None:
                 found |= self._update(batch)
@@ -586,7 +586,7 @@ class Trainer:
         return encode(self.tokenizer, prompts, rows=model.rows_of(self.model), special=self._special)
 
     def _sample(self, problems: Sequence[Problem], temperature: float, *stream: int, first: int = 0) -> Responses:
-        with smaller(f"give a --sample-batch below {self.config.sample_batch}"):
+        with out_of_memory_hint(f"give a --sample-batch below {self.config.sample_batch}"):
             return sample(
                 self.model,
                 self.tokenizer,
@@ -647,18 +647,6 @@ class Trainer:
         kept = run.keep_failure(self.step, arrays, {"quantities": bad})
         told = ", ".join(f"{name} is {value}" for name, value in bad.items())
         raise FloatingPointError(f"{told} in step {self.step}: the run stops here. The weights are in {kept}")
-
-
-@contextmanager
-def smaller(way: str) -> Iterator[None]:
-    """Add the way out to an error of a memory that is too small; the innermost one counts."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        short = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or NO_MEMORY in str(error)
-        if short and not getattr(error, "__notes__", None):
-            error.add_note(way)
-        raise
 
 
 def mean_over(values: Tensor, mask: Tensor) -> float:

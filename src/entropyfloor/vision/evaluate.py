@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from entropyfloor.extras import out_of_memory_hint
 from entropyfloor.runs import Run
-from entropyfloor.vision import memory, metrics
+from entropyfloor.vision import metrics
 from entropyfloor.vision.config import DatasetName
 from entropyfloor.vision.train import read_config
-from entropyfloor.vision.trainer import Trainer, recorded_classes
+from entropyfloor.vision.trainer import SMALLER, Trainer, recorded_classes
 
 _SHOWN = {
     "top1": ("top-1", 100, "%"),
@@ -47,7 +48,7 @@ def evaluate(
     config = config.restarted().moved(data_dir, ood_dir, ood=ood or config.ood)
     trainer = Trainer(config, recorded_classes(checkpoint))
     trainer.restore(checkpoint)
-    with memory.told(trainer.config):
+    with out_of_memory_hint(SMALLER):
         judged = trainer.judge()
     predictions, _ = judged
     values, intervals = metrics.summarise(*judged), metrics.intervals(*judged)

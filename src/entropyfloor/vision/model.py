@@ -16,11 +16,10 @@ from timm.layers import convert_splitbn_model
 from timm.models import load_checkpoint, load_state_dict
 from torch import Tensor, nn
 
+from entropyfloor.extras import brief, is_out_of_memory
 from entropyfloor.torch.nn import ERASoftmax
-from entropyfloor.vision import memory
 from entropyfloor.vision.attach import attach_era
 from entropyfloor.vision.config import VisionConfig
-from entropyfloor.vision.memory import brief
 from entropyfloor.vision.registry import SUFFIX
 from entropyfloor.vision.regularisers import TemperatureFloor
 
@@ -139,7 +138,7 @@ def check_size(model: nn.Module, size: int, images: int, device: torch.device) -
         with torch.no_grad():
             model.eval()(one)
     except (AssertionError, RuntimeError) as error:
-        if memory.is_exhausted(error):
+        if is_out_of_memory(error):
             raise
         raise ValueError(
             f"{type(model).__name__} does not take images of {size}×{size} pixels: {brief(error)}"

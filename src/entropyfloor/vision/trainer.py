@@ -30,14 +30,15 @@ from timm.utils import ModelEmaV3, distribute_bn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, Subset
 
+from entropyfloor.extras import brief, out_of_memory_hint
 from entropyfloor.runs import Checkpoint, Run
+from entropyfloor.runs.memory import check_memory
 from entropyfloor.runs.processes import terminated_as_interrupted
 from entropyfloor.runs.progress import Progress
 from entropyfloor.torch.checkpoint import arrays_of, pack, tensors_below, unpack_optimiser
 from entropyfloor.torch.seeding import derived, seed
-from entropyfloor.vision import data, memory, metrics
+from entropyfloor.vision import data, metrics
 from entropyfloor.vision.config import VisionConfig
-from entropyfloor.vision.memory import brief
 from entropyfloor.vision.model import RawLogits, build_model, check_size, load_weights
 from entropyfloor.vision.regularisers import classification_loss, jensen_shannon, smoothing_out_of_reach
 
@@ -46,6 +47,9 @@ INIT, EPOCH, ORDER = range(3)
 """Streams of random numbers."""
 MANY = 10_000
 """Images that take long enough to be checked to say so."""
+PIXEL = 3 * 5
+"""Bytes of a pixel of three channels: as it comes, and as a float32."""
+SMALLER = "choose a smaller batch_size or input_size"
 CHECK_EVERY = 50
 """Updates between looks at the loss: each one waits for the device."""
 
@@ -85,7 +89,7 @@ class Trainer:
             train, test = train.numbered_as(classes), test.numbered_as(classes)
         self.classes = agreed_classes(config, train.classes, test.classes)
         self.config = config = replace(config, num_classes=len(self.classes))
-        memory.check_batch(config)
+        self._check_memory()
         labels = np.array([*train.labels, -1, *test.labels], np.int64)
         self._data = zlib.crc32(labels.tobytes())  # by which they are known again
         self._source = train
@@ -109,7 +113,7 @@ class Trainer:
         )
         device = self.accelerator.device
         at_once = config.batch_size * max(1, config.aug_splits)
-        with memory.told(config):
+        with out_of_memory_hint(SMALLER):
             check_size(self.model.to(device), int(config.input_size or 0), at_once, device)
         self.average = ModelEmaV3(self.model, config.ema, use_warmup=True) if config.ema else None
         learner: nn.Module = torch.compile(self.model) if config.compile else self.model  # type: ignore[assignment]
@@ -137,7 +141,7 @@ class Trainer:
             bar=alone and self.leads,
         )
         writing = run.recording() if run else nullcontext()
-        with writing, shown as progress, memory.told(config), terminated_as_interrupted():
+        with writing, shown as progress, out_of_memory_hint(SMALLER), terminated_as_interrupted():
             try:
                 if self.epoch == 0:  # also to see that every image can be read, before there is much to lose
                     self._evaluate({}, run, progress)
@@ -339,6 +343,12 @@ class Trainer:
         )
 
     # --- what is built -----------------------------------------------------------------------------------
+
+    def _check_memory(self) -> None:
+        """Refuse a batch whose images alone are too much: what a model makes of them is more."""
+        size, images = int(self.config.input_size or 0), self.config.batch_size * max(1, self.config.aug_splits)
+        what = f"images of {size}×{size} pixels in a batch"
+        check_memory(images, PIXEL * size**2, what, "--batch-size or --input-size")
 
     def _optimiser(self) -> torch.optim.Optimizer:
         config = self.config
