@@ -24,11 +24,11 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox, ScaledTranslation, TransformedBbox
 
+from entropyfloor.report.domains import Column
 from entropyfloor.report.records import (
     OUTSIDE,
     RESPONSES,
     THRESHOLDS,
-    Column,
     Comparison,
     Curve,
     Group,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,8 @@ from scipy import stats
 CONFIDENCE = 0.95
 RESAMPLES = 20_000
 """Of the bootstrap: its own error is then some hundredths of the interval's width."""
+CHUNK = 2**20
+"""Numbers that the bootstrap holds at a time."""
 
 
 class Interval(NamedTuple):
@@ -81,10 +84,22 @@ def iqm_interval(
         raise ValueError(f"n={n} seeds are too few to bootstrap: at least 3 are needed")
     table = values.reshape(n, -1)
     tasks = table.shape[1]
-    drawn = np.random.default_rng(seed).integers(n, size=(resamples, n, tasks))
-    draws = stats.trim_mean(table[drawn, np.arange(tasks)].reshape(resamples, -1), 0.25, axis=1)
+    generator = np.random.default_rng(seed)
+    draws = np.concatenate(
+        [
+            stats.trim_mean(table[drawn, np.arange(tasks)].reshape(len(drawn), -1), 0.25, axis=1)
+            for drawn in _resamples(generator, resamples, n, tasks)
+        ]
+    )
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(np.asarray(iqm(values)), low, high, n)
+
+
+def _resamples(generator: np.random.Generator, resamples: int, n: int, tasks: int) -> Iterator[np.ndarray]:
+    """Numbers of the seeds that are drawn, `[some, n, tasks]`: not all at once, which takes gigabytes for 10,000."""
+    some = max(1, CHUNK // (n * tasks))
+    for done in range(0, resamples, some):
+        yield generator.integers(n, size=(min(some, resamples - done), n, tasks))
 
 
 def _checked(values: ArrayLike) -> np.ndarray:
