@@ -32,6 +32,7 @@ from entropyfloor.report.records import (
     distinct,
     find,
     shortened,
+    usable,
 )
 from entropyfloor.report.statistics import iqm_interval, mean_interval
 from entropyfloor.report.words import bracketed, lead, nats, plain, sentence, verdict
@@ -147,7 +148,7 @@ def _names(envs: Iterable[str]) -> Iterator[str]:
     """What names of files begin with: no two alike, in capitals or not, and none too long for a file system."""
     taken: set[str] = set()
     for env in envs:
-        start = re.sub(r"[^A-Za-z0-9.]+", "-", env)[:LONGEST].strip("-")
+        start = re.sub(r"[^A-Za-z0-9.]+", "-", env)[:LONGEST].strip("-") or "unnamed"
         name = next(name for i in count(1) if (name := f"{start}-{i}" if i > 1 else start).lower() not in taken)
         taken.add(name.lower())
         yield name
@@ -212,7 +213,7 @@ def _run(seed: Seed, domain: Domain) -> dict[str, Any]:
 def _rate(seed: Seed, domain: Domain) -> float | None:
     """Median, as compiling and evaluating make single intervals slow."""
     rates = seed.record.series(domain.rate)[1]
-    rates = rates[np.isfinite(rates)]
+    rates = rates[usable(rates)]
     return float(np.median(rates)) if rates.size else None
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from entropyfloor.report.domains import DOMAINS, Column, Domain
 from entropyfloor.runs import Record, find_runs, read_run
 from entropyfloor.runs.record import METRICS
+from entropyfloor.runs.schema import LARGEST
 
 RESPONSES, THRESHOLDS = "response_entropy", ("omega_low", "omega_high")
 OUTSIDE = ("response_entropy/below", "response_entropy/above")
@@ -102,7 +103,7 @@ class Seed:
         if name in self.values:
             return self.steps, self.values[name]
         steps, values = self.record.series(name)
-        used = np.isfinite(values) & (steps <= self.steps[-1] // every * every)
+        used = usable(values) & (steps <= self.steps[-1] // every * every)
         blocks, where = np.unique((steps[used] - 1) // every, return_inverse=True)
         middles = blocks * every + (every + 1) / 2
         return middles, np.bincount(where, values[used]) / np.bincount(where)
@@ -292,10 +293,15 @@ def find(paths: Sequence[Path]) -> Found:
         _comparison(env, DOMAINS[domain], by_env[domain, env], left_out) for domain, env in sorted(by_env)
     ]
     if not any(comparison.groups for comparison in comparisons):
-        empty = [seed.record.path for comparison in comparisons for seed in comparison.unused]
-        logged = ", ".join(comparisons[0].domain.measured) if comparisons else ""
-        none = [f"no run was evaluated yet, {empty[0]} among them: an evaluation logs {logged}"] if empty else []
-        raise ValueError("; ".join([*none, *shortened(left_out)]))
+        unused = [seed for comparison in comparisons for seed in comparison.unused]
+        if unused:
+            logged = ", ".join(comparisons[0].domain.measured)
+            left_out.insert(
+                0,
+                f"no run was evaluated yet, {unused[0].record.path} among them: an evaluation logs {logged}",
+            )
+        left_out += [f"{seed.record.path}: {seed.note}" for seed in unused if seed.note != NOT_YET]
+        raise ValueError("; ".join(shortened(left_out)))
     return Found(comparisons, left_out)
 
 
@@ -357,7 +363,7 @@ def _comparison(env: str, domain: Domain, records: Sequence[Record], left_out: l
         unused += [run for run in runs if not run.steps.size]
         used = [run for run in runs if run.steps.size]
         if whole := [run for run in used if not run.cut]:
-            unused += [run for run in used if run.cut]
+            unused += [replace(run, note=f"{run.note}; not used") for run in used if run.cut]
         if used:
             try:
                 groups.append(_checked(Group(label, tuple(whole or used))))
@@ -380,7 +386,7 @@ def _once(seeds: Sequence[Seed], what: str, left_out: list[str]) -> list[Seed]:
 
 
 def _marked(runs: Sequence[Seed]) -> list[Seed]:
-    """The runs of a label. Those that finished are `cut` if they lack their last evaluation, or one that most have."""
+    """The runs of a label; those that finished and lack their last evaluation, or one that most have, are cut."""
     finished = [run for run in runs if run.record.status["state"] == "finished"]
     if not finished:
         return [*runs]
@@ -391,14 +397,17 @@ def _marked(runs: Sequence[Seed]) -> list[Seed]:
         end = run.record.status["step"]
         lost = np.setdiff1d([*usual[usual < end], end], run.evaluated)
         if run.record.status["state"] == "finished" and lost.size and (end or run.evaluated.size):
-            why = (
-                f"{METRICS} was cut: the run finished at step {end:,}, its evaluation at step {lost[0]:,} is lost"
-            )
+            why = f"{METRICS} was cut: it finished at step {end:,}, and its evaluation at {lost[0]:,} is lost"
             note = why if run.note in (None, NOT_YET) else f"{why}; {run.note}"
             marked.append(replace(run, cut=True, note=note))
         else:
             marked.append(run)
     return marked
+
+
+def usable(values: np.ndarray) -> np.ndarray:
+    """Which of them are finite, and their squares too."""
+    return np.abs(values) < LARGEST
 
 
 def _distinct(arrays: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
@@ -429,13 +438,14 @@ def _evaluations(record: Record, label: str, domain: Domain) -> Seed:
     steps = sorted(set.intersection(*(set(values) for values in series.values())))
     values = np.array([[series[name][step] for step in steps] for name in measured])
     values[0] *= domain.factor
-    bad = ~np.isfinite(values)
+    bad = ~usable(values)
     evaluated = np.array(steps, np.int64)
     note = None if steps else NOT_YET
     if bad.any():  # later numbers of a run that broke down would look like results
         end = int(bad.any(axis=0).argmax())
         names = [name for name, wrong in zip(measured, bad[:, end], strict=True) if wrong]
-        note = f"{' and '.join(names)} not finite at step {steps[end]:,}: not used from there on"
+        how = f"beyond {LARGEST:g}" if np.isfinite(values[:, end]).all() else "not finite"
+        note = f"{' and '.join(names)} {how} at step {steps[end]:,}: not used from there on"
         steps, values = steps[:end], values[:, :end]
     found = dict(zip(measured, values, strict=True))
     return Seed(record, label, np.array(steps, np.int64), found, *_promise(record), note, evaluated)
@@ -446,7 +456,7 @@ def _promise(record: Record) -> tuple[Promise, float | None]:
     logged: tuple[tuple[Promise, str], ...] = (("floor", "floor"), ("target", "target_entropy"))
     for promise, name in logged:
         values = np.unique(record.series(name)[1])
-        if len(values) > 1 or not np.isfinite(values).all():
+        if len(values) > 1 or not usable(values).all():
             raise ValueError(f"{record.path}: the {promise} must be one finite number, it is {values.tolist()}")
         if len(values):
             return promise, float(values[0])

@@ -96,7 +96,7 @@ def iqm_interval(
 
 
 def _resamples(generator: np.random.Generator, resamples: int, n: int, tasks: int) -> Iterator[np.ndarray]:
-    """Numbers of the seeds that are drawn, `[some, n, tasks]`: not all at once, which takes gigabytes for 10,000."""
+    """Numbers of the seeds that are drawn, `[some, n, tasks]`, not all at once: of 10,000 they take gigabytes."""
     some = max(1, CHUNK // (n * tasks))
     for done in range(0, resamples, some):
         yield generator.integers(n, size=(min(some, resamples - done), n, tasks))

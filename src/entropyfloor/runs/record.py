@@ -41,9 +41,9 @@ class Record:
     status: dict[str, Any]
     """`state` (created, running, finished, interrupted, failed, killed, or unknown), `reason`, `step`, `time`."""
     clock: tuple[np.ndarray, np.ndarray] = field(repr=False)
-    """Step (int64) and wall seconds (float64) of each line of the metrics, without what a resume has superseded."""
+    """Steps (int64) and wall seconds (float64) of the lines of the metrics, without what a resume superseded."""
     columns: Columns = field(repr=False)
-    """Of each quantity the lines that have it, and its values there: arrays take a tenth of the memory of dicts."""
+    """Of each quantity the lines that have it, and its values there. Dicts need ten times as much memory."""
     evaluation: dict[str, Any] = field(default_factory=dict, repr=False)
     """What `entropyfloor evaluate` has found, if it was called."""
 
@@ -141,12 +141,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if (content := _read(file)) is None:
         raise ValueError(f"{file} is missing: the run has lost what it logged")
     *lines, _ = content.split(b"\n")
-    parsed: list[dict[str, Any]] = []
-    try:
-        for line in lines:
+    parsed = []
+    for number, line in enumerate(lines, start=1):
+        try:
             parsed.append(schema.line(json.loads(line)))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}, line {len(parsed) + 1} is damaged: {_reason(error)}") from None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file}, line {number} is damaged: {_reason(error)}") from None
     return parsed
 
 

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 CLOCK = ("step", "seconds")
 """What every line of the metrics has."""
+LARGEST, FINITE = 1e100, sys.float_info.max
+"""Nothing that is measured is larger, and squares of it are finite; what a diverged run logs may be."""
 RESUMED = "resumed"
 """The event of a line that is none of quantities."""
 DEPTH = 4
@@ -36,9 +38,9 @@ class Kind(NamedTuple):
         return Kind(f"{self.words} or null", lambda value: value is None or self.holds(value))
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any, most: float = LARGEST) -> bool:
     """Whether it is a finite number, which true and false are not."""
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return type(value) in (int, float) and abs(value) <= most
 
 
 def _is_plain(value: Any, depth: int = DEPTH) -> bool:
@@ -67,11 +69,12 @@ def _is_histogram(value: Any) -> bool:
 
 TEXT = Kind("text", lambda value: isinstance(value, str))
 NAME = Kind("text that can be printed", lambda value: isinstance(value, str) and _is_plain(value))
-NUMBER = Kind("a finite number", is_number)
+NUMBER = Kind(f"a number, within {LARGEST:g}", is_number)
 COUNT = Kind("a whole number from 0 to 2**63 - 1", lambda value: type(value) is int and 0 <= value < 2**63)
 PLAIN = Kind(f"text, a number, a date, or a list or table of them, {DEPTH} deep at most", _is_plain)
 VALUES = Kind(
-    "a table of finite numbers", lambda value: isinstance(value, dict) and all(map(is_number, value.values()))
+    f"a table of numbers, within {LARGEST:g}",
+    lambda value: isinstance(value, dict) and all(map(is_number, value.values())),
 )
 HISTOGRAM = Kind("a histogram: lists of numbers, edges that rise, and counts", _is_histogram)
 
@@ -125,7 +128,7 @@ def line(content: Any) -> dict[str, Any]:
     if content.get("event", RESUMED) != RESUMED:
         raise ValueError(f"event={_shown(content['event'])} is none that this version knows")
     for name, value in content.items():
-        if type(value) is not float and value is not None and not is_number(value) and name != "event":
+        if type(value) is not float and value is not None and name != "event" and not is_number(value, FINITE):
             raise ValueError(f"{_shown(name)} is {_shown(value)}, it must be a number or null")
     return content
 
