@@ -272,7 +272,8 @@ def _csv(comparisons: Sequence[Comparison]) -> str:
 
 def _text(cell: str) -> str:
     """A cell that a spreadsheet does not carry out; numbers are none of these."""
-    return f"'{cell}" if cell.startswith(_FORMULA) else cell
+    safe = f"'{cell}" if cell.startswith(_FORMULA) else cell
+    return safe.replace("\r", "\\r")  # which `csv` does not put into quotes
 
 
 def _raw(seed: Seed, domain: Domain) -> dict[str, Any]:
