@@ -26,7 +26,7 @@ FILES = ("config.toml", "metrics.jsonl", "status.json", "machine.json", "evaluat
 quick = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 drawn = settings(quick, max_examples=6)
 thorough = settings(quick, max_examples=4000, derandomize=False, print_blob=True)
-thoroughly_drawn = settings(thorough, max_examples=150)
+thoroughly_drawn = settings(thorough, max_examples=60)
 
 scalars = st.one_of(
     st.none(),

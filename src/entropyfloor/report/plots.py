@@ -49,6 +49,8 @@ INK, MUTED, BACKGROUND = "#1a1a1a", "#8a8a8a", "#c8c8c8"
 
 ENTROPY_HISTOGRAM, CALIBRATION_HISTOGRAM = HISTOGRAMS = ("entropy_histogram", "calibration_histogram")
 """Of `entropyfloor evaluate`."""
+LEAST_HEIGHT = 1.4
+"""Inches that the legend leaves."""
 LEAST_COUNT = 20
 """Samples in a bin whose accuracy is drawn: of fewer it is mostly chance."""
 
@@ -66,7 +68,7 @@ IN_SIGHT = 1.5
 LOGARITHMIC = 5.0
 """Entropies of tokens and responses are drawn on such an axis where the largest is so many times the least."""
 
-LONGEST = 160
+LONGEST = 220
 """Characters of a label."""
 
 SINGLE, WIDE = 6.4, 11.0  # inches
@@ -279,7 +281,8 @@ def _arrange(
         fitting = max(1, int(width / (0.7 + 0.075 * longest)))  # inches: the handle, and what a letter takes
         fitting = min(fitting, max(1, len(found)), 4)
         lines = -(-len(found) // fitting)
-        figure.set_size_inches(width, height + 0.25 * lines)
+        letters = sum(len(label.splitlines()) for label in found) / fitting  # lines of text, one above the other
+        figure.set_size_inches(width, max(height + 0.25 * lines, LEAST_HEIGHT + 0.17 * letters))
         figure.suptitle(_short(name), **SUPTITLE)
         figure.legend(handles=[*found.values()], loc="outside lower center", ncols=fitting)
         return figure

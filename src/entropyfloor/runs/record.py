@@ -163,19 +163,26 @@ def _standing(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _columns(lines: list[dict[str, Any]]) -> tuple[tuple[np.ndarray, np.ndarray], Columns]:
     """The clock and the quantities of a `Record`. Quantities of the same lines share the array that says which."""
-    where: defaultdict[str, list[int]] = defaultdict(list)
-    values: defaultdict[str, list[float]] = defaultdict(list)
+    alike: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
     for i, line in enumerate(lines):
-        for name, value in line.items():
-            where[name].append(i)
-            values[name].append(math.nan if value is None else value)
-    shared: dict[tuple[int, ...], np.ndarray] = {}
-    columns = {
-        name: (shared.setdefault(tuple(found), np.array(found, np.int32)), np.array(values[name], np.float64))
-        for name, found in where.items()
-        if name not in schema.CLOCK
-    }
-    return (np.array(values["step"], np.int64), np.array(values["seconds"], np.float64)), columns
+        alike[tuple(line)].append(i)
+    parts: defaultdict[str, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
+    for names, found in alike.items():
+        where = np.array(found, np.int32)
+        values = np.array([[*lines[i].values()] for i in found], np.float64).T.copy()  # None is NaN
+        for name, column in zip(names, values, strict=True):
+            parts[name].append((where, column))
+    columns = {name: _merged(each) for name, each in parts.items() if name not in schema.CLOCK}
+    steps, seconds = (np.array([line[name] for line in lines], kind) for name, kind in schema.CLOCK.items())
+    return (steps, seconds), columns
+
+
+def _merged(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    if len(parts) == 1:
+        return parts[0]
+    where, values = (np.concatenate(each) for each in zip(*parts, strict=True))
+    order = where.argsort()
+    return where[order], values[order]
 
 
 def _is_held(path: Path) -> bool:

@@ -13,7 +13,7 @@ from datetime import date, time
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-CLOCK = ("step", "seconds")
+CLOCK = {"step": "int64", "seconds": "float64"}
 """What every line of the metrics has."""
 LARGEST, FINITE = 1e100, sys.float_info.max
 """Nothing that is measured is larger, and squares of it are finite; what a diverged run logs may be."""
