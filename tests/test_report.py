@@ -1,9 +1,14 @@
 """Reports: what is averaged with what, the intervals, and what the page says."""
 
 import csv
+import io
 import math
 import re
+import subprocess
+import sys
+import tracemalloc
 import xml.etree.ElementTree as ElementTree
+from base64 import b64decode
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
@@ -14,8 +19,11 @@ import matplotlib.image
 import numpy as np
 import pytest
 from hypothesis import given
+from scipy.stats import trim_mean
 
+from entropyfloor.cli import main
 from entropyfloor.report import write_report
+from entropyfloor.report.page import MOST, _csv
 from entropyfloor.report.plots import (
     entropy_figure,
     judged_figure,
@@ -30,10 +38,12 @@ from entropyfloor.report.plots import (
     thresholds_figure,
     tokens_figure,
 )
-from entropyfloor.report.records import compare
+from entropyfloor.report.records import compare, find
 from entropyfloor.report.statistics import iqm, iqm_interval, mean_interval
 from entropyfloor.report.words import lead, nats, plain, sentence, significant, verdict
-from entropyfloor.runs import Run
+from entropyfloor.runs import Run, read_run
+from run_files import contents, dumped, healthy, metrics
+from run_files import write as write_files
 
 NASTY = '<script>alert(1)</script> $a$ & "b"'
 HEADS = {"sac": "clip", "sac-no-entropy": "clip", "sac-era": "era", "sac-era-exact": "era-exact"}
@@ -228,6 +238,270 @@ def test_bad_input_is_named(tmp_path):
     Run.open(moving).log(3000, {"floor": -2.0})
     with pytest.raises(ValueError, match=f"{re.escape(str(moving))}: the floor must be one"):
         compare([moving])
+
+
+# --- runs that are not whole -----------------------------------------------------------------------------
+
+
+def cut(path, keep):
+    """Leave only the lines of the metrics that `keep` takes, by number."""
+    file = path / "metrics.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(line for i, line in enumerate(lines) if keep(i)))
+    return path
+
+
+def table(comparisons):
+    """Rows of `table.csv`."""
+    return [*csv.DictReader(io.StringIO(_csv(comparisons), newline=""))]
+
+
+CUTS = {  # of 7 lines: an evaluation, and three times what training logged and an evaluation
+    "the end": (lambda i: i < 3, 2000),
+    "the last evaluation": (lambda i: i < 6, 3000),
+    "the middle": (lambda i: i != 2, 1000),
+    "the beginning": (lambda i: i > 0, 0),
+    "everything": (lambda i: False, 0),
+}
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_a_finished_run_whose_metrics_were_cut_is_named_and_cuts_nobody_short(name, tmp_path):
+    keep, lost = CUTS[name]
+    whole = [healthy(tmp_path / f"whole-{seed}", seed) for seed in range(2)]
+    short = cut(healthy(tmp_path / "short", 2), keep)
+    [comparison] = compare([tmp_path])
+    [used], [unused] = comparison.groups, comparison.unused
+    assert [seed.record.path for seed in used.seeds] == whole
+    assert used.steps.tolist() == [0, 1000, 2000, 3000]
+    assert (unused.record.path, unused.cut, unused.state) == (short, True, "cut")
+    assert f"finished at step 3,000, and its evaluation at {lost:,} is lost" in unused.note
+    rows = [(row["seed"], row["state"], row["step"]) for row in table([comparison])]
+    assert rows == [("0", "finished", "3000"), ("1", "finished", "3000"), ("2", "cut", "")]
+
+
+def test_what_is_left_of_a_cut_run_is_drawn_where_there_is_nothing_else(tmp_path):
+    path = cut(healthy(tmp_path / "run"), lambda i: i < 3)
+    page = Page(write_report([tmp_path], tmp_path / "report"))
+    why = "cut (metrics.jsonl was cut: it finished at step 3,000, and its evaluation at 3,000 is lost)"
+    assert f"seed 0: {why}, last evaluated at step 1,000 of 3,000, {path}" in "".join(page.parts)
+    [row] = table(compare([tmp_path]))
+    assert (row["state"], row["step"], row["return"]) == ("cut", "1000", "1000.0")
+
+
+def test_a_last_line_without_its_end_is_a_cut(tmp_path):
+    path = healthy(tmp_path / "run")
+    file = path / "metrics.jsonl"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert group(tmp_path).seeds[0].cut
+
+
+def test_what_is_whole_is_not_cut(tmp_path):
+    for seed, state in enumerate(("finished", "running", "interrupted", "failed")):
+        content = contents(seed)
+        content["status.json"]["state"] = state
+        path = write_files(tmp_path / state, dumped(content))
+        if state != "finished":
+            cut(path, lambda i: i < 5)
+    short = write(tmp_path / "other", alpha=9.0, returns=(1.0, 2.0))  # its steps are the 2,000 of its settings
+    assert read_run(short).status["step"] == 1000
+    [comparison] = compare([tmp_path])
+    assert not [run for run in comparison.runs if run.cut]
+    found = {run.record.path.name: run.state for run in comparison.runs if run.record.path != short}
+    states = {name: name for name in ("finished", "interrupted", "failed")}
+    assert found == {**states, "running": "killed"}
+
+
+def test_results_are_whole():
+    found = find([Path(__file__).parent.parent / "results" / "control" / "beside-sb3"])
+    assert found.left_out == []
+    assert {run.state for comparison in found.comparisons for run in comparison.runs} == {"finished"}
+
+
+def test_what_is_wrong_with_a_run_is_told_and_the_others_are_drawn(tmp_path, capsys):
+    runs = tmp_path / "runs"
+    for seed in range(2):
+        healthy(runs / f"good-{seed}", seed)
+    good = group(runs).values("return").tolist()
+    reasons = {"torn": "metrics.jsonl, line 3 is damaged", "moving": "the floor must be one finite number"}
+    reasons |= {"other": "domain='chess' must be one of", "nameless": "no 'seed' in its config"}
+    reasons |= {"twin": "with seed 7: keep one", "lost": "there is no config.toml"}
+    damaged = {name: contents(5 + i) for i, name in enumerate(reasons)}
+    damaged["torn"]["metrics.jsonl"][2] = []
+    damaged["moving"]["metrics.jsonl"][2]["floor"] = -2.0
+    damaged["other"]["config.toml"]["domain"] = "chess"
+    del damaged["nameless"]["config.toml"]["seed"]
+    damaged["twin"]["config.toml"]["seed"] = 7
+    del damaged["lost"]["config.toml"]
+    for name, content in damaged.items():
+        write_files(runs / name, dumped(content))
+    healthy(runs / "its twin", 7)
+
+    assert main(["report", str(runs), "--out", str(tmp_path / "report")]) == 0
+    out, err = capsys.readouterr()
+    told = err.splitlines()
+    assert out.startswith("page: file://")
+    assert len(told) == len(reasons)
+    page = "".join(Page(tmp_path / "report" / "index.html").parts)
+    for name, reason in reasons.items():
+        [line] = [line for line in told if line.startswith("left out: ") and str(runs / name) in line]
+        assert reason in line
+        assert line.removeprefix("left out: ") in page
+    assert str(runs / "its twin") in page
+    assert group(runs).values("return").tolist() == good
+
+
+def test_where_nothing_can_be_drawn_the_reasons_are_the_error(tmp_path, capsys):
+    for i in range(30):
+        write_files(tmp_path / f"{i:02}", {**dumped(contents(i)), "status.json": b"{"})
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "report")]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path}/00/status.json is damaged")
+    assert line.endswith("; 20 more")
+    assert not (tmp_path / "report").exists()
+
+
+def test_python_is_warned_of_what_was_left_out(tmp_path):
+    healthy(tmp_path / "runs/good")
+    bad = write_files(tmp_path / "runs/bad", {**dumped(contents(1)), "status.json": b"{"})
+    with pytest.warns(UserWarning, match=f"left out: {re.escape(str(bad))}"):
+        write_report([tmp_path / "runs"], tmp_path / "report")
+
+
+def test_what_an_evaluation_says_otherwise_stops_one_figure_only(tmp_path):
+    for seed, edge in enumerate((1.0, 2.0)):
+        content = contents(seed)
+        content["evaluation.json"]["entropy_histogram"] = {"edges": [0.0, edge], "counts": [3]}
+        write_files(tmp_path / "runs" / str(seed), dumped(content))
+    with pytest.warns(UserWarning, match="entropy_histogram on different edges") as told:
+        write_report([tmp_path / "runs"], tmp_path / "report")
+    assert str(tmp_path / "runs" / "1") in str(told[0].message)
+    assert len(list((tmp_path / "report").glob("*.svg"))) == 3
+
+
+@pytest.mark.parametrize("name", ["pass_at_x", "pass_at_0", "pass_at_" + "9" * 5000, "pass_at_-1", "pass_at_"])
+def test_a_name_that_is_no_number_of_responses_is_no_pass_at_k(name, tmp_path):
+    speaker(tmp_path)
+    file = tmp_path / "grpo" / "0" / "metrics.jsonl"
+    file.write_bytes(file.read_bytes().replace(b'"greedy"', f'"{name}"'.encode()))
+    assert spoken(tmp_path)[0].groups[0].pass_at.steps.tolist() == [1, 2, 4]
+
+
+@pytest.mark.parametrize(("value", "used"), [(1e99, True), (5e-324, True), (1e101, False), (-1e308, False)])
+def test_numbers_that_no_panel_can_hold(value, used, tmp_path):
+    for seed in range(3):
+        write(tmp_path, seed=seed, returns=(1.0, value * (1 + seed / 9), 2.0))
+    runs = group(tmp_path)
+    assert runs.steps.tolist() == ([0, 1000, 2000] if used else [0])
+    note = "return beyond 1e+100 at step 1,000: not used from there on"
+    assert {run.note for run in runs.seeds} == {None if used else note}
+    svg(score_figure(*spoken(tmp_path)))
+
+
+# --- many runs, long names -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_a_spreadsheet_finds_no_formula_in_the_table(start, tmp_path, monkeypatch):
+    env = f"{start}cmd|' /C calc'!A0"
+    content = contents()
+    content["config.toml"]["env"] = env
+    content["status.json"]["state"] = f"{start}2"
+    for line in content["metrics.jsonl"]:
+        line.update({"return": -6.0} if "return" in line else {})
+    write_files(tmp_path / f"{start}1", dumped(content))
+    monkeypatch.chdir(tmp_path)
+    [row] = table(compare([Path(f"{start}1")]))
+    assert row["path"] == f"'{start}1".replace("\r", "\\r")
+    assert row["env"] == f"'{env}".replace("\r", "\\r")
+    assert row["state"] == f"'{start}2".replace("\r", "\\r")
+    assert float(row["return"]) == -6.0  # a number stays one
+    assert not [cell for cell in row.values() if cell.startswith(start) and not re.fullmatch(r"-[0-9.]+", cell)]
+
+
+def test_figures_of_similar_names_have_files_of_their_own(tmp_path):
+    alike = ["gym/Ant", "GYM-ant", "gym-Ant-2", "///", "学", "e" * 300, "e" * 299]
+    for i, env in enumerate(alike):
+        write(tmp_path / "runs", env=env, name=str(i), returns=(1.0 + i, 2.0 + i))
+    page = Page(write_report([tmp_path / "runs"], tmp_path / "report"))
+    files = [path.name for path in (tmp_path / "report").glob("*.svg")]
+    assert len({name.lower() for name in files}) == 2 * len(alike) + 1
+    assert max(len(name) for name in files) < 130
+    inside = [b64decode(image["src"].partition(",")[2]) for image in page.all("img")]
+    assert {*inside} == {(tmp_path / "report" / name).read_bytes() for name in files if name != "overview.svg"}
+
+
+def test_two_domains_of_one_name_have_figures_of_their_own(tmp_path):
+    write(tmp_path / "runs", env="digits resnet18")
+    classifier(tmp_path / "runs", "era", 0, 0.6)
+    page = Page(write_report([tmp_path / "runs"], tmp_path / "report"))
+    assert len({image["src"] for image in page.all("img")}) == 4
+    assert len([*(tmp_path / "report").glob("digits-resnet18-*.svg")]) == 4
+
+
+def test_long_labels_leave_room_for_the_panels(tmp_path):
+    for i in range(2):
+        write(tmp_path / "runs", env="e" * 3000, seed=i, target=f"{i}" * 3000, name=str(i))
+    [comparison] = compare([tmp_path])
+    figure = score_figure(comparison, looks([comparison]))
+    png(figure)  # which warns where the panels collapse
+    assert figure.axes[0].get_position().height > 0.3
+
+
+def test_of_many_agents_the_best_are_drawn_and_all_are_in_the_tables(tmp_path):
+    for i in range(MOST + 3):
+        content = contents()
+        content["config.toml"]["alpha"] = i / 8
+        for line in content["metrics.jsonl"]:
+            line.update({"return": float(-i)} if "return" in line else {})
+        write_files(tmp_path / "runs" / str(i), dumped(content))
+    page = Page(write_report([tmp_path / "runs"], tmp_path / "report"))
+    root = ElementTree.fromstring((tmp_path / "report" / "dmc-walker-walk-return.svg").read_text())
+    texts = {e.text for e in root.iter("{http://www.w3.org/2000/svg}text")}
+    drawn = {f"sac-era-exact, alpha={i / 8} (n = 1)" for i in range(MOST)}
+    assert {text for text in texts if text and text.startswith("sac")} == drawn
+    assert f"At most {MOST} agents are drawn" in "".join(page.parts)
+    labels = {row[0] for row in page.rows}
+    assert {f"sac-era-exact, alpha={i / 8}" for i in range(MOST + 3)} <= labels
+    assert len((tmp_path / "report" / "table.csv").read_text().splitlines()) == MOST + 4
+
+
+def test_the_bootstrap_of_many_seeds_needs_no_gigabytes():
+    values = np.random.default_rng(2).normal(size=(1500, 2))
+    tracemalloc.start()
+    chunked = iqm_interval(values, resamples=3000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 60e6  # all draws together: 3000 · 1500 · 2 · 8 bytes = 72 MB, and several times that
+    drawn = np.random.default_rng(0).integers(1500, size=(3000, 1500, 2))  # and these are the same numbers
+    draws = trim_mean(values[drawn, np.arange(2)].reshape(3000, -1), 0.25, axis=1)
+    np.testing.assert_allclose([chunked.low, chunked.high], np.quantile(draws, [0.025, 0.975]), rtol=1e-14)
+
+
+SWEEP = """
+import resource, sys
+from entropyfloor.report import write_report
+write_report([sys.argv[1]], sys.argv[2])
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("labels", "seeds"), [(1000, 10), (10, 1000)])
+def test_ten_thousand_runs(labels, seeds, tmp_path):
+    content = contents()
+    content["metrics.jsonl"] = [*metrics(0, range(0, 20_001, 1000))]
+    content["status.json"]["step"] = 20_000
+    for i in range(labels):
+        for seed in range(seeds):
+            content["config.toml"] = {f"setting_{k}": k / 8 for k in range(30)}
+            content["config.toml"] |= {**contents()["config.toml"], "alpha": i / 8, "seed": seed}
+            write_files(tmp_path / "runs" / f"{i}-{seed}", dumped(content))
+    command = [sys.executable, "-c", SWEEP, str(tmp_path / "runs"), str(tmp_path / "report")]
+    seconds, megabytes = map(float, subprocess.check_output(command, text=True).split())
+    assert seconds < 30
+    assert megabytes < 500
 
 
 # --- floors, in words ------------------------------------------------------------------------------------

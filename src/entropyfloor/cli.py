@@ -8,8 +8,8 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from json import dumps
 from pathlib import Path
@@ -105,7 +105,8 @@ def _train(domain: str, about: str, room: Any, kind: Any, args: Sequence[str], *
     where = {name: getattr(config, name) for name in given}
     if seeds or settled or config != kind(**where):
         raise ValueError(f"--resume goes alone{places_too}: a resumed run keeps the settings that it began with")
-    _say_where([room.resume(path, **where)])
+    with _naming(path):
+        _say_where([room.resume(path, **where)])
 
 
 def evaluate(args: Sequence[str]) -> None:
@@ -171,7 +172,8 @@ def evaluate(args: Sequence[str]) -> None:
         raise ValueError(f"--{wrong[0].replace('_', '-')} is nothing that a run of domain={domain!r} knows")
     room = {"vision": "vision.evaluate", "language": "language.held_out"}.get(domain, "control.evaluate")
     judge = importlib.import_module(f"entropyfloor.{room}").evaluate
-    print(judge(run, **{name: value for (_, name), value in given.items()}))
+    with _naming(run):
+        print(judge(run, **{name: value for (_, name), value in given.items()}))
 
 
 def evaluate_language(args: Sequence[str]) -> None:
@@ -259,14 +261,24 @@ def export(args: Sequence[str]) -> None:
 
     run, out = _parse(parse, "export", args)
     room = {"language": "language.held_out"}.get(_domain(run), "vision.export")
-    print(importlib.import_module(f"entropyfloor.{room}").export(run, out))
+    with _naming(run):
+        print(importlib.import_module(f"entropyfloor.{room}").export(run, out))
+
+
+@contextmanager
+def _naming(run: Path) -> Iterator[None]:
+    """Name the run in a refusal that does not: a wrong setting of it, for example."""
+    try:
+        yield
+    except ValueError as error:
+        raise error if str(run) in str(error) else ValueError(f"{run}: {error}") from error
 
 
 def _domain(run: Path) -> str:
     """What kind of run it is."""
-    from entropyfloor.runs import read_run
+    from entropyfloor.runs.record import read_config
 
-    return str(read_run(run).config.get("domain"))
+    return str(read_config(run).get("domain"))
 
 
 def reproduce(args: Sequence[str]) -> None:
@@ -366,7 +378,8 @@ def report(args: Sequence[str]) -> None:
         return paths, out
 
     paths, out = _parse(parse, "report", args)
-    print(f"page: {write_report(paths, out).resolve().as_uri()}")
+    page = write_report(paths, out, tell=lambda line: print(line, file=sys.stderr))
+    print(f"page: {page.resolve().as_uri()}")
 
 
 def doctor(args: Sequence[str]) -> None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from entropyfloor.report import plots
-from entropyfloor.report.records import OUTSIDE, POINTS, RESPONSES, THRESHOLDS, Comparison, Domain, Group
+from entropyfloor.report.domains import Domain
+from entropyfloor.report.records import OUTSIDE, POINTS, RESPONSES, THRESHOLDS, Comparison, Group
 from entropyfloor.report.statistics import mean_interval
 from entropyfloor.report.words import bracketed, nats, plain, sentence, significant
 

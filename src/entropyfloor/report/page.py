@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import re
+import warnings
 from base64 import b64encode
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +19,37 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from entropyfloor.report import plots
+from entropyfloor.report.domains import ENTROPIES, Domain
 from entropyfloor.report.figures import FIGURES
 from entropyfloor.report.records import (
-    ENTROPIES,
     NOT_A_DIFFERENCE,
     TOLERANCE,
     UNSET,
     Comparison,
-    Domain,
     Group,
     Seed,
-    compare,
     differences,
     distinct,
+    find,
+    shortened,
+    usable,
 )
 from entropyfloor.report.statistics import iqm_interval, mean_interval
 from entropyfloor.report.words import bracketed, lead, nats, plain, sentence, verdict
 from entropyfloor.runs import files
 
 _STATES = {"created": "created, never started"}
+MOST = 40
+"""Groups in a figure."""
+LONGEST = 100
+"""Characters of the name of an environment in the names of files, which 255 bytes limit."""
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a spreadsheet takes for the beginning of a formula."""
 
 
-def write_report(paths: Sequence[Path | str], out: Path | str) -> Path:
+def write_report(
+    paths: Sequence[Path | str], out: Path | str, *, tell: Callable[[str], object] = warnings.warn
+) -> Path:
     """Draw the runs at or below `paths`, and say what became of their floors.
 
     Writes the `FIGURES` of each environment or dataset, such as `<env>-entropy`, and `overview` (of the first of
@@ -45,40 +57,101 @@ def write_report(paths: Sequence[Path | str], out: Path | str) -> Path:
     figures itself and loads nothing. Each file is written beside its place and then moved there. The same runs
     give the same bytes.
 
+    Runs that are damaged, or cannot be compared with the others, are left out; the page names each, with the
+    reason.
+
     Args:
         paths: Run directories, or directories that hold some.
         out: Directory of the report; it is made if it does not exist.
+        tell: What to do with a line that says what was left out.
 
     Returns:
         The page.
 
     Raises:
-        ValueError: No run, a damaged one, two runs with the same settings and seed, or not one evaluation; the
-            message names the path.
+        ValueError: No run that can be drawn; the message names those that were left out.
     """
-    comparisons, out = compare([Path(path) for path in paths]), Path(out)
-    drawn = [comparison for comparison in comparisons if comparison.groups]
+    (comparisons, left_out), out = find([Path(path) for path in paths]), Path(out)
+    drawn = [_most(comparison) for comparison in comparisons]
     look = plots.looks(drawn)
     out.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, list[Picture]] = {}
-    for comparison in drawn:
-        env, domain = comparison.env, comparison.domain
-        start = re.sub(r"[^A-Za-z0-9.]+", "-", env).strip("-")
-        figures[env] = [
-            _picture(
-                out,
-                f"{start}-{kind.name or domain.score}",
-                figure,
-                kind.alt(comparison),
-                kind.caption.format(domain=domain),
-            )
-            for kind in FIGURES
-            if (figure := kind.draw(comparison, look))
-        ]
-    _picture(out, "overview", plots.overview_figure(drawn[0], look))
-    files.replace(out / "table.csv", _csv(comparisons).encode())
-    files.replace(out / "index.html", _page(comparisons, figures).encode())
+    figures = [
+        _figures(out, name, comparison, look, left_out)
+        for name, comparison in zip(_names(comparison.env for comparison in drawn), drawn, strict=True)
+    ]
+    first = next(comparison for comparison in drawn if comparison.groups)
+    _picture(out, "overview", plots.overview_figure(first, look))
+    files.replace(out / "table.csv", _bytes(_csv(comparisons)))
+    files.replace(out / "index.html", _bytes(_page(comparisons, figures, left_out)))
+    for reason in shortened(left_out):
+        tell(f"left out: {reason}")
     return out / "index.html"
+
+
+def _bytes(text: str) -> bytes:
+    """A path is bytes that need not be text: what is none is escaped."""
+    return text.encode(errors="backslashreplace")
+
+
+# --- figures ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as the page holds it."""
+
+    name: str
+    source: str
+    alt: str
+    caption: str
+    wide: bool
+
+
+def _figures(
+    out: Path, name: str, comparison: Comparison, look: dict[str, plots.Look], left_out: list[str]
+) -> list[Picture]:
+    """All of a comparison. Why one cannot be drawn is added to `left_out`."""
+    pictures = []
+    for kind in FIGURES if comparison.groups else ():
+        try:
+            figure = kind.draw(comparison, look)
+        except ValueError as error:  # seeds that were judged in different ways
+            left_out.append(f"a figure of {comparison.env}: {error}")
+            continue
+        if figure is not None:
+            stem, caption = f"{name}-{kind.name or comparison.domain.score}", kind.caption
+            if len(comparison.groups) == MOST:
+                caption += (
+                    f" At most {MOST} agents are drawn, those with the highest last score; the table has all."
+                )
+            pictures.append(
+                _picture(out, stem, figure, kind.alt(comparison), caption.format(domain=comparison.domain))
+            )
+    return pictures
+
+
+def _picture(out: Path, name: str, figure: Figure, alt: str = "", caption: str = "") -> Picture:
+    image = plots.svg(figure)
+    files.replace(out / f"{name}.svg", image)
+    files.replace(out / f"{name}.png", plots.png(figure))
+    source = f"data:image/svg+xml;base64,{b64encode(image).decode()}"
+    return Picture(name, source, alt, caption, figure.get_figwidth() > plots.SINGLE)
+
+
+def _most(comparison: Comparison) -> Comparison:
+    """The comparison with at most `MOST` groups, those with the highest last score: more cannot be told apart."""
+    best = sorted(comparison.groups, key=lambda group: -group.values(comparison.domain.score)[:, -1].mean())
+    return replace(comparison, groups=tuple(sorted(best[:MOST], key=lambda group: group.label)))
+
+
+def _names(envs: Iterable[str]) -> Iterator[str]:
+    """What names of files begin with: no two alike, in capitals or not, and none too long for a file system."""
+    taken: set[str] = set()
+    for env in envs:
+        start = re.sub(r"[^A-Za-z0-9.]+", "-", env)[:LONGEST].strip("-") or "unnamed"
+        name = next(name for i in count(1) if (name := f"{start}-{i}" if i > 1 else start).lower() not in taken)
+        taken.add(name.lower())
+        yield name
 
 
 # --- tables ----------------------------------------------------------------------------------------------
@@ -116,7 +189,7 @@ def _more(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     return [names[i] for i in used[1:]], [[line[i] for i in used] for line in lines]
 
 
-def _run(seed: Seed, domain: Domain) -> dict[str, str]:
+def _run(seed: Seed, domain: Domain) -> dict[str, Any]:
     """A line of the table of runs."""
     status, config = seed.record.status, seed.record.config
     length = config.get("steps", config.get("epochs"))
@@ -124,7 +197,8 @@ def _run(seed: Seed, domain: Domain) -> dict[str, str]:
     return {
         "label": seed.label,
         "seed": str(seed.number),
-        "state": _STATES.get(state := status.get("state", "unknown"), state),
+        "state": _STATES.get(seed.state, seed.state),
+        "open": seed.note is not None or seed.state != "finished",
         "step": f"{seed.steps[-1]:,}" if seed.steps.size else "none",
         "steps": "unknown" if length is None else f"{length:,}",
         "score": plain(seed.values[domain.score][-1], domain.decimals) if seed.steps.size else "none",
@@ -139,7 +213,7 @@ def _run(seed: Seed, domain: Domain) -> dict[str, str]:
 def _rate(seed: Seed, domain: Domain) -> float | None:
     """Median, as compiling and evaluating make single intervals slow."""
     rates = seed.record.series(domain.rate)[1]
-    rates = rates[np.isfinite(rates)]
+    rates = rates[usable(rates)]
     return float(np.median(rates)) if rates.size else None
 
 
@@ -158,7 +232,8 @@ def _machines(runs: Sequence[Seed]) -> list[dict[str, Any]]:
         {name: run.record.machine.get(name) or UNSET for name in ("hardware", "versions", "commit", "system")}
         for run in runs
     ]
-    return [{**machine, "runs": found.count(machine)} for machine in distinct(found)]
+    numbers = Counter(map(repr, found))
+    return [{**machine, "runs": numbers[repr(machine)]} for machine in distinct(found)]
 
 
 def _csv(comparisons: Sequence[Comparison]) -> str:
@@ -190,8 +265,15 @@ def _csv(comparisons: Sequence[Comparison]) -> str:
                     }
                 )
         for row in sorted(rows, key=lambda row: (row["label"], row["seed"])):
-            writer.writerow({"env": comparison.env, **row})
+            cells = {"env": comparison.env, **row, "path": str(row["path"])}
+            writer.writerow({name: _text(cell) if isinstance(cell, str) else cell for name, cell in cells.items()})
     return file.getvalue()
+
+
+def _text(cell: str) -> str:
+    """A cell that a spreadsheet does not carry out; numbers are none of these."""
+    safe = f"'{cell}" if cell.startswith(_FORMULA) else cell
+    return safe.replace("\r", "\\r")  # which `csv` does not put into quotes
 
 
 def _raw(seed: Seed, domain: Domain) -> dict[str, Any]:
@@ -199,36 +281,17 @@ def _raw(seed: Seed, domain: Domain) -> dict[str, Any]:
     return {
         "label": seed.label,
         "seed": seed.number,
-        "state": seed.record.status.get("state"),
+        "state": seed.state,
         "floor": seed.floor,
         domain.rate: _rate(seed, domain),
         "path": seed.record.path,
     }
 
 
-# --- files -----------------------------------------------------------------------------------------------
+# --- the page --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A figure as the page holds it."""
-
-    name: str
-    source: str
-    alt: str
-    caption: str
-    wide: bool
-
-
-def _picture(out: Path, name: str, figure: Figure, alt: str = "", caption: str = "") -> Picture:
-    image = plots.svg(figure)
-    files.replace(out / f"{name}.svg", image)
-    files.replace(out / f"{name}.png", plots.png(figure))
-    source = f"data:image/svg+xml;base64,{b64encode(image).decode()}"
-    return Picture(name, source, alt, caption, figure.get_figwidth() > plots.SINGLE)
-
-
-def _page(comparisons: Sequence[Comparison], figures: dict[str, list[Picture]]) -> str:
+def _page(comparisons: Sequence[Comparison], figures: Sequence[list[Picture]], left_out: Sequence[str]) -> str:
     environment = Environment(
         loader=PackageLoader("entropyfloor.report"),
         autoescape=True,
@@ -238,6 +301,7 @@ def _page(comparisons: Sequence[Comparison], figures: dict[str, list[Picture]]) 
     )
     runs = [run for comparison in comparisons for run in comparison.runs]
     common, names, lines = _settings(runs)
+    told = [[_run(run, comparison.domain) for run in comparison.runs] for comparison in comparisons]
     return environment.get_template("page.html").render(
         lead=lead(comparisons),
         sections=[
@@ -245,19 +309,16 @@ def _page(comparisons: Sequence[Comparison], figures: dict[str, list[Picture]]) 
                 "env": comparison.env,
                 "domain": comparison.domain,
                 "sentences": [sentence(group, comparison.domain) for group in comparison.groups],
-                "figures": figures.get(comparison.env, []),
+                "figures": drawn,
                 "rows": [_row(group, comparison.domain) for group in comparison.groups],
                 "more": _more(comparison),
-                "runs": [_run(run, comparison.domain) for run in comparison.runs],
-                "open": [
-                    _run(run, comparison.domain)
-                    for run in comparison.runs
-                    if run.note is not None or run.record.status.get("state") != "finished"
-                ],
+                "runs": each,
+                "open": [run for run in each if run["open"]],
             }
-            for comparison in comparisons
+            for comparison, drawn, each in zip(comparisons, figures, told, strict=True)
         ],
-        runs=[_run(run, comparison.domain) for comparison in comparisons for run in comparison.runs],
+        left_out=left_out,
+        runs=[run for each in told for run in each],
         tolerance=f"{TOLERANCE:g}",
         common=common,
         names=names,

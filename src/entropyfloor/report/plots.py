@@ -5,6 +5,7 @@ Figures are built without `pyplot`, so nothing global changes, and are the same 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,11 +25,11 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox, ScaledTranslation, TransformedBbox
 
+from entropyfloor.report.domains import Column
 from entropyfloor.report.records import (
     OUTSIDE,
     RESPONSES,
     THRESHOLDS,
-    Column,
     Comparison,
     Curve,
     Group,
@@ -48,6 +49,8 @@ INK, MUTED, BACKGROUND = "#1a1a1a", "#8a8a8a", "#c8c8c8"
 
 ENTROPY_HISTOGRAM, CALIBRATION_HISTOGRAM = HISTOGRAMS = ("entropy_histogram", "calibration_histogram")
 """Of `entropyfloor evaluate`."""
+LEAST_HEIGHT = 1.4
+"""Inches that the legend leaves."""
 LEAST_COUNT = 20
 """Samples in a bin whose accuracy is drawn: of fewer it is mostly chance."""
 
@@ -64,6 +67,9 @@ IN_SIGHT = 1.5
 """ω_high is drawn where it is at most so many times the largest entropy."""
 LOGARITHMIC = 5.0
 """Entropies of tokens and responses are drawn on such an axis where the largest is so many times the least."""
+
+LONGEST = 220
+"""Characters of a label."""
 
 SINGLE, WIDE = 6.4, 11.0  # inches
 SUPTITLE: dict[str, Any] = {"x": 0.01, "ha": "left", "fontsize": 13, "fontweight": "bold"}
@@ -220,7 +226,8 @@ def svg(figure: Figure) -> bytes:
 
 def _save(figure: Figure, **options: Any) -> bytes:
     file = BytesIO()
-    with matplotlib.rc_context(RC):
+    with matplotlib.rc_context(RC), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # it is drawn as a box, and the page has the text
         figure.savefig(file, **options)
     return file.getvalue()
 
@@ -240,7 +247,7 @@ def _grid(comparison: Comparison, look: dict[str, Look], panel: Panel) -> Figure
     draws = [partial(panel, Scene(comparison, [group], look)) for group in groups]
     figure = _arrange(comparison.env, draws, [], columns, 0.9 + 2.1 * rows, shared=True)
     with matplotlib.rc_context(RC):
-        figure.suptitle(f"{comparison.env}: {figure.axes[0].get_title('left')}", **SUPTITLE)
+        figure.suptitle(f"{_short(comparison.env)}: {figure.axes[0].get_title('left')}", **SUPTITLE)
         letters = int(12 * figure.get_figwidth() / columns)
         for i, (axes, group) in enumerate(zip(figure.axes, groups, strict=True)):
             axes.set_title(fill(_name(group), letters), fontsize=9.5, fontweight="normal")
@@ -274,8 +281,9 @@ def _arrange(
         fitting = max(1, int(width / (0.7 + 0.075 * longest)))  # inches: the handle, and what a letter takes
         fitting = min(fitting, max(1, len(found)), 4)
         lines = -(-len(found) // fitting)
-        figure.set_size_inches(width, height + 0.25 * lines)
-        figure.suptitle(name, **SUPTITLE)
+        letters = sum(len(label.splitlines()) for label in found) / fitting  # lines of text, one above the other
+        figure.set_size_inches(width, max(height + 0.25 * lines, LEAST_HEIGHT + 0.17 * letters))
+        figure.suptitle(_short(name), **SUPTITLE)
         figure.legend(handles=[*found.values()], loc="outside lower center", ncols=fitting)
         return figure
 
@@ -300,7 +308,12 @@ def _key(group: Group, look: Look) -> Line2D:
 
 
 def _name(group: Group) -> str:
-    return f"{group.label} (n = {len(group.seeds)})"
+    return f"{_short(group.label)} (n = {len(group.seeds)})"
+
+
+def _short(name: str) -> str:
+    """Its beginning and its end, where it would leave no room for the panels."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST // 2]} … {name[-LONGEST // 2 :]}"
 
 
 def _draw_score(scene: Scene, axes: Axes) -> Sequence[Artist]:
@@ -398,7 +411,9 @@ def _draw_entropy(scene: Scene, axes: Axes) -> Sequence[Artist]:
     bottom = _limit_entropy(axes, groups)
     cut = [group for group in groups if group.least < bottom]
     for line, group in enumerate(reversed(cut)):  # what leaves the panel is said
-        text = f"\N{BLACK DOWN-POINTING SMALL TRIANGLE} {group.label}: least {_number(round(group.least, 1))}"
+        text = (
+            f"\N{BLACK DOWN-POINTING SMALL TRIANGLE} {_short(group.label)}: least {_number(round(group.least, 1))}"
+        )
         place = (0.015, 0.03 + 0.065 * line)
         axes.text(*place, text, transform=axes.transAxes, fontsize=9, zorder=6)
     axes.set_title(f"Realised entropy of the {domain.actor} (nats)")

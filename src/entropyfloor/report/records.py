@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from entropyfloor.report.domains import DOMAINS, Column, Domain
 from entropyfloor.runs import Record, find_runs, read_run
+from entropyfloor.runs.record import METRICS
+from entropyfloor.runs.schema import LARGEST
 
-ENTROPIES = ("realised_entropy", "realised_entropy/min")
 RESPONSES, THRESHOLDS = "response_entropy", ("omega_low", "omega_high")
 OUTSIDE = ("response_entropy/below", "response_entropy/above")
 PASS_AT = "pass_at_"
 """pass@k is logged under this and k."""
+_K = re.compile(f"{PASS_AT}([1-9][0-9]{{,8}})")
 POINTS = 50
 """At most so many in a curve of what is logged more often than evaluations are: it is averaged over blocks."""
-
-
-class Column(NamedTuple):
-    """Another quantity of the table."""
-
-    name: str
-    label: str
-    factor: float = 1.0
-    decimals: int = 3
-    drawn: bool = False
-    """Whether its curve is drawn beside that of the score."""
 
 
 class Curve(NamedTuple):
@@ -44,78 +37,6 @@ class Curve(NamedTuple):
     tails: list[tuple[np.ndarray, np.ndarray]]
     """Steps and values of single seeds from where `steps` ends, for seeds that went further."""
 
-
-@dataclass(frozen=True)
-class Domain:
-    """What a kind of run is judged by, and the words for it."""
-
-    score: str
-    """The quantity that says how good it is; an evaluation logs it and `ENTROPIES`."""
-    score_label: str
-    step_label: str
-    actor: str
-    """Whose entropy is measured."""
-    places: str
-    """Over what."""
-    rate: str
-    """The quantity that says how fast it trains."""
-    rate_label: str
-    factor: float = 1.0
-    """From the quantity to what is shown: 100 for a share that is shown in per cent."""
-    decimals: int | None = None
-    """Of the score; None takes as many as its size deserves."""
-    also: tuple[Column, ...] = ()
-    """What else is logged that the table should have."""
-
-    @property
-    def measured(self) -> tuple[str, ...]:
-        """A step counts as evaluated where all of these were logged."""
-        return (self.score, *ENTROPIES)
-
-
-DOMAINS = {
-    "control": Domain(
-        "return", "Return", "Environment steps", "acting policy", "states", "steps_per_second", "Steps/s"
-    ),
-    "vision": Domain(
-        "top1",
-        "Top-1 accuracy (%)",
-        "Epochs",
-        "classifier",
-        "test images",
-        "images_per_second",
-        "Images/s",
-        factor=100.0,
-        decimals=2,
-        also=(
-            Column("top5", "Top-5 (%)", 100.0, 2),
-            Column("nll", "NLL (nats)"),
-            Column("brier", "Brier score"),
-            Column("ece", "Calibration error (%)", 100.0, 2),
-            Column("auroc", "AUROC, other things"),
-            Column("saturation", "Saturated (%)", 100.0, 2),
-        ),
-    ),
-    "language": Domain(
-        "avg_at_k",
-        "avg@k (%)",
-        "Rollouts",
-        "sampling policy",
-        "responses, their top tokens",
-        "tokens_per_second",
-        "Tokens/s",
-        factor=100.0,
-        decimals=1,
-        also=(
-            Column("greedy", "Greedy (%)", 100.0, 1, drawn=True),
-            Column("reward", "Reward of rollouts", drawn=True),
-            Column("response_entropy", "Response entropy (nats)"),
-            Column("omega_low", "ω_low (nats)"),
-            Column("scaled_share", "Responses scaled (%)", 100.0, 1),
-            Column("response_length/eval", "Length (tokens)", 1.0, 1),
-        ),
-    ),
-}
 
 NOT_A_DIFFERENCE = frozenset(
     {
@@ -133,6 +54,8 @@ TOLERANCE = 1e-3
 
 UNSET = "unset"
 """Shown for a setting that a run does not have."""
+NOT_YET = "no evaluation yet"
+"""Shown for a run without one."""
 
 Promise = Literal["floor", "target", "nothing"]
 
@@ -152,6 +75,15 @@ class Seed:
     """What was promised, or is steered to, in nats."""
     note: str | None
     """Why the run is not used, or not to its end."""
+    evaluated: np.ndarray
+    """Steps of all evaluations, those that are not used too."""
+    cut: bool = False
+    """Whether the run finished, and evaluations of it are not there any more."""
+
+    @property
+    def state(self) -> str:
+        """That of its status, but for a run whose metrics were cut."""
+        return "cut" if self.cut else str(self.record.status["state"])
 
     @property
     def number(self) -> int:
@@ -171,7 +103,7 @@ class Seed:
         if name in self.values:
             return self.steps, self.values[name]
         steps, values = self.record.series(name)
-        used = np.isfinite(values) & (steps <= self.steps[-1] // every * every)
+        used = usable(values) & (steps <= self.steps[-1] // every * every)
         blocks, where = np.unique((steps[used] - 1) // every, return_inverse=True)
         middles = blocks * every + (every + 1) / 2
         return middles, np.bincount(where, values[used]) / np.bincount(where)
@@ -185,15 +117,18 @@ class Group:
     seeds: tuple[Seed, ...]
     alike: bool = False
     """Whether `entropyfloor evaluate` judged all runs that it stands beside in one way."""
+    _curves: dict[tuple[str, float], Curve | None] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
 
     @cached_property
     def steps(self) -> np.ndarray:
         """Steps at which every seed was evaluated; only there is an average taken."""
-        return reduce(np.intersect1d, (seed.steps for seed in self.seeds))
+        return _common(seed.steps for seed in self.seeds)
 
     def values(self, name: str) -> np.ndarray:
         """A quantity at `steps`, `[seeds, steps]`."""
-        return np.stack([seed.values[name][np.isin(seed.steps, self.steps)] for seed in self.seeds])
+        return np.stack([_at(self.steps, seed.steps, seed.values[name]) for seed in self.seeds])
 
     def last(self, name: str) -> np.ndarray | None:
         """Any quantity at the last of `steps`, `[seeds]`; None where a seed has not logged it and was not judged.
@@ -214,19 +149,24 @@ class Group:
 
     def curve(self, name: str, factor: float = 1.0) -> Curve | None:
         """Any logged quantity, times `factor`, against steps; None where there is no step at which all have it."""
+        if (name, factor) not in self._curves:  # several figures, captions and tables need the same
+            self._curves[name, factor] = self._curve(name, factor)
+        return self._curves[name, factor]
+
+    def _curve(self, name: str, factor: float) -> Curve | None:
         series = [seed.series(name) for seed in self.seeds]
         evaluations = max(len(seed.steps) for seed in self.seeds)
         if max(len(steps) for steps, _ in series) > max(POINTS, evaluations):
             ends = [seed.steps[-1] for seed in self.seeds]
             every = max(1, min(math.ceil(max(ends) / POINTS), *ends))  # the shortest has one whole block at least
             series = [seed.series(name, every) for seed in self.seeds]
-        steps = reduce(np.intersect1d, (each for each, _ in series))
+        steps = _common(each for each, _ in series)
         if not steps.size:
             return None
         ends = [(each, values, each >= steps[-1]) for each, values in series]
         return Curve(
             steps,
-            factor * np.stack([values[np.isin(each, steps)] for each, values in series]),
+            factor * np.stack([_at(steps, each, values) for each, values in series]),
             [(each[end], factor * values[end]) for each, values, end in ends if end.sum() > 1],
         )
 
@@ -245,9 +185,8 @@ class Group:
             name
             for seed in self.seeds
             for name in (seed.record.evaluation.get("values", {}) if self.alike else seed.record.names)
-            if name.startswith(PASS_AT)
         }
-        found = {int(name.removeprefix(PASS_AT)): self.last(name) for name in names}
+        found = {int(k[1]): self.last(name) for name in names if (k := _K.fullmatch(name))}
         known = {k: values for k, values in sorted(found.items()) if values is not None}
         return Curve(np.array([*known]), 100 * np.stack([*known.values()], 1), []) if known else None
 
@@ -263,11 +202,12 @@ class Group:
             return None
         edges = histograms[0].pop("edges")
         if any(not np.array_equal(edges, each.pop("edges")) for each in histograms[1:]):
-            raise ValueError(f"{self.label}: the seeds have their {name} on different edges: evaluate them again")
-        return {
-            "edges": edges,
-            **{key: np.sum([each[key] for each in histograms], axis=0) for key in histograms[0]},
-        }
+            paths = ", ".join(str(seed.record.path) for seed in self.seeds)
+            raise ValueError(
+                f"{self.label}: the seeds have their {name} on different edges: evaluate them again: {paths}"
+            )
+        known = set.intersection(*map(set, histograms))
+        return {"edges": edges, **{key: np.sum([each[key] for each in histograms], axis=0) for key in known}}
 
     @property
     def floor(self) -> float | None:
@@ -300,7 +240,7 @@ class Comparison:
     domain: Domain
     groups: tuple[Group, ...]
     unused: tuple[Seed, ...]
-    """Runs without an evaluation."""
+    """Runs without an evaluation, and those whose metrics were cut beside others of the same settings."""
 
     @cached_property
     def also(self) -> tuple[Column, ...]:
@@ -308,40 +248,79 @@ class Comparison:
         ks = {int(group.pass_at.steps[-1]) for group in self.groups if group.pass_at}
         return (*(Column(f"{PASS_AT}{k}", f"pass@{k} (%)", 100.0, 1) for k in sorted(ks)), *self.domain.also)
 
-    @property
+    @cached_property
     def runs(self) -> list[Seed]:
         """Every run, by label and seed."""
         used = [seed for group in self.groups for seed in group.seeds]
         return sorted([*used, *self.unused], key=lambda seed: (seed.label, seed.number))
 
 
+class Found(NamedTuple):
+    """All that is at or below the paths of a report."""
+
+    comparisons: list[Comparison]
+    """By environment, groups by label, seeds by number; at least one has a group."""
+    left_out: list[str]
+    """Why a run is in none of them, with its path."""
+
+
 def compare(paths: Sequence[Path]) -> list[Comparison]:
+    """The comparisons of `find`."""
+    return find(paths).comparisons
+
+
+def find(paths: Sequence[Path]) -> Found:
     """Read the runs at or below `paths` and sort them by environment and label.
+
+    A run that is damaged, or cannot be compared with the others, is left out.
 
     Args:
         paths: Run directories, or directories that hold some.
 
-    Returns:
-        Comparisons by environment, groups by label, seeds by number.
-
     Raises:
-        ValueError: No run, a damaged one, two runs with the same settings and seed, or not one evaluation.
+        ValueError: No run that can be drawn; the message names those that were left out.
     """
-    records = [read_run(path) for path in find_runs(*paths)]
+    left_out: list[str] = []
     by_env: defaultdict[tuple[str, str], list[Record]] = defaultdict(list)
-    for record in records:
-        for name in ("env", "agent", "seed"):
-            if name not in record.config:
-                raise ValueError(f"{record.path} has no {name!r} in its config: it cannot be compared")
-        domain = record.config.get("domain", "control")
-        if domain not in DOMAINS:
-            raise ValueError(f"{record.path}: domain={domain!r} must be one of {', '.join(DOMAINS)}")
-        by_env[domain, record.config["env"]].append(record)
-    comparisons = [_comparison(env, DOMAINS[domain], by_env[domain, env]) for domain, env in sorted(by_env)]
+    for path in find_runs(*paths):
+        try:
+            record = _comparable(read_run(path))
+        except ValueError as error:
+            left_out.append(str(error))
+        else:
+            by_env[record.config.get("domain", "control"), record.config["env"]].append(record)
+    comparisons = [
+        _comparison(env, DOMAINS[domain], by_env[domain, env], left_out) for domain, env in sorted(by_env)
+    ]
     if not any(comparison.groups for comparison in comparisons):
-        logged = ", ".join(comparisons[0].domain.measured)
-        raise ValueError(f"no run was evaluated yet, {records[0].path} among them: an evaluation logs {logged}")
-    return comparisons
+        unused = [seed for comparison in comparisons for seed in comparison.unused]
+        if unused:
+            logged = ", ".join(comparisons[0].domain.measured)
+            left_out.insert(
+                0,
+                f"no run was evaluated yet, {unused[0].record.path} among them: an evaluation logs {logged}",
+            )
+        left_out += [f"{seed.record.path}: {seed.note}" for seed in unused if seed.note != NOT_YET]
+        raise ValueError("; ".join(shortened(left_out)))
+    return Found(comparisons, left_out)
+
+
+def shortened(reasons: Sequence[str], most: int = 10) -> list[str]:
+    """The first of them, and how many more there are."""
+    rest = len(reasons) - most
+    return [*reasons[:most], f"{rest} more"] if rest > 0 else [*reasons]
+
+
+def _comparable(record: Record) -> Record:
+    """The record, if it says what it is a run of."""
+    for name in ("env", "agent", "seed"):
+        if name not in record.config:
+            raise ValueError(f"{record.path} has no {name!r} in its config: it cannot be compared")
+    domain = record.config.get("domain", "control")
+    if domain not in DOMAINS:
+        raise ValueError(f"{record.path}: domain={domain!r} must be one of {', '.join(DOMAINS)}")
+    _promise(record)
+    return record
 
 
 def labels(records: Sequence[Record]) -> list[str]:
@@ -372,23 +351,77 @@ def distinct(values: Iterable[Any]) -> list[Any]:
     return list(found.values())
 
 
-def _comparison(env: str, domain: Domain, records: Sequence[Record]) -> Comparison:
-    seeds: defaultdict[str, dict[int, Seed]] = defaultdict(dict)
+def _comparison(env: str, domain: Domain, records: Sequence[Record], left_out: list[str]) -> Comparison:
+    """Groups of the records. Reasons why one is in none of them are added to `left_out`."""
+    by_label: defaultdict[str, list[Seed]] = defaultdict(list)
     for record, label in zip(records, labels(records), strict=True):
-        seed = _evaluations(record, label, domain)
-        if (twin := seeds[label].setdefault(seed.number, seed)) is not seed:
-            raise ValueError(
-                f"{twin.record.path} and {record.path} are both {label} on {env} with seed {seed.number}: "
-                "leave one out, or the seed counts twice"
-            )
-    groups, unused = [], []
-    for label in sorted(seeds):
-        runs = [seeds[label][number] for number in sorted(seeds[label])]
+        by_label[label].append(_evaluations(record, label, domain))
+    groups: list[Group] = []
+    unused: list[Seed] = []
+    for label in sorted(by_label):
+        runs = _marked(_once(by_label[label], f"{label} on {env}", left_out))
         unused += [run for run in runs if not run.steps.size]
-        if used := tuple(run for run in runs if run.steps.size):
-            groups.append(_checked(Group(label, used)))
+        used = [run for run in runs if run.steps.size]
+        if whole := [run for run in used if not run.cut]:
+            unused += [replace(run, note=f"{run.note}; not used") for run in used if run.cut]
+        if used:
+            try:
+                groups.append(_checked(Group(label, tuple(whole or used))))
+            except ValueError as error:
+                left_out.append(str(error))
     alike = _judged_alike(groups)
     return Comparison(env, domain, tuple(replace(group, alike=alike) for group in groups), tuple(unused))
+
+
+def _once(seeds: Sequence[Seed], what: str, left_out: list[str]) -> list[Seed]:
+    """By number, without those of one number: which of them is right, nobody can say."""
+    by_number: defaultdict[int, list[Seed]] = defaultdict(list)
+    for seed in seeds:
+        by_number[seed.number].append(seed)
+    for number, twins in by_number.items():
+        if len(twins) > 1:
+            paths = " and ".join(str(twin.record.path) for twin in twins)
+            left_out.append(f"{paths} are {what} with seed {number}: keep one, or the seed counts twice")
+    return [twins[0] for _, twins in sorted(by_number.items()) if len(twins) == 1]
+
+
+def _marked(runs: Sequence[Seed]) -> list[Seed]:
+    """The runs of a label; those that finished and lack their last evaluation, or one that most have, are cut."""
+    finished = [run for run in runs if run.record.status["state"] == "finished"]
+    if not finished:
+        return [*runs]
+    steps, counts = np.unique(np.concatenate([run.evaluated for run in finished]), return_counts=True)
+    usual = steps[2 * counts > len(finished)]
+    marked = []
+    for run in runs:
+        end = run.record.status["step"]
+        lost = np.setdiff1d([*usual[usual < end], end], run.evaluated)
+        if run.record.status["state"] == "finished" and lost.size and (end or run.evaluated.size):
+            why = f"{METRICS} was cut: it finished at step {end:,}, and its evaluation at {lost[0]:,} is lost"
+            note = why if run.note in (None, NOT_YET) else f"{why}; {run.note}"
+            marked.append(replace(run, cut=True, note=note))
+        else:
+            marked.append(run)
+    return marked
+
+
+def usable(values: np.ndarray) -> np.ndarray:
+    """Which of them are finite, and their squares too."""
+    return np.abs(values) < LARGEST
+
+
+def _distinct(arrays: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
+    """Seeds of one label mostly have the same steps."""
+    return {array.tobytes(): array for array in arrays}.values()
+
+
+def _common(steps: Iterable[np.ndarray]) -> np.ndarray:
+    return reduce(np.intersect1d, _distinct(steps))
+
+
+def _at(wanted: np.ndarray, steps: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Values at steps that all are among `steps`."""
+    return values if len(steps) == len(wanted) else values[np.isin(steps, wanted)]
 
 
 def _judged_alike(groups: Sequence[Group]) -> bool:
@@ -405,15 +438,17 @@ def _evaluations(record: Record, label: str, domain: Domain) -> Seed:
     steps = sorted(set.intersection(*(set(values) for values in series.values())))
     values = np.array([[series[name][step] for step in steps] for name in measured])
     values[0] *= domain.factor
-    bad = ~np.isfinite(values)
-    note = None if steps else "no evaluation yet"
+    bad = ~usable(values)
+    evaluated = np.array(steps, np.int64)
+    note = None if steps else NOT_YET
     if bad.any():  # later numbers of a run that broke down would look like results
         end = int(bad.any(axis=0).argmax())
         names = [name for name, wrong in zip(measured, bad[:, end], strict=True) if wrong]
-        note = f"{' and '.join(names)} not finite at step {steps[end]:,}: not used from there on"
+        how = f"beyond {LARGEST:g}" if np.isfinite(values[:, end]).all() else "not finite"
+        note = f"{' and '.join(names)} {how} at step {steps[end]:,}: not used from there on"
         steps, values = steps[:end], values[:, :end]
     found = dict(zip(measured, values, strict=True))
-    return Seed(record, label, np.array(steps, np.int64), found, *_promise(record), note)
+    return Seed(record, label, np.array(steps, np.int64), found, *_promise(record), note, evaluated)
 
 
 def _promise(record: Record) -> tuple[Promise, float | None]:
@@ -421,7 +456,7 @@ def _promise(record: Record) -> tuple[Promise, float | None]:
     logged: tuple[tuple[Promise, str], ...] = (("floor", "floor"), ("target", "target_entropy"))
     for promise, name in logged:
         values = np.unique(record.series(name)[1])
-        if len(values) > 1 or not np.isfinite(values).all():
+        if len(values) > 1 or not usable(values).all():
             raise ValueError(f"{record.path}: the {promise} must be one finite number, it is {values.tolist()}")
         if len(values):
             return promise, float(values[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +13,8 @@ from scipy import stats
 CONFIDENCE = 0.95
 RESAMPLES = 20_000
 """Of the bootstrap: its own error is then some hundredths of the interval's width."""
+CHUNK = 2**20
+"""Numbers that the bootstrap holds at a time."""
 
 
 class Interval(NamedTuple):
@@ -81,10 +85,31 @@ def iqm_interval(
         raise ValueError(f"n={n} seeds are too few to bootstrap: at least 3 are needed")
     table = values.reshape(n, -1)
     tasks = table.shape[1]
-    drawn = np.random.default_rng(seed).integers(n, size=(resamples, n, tasks))
-    draws = stats.trim_mean(table[drawn, np.arange(tasks)].reshape(resamples, -1), 0.25, axis=1)
+    chunks = (table.ravel().take(drawn) for drawn in _resamples(seed, resamples, n, tasks))
+    draws = np.concatenate([stats.trim_mean(chunk, 0.25, axis=1) for chunk in chunks])
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(np.asarray(iqm(values)), low, high, n)
+
+
+def _resamples(seed: int, resamples: int, n: int, tasks: int) -> Iterator[np.ndarray]:
+    """Where in a table `[n, tasks]` the numbers of resamples are, `[some, n * tasks]`."""
+    if resamples * n * tasks <= CHUNK:  # many groups have the same few seeds
+        yield _few(seed, resamples, n, tasks)
+        return
+    generator = np.random.default_rng(seed)
+    some = max(1, CHUNK // (n * tasks))
+    for done in range(0, resamples, some):
+        yield _drawn(generator, min(some, resamples - done), n, tasks)
+
+
+@lru_cache(maxsize=8)
+def _few(seed: int, resamples: int, n: int, tasks: int) -> np.ndarray:
+    return _drawn(np.random.default_rng(seed), resamples, n, tasks)
+
+
+def _drawn(generator: np.random.Generator, resamples: int, n: int, tasks: int) -> np.ndarray:
+    drawn = generator.integers(n, size=(resamples, n, tasks))
+    return (drawn * tasks + np.arange(tasks)).reshape(resamples, -1)
 
 
 def _checked(values: ArrayLike) -> np.ndarray:

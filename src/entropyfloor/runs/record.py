@@ -1,19 +1,34 @@
-"""Reading a run directory, finished or not."""
+"""Reading a run directory, finished or not. What its files may hold is checked here, and nowhere else.
+
+Whatever is wrong with a file is a `ValueError` that names it.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import json
+import math
+import os
+import stat
 import tomllib
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from entropyfloor.runs import schema
+
 CONFIG, METRICS, STATUS = "config.toml", "metrics.jsonl", "status.json"
 MACHINE, EVALUATION = "machine.json", "evaluation.json"
+
+LIMITS = {CONFIG: 2**20, METRICS: 2**30, STATUS: 2**20, MACHINE: 2**20, EVALUATION: 2**26}
+"""Bytes: a file that is larger was not written by a run, and may not fit into memory."""
+
+Columns = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -24,22 +39,35 @@ class Record:
     config: dict[str, Any]
     machine: dict[str, Any]
     status: dict[str, Any]
-    """`state` (created, running, finished, interrupted, failed, killed), `reason`, `step`, `time`."""
-    lines: list[dict[str, Any]] = field(repr=False)
-    """The metrics, in order, without what a resume has superseded."""
+    """`state` (created, running, finished, interrupted, failed, killed, or unknown), `reason`, `step`, `time`."""
+    clock: tuple[np.ndarray, np.ndarray] = field(repr=False)
+    """Steps (int64) and wall seconds (float64) of the lines of the metrics, without what a resume superseded."""
+    columns: Columns = field(repr=False)
+    """Of each quantity the lines that have it, and its values there. Dicts need ten times as much memory."""
     evaluation: dict[str, Any] = field(default_factory=dict, repr=False)
     """What `entropyfloor evaluate` has found, if it was called."""
 
     @property
     def names(self) -> set[str]:
         """Quantities that were logged at least once."""
-        return {name for line in self.lines for name in line} - {"step", "seconds"}
+        return set(self.columns)
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps (int64) and values (float64, NaN where not finite) of a quantity; empty if it was never logged."""
-        found = [(line["step"], line[name]) for line in self.lines if name in line]
-        steps, values = zip(*found, strict=True) if found else ((), ())
-        return np.array(steps, np.int64), np.array(values, np.float64)
+        where, values = self.columns.get(name, (np.array([], np.int64), np.array([], np.float64)))
+        return self.clock[0][where], values.copy()
+
+    @cached_property
+    def lines(self) -> list[dict[str, Any]]:
+        """The metrics line by line; None where a value is not finite."""
+        steps, seconds = (column.tolist() for column in self.clock)
+        lines: list[dict[str, Any]] = [
+            {"step": step, "seconds": second} for step, second in zip(steps, seconds, strict=True)
+        ]
+        for name, (where, values) in self.columns.items():
+            for i, value in zip(where.tolist(), values.tolist(), strict=True):
+                lines[i][name] = None if math.isnan(value) else value
+        return lines
 
 
 def read_run(path: Path) -> Record:
@@ -50,51 +78,75 @@ def read_run(path: Path) -> Record:
     """
     path = Path(path)
     config = read_config(path)
-    status = _read_json(path / STATUS, {"state": "created", "reason": None, "step": 0, "time": None})
+    clock, columns = _columns(_standing(read_lines(path)))
+    machine, evaluation, status = (
+        _read_json(path / name, check)
+        for name, check in ((MACHINE, schema.machine), (EVALUATION, schema.evaluation), (STATUS, schema.status))
+    )
+    if status is None:
+        lost = {"state": "unknown", "reason": f"there is no {STATUS}"}  # it is written before the metrics are
+        status = {"state": "created", "reason": None, "step": 0, "time": None, **(lost if columns else {})}
     if status["state"] == "running" and not _is_held(path):
         status |= {"state": "killed", "reason": "the process ended without a word"}
-    machine, evaluation = (_read_json(path / name, {}) for name in (MACHINE, EVALUATION))
-    return Record(path, config, machine, status, _standing(read_lines(path)), evaluation)
+    return Record(path, config, machine or {}, status, clock, columns, evaluation or {})
 
 
 def find_runs(*paths: Path) -> list[Path]:
-    """Run directories at or below `paths`, sorted.
+    """Run directories at or below `paths`, sorted, each once; directories that cannot be entered count as such.
+
+    A run directory holds two or more of its config, its metrics and its status, so that it is found when it has
+    lost one of them.
 
     Raises:
         ValueError: A path that does not exist, or has no run below it.
     """
-    found: set[Path] = set()
+    found: dict[str, Path] = {}
     for path in map(Path, paths):
         if not path.is_dir():
             raise ValueError(f"{path} is not a directory")
-        below = {config.parent for config in path.rglob(CONFIG) if (config.parent / METRICS).exists()}
-        if not below:
+        if not (below := _below(path)):
             raise ValueError(f"no run in {path}: a run directory holds {CONFIG} and {METRICS}")
-        found |= below
-    return sorted(found)
+        found |= {os.path.realpath(run): run for run in below}
+    return sorted(found.values())
+
+
+def _below(path: Path) -> list[Path]:
+    found: list[Path] = []
+    for here, folders, names in os.walk(path, onerror=lambda error: found.append(Path(error.filename))):
+        if len({CONFIG, METRICS, STATUS} & {*folders, *names}) >= 2:
+            found.append(Path(here))
+            folders[:] = [name for name in folders if name != "checkpoints"]  # thousands of files, and no run
+    return found
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Settings of the run in `path`."""
+    """Settings of the run in `path`.
+
+    Raises:
+        ValueError: There is no config, or it is damaged.
+    """
     file = path / CONFIG
-    try:
-        return tomllib.loads(file.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"no run in {path}: there is no {CONFIG}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is damaged: {error}") from None
+    if (content := _read(file)) is None:
+        raise ValueError(f"no run in {path}: there is no {CONFIG}")
+    return _checked(file, lambda: schema.config(tomllib.loads(content.decode())))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Every whole line of the metrics; a last line that a kill cut short is ignored."""
+    """Every whole line of the metrics; a last line that a kill cut short is ignored.
+
+    Raises:
+        ValueError: There are no metrics, or a line is damaged.
+    """
     file = path / METRICS
-    *lines, _ = file.read_bytes().split(b"\n")
+    if (content := _read(file)) is None:
+        raise ValueError(f"{file} is missing: the run has lost what it logged")
+    *lines, _ = content.split(b"\n")
     parsed = []
     for number, line in enumerate(lines, start=1):
         try:
-            parsed.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{file}, line {number} is damaged: {error}") from None
+            parsed.append(schema.line(json.loads(line)))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file}, line {number} is damaged: {_reason(error)}") from None
     return parsed
 
 
@@ -102,11 +154,35 @@ def _standing(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Drop what was logged after the checkpoint that a resume went back to."""
     standing: list[dict[str, Any]] = []
     for line in lines:
-        if line.get("event") == "resumed":
+        if "event" in line:
             standing = [earlier for earlier in standing if earlier["step"] <= line["step"]]
         else:
             standing.append(line)
     return standing
+
+
+def _columns(lines: list[dict[str, Any]]) -> tuple[tuple[np.ndarray, np.ndarray], Columns]:
+    """The clock and the quantities of a `Record`. Quantities of the same lines share the array that says which."""
+    alike: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
+    for i, line in enumerate(lines):
+        alike[tuple(line)].append(i)
+    parts: defaultdict[str, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
+    for names, found in alike.items():
+        where = np.array(found, np.int32)
+        values = np.array([[*lines[i].values()] for i in found], np.float64).T.copy()  # None is NaN
+        for name, column in zip(names, values, strict=True):
+            parts[name].append((where, column))
+    columns = {name: _merged(each) for name, each in parts.items() if name not in schema.CLOCK}
+    steps, seconds = (np.array([line[name] for line in lines], kind) for name, kind in schema.CLOCK.items())
+    return (steps, seconds), columns
+
+
+def _merged(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    if len(parts) == 1:
+        return parts[0]
+    where, values = (np.concatenate(each) for each in zip(*parts, strict=True))
+    order = where.argsort()
+    return where[order], values[order]
 
 
 def _is_held(path: Path) -> bool:
@@ -119,11 +195,36 @@ def _is_held(path: Path) -> bool:
         return False
 
 
-def _read_json(file: Path, default: dict[str, Any]) -> dict[str, Any]:
+# --- files -----------------------------------------------------------------------------------------------
+
+
+def _read(file: Path) -> bytes | None:
+    """What is in a file; None where there is none. Nothing else is opened: a FIFO or a device may never end."""
     try:
-        content: dict[str, Any] = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        return default
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}") from None
-    return content
+        found = file.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError(f"{file} is damaged: it is no regular file")
+        if found.st_size > (limit := LIMITS[file.name]):
+            raise ValueError(f"{file} is damaged: it has {found.st_size:,} bytes, a run writes {limit:,} at most")
+        return file.read_bytes()
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not file.is_symlink():
+            return None
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from None
+
+
+def _read_json(file: Path, check: Callable[[Any], dict[str, Any]]) -> dict[str, Any] | None:
+    """What is in a file; None where there is none."""
+    content = _read(file)
+    return None if content is None else _checked(file, lambda: check(json.loads(content)))
+
+
+def _checked(file: Path, parse: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return parse()
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)

@@ -1,0 +1,92 @@
+"""What each kind of run is judged by, and the words for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+ENTROPIES = ("realised_entropy", "realised_entropy/min")
+
+
+class Column(NamedTuple):
+    """Another quantity of the table."""
+
+    name: str
+    label: str
+    factor: float = 1.0
+    decimals: int = 3
+    drawn: bool = False
+    """Whether its curve is drawn beside that of the score."""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What a kind of run is judged by, and the words for it."""
+
+    score: str
+    """The quantity that says how good it is; an evaluation logs it and `ENTROPIES`."""
+    score_label: str
+    step_label: str
+    actor: str
+    """Whose entropy is measured."""
+    places: str
+    """Over what."""
+    rate: str
+    """The quantity that says how fast it trains."""
+    rate_label: str
+    factor: float = 1.0
+    """From the quantity to what is shown: 100 for a share that is shown in per cent."""
+    decimals: int | None = None
+    """Of the score; None takes as many as its size deserves."""
+    also: tuple[Column, ...] = ()
+    """What else is logged that the table should have."""
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """A step counts as evaluated where all of these were logged."""
+        return (self.score, *ENTROPIES)
+
+
+DOMAINS = {
+    "control": Domain(
+        "return", "Return", "Environment steps", "acting policy", "states", "steps_per_second", "Steps/s"
+    ),
+    "vision": Domain(
+        "top1",
+        "Top-1 accuracy (%)",
+        "Epochs",
+        "classifier",
+        "test images",
+        "images_per_second",
+        "Images/s",
+        factor=100.0,
+        decimals=2,
+        also=(
+            Column("top5", "Top-5 (%)", 100.0, 2),
+            Column("nll", "NLL (nats)"),
+            Column("brier", "Brier score"),
+            Column("ece", "Calibration error (%)", 100.0, 2),
+            Column("auroc", "AUROC, other things"),
+            Column("saturation", "Saturated (%)", 100.0, 2),
+        ),
+    ),
+    "language": Domain(
+        "avg_at_k",
+        "avg@k (%)",
+        "Rollouts",
+        "sampling policy",
+        "responses, their top tokens",
+        "tokens_per_second",
+        "Tokens/s",
+        factor=100.0,
+        decimals=1,
+        also=(
+            Column("greedy", "Greedy (%)", 100.0, 1, drawn=True),
+            Column("reward", "Reward of rollouts", drawn=True),
+            Column("response_entropy", "Response entropy (nats)"),
+            Column("omega_low", "ω_low (nats)"),
+            Column("scaled_share", "Responses scaled (%)", 100.0, 1),
+            Column("response_length/eval", "Length (tokens)", 1.0, 1),
+        ),
+    ),
+}

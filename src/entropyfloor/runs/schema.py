@@ -1,0 +1,151 @@
+"""What the files of a run directory may hold: types, units and ranges of each field that a reader knows.
+
+Each function returns what it was given, or raises a `ValueError` that names the field. Other fields are let pass,
+so that a run of a later version can be read, if they are plain where a report prints them.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from datetime import date, time
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+CLOCK = {"step": "int64", "seconds": "float64"}
+"""What every line of the metrics has."""
+LARGEST, FINITE = 1e100, sys.float_info.max
+"""Nothing that is measured is larger, and squares of it are finite; what a diverged run logs may be."""
+RESUMED = "resumed"
+"""The event of a line that is none of quantities."""
+DEPTH = 4
+"""Of lists and tables in a config or in the description of a machine."""
+HISTOGRAMS = {"entropy_histogram": (), "calibration_histogram": ("confidence", "correct")}
+"""Of an evaluation, with what they have beside `edges` and `counts`."""
+UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")
+"""Not allowed in SVG, and no part of a setting."""
+
+
+class Kind(NamedTuple):
+    """What a field may be."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+    def or_null(self) -> Kind:
+        """The same, or null."""
+        return Kind(f"{self.words} or null", lambda value: value is None or self.holds(value))
+
+
+def is_number(value: Any, most: float = LARGEST) -> bool:
+    """Whether it is a finite number, which true and false are not."""
+    return type(value) in (int, float) and abs(value) <= most
+
+
+def _is_plain(value: Any, depth: int = DEPTH) -> bool:
+    """Whether it can be printed: text, a number, a date, or a list or table of such."""
+    if isinstance(value, str):
+        return not UNPRINTABLE.search(value)
+    if isinstance(value, int):
+        return abs(value) < 2**63
+    if isinstance(value, dict | list):
+        inside = [*value, *value.values()] if isinstance(value, dict) else value
+        return depth > 0 and all(_is_plain(each, depth - 1) for each in inside)
+    return value is None or isinstance(value, float | date | time)
+
+
+def _is_histogram(value: Any) -> bool:
+    """Whether it has edges that rise and a number for each bin, of everything that it counts."""
+    if not isinstance(value, dict) or not all(
+        isinstance(each, list) and all(map(is_number, each)) for each in value.values()
+    ):
+        return False
+    edges, counts = value.get("edges", []), value.get("counts", [])
+    rising = all(low < high for low, high in pairwise(edges))
+    whole = all(len(each) == len(edges) - 1 for name, each in value.items() if name != "edges")
+    return rising and whole and bool(counts) and min(counts) >= 0 and sum(counts) > 0
+
+
+TEXT = Kind("text", lambda value: isinstance(value, str))
+NAME = Kind("text that can be printed", lambda value: isinstance(value, str) and _is_plain(value))
+NUMBER = Kind(f"a number, within {LARGEST:g}", is_number)
+COUNT = Kind("a whole number from 0 to 2**63 - 1", lambda value: type(value) is int and 0 <= value < 2**63)
+PLAIN = Kind(f"text, a number, a date, or a list or table of them, {DEPTH} deep at most", _is_plain)
+VALUES = Kind(
+    f"a table of numbers, within {LARGEST:g}",
+    lambda value: isinstance(value, dict) and all(map(is_number, value.values())),
+)
+HISTOGRAM = Kind("a histogram: lists of numbers, edges that rise, and counts", _is_histogram)
+
+CONFIG = {
+    **dict.fromkeys(("domain", "env", "agent"), NAME),
+    **dict.fromkeys(("seed", "steps", "epochs"), COUNT),
+}
+STATUS = {"state": TEXT, "step": COUNT, "reason": TEXT.or_null(), "time": TEXT.or_null()}
+MACHINE = {
+    **dict.fromkeys(("hardware", "versions"), PLAIN),
+    **dict.fromkeys(("system", "command", "commit", "started"), TEXT.or_null()),
+}
+EVALUATION = {
+    "step": COUNT.or_null(),
+    "values": VALUES,
+    **dict.fromkeys(("problems", "asked", "samples", "temperature", "ood"), PLAIN),
+    **dict.fromkeys(HISTOGRAMS, HISTOGRAM.or_null()),
+}
+
+
+def config(content: dict[str, Any]) -> dict[str, Any]:
+    """Settings: all can be printed, and those that name a run are of their type."""
+    return _fields(content, {**dict.fromkeys(content, PLAIN), **CONFIG})
+
+
+def status(content: Any) -> dict[str, Any]:
+    """Where a run is: `state`, `step`, and `reason` and `time`, which may be null."""
+    return _fields(content, STATUS, ("state", "step"))
+
+
+def machine(content: Any) -> dict[str, Any]:
+    """What a run was made with."""
+    return _fields(content, MACHINE)
+
+
+def evaluation(content: Any) -> dict[str, Any]:
+    """What `entropyfloor evaluate` has found."""
+    found = _fields(content, EVALUATION)
+    for name, more in HISTOGRAMS.items():
+        if (lost := found.get(name)) is not None and (names := sorted({*more} - {*lost})):
+            raise ValueError(f"{name} has no {' and no '.join(names)}")
+    return found
+
+
+def line(content: Any) -> dict[str, Any]:
+    """A line of the metrics: its step and seconds, and numbers; null, which is not finite, is one of them."""
+    if type(content) is not dict or type(step := content.get("step")) is not int or not -1 <= step < 2**63:
+        raise ValueError(f"it must be a table with a step, which is {COUNT.words}: {_shown(content)}")
+    if not is_number(content.setdefault("seconds", 0.0)):
+        raise ValueError(f"seconds={_shown(content['seconds'])} must be {NUMBER.words}")
+    if content.get("event", RESUMED) != RESUMED:
+        raise ValueError(f"event={_shown(content['event'])} is none that this version knows")
+    for name, value in content.items():
+        if type(value) is not float and value is not None and name != "event" and not is_number(value, FINITE):
+            raise ValueError(f"{_shown(name)} is {_shown(value)}, it must be a number or null")
+    return content
+
+
+def _fields(content: Any, kinds: Mapping[str, Kind], required: tuple[str, ...] = ()) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise ValueError(f"it must be a table: {_shown(content)}")
+    for name, kind in kinds.items():
+        if (name in content or name in required) and not kind.holds(content.get(name)):
+            raise ValueError(f"{name} is {_shown(content.get(name))}, it must be {kind.words}")
+    return content
+
+
+def _shown(value: Any) -> str:
+    """So much of it that it is recognised."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or an integer of too many digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:60]}…"
