@@ -354,7 +354,7 @@ def test_a_prompt_that_leaves_no_room_is_told_before_anything_is_asked(home, tmp
     ("settings", "message"),
     [
         ({"benchmarks": "aime24,aime23"}, "benchmark 'aime23' must be one of"),
-        ({"benchmarks": ""}, "at least one"),
+        ({"benchmarks": ""}, "benchmarks='' is empty"),
         ({"samples": 4, "temperature": 0.0}, "samples=4 would all be the same"),
         ({"samples": 0}, "samples=0 must be at least 1"),
         ({"temperature": -1.0}, "temperature=-1.0 must be"),
