@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from entropyfloor.language.encoding import Turn
-from entropyfloor.language.rewards import Answer, Function, Reward, Row, boxed, final_answer, is_correct
+from entropyfloor.language.rewards import Answer, Function, Reward, boxed, final_answer, is_correct
 from entropyfloor.language.rows import (
     ANSWER_COLUMNS,
     QUESTION_COLUMNS,
+    Row,
     at_level,
     column_of,
     letters_of,
