@@ -200,6 +200,7 @@ def test_without_network_the_hub_says_what_to_do(monkeypatch, tmp_path):
     datasets = pytest.importorskip("datasets")
 
     def load_dataset(*args, **kwargs):
+        assert kwargs["trust_remote_code"] is False
         raise ConnectionError("Couldn't reach it\nand more")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)

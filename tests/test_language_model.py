@@ -238,6 +238,16 @@ def test_a_model_is_written_wherever_it_is_asked_for(there, model, tmp_path, mon
     assert ends_of(load(str(model / there))[0]) == {0, 7}
 
 
+def test_nothing_is_written_beside_a_directory_that_exists(model, tmp_path):
+    """It may be a mount point, or its parent may be read-only."""
+    with models._placed(model) as found:
+        assert found.parent == model
+        (found / "config.json").write_text("{}")
+    assert (model / "config.json").read_text() == "{}"
+    assert not (model / ".partial").exists()
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+
 # --- what does not belong together -----------------------------------------------------------------------
 
 

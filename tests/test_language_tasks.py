@@ -554,6 +554,13 @@ def test_a_chat_of_several_turns_needs_a_template():
     assert [turn["content"] for turn in problem.row[TURNS]] == ["S", "a", "b", "c!"]
 
 
+def test_chats_that_end_alike_are_different_problems():
+    rows = [chat(f"user: {i}", "assistant: b", "user: go on") for i in range(60)]
+    task = Questions(problems_of(rows + rows[:9], chat=True))
+    task.render(lambda turns: "|".join(turn["content"] for turn in turns))
+    assert sorted(task.prompts) == sorted(f"{i}|b|go on" for i in range(60))
+
+
 def test_system_messages_are_told_where_they_are_left_out(caplog):
     (problem,) = problems_of([chat("system: S", "user: a")], source="mine")
     assert problem.prompt == "a"

@@ -228,6 +228,9 @@ def test_digits_have_a_base(said, gold, right):
         ("5 m", "5 s", False),
         ("2t", "2s", False),
         ("4", "4t", False),
+        ("3", "3s^2", False),
+        (r"\frac12", r"\frac{1}{2}m", False),
+        (r"3 s^2", "3s^2", True),
         ("5x", "5", False),
         (r"\frac{1}{m}", r"\frac{1}{m} t", False),
         (r"\pi r^2 h", r"\pi r^2 s", False),
@@ -343,3 +346,35 @@ def test_a_verdict_on_letters_says_why():
     assert by_letter("The answer is (B).", "B", 4) == Verdict(True, "the letter B")
     assert by_letter("The answer is (B).", "C", 4) == Verdict(False, "the letter B, not C")
     assert by_letter("The answer is (E).", "C", 4) == Verdict(False, "no letter from A to D is named")
+
+
+# --- letters ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "gold", "right"),
+    [
+        (r"\text{Option C}", "C", True),
+        ("C. $-x$", "C", True),
+        ("'C'", "C", True),
+        ("(C)", r"\text{(C)},", True),
+        (r"\mathbf{C}", "C", True),
+        ("B or C", "B", False),
+        ("B, C", "B", False),
+        ("B/C", "B", False),
+        # Letters that are objects of mathematics.
+        ("-C", "C", False),
+        ("$-C$", "$C$", False),
+        ("C", "-C", False),
+        ("-C", "- C", True),
+        ("|C|", "C", False),
+        ("−C", "C", False),
+        ("C^2", "C", False),
+        ("C + 1", "C", False),
+        ("2C", "C", False),
+        ("1 + C", "C + 1", True),
+        ("C_1", "C", False),
+    ],
+)
+def test_a_letter_is_a_choice_and_an_expression_is_none(said, gold, right):
+    assert bool(equal(said, gold)) is right

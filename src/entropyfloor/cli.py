@@ -240,7 +240,8 @@ def judge(args: Sequence[str]) -> None:
         if as_json:
             print(dumps({"correct": verdict.correct, "reason": verdict.reason}), flush=True)
         else:
-            print(f"{number}: {room.told(verdict)}" if path else room.told(verdict), flush=True)
+            line = room.summary(verdict)
+            print(f"{number}: {line}" if path else line, flush=True)
     if path and not as_json:
         print(f"{sum(verdict.correct for verdict in found)} of {len(found)} are correct")
 

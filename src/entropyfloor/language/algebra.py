@@ -1,4 +1,4 @@
-"""Whether two expressions are worth the same: by math-verify, and exactly where it only rounds."""
+"""Equality of expressions: by math-verify, and exactly where it only rounds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from entropyfloor.language.answers import Verdict
 from entropyfloor.language.numbers import CLOSE
 
 ROUNDED = 1e-5
-"""Larger differences are none that math-verify rounds away: it has other reasons to call two things equal."""
+"""Largest difference that math-verify may round away; where it is larger, its verdict has another reason."""
 SMALL = 1e-3
 """Decimals below this have fewer than three digits among the six places that math-verify compares."""
 

@@ -1,4 +1,4 @@
-"""Where a text has its answer: boxes, `####`, numbers, and letters of a multiple choice."""
+"""Extraction of answers from text: boxes, `####`, numbers, and letters of a multiple choice."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""Names of the choices of a multiple choice."""
 CHOICES = 10
-"""Letters of a multiple choice unless told otherwise: A to J."""
+"""Default number of choices: A to J."""
 NUMBER = r"(?:(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|\.\d+)"
 """Digits, perhaps with commas between thousands and with decimals."""
 ALONE = 60
@@ -16,7 +18,7 @@ _DRESS = re.compile(
     r"\\(?:(?:text|math)(?:bf|rm|it|sf|tt|normal)?|bf|rm|it|boldsymbol|bm|left|right|displaystyle)(?![a-zA-Z])"
     r"|[{}$*\"\u201c\u201d]|\\[()\[\]!]"
 )
-"""What makes a letter bold, upright or quoted."""
+"""Bold, upright or quoted type around a letter."""
 _GAP = re.compile(r"\\[,;: ]|~|\\q?quad(?![a-zA-Z])")
 
 
@@ -81,7 +83,7 @@ def letter(text: str, choices: int = CHOICES) -> str | None:
     """
     box = boxed(text)
     said = _GAP.sub(" ", _DRESS.sub("", text if box is None else box)).strip()
-    alone, marked, named = _patterns(chr(ord("A") + choices - 1))
+    alone, marked, named = _patterns(LETTERS[choices - 1])
     if found := alone.fullmatch(said[:ALONE]):
         return found[1]
     if box is not None and (found := marked.match(said)):

@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from entropyfloor.extras import require
-from entropyfloor.language.rewards import boxed
-from entropyfloor.language.rows import read_rows, text_of
+from entropyfloor.language.answers import LETTERS, boxed
+from entropyfloor.language.rows import Row, read_rows, text_of
 
 Kind = Literal["math", "choice"]
-Row = Mapping[str, Any]
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SHUFFLE_SEED = 0
 """Of the order of GPQA's choices. It is no setting: everybody's A is the same."""
 FOLDERS = ("", "math", "ood")

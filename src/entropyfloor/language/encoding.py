@@ -1,4 +1,4 @@
-"""Prompts as tokens: chats, what a tokenizer puts around a text, and tokens that a model does not have."""
+"""Tokens of prompts: chat templates, special tokens, and tokens outside of a model's embedding."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ANSWER = "forty-two"
-"""An answer as good as any, to see what a chat template has around one."""
+"""Placeholder, to find what a chat template puts around an answer."""
 
 Turn = dict[str, str]
 """Of a chat: its `role` and its `content`."""
@@ -22,16 +22,16 @@ log = logging.getLogger(__name__)
 def encode(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, rows: int | None = None, special: bool = True
 ) -> list[list[int]]:
-    """Token ids of prompts, that something can be said behind.
+    """Token ids of prompts, which a response can follow.
 
-    What the tokenizer adds stays, but for a beginning of the sequence before one that the prompt itself has, and
-    an end of the sequence behind it. Both are said once.
+    Special tokens that the tokenizer adds are kept, except a second beginning of the sequence and an end of the
+    sequence behind the prompt. Each is logged once.
 
     Args:
         tokenizer: Of a model.
         prompts: Texts.
         rows: Tokens that the model has; None asks for no check.
-        special: Whether the tokenizer adds anything; a chat template has put there what belongs there.
+        special: Whether the tokenizer adds special tokens; a chat template has put them there itself.
 
     Raises:
         ValueError: A prompt has a token that the model does not have.
@@ -95,7 +95,7 @@ def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], *, answer:
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """What a chat template has behind an answer: a base model with one has another end of sequence.
+    """The token that ends a turn in the chat template, which may differ from the end of sequence.
 
     Raises:
         ValueError: The tokenizer has no template.

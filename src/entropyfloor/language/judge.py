@@ -1,8 +1,7 @@
-"""Answers judged one by one, as training and evaluation judge them, with the reason."""
+"""The command `judge`: verdicts, with their reasons, on one answer or on a file of them."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,13 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from entropyfloor.language import verdicts
-from entropyfloor.language.answers import Verdict, boxed, final_answer, letter
-from entropyfloor.language.rewards import LETTERS, Reward, Row
+from entropyfloor.language.answers import LETTERS, Verdict, boxed, final_answer, letter
+from entropyfloor.language.rewards import Reward
+from entropyfloor.language.rows import Row, lines_of
 
 SECONDS = 5.0
-"""That an answer may take, as in training."""
+"""Time limit of an answer, as in training."""
 AT_ONCE = 256
-"""Pairs between two looks at what has been found."""
+"""Pairs that are judged before their verdicts are returned."""
 
 
 class Pair(NamedTuple):
@@ -81,14 +81,14 @@ def check(pairs: Sequence[Pair], choices: int | None, places: Sequence[str] | No
     Raises:
         ValueError: As `judge`.
     """
-    if choices is not None and not 2 <= choices <= LETTERS:
-        raise ValueError(f"choices={choices} must be from 2 to {LETTERS}: there are so many letters")
+    if choices is not None and not 2 <= choices <= len(LETTERS):
+        raise ValueError(f"choices={choices} must be from 2 to {len(LETTERS)}, the number of letters")
     for index, pair in enumerate(pairs):
         where = f"{places[index]}: " if places else ""
         if not pair.gold.strip():
             raise ValueError(f"{where}gold is empty: give the right answer")
         if choices is not None and letter(pair.gold, choices) is None:
-            last = chr(ord("A") + choices - 1)
+            last = LETTERS[choices - 1]
             raise ValueError(f"{where}gold={pair.gold!r} is no letter from A to {last}, of {choices} choices")
 
 
@@ -100,25 +100,13 @@ def read_pairs(path: Path, choices: int | None = None) -> list[Pair]:
     """
     if not path.is_file():
         raise ValueError(f"{path} is no file: give one with an object a line, with said and gold")
-    found, places = [], []
-    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if line.strip():
-            places.append(f"{path}, line {number}")
-            found.append(_pair(line, places[-1]))
+    rows = list(lines_of(path, path.read_bytes(), "said and gold"))
+    places = [place for place, _ in rows]
+    found = [Pair(*(_text(row, name, place) for name in Pair._fields)) for place, row in rows]
     if not found:
         raise ValueError(f"{path} has no pairs")
     check(found, choices, places)
     return found
-
-
-def _pair(line: bytes, place: str) -> Pair:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:  # of JSON, or of UTF-8
-        raise ValueError(f"{place} is damaged ({error}): repair or remove it") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"{place} holds a {type(row).__name__}: it must be an object with said and gold")
-    return Pair(*(_text(row, name, place) for name in Pair._fields))
 
 
 def _text(row: dict[str, Any], name: str, place: str) -> str:
@@ -135,8 +123,8 @@ def _line(text: str) -> str:
     return " ".join(text.split())[:80].encode("utf-8", "backslashreplace").decode()
 
 
-def told(verdict: Verdict) -> str:
-    """A verdict in words."""
+def summary(verdict: Verdict) -> str:
+    """A verdict in one line."""
     if verdict.reason.startswith("undecided"):
         return verdict.reason
     return f"{'correct' if verdict.correct else 'wrong'}: {verdict.reason}"

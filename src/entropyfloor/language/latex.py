@@ -1,4 +1,4 @@
-r"""Answers as people and data write them, made into the LaTeX that a parser of mathematics reads."""
+r"""Normalisation of answers to LaTeX that math-verify parses: signs of Unicode, spaces, units, bases."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _SYMBOL = (
     r"|ft|in|lb|oz|yd|mi|mph|kmh|h|hr|min|sec|yr|gm|cc|erg|dyn|AU|pc|amu|atm|C)(?![a-zA-Z])"
 )
 _UNIT = re.compile(
-    rf"(?P<value>.*(?:[\d}})\]]|\\pi))(?P<gap>\s*)"
+    rf"(?P<value>.*(?:[\d}})\]]|\\pi))\s*"
     rf"(?:(?P<symbol>{_SYMBOL}{_POWER}(?:\s*(?:/|\\cdot|\s)\s*{_SYMBOL}{_POWER})*)"
     rf"|(?<=\s)(?P<words>[a-zA-Z]{{3,}}\.?(?:\s+[a-zA-Z]+\.?)*{_POWER}))",
     re.DOTALL,
@@ -79,7 +79,7 @@ class Numeral(NamedTuple):
 
 
 def tidy(text: str) -> str:
-    r"""The same answer without what says nothing of its value, and in LaTeX's own signs.
+    r"""The same answer in LaTeX's own signs, without what does not change its value.
 
     Without dollars, spaces of LaTeX, commas between thousands, a final period, a leading `\\approx`, and units
     in `\\text{}`; `90°`, `2√2` and `x²` are LaTeX, `\\frac\\pi 2` has its braces, "percent" is `\\%`.
@@ -140,10 +140,11 @@ def bases(text: str) -> set[str]:
 def without_units(said: str, gold: str) -> tuple[str, str]:
     """Both without a unit behind a number, such as `J`, `m/s^2` or `apples`.
 
-    Where both have letters of their own, these count: `5 m` is not `5 s`, and `4t` is not `4`.
+    Where both have letters of their own, these count: `5 m` is not `5 s`. A single letter right behind the gold's
+    value is a factor: `4` is not `4t`.
     """
     (one, unit, symbol), (other, its, also) = _split_unit(said), _split_unit(gold)
-    if len(its) == 1 and gold[-2].isdigit():  # 4t is a product
+    if re.fullmatch(r"[a-zA-Z]\s*(\^.*)?", gold[len(other) :]):  # 4t and 3s^2 are products
         other, also = gold, False
     if not (_is_constant(one) and _is_constant(other)) or (symbol and also and words(unit) != words(its)):
         return said, gold

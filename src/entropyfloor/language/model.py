@@ -103,7 +103,7 @@ def without_bars() -> Iterator[None]:
 
 @contextmanager
 def reading(name: str | Path, failed: str, way: str = WAY) -> Iterator[None]:
-    """Say in one line what is wrong with the files of a model, which may be damaged in any way.
+    """Turn any failure to read the files of a model into an error of one line.
 
     Args:
         name: A directory, or a name on the hub.
@@ -111,7 +111,7 @@ def reading(name: str | Path, failed: str, way: str = WAY) -> Iterator[None]:
         way: The way out.
 
     Raises:
-        ValueError: The body has failed, other than for want of memory.
+        ValueError: The body has failed, other than for lack of memory.
     """
     try:
         _check_files(Path(name))
@@ -146,17 +146,17 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
 
 
 def learning(model: PreTrainedModel) -> None:
-    """Let `model` learn as it acts: without dropout, which would make another policy of it in each update.
+    """Prepare `model` for an update without dropout, which would change the policy in each forward pass.
 
-    A layer is checkpointed only where it is told that it is in training.
+    Layers that are checkpointed only in training mode are put into it themselves, without their parts.
     """
     model.eval()
     for layer in _checkpointed(model):
-        layer.training = True  # itself, not what is in it
+        layer.training = True
 
 
 def _checkpointed(model: PreTrainedModel) -> list[Any]:
-    """Layers that keep only their input."""
+    """Layers that keep only their input for the backward pass."""
     return [
         module
         for module in model.modules()
@@ -267,19 +267,18 @@ def describe(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
 
 @contextmanager
 def _placed(path: Path) -> Iterator[Path]:
-    """A directory beside `path` that is renamed to it once its files are whole, or else each of them.
+    """A directory that is renamed to `path` once its files are whole; if `path` exists, they are moved into it.
 
-    A file that is there with the same content stays.
+    A file that exists with the same content stays.
     """
-    path = path.resolve()  # of "." there is no place beside
-    beside = path.with_name(f".{path.name}.partial")
+    path = path.resolve()  # "." has no name
+    # Inside of `path` if it exists, which may be a mount point, or all that may be written to.
+    beside = path / ".partial" if path.is_dir() else path.with_name(f".{path.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)  # of a kill
     beside.mkdir(parents=True)
     try:
         yield beside
-        written = sorted(
-            beside.iterdir(), key=lambda file: file.name in DESCRIPTION
-        )  # by which others are believed
+        written = sorted(beside.iterdir(), key=lambda file: file.name in DESCRIPTION)  # which vouches for the rest
         for file in written:
             sync(file)
         if not path.exists():

@@ -1,4 +1,4 @@
-"""What a response is worth: answers that are checked, and functions that cannot stop a run.
+"""Rewards: answer checking, and a process pool that limits the time and memory of each check.
 
 The judges `is_correct`, `is_number`, `is_exact` and `is_choice` say whether a response has an answer. A reward is
 any function `(response, row) -> number`, such as `Answer(is_correct)` or one's own; `Reward` applies them to
@@ -30,7 +30,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from entropyfloor.language.answers import Verdict, after_hashes, boxed, final_answer, letter, numbers_in
+from entropyfloor.language.answers import LETTERS, Verdict, after_hashes, boxed, final_answer, letter, numbers_in
+from entropyfloor.language.rows import Row, choices_of
 from entropyfloor.language.verdicts import is_choice, is_correct, is_exact, is_number
 
 __all__ = [
@@ -50,13 +51,11 @@ __all__ = [
     "numbers_in",
 ]
 
-Row = Mapping[str, Any]
 Function = Callable[[str, Row], float | Verdict]
 Judge = Callable[[str, str], bool]
 
 JUDGE = "entropyfloor-judge"
 """Name of the processes that judge."""
-LETTERS = 26
 MEMORY = 4 << 30
 """Bytes that a function may ask for: 9^9^9 written out takes more than there is."""
 START_SECONDS = 300.0
@@ -72,7 +71,7 @@ log = logging.getLogger(__name__)
 class Answer:
     """1 where a judge finds the row's answer in the response, else 0.
 
-    Where the row has choices and its answer is one of their letters, `is_correct` leaves it to `is_choice`.
+    Where the row has choices and its answer is one of their letters, `is_choice` judges instead of `is_correct`.
     """
 
     judge: Judge = is_correct
@@ -81,8 +80,8 @@ class Answer:
 
     def __call__(self, response: str, row: Row) -> float:
         """The reward of one response."""
-        answer, choices = str(row[self.column]), len(choices_of(row))
-        if self.judge is is_correct and 2 <= choices <= LETTERS and letter(answer, choices):
+        answer, choices = str(row[self.column]), len(choices_of(row)[0])
+        if self.judge is is_correct and 2 <= choices <= len(LETTERS) and letter(answer, choices):
             return float(is_choice(response, answer, choices))
         return float(self.judge(response, answer))
 
@@ -104,13 +103,6 @@ class Format:
         if self.pattern is None:
             return float(bool(boxed(response)))
         return float(re.search(self.pattern, response, re.DOTALL) is not None)
-
-
-def choices_of(row: Row) -> Sequence[str]:
-    """What a multiple choice leaves to choose from: `options` or `choices`, a list or the `text` of one."""
-    found = row.get("options") or row.get("choices")
-    found = found.get("text") if isinstance(found, Mapping) else found
-    return found if isinstance(found, list | tuple) else ()
 
 
 # --- batches ---------------------------------------------------------------------------------------------
@@ -224,7 +216,7 @@ class Reward:
         reasons = {name: [""] * len(responses) for name in self.functions}
         for job in jobs:
             parts[job.name][job.index] = job.value
-            reasons[job.name][job.index] = job.told
+            reasons[job.name][job.index] = job.explanation
         total = sum((self.weights[name] * part for name, part in parts.items()), np.zeros(len(responses)))
         return Scores(total, parts, [(job.index, job.name, job.reason) for job in jobs if job.reason], reasons)
 
@@ -294,7 +286,7 @@ class _Job:
     value: float = 0.0
     reason: str = ""
     """Why it failed."""
-    told: str = ""
+    explanation: str = ""
     """Why it has this value."""
 
     @property
@@ -306,8 +298,8 @@ class _Job:
         """The reason without its details, to be counted by."""
         return self.reason.partition(":")[0]
 
-    def finish(self, value: float, reason: str, told: str = "") -> None:
-        self.value, self.reason, self.told = value, reason, told
+    def finish(self, value: float, reason: str, explanation: str = "") -> None:
+        self.value, self.reason, self.explanation = value, reason, explanation
 
 
 @dataclass
@@ -346,12 +338,12 @@ class _Worker:
 
     def listen(self) -> None:
         try:
-            value, reason, told = self.connection.recv()
+            value, reason, explanation = self.connection.recv()
         except (EOFError, OSError):
             self.gone = True
             return
         if self.job:
-            self.job.finish(value, reason, told)
+            self.job.finish(value, reason, explanation)
             self.job = None
         elif reason:
             raise ValueError(

@@ -1,21 +1,23 @@
-"""Rows of files that people have their questions in, whatever wrote them: columns, chats, choices, cells."""
+"""Rows of question files: columns, chats, choices and cells, whatever wrote them."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from entropyfloor.extras import require
+from entropyfloor.language.answers import LETTERS
 from entropyfloor.language.encoding import Turn
-from entropyfloor.language.rewards import Row
+
+Row = Mapping[str, Any]
 
 QUESTION_COLUMNS = ("problem", "question", "prompt", "input")
 ANSWER_COLUMNS = ("answer", "final_answer", "reward_model.ground_truth", "ground_truth", "solution", "answerKey")
 """Looked for in this order; a dot goes into a column of columns."""
-CHOICES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+BOM = b"\xef\xbb\xbf"
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
@@ -32,8 +34,8 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     if path.suffix == ".parquet":
         rows = _parquet(path)
     elif path.suffix in (".jsonl", ".json"):
-        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-        rows = _json(path, data) if data.lstrip().startswith(b"[") else _lines(path, data)
+        data = path.read_bytes().removeprefix(BOM)
+        rows = _json(path, data) if data.lstrip().startswith(b"[") else [row for _, row in lines_of(path, data)]
     else:
         raise ValueError(f"{path} must end in .jsonl, .json or .parquet")
     if not rows:
@@ -105,22 +107,22 @@ def _content(value: Any) -> str:
     return "\n".join(text_of(part.get("text")) for part in value)
 
 
-def _choices(row: Row) -> tuple[list[str], list[str]]:
-    """The choices of a question, and what its data calls them; none where there are none."""
+def choices_of(row: Row) -> tuple[list[str], list[str]]:
+    """The choices of a question, in `options` or `choices`, and their marks; none where there are none."""
     found = row.get("options") or row.get("choices")
     marks: Any = None
     if isinstance(found, Mapping):  # as ARC has them
         marks, found = found.get("label"), found.get("text")
-    if not isinstance(found, list):
+    if not isinstance(found, list | tuple):
         return [], []
     texts = [str(choice) for choice in found]
     named = isinstance(marks, list) and len(marks) == len(texts)
-    return texts, [text_of(mark) for mark in marks] if named else list(CHOICES[: len(texts)])
+    return texts, [text_of(mark) for mark in marks] if named else list(LETTERS[: len(texts)])
 
 
 def listed_of(row: Row) -> str:
     """The choices of a question, as they stand behind it."""
-    return "".join(f"\n{mark}. {text}" for mark, text in zip(CHOICES, _choices(row)[0], strict=False))
+    return "".join(f"\n{mark}. {text}" for mark, text in zip(LETTERS, choices_of(row)[0], strict=False))
 
 
 def letters_of(rows: Sequence[Row], column: str, source: str) -> Callable[[Row], str | None]:
@@ -131,7 +133,7 @@ def letters_of(rows: Sequence[Row], column: str, source: str) -> Callable[[Row],
     """
     numbers: list[tuple[int, list[str]]] = []
     for row in rows:
-        value, (texts, marks) = value_of(row, column), _choices(row)
+        value, (texts, marks) = value_of(row, column), choices_of(row)
         if texts and _is_whole(value) and str(int(value)) not in marks:
             numbers.append((int(value), texts))
     inside = all(0 <= value < len(texts) for value, texts in numbers)
@@ -145,12 +147,12 @@ def letters_of(rows: Sequence[Row], column: str, source: str) -> Callable[[Row],
         )
 
     def letter(row: Row) -> str | None:
-        value, (texts, marks) = value_of(row, column), _choices(row)
+        value, (texts, marks) = value_of(row, column), choices_of(row)
         if not texts:
             return None
         if text_of(value) in marks:
-            return CHOICES[marks.index(text_of(value))]
-        return CHOICES[int(value)] if inside and _is_whole(value) else None
+            return LETTERS[marks.index(text_of(value))]
+        return LETTERS[int(value)] if inside and _is_whole(value) else None
 
     return letter
 
@@ -176,16 +178,25 @@ def text_of(value: Any) -> str:
 # --- files -----------------------------------------------------------------------------------------------
 
 
-def _lines(path: Path, data: bytes) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(data.split(b"\n"), start=1):
+def lines_of(path: Path, data: bytes, has: str = "columns") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file with one a line, each with its place for messages.
+
+    Args:
+        path: The file, for messages.
+        data: Its content.
+        has: What the objects have, for messages.
+
+    Raises:
+        ValueError: A line is damaged, or holds something else.
+    """
+    for number, line in enumerate(data.removeprefix(BOM).split(b"\n"), start=1):
         if line.strip():
+            place = f"{path}, line {number}"
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:  # of JSON, or of UTF-8
-                raise ValueError(f"{path}, line {number} is damaged ({error}): repair or remove it") from None
-            rows.append(_object(row, path, f"line {number}"))
-    return rows
+                raise ValueError(f"{place} is damaged ({error}): repair or remove it") from None
+            yield place, _object(row, place, has)
 
 
 def _json(path: Path, data: bytes) -> list[dict[str, Any]]:
@@ -193,12 +204,12 @@ def _json(path: Path, data: bytes) -> list[dict[str, Any]]:
         rows = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error})") from None
-    return [_object(row, path, f"row {number}") for number, row in enumerate(rows)]
+    return [_object(row, f"{path}, row {number}") for number, row in enumerate(rows)]
 
 
-def _object(row: Any, path: Path, where: str) -> dict[str, Any]:
+def _object(row: Any, place: str, has: str = "columns") -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise ValueError(f"{path}, {where} holds a {type(row).__name__}: it must be an object with columns")
+        raise ValueError(f"{place} holds a {type(row).__name__}: it must be an object with {has}")
     return row
 
 

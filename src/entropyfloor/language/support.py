@@ -1,8 +1,8 @@
-"""Models that can be used here: batched, cached and read at the last layer, each must be what it is alone.
+"""Checks at load that a model can be trained or sampled: every path must compute the model's own logits.
 
 Which families scale their logits, count positions through padding or keep another kind of cache changes with every
-release of transformers. So nothing is looked up by name: a few tokens go every way that is used, and must come out
-alike.
+release of transformers. So no names are looked up: a few tokens go through the model alone, padded, with a cache
+and through the last layer, and the logits are compared.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def check_training(model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def check_sampling(model: PreTrainedModel, policy: Any = None, used: str = "sampled from") -> None:
-    """Refuse a model that says something else with a cache, in a batch, than alone.
+    """Refuse a model whose logits with a cache, in a batch, are not those that it has alone.
 
     Args:
         model: In evaluation mode, on its device.
@@ -63,7 +63,7 @@ def check_sampling(model: PreTrainedModel, policy: Any = None, used: str = "samp
         used: What it would be.
 
     Raises:
-        ValueError: It does, or it has no cache.
+        ValueError: They are not, or it has no cache.
     """
     long = _tokens(model)
     rows = (long[:SHORT], long)

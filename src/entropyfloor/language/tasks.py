@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from entropyfloor.language.encoding import Turn
-from entropyfloor.language.rewards import Answer, Function, Reward, Row, boxed, final_answer, is_correct
+from entropyfloor.language.rewards import Answer, Function, Reward, boxed, final_answer, is_correct
 from entropyfloor.language.rows import (
     ANSWER_COLUMNS,
     QUESTION_COLUMNS,
+    Row,
     at_level,
     column_of,
     letters_of,
@@ -397,8 +398,8 @@ class Modular:
 # --- from files ------------------------------------------------------------------------------------------
 
 
-TURNS = "turns"
-"""Column of a problem's row: the chat that it asks, for a template."""
+TURNS = "chat_turns"
+"""Column of a problem's row: the turns of its chat, for a template."""
 
 
 class Questions:
@@ -427,10 +428,10 @@ class Questions:
         name: str = "file",
         seconds: float = 5.0,
     ) -> None:
-        held = [p for p in train if _is_held_out(p.prompt)] if test is None else list(test)
-        asked = {problem.prompt for problem in held}
+        held = [p for p in train if _is_held_out(_asked(p))] if test is None else list(test)
+        asked = set(map(_asked, held))
         self.name = name
-        self._problems = {"train": _unique(p for p in train if p.prompt not in asked), "test": _unique(held)}
+        self._problems = {"train": _unique(p for p in train if _asked(p) not in asked), "test": _unique(held)}
         self._check("give more, or test data of its own")
         self._reward = Reward(reward or Answer(is_correct), seconds=seconds)
 
@@ -780,4 +781,10 @@ def _at_least(name: str, value: int, least: int) -> None:
 
 def _unique(problems: Any) -> list[Problem]:
     """Without those that ask what another one before asked."""
-    return list({problem.prompt: problem for problem in reversed(list(problems))}.values())[::-1]
+    return list({_asked(problem): problem for problem in reversed(list(problems))}.values())[::-1]
+
+
+def _asked(problem: Problem) -> str:
+    """All that a problem asks: every turn of a chat, of which `prompt` is the last until it is rendered."""
+    turns = problem.row.get(TURNS)
+    return problem.prompt if turns is None else "\n\n".join(turn["content"] for turn in turns)

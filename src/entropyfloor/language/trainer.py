@@ -53,7 +53,7 @@ LOW_SHARE_2 = 0.2 / 0.45
 MODEL = "model"
 """Directory of a run in which its model is described, and in the end is."""
 FIRST = 3
-"""Rollouts after which a run in which nothing was there to be learned says so."""
+"""Rollouts after which a run warns that no group had different rewards."""
 SHOWN = 4
 """Problems of an evaluation whose responses are written out to be read."""
 
@@ -91,7 +91,7 @@ class Seen(NamedTuple):
 
 
 class Trainer:
-    """A language model in progress.
+    """Trainer of language models.
 
     Args:
         config: Settings; `self.config` is what they resolve to.
@@ -245,7 +245,7 @@ class Trainer:
         Args:
             problems: How many.
             samples: Responses to each, beside the likeliest one.
-            advance: Told the number of problems that are answered.
+            advance: Called with the number of problems that are answered.
         """
         config, stream = self.config, (EVALUATE, self.step)
         asked: list[Problem] = []
@@ -628,7 +628,7 @@ class Trainer:
         progress.report(config.warm_start_steps + self.step, line)
 
     def _say_idle(self, reward: float) -> None:
-        """Say why nothing is learned where all responses to a problem earn the same, whatever the problem."""
+        """Warn that all responses to each problem earn the same, so that nothing is learned."""
         if isinstance(self.task, Questions):
             way = r"does --prompt ask for \boxed{}, and is --max-new-tokens enough for it?"
         else:

@@ -1,4 +1,4 @@
-"""Judges: whether a response has an answer, and why."""
+"""Judges: whether the answer of a response is correct, and why."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from entropyfloor.language import algebra, latex
 from entropyfloor.language.answers import (
     CHOICES,
+    LETTERS,
     Verdict,
     after_hashes,
     boxed,
@@ -15,6 +16,8 @@ from entropyfloor.language.answers import (
     numbers_in,
 )
 from entropyfloor.language.numbers import number, same
+
+_FORMULA = re.compile(r"\W*[-+|\u2212][A-Z]\W*")
 
 
 def by_mathematics(response: str, answer: str) -> Verdict:
@@ -37,7 +40,7 @@ def equal(said: str, gold: str) -> Verdict:
     if (found := _by_number(said, gold)) is not None:  # most are
         return found
     right = _lone_letter(gold)
-    if right and (chosen := letter(rf"\boxed{{{said}}}")):
+    if right and not _is_formula(said) and (chosen := letter(rf"\boxed{{{said}}}")):
         return _chosen(chosen, right)
     said, gold = latex.tidy(said), latex.tidy(gold)
     if latex.words(said) == latex.words(gold):
@@ -58,7 +61,7 @@ def by_letter(response: str, answer: str, choices: int = CHOICES) -> Verdict:
     """Whether the response chooses the letter that the answer is, of so many choices; see `letter`."""
     chosen, right = letter(response, choices), letter(answer, choices)
     if chosen is None or right is None:
-        return Verdict(False, f"no letter from A to {chr(ord('A') + choices - 1)} is named")
+        return Verdict(False, f"no letter from A to {LETTERS[choices - 1]} is named")
     return _chosen(chosen, right)
 
 
@@ -113,8 +116,15 @@ def _by_number(said: str, gold: str) -> Verdict | None:
 
 
 def _lone_letter(answer: str) -> str | None:
-    """The letter of an answer that is nothing else, however it is dressed."""
-    return letter(answer) if len(answer) < 20 and len(re.findall(r"[A-Za-z]", latex.words(answer))) == 1 else None
+    """The letter of an answer that is nothing else, whatever its type."""
+    if len(answer) >= 20 or _is_formula(answer) or len(re.findall(r"[A-Za-z]", latex.words(answer))) != 1:
+        return None
+    return letter(answer)
+
+
+def _is_formula(answer: str) -> bool:
+    """Whether a letter has a sign or bars, as `-A` has: it names no choice."""
+    return _FORMULA.fullmatch(latex.words(answer)) is not None
 
 
 def _chosen(chosen: str, right: str) -> Verdict:
