@@ -22,6 +22,7 @@ from control import assert_same_run, metrics_of
 from entropyfloor.control import rollout
 from entropyfloor.control.config import CONFIGS, PRESETS, configure
 from entropyfloor.control.episodes import SimulatorError
+from entropyfloor.control.evaluate import evaluate
 from entropyfloor.control.train import _resume, _start, read_config, resume, train, train_seeds
 from entropyfloor.runs import Run, read_run
 
@@ -668,6 +669,26 @@ def test_a_run_directory_cannot_call_what_is_no_environment(place, message, tmp_
     with pytest.raises((ValueError, ImportError), match=message):
         read_config({"domain": "control", "agent": "sac", "env": "gym/Own-v0", "registered": how})
     sys.modules.pop("own_env", None)
+
+
+@pytest.mark.parametrize("way", ["env", "registered"])
+@pytest.mark.parametrize("place", ["in it", "above it", "linked"])
+def test_a_run_directory_starts_no_code_of_its_own(way, place, finished, tmp_path, monkeypatch):
+    path = shutil.copytree(finished, tmp_path / "runs" / "hostile")
+    (path / "trap.py").write_text(OWN + "\nraise SystemExit('a run directory started me')\n")
+    module = {"in it": "trap", "above it": "runs.hostile.trap", "linked": "link.trap"}[place]
+    (tmp_path / "link").symlink_to(path)
+    config = (path / "config.toml").read_text()
+    if way == "env":
+        config = re.sub("(?m)^env = .*", f'env = "gym/{module}:Own-v0"', config)
+    else:
+        how = json.dumps({"entry_point": f"{module}:Own", "kwargs": {}, "max_episode_steps": 9})
+        config = re.sub("(?m)^env = .*", f"env = \"gym/Own-v0\"\nregistered = '{how}'", config)
+    (path / "config.toml").write_text(config)
+    monkeypatch.chdir(path if place == "in it" else tmp_path)
+    for start in (evaluate, resume):
+        with pytest.raises(ValueError, match=f"module '{module}' lies in the run directory"):
+            start(path)
 
 
 def test_what_compiles_is_said_instead_of_a_speed(tmp_path, capsys):

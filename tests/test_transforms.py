@@ -105,3 +105,12 @@ def test_targets_are_checked_under_a_trace():
 def test_the_inverse_has_second_derivatives():
     z = torch.tensor(RAW[:1], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda x: T.era_softmax(x, 0.6), z)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_one_compiled_era_softmax_takes_any_number_of_classes(masked):
+    compiled = torch.compile(T.era_softmax, fullgraph=True, backend="eager")
+    for n in (10, 100, 7):
+        z = torch.randn(8, n, generator=torch.Generator().manual_seed(n))
+        mask = z > -1 if masked else None
+        torch.testing.assert_close(compiled(z, 0.6, mask=mask), T.era_softmax(z, 0.6, mask=mask))

@@ -681,6 +681,17 @@ def test_all_corrupt_images_are_named_before_training(folder, tmp_path, monkeypa
     assert "\n" not in str(error.value)
 
 
+def test_training_images_are_checked_once_and_a_long_check_is_shown(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("entropyfloor.vision.trainer.MANY", 40)
+    path = run(folder, tmp_path, epochs=2)
+    shown = [line for line in capsys.readouterr().out.splitlines() if "checking" in line]
+    assert shown == ["0/10 updates · checking that all 40 training images can be read"]
+    shutil.rmtree(sorted((path / "checkpoints").iterdir())[-1])
+    monkeypatch.setattr(data, "Faults", lambda _: pytest.fail("the images were checked again"))
+    resume(path)
+    assert last(path)["step"] == 2
+
+
 def test_an_image_that_another_process_could_not_read_is_named_as_well(folder, tmp_path):
     """In an interpreter of its own: loaders fork, of which JAX, if it is imported, warns."""
     home = shutil.copytree(folder, tmp_path / "images")

@@ -195,7 +195,7 @@ def softmax_kappa_table(
 ) -> tuple[float, ...]:
     """κ of Eq. 15 at probability 0 for each number of classes that a mask may leave (*ours*).
 
-    Where they are too few for the floor it is the κ at probability 1, which makes them equally likely.
+    If they are too few for the floor, it is the κ at probability 1, which makes them equally likely.
 
     Args:
         num_classes: n, for which the floor must be within reach; otherwise as `softmax_kappa_range`.

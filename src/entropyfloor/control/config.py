@@ -69,7 +69,7 @@ HARD_LOG_STD = (-20.0, 2.0)
 
 
 COUNT = Range(1, 2**32 - 1, "between 1 and 2**32 - 1")
-"""Steps count the random numbers of a run, as 32 bits; nothing else comes near."""
+"""Steps are folded into random keys as 32 bits; nothing else comes near this limit."""
 
 RANGES = {
     **dict.fromkeys(("steps", "hidden", "action_repeat", "eval_every", "eval_episodes"), COUNT),
@@ -151,7 +151,7 @@ class ControlConfig(ABC):
         self.env_arguments()
 
     def env_arguments(self) -> dict[str, Any]:
-        """What `env_args` says, by name."""
+        """`env_args` as a dict."""
         try:
             found = json.loads(self.env_args or "{}")
         except ValueError:
@@ -174,7 +174,7 @@ class ControlConfig(ABC):
             "log_std_max": high,
         }
         settled = replace(found, **found._missing(defaults))
-        targets.resolve(set_(settled.target_entropy), 1)  # told before anything is built
+        targets.resolve(set_(settled.target_entropy), 1)  # refused before anything is built
         return settled
 
     @abstractmethod

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 
+from entropyfloor.extras import brief
+
 Env = gymnasium.Env[Any, Any]
 
 
@@ -60,9 +62,8 @@ def reset(env: Env, seed: int, at: str) -> np.ndarray:
 
 
 def _failure(error: Exception, at: str) -> SimulatorError:
-    """Whatever a simulator raised, in one line that says where."""
-    told = " ".join(f"{type(error).__name__}: {error}".split())
-    return SimulatorError(f"the simulator failed at {at}: {told}")
+    """What a simulator raised, in one line that says where."""
+    return SimulatorError(f"the simulator failed at {at}: {type(error).__name__}: {brief(error)}")
 
 
 def _check_finite(observation: np.ndarray, reward: float, at: str) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from entropyfloor.control import seeding
 from entropyfloor.control.config import set_
 from entropyfloor.control.rollout import Evaluator
-from entropyfloor.control.train import build, read_config
+from entropyfloor.control.train import build, load_config
 from entropyfloor.control.trainer import make_env
 from entropyfloor.runs import Run
 from entropyfloor.runs.progress import Progress
@@ -56,8 +56,8 @@ def evaluate(
     if video is not None and "DISPLAY" not in os.environ and find_library("EGL"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # the simulators read it when they are imported
     run = Run.open(path)
+    config = load_config(run)
     checkpoint = run.trained()
-    config = read_config(run.config)
     trainer = build([config])
     trainer.restore([checkpoint])
     env = make_env(config if max_episode_steps is None else replace(config, max_episode_steps=max_episode_steps))

@@ -20,7 +20,7 @@ Params = Any
 CHUNK = 1024
 """States per call when entropies are measured: one shape, one compilation."""
 ENDLESS = 100_000
-"""Actions after which an episode without a time limit is taken for one that never ends."""
+"""Actions after which an episode without a time limit counts as endless."""
 
 
 class Episode(NamedTuple):
@@ -33,7 +33,7 @@ class Episode(NamedTuple):
 
 
 class Stopped(Exception):  # noqa: N818
-    """Somebody asked for an end in the middle of an evaluation."""
+    """An evaluation was interrupted."""
 
 
 class Evaluator:
@@ -45,7 +45,7 @@ class Evaluator:
         seeds: One episode each, the same in every evaluation.
         log_std_min: Lower bound of log σ, to count how often it binds.
         view: Observations as the networks take them.
-        stopped: Asked before each action whether to stop.
+        stopped: Called before each action; True stops the evaluation.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Evaluator:
 
         Raises:
             SimulatorError: The simulator raised, or the episode does not end.
-            Stopped: `stopped` said so.
+            Stopped: `stopped` returned True.
         """
         at = f"the evaluation from seed {seed}"
         observation = reset(self._env, seed, f"the reset of {at}")

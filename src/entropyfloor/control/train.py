@@ -95,8 +95,18 @@ def read_config(settings: dict[str, Any]) -> ControlConfig:
     ).resolved()
 
 
+def load_config(run: Run) -> ControlConfig:
+    """The config of a run.
+
+    Raises:
+        ValueError: It is no run of a control agent, or names a module in its own directory.
+    """
+    registered.check_outside(run.path, run.config)
+    return read_config(run.config)
+
+
 def _train_registered(described: str | None, config: ControlConfig) -> Path:
-    """Train in a process that has not registered the environment, if that was not Gymnasium or a module."""
+    """Train in a process of its own, which registers the environment as the parent's program did."""
     if described is not None:
         registered.again(config.env, described)
     return train(config)
@@ -113,7 +123,7 @@ def _start(configs: Sequence[ControlConfig]) -> list[Path]:
 
 def _resume(paths: Sequence[Path]) -> list[Path]:
     runs = [Run.open(path) for path in paths]
-    trainer = build([read_config(run.config) for run in runs])
+    trainer = build([load_config(run) for run in runs])
     checkpoints = [run.resume() for run in runs]
     if saved := [checkpoint for checkpoint in checkpoints if checkpoint is not None]:
         if len(saved) < len(runs):

@@ -74,7 +74,7 @@ class Trainer(ABC, Generic[ConfigT, SeedT]):
         self.step = 0
         self.evaluators: list[Evaluator] = []
         self._interrupted = threading.Event()
-        self._evaluation_due = False  # where it was interrupted in one
+        self._evaluation_due = False  # the last evaluation was interrupted
         self._progress: Progress | None = None
         self._compiled = False
         self.promise: dict[str, float] = {}
@@ -106,7 +106,7 @@ class Trainer(ABC, Generic[ConfigT, SeedT]):
         self._act_keys, self._update_keys = self.keys(seeding.ACT), self.keys(seeding.UPDATE)
 
     def learn(self, data: Any) -> Metrics:
-        """One call of `update`; the first one compiles it, which is said instead of a speed."""
+        """One call of `update`; the first one compiles it, which is shown instead of a speed."""
         compiled, self._compiled = self._compiled, True
         if self._progress is not None and not compiled:
             self._progress.busy(self.step, "compiling the first update, for up to a minute")
@@ -228,7 +228,7 @@ class Trainer(ABC, Generic[ConfigT, SeedT]):
         try:
             for i, evaluator in enumerate(self.evaluators):
                 found.append(evaluator(self.pick(self.state.actor, i)) | self.promise)
-        except Stopped:  # a resume does all of it
+        except Stopped:  # a resume repeats all of it
             self._evaluation_due = True
             return
         except Exception:

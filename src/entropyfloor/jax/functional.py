@@ -309,8 +309,8 @@ def era_softmax(
     This is Eq. 15 with its two terms gathered so that neither cancels in float32.
 
     A logit of -inf counts as a very small one: under a floor its class keeps a probability. To exclude classes,
-    such as illegal actions, give `mask` (*ours*): they get -inf, and the others what they would get alone. Where
-    so few are left that the floor is out of reach, these are equally likely, the most entropy there is.
+    such as illegal actions, give `mask` (*ours*): they get -inf, and the others what they would get alone. If
+    the floor is out of reach for the classes that are left, they are equally likely, their highest entropy.
     +inf and NaN make their row NaN, as in any softmax. Gradients are finite where logits are finite or -inf.
 
     Args:
@@ -327,8 +327,8 @@ def era_softmax(
         z', shaped as `logits`; take its softmax as usual.
 
     Raises:
-        ValueError: n < 2, an infeasible floor, τ ≤ e, an unknown option, integer input, a mask that is no
-            booleans or of another shape.
+        ValueError: n < 2, an infeasible floor, τ ≤ e, an unknown option, integer input, a mask that is not
+            boolean or does not broadcast to `logits`.
     """
     logits = _floating(logits, "logits")
     options = logits.shape[dim], min_entropy, tau, floor, inverse
@@ -339,7 +339,7 @@ def era_softmax(
 
 
 def _masked_era_softmax(logits: Array, mask: Array, table: tuple[float, ...], inverse: str, dim: int) -> Array:
-    """With κ at probability 0 for each number of allowed classes; for none of them it is that at probability 1."""
+    """`table` has κ at probability 0 for each number of allowed classes; its first entry is κ at probability 1."""
     if mask.dtype != jnp.bool_:
         raise ValueError(f"mask has dtype {mask.dtype}: pass booleans, True for classes that are allowed")
     sizes = zip(mask.shape[::-1], logits.shape[::-1], strict=False)

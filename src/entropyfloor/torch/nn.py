@@ -183,11 +183,11 @@ class ERASoftmax(nn.Module):
                 raise ValueError(f"input ends in {logits.size(-1)}, not in num_classes={self.num_classes}")
             least, top = self._kappa_range
             return F._era_softmax_in_script(logits, least, top, self.inverse)
-        else:  # noqa: RET505  # what a script leaves out has to stand in a branch
+        else:  # noqa: RET505  # scripts skip whole branches only
             return _floored(logits, self.num_classes, self.min_entropy, self.tau, self.floor, self.inverse)
 
     def __prepare_scriptable__(self) -> Self:
-        """What a script cannot solve for; `torch.jit.script` calls this."""
+        """Solve for what a script cannot; `torch.jit.script` calls this."""
         fields = self.num_classes, self.min_entropy, self.tau, self.floor, self.inverse
         self._kappa_range = targets.softmax_kappa_range(*fields)
         return self

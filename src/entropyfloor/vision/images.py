@@ -38,9 +38,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         ValueError: Pixels of 32 bits, whose range no file says, or a mode that Pillow cannot convert.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _SIXTEEN_BITS):
-        image = Image.fromarray(
-            np.rint(np.asarray(image) / 257).astype(np.uint8)
-        )  # 65535 / 255; Pillow would clip
+        scaled = np.rint(np.asarray(image) / 257)  # 65535 / 255; Pillow would clip
+        image = Image.fromarray(scaled.astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"its pixels are 32-bit numbers (mode {image.mode}) of unknown range, not 8 or 16 bits")
     return image.convert("RGB")

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from datetime import timedelta
 from itertools import chain
 from multiprocessing import parent_process
 from pathlib import Path
@@ -46,7 +47,7 @@ SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
 INIT, EPOCH, ORDER = range(3)
 """Streams of random numbers."""
 MANY = 10_000
-"""Images that take long enough to be checked to say so."""
+"""How many images take long enough to check that progress is shown."""
 PIXEL = 3 * 5
 """Bytes of a pixel of three channels: as it comes, and as a float32."""
 SMALLER = "choose a smaller batch_size or input_size"
@@ -237,7 +238,7 @@ class Trainer:
     # --- parts of an epoch -------------------------------------------------------------------------------
 
     def _check_images(self, progress: Progress) -> None:
-        """Decode every training image that is in a file once, as a damaged one would stop an epoch halfway.
+        """Decode every training image that is in a file once: a damaged one would stop an epoch halfway.
 
         Raises:
             UnreadableImageError: Some cannot be read; the message names them.
@@ -245,11 +246,16 @@ class Trainer:
         faults, processes = data.Faults(self._source), self.accelerator.num_processes
         if isinstance(self._source.store, data.Arrays):
             return
-        if len(faults) >= MANY:
-            progress.report(0, f"looking for damaged ones among {len(faults):,} training images")
         mine = range(self.accelerator.process_index, len(faults), processes)
         loader = DataLoader(Subset(faults, mine), 32, num_workers=self.config.workers, collate_fn=list)
-        found = {i: fault for i, fault in zip(mine, chain.from_iterable(loader), strict=True) if fault}
+        found, begun = {}, time.perf_counter()
+        for done, (i, fault) in enumerate(zip(mine, chain.from_iterable(loader), strict=True)):
+            if fault:
+                found[i] = fault
+            if self.leads and len(faults) >= MANY and done % 1000 == 0:
+                left = (len(mine) - done) * (time.perf_counter() - begun) / max(done, 1)
+                detail = f", {timedelta(seconds=round(left))} left" if done else ""
+                progress.busy(0, f"checking that all {len(faults):,} training images can be read", detail)
         if found:
             first, *others = found
             names = data.listed([self._source.store.name(i) for i in others])

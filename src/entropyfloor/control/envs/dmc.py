@@ -32,7 +32,7 @@ class DMControl(gymnasium.Env[Any, Any]):
         domain, _, name = task.partition("-")
         # The environment keeps this generator for its life: seeding it in place seeds the next episode.
         self._random = np.random.RandomState(0)
-        # What `random` would be is the seeds' to say: a second one is refused by name.
+        # The seed decides `random`: a second one in `kwargs` raises a TypeError that names it.
         self._env = _suite().load(domain, name, task_kwargs=dict(random=self._random, **kwargs))
         if limit is not None:
             self._env._step_limit = limit

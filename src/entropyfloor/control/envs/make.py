@@ -12,6 +12,7 @@ import gymnasium
 
 from entropyfloor.control.envs import dmc, envpool, humanoid_bench, registered
 from entropyfloor.control.envs.wrappers import ActionRepeat, AnyEnv, Checked, IgnoreTermination, Standard
+from entropyfloor.extras import brief
 
 
 def make(
@@ -28,7 +29,7 @@ def make(
 
     Args:
         name: `suite/task`, such as `gym/HalfCheetah-v4` or `dmc/walker-run`; `names()` lists them all. One of your
-            own is `gym/my.module:Env-v0`, with the module that registers it, as `gymnasium.make` has it.
+            own is `gym/my.module:Env-v0`, with the module that registers it, as in `gymnasium.make`.
         seed: Seeds the first `reset` that is given none, and the action space.
         action_repeat: How often each action is applied; rewards are summed. An environment step is one
             application: an agent that repeats twice sees half as many observations in the same number of steps.
@@ -59,7 +60,7 @@ def make(
     if (tasks := list_tasks()) and task not in tasks:
         near = [f"{suite}/{t}" for t in difflib.get_close_matches(task, tasks, n=5, cutoff=0.4)]
         hint = f"did you mean {', '.join(near)}?" if near else "entropyfloor.control.envs.names() lists all."
-        own = f" The module that registers one of your own stands before it: gym/my.module:{task}"
+        own = f" If it is your own, put the module that registers it in front: gym/my.module:{task}"
         raise ValueError(f"environment {name!r} does not exist: {hint}{own if suite == 'gym' else ''}")
     if backend not in ("native", "envpool"):
         raise ValueError(f"backend={backend!r} must be 'native' or 'envpool'")
@@ -84,21 +85,17 @@ def make(
 
 
 def _build(name: str, build: Callable[..., AnyEnv], task: str, limit: int | None, args: dict[str, Any]) -> AnyEnv:
-    """Whatever goes wrong in somebody's constructor, in one line that names the environment."""
+    """Build it; whatever its constructor raises becomes one line that names the environment."""
     try:
         return build(task, limit, **args)
     except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
-        raise ImportError(f"environment {name!r} needs what is not installed: {_one_line(error)}") from error
+        raise ImportError(f"environment {name!r} needs what is not installed: {brief(error)}") from error
     except ImportError:
         raise
     except Exception as error:
         given = f" with env_args={args}" if args else ""
-        told = f"{type(error).__name__}: {_one_line(error)}"
-        raise ValueError(f"environment {name!r} cannot be built{given}: {told}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        message = f"{type(error).__name__}: {brief(error)}"
+        raise ValueError(f"environment {name!r} cannot be built{given}: {message}") from error
 
 
 def names() -> list[str]:

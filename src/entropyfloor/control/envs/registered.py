@@ -1,7 +1,7 @@
-"""Environments that somebody registered with Gymnasium: found by their module, and again in another process.
+"""Environments that people register with Gymnasium: found by their module, and registered again elsewhere.
 
-`my.module:Env-v0` names the module that registers one. Where a program registered the class of an environment
-itself, its run keeps what `describe` says of it, from which `again` registers it where the program is not there.
+`my.module:Env-v0` names the module that registers one. If a program registers the class of an environment itself,
+its run keeps what `describe` returns, from which `again` registers the class without the program.
 """
 
 from __future__ import annotations
@@ -10,15 +10,20 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Iterator, Mapping
+from importlib.machinery import PathFinder
 from operator import attrgetter
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import gymnasium
 
+from entropyfloor.extras import brief
+
 
 def find(task: str) -> str:
-    """The id of a task of Gymnasium, once the module that stands before a colon is imported.
+    """The id of a task of Gymnasium, after importing the module in front of the colon, if there is one.
 
     Raises:
         ImportError: There is no such module.
@@ -31,9 +36,10 @@ def find(task: str) -> str:
 
 
 def describe(name: str) -> str | None:
-    """How `gym/Env-v0` was registered, as JSON; None where nothing needs to be said, or nothing would help.
+    """How `gym/Env-v0` was registered, as JSON.
 
-    Only classes that can be imported, whose registration is all that is around them, are described.
+    None for environments that every process has (Gymnasium's own, those named with their module), and for those
+    that no other process can build: made by a function, defined in a program, or with more wrappers.
     """
     suite, _, task = name.partition("/")
     spec = gymnasium.registry.get(task) if suite == "gym" else None
@@ -73,8 +79,39 @@ def again(name: str, described: str) -> None:
         gymnasium.register(task, environment, kwargs=kwargs, max_episode_steps=limit)
 
 
+def check_outside(run: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse a run whose settings name a module inside its own directory: a run directory starts no code.
+
+    Raises:
+        ValueError: They do; the module is named. Nothing is imported.
+    """
+    task, _, _ = str(settings.get("env")).removeprefix("gym/").rpartition(":")
+    place, _, _ = _entry_point(str(settings.get("registered", ""))).partition(":")
+    for module in filter(None, (task, place)):
+        if any(Path(found).resolve().is_relative_to(run.resolve()) for found in _files(module)):
+            raise ValueError(f"module {module!r} lies in the run directory, where no code is executed: move it")
+
+
+def _entry_point(described: str) -> str:
+    try:
+        return str(json.loads(described)["entry_point"])
+    except (KeyError, TypeError, ValueError):
+        return ""
+
+
+def _files(module: str) -> Iterator[str]:
+    """Files and directories that importing a module would read, its packages included."""
+    path = [*sys.path, os.getcwd()]
+    for part in module.split("."):
+        spec = PathFinder.find_spec(part, path)  # by its last name: the whole one would need its packages imported
+        if spec is None:
+            return
+        path = list(spec.submodule_search_locations or [])
+        yield from (place for place in (spec.origin, *path) if place is not None)
+
+
 def _class(place: str) -> type[gymnasium.Env[Any, Any]]:
-    """The environment at `module:Class`; a class, as a run directory shall not name what else is called."""
+    """The environment at `module:Class`: only a class, so that a run directory cannot have other things called."""
     module, _, name = place.partition(":")
     if module in ("__main__", "__mp_main__"):
         raise ValueError(f"{place} is defined in a program, not in a module")
@@ -83,12 +120,12 @@ def _class(place: str) -> type[gymnasium.Env[Any, Any]]:
     except AttributeError:
         raise ValueError(f"module {module!r} has no {name!r}") from None
     if not (isinstance(found, type) and issubclass(found, gymnasium.Env)):
-        raise ValueError(f"{place} is no environment: it must be a class below gymnasium.Env")
+        raise ValueError(f"{place} is no environment: it must be a subclass of gymnasium.Env")
     return found
 
 
 def _import(module: str) -> ModuleType:
-    """A module that somebody named; it may lie in the current directory, as in a program that is started there."""
+    """Import a module by its name; the current directory is searched last."""
     if module not in sys.modules and not {"", here := os.getcwd()} & set(sys.path):
         sys.path.append(here)
     try:
@@ -97,5 +134,5 @@ def _import(module: str) -> ModuleType:
         where = "in the current directory or on PYTHONPATH"
         raise ImportError(f"module {module!r} cannot be imported: {error} {where}") from error
     except Exception as error:
-        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise ValueError(f"module {module!r} cannot be imported: {told}") from error
+        message = f"{type(error).__name__}: {brief(error)}"
+        raise ValueError(f"module {module!r} cannot be imported: {message}") from error

@@ -118,7 +118,7 @@ class DiscreteActions:
         if discrete.n < 2:
             raise ValueError(f"action space {name(discrete)} leaves no choice: there is nothing to learn")
         self._start, self._type = int(discrete.start), np.dtype(discrete.dtype).type
-        # The simulator's own space where it will do: some draw from it.
+        # The simulator's own space if it starts at 0: some simulators sample from it.
         self.space = discrete if self._start == 0 else spaces.Discrete(int(discrete.n))
 
     def __call__(self, action: Any) -> Any:

@@ -14,7 +14,7 @@ Step = tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]
 
 
 class Checked(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Refuse what is not Gymnasium's interface, before anything computes with it.
+    """Refuse results that do not follow Gymnasium's interface, before anything computes with them.
 
     Args:
         env: A simulator, with nothing around it but its time limit.
@@ -101,12 +101,12 @@ class Standard(gymnasium.Wrapper[Any, Any, Any, Any]):
     def _flat(self, observation: Any) -> np.ndarray:
         if self._flatten is not None:
             observation = spaces.flatten(self._flatten, observation)
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which is told
+        with np.errstate(over="ignore"):  # values beyond float32 become infinite, which is reported
             return np.asarray(observation, np.float32).reshape(-1)
 
 
 def has_time_limit(env: AnyEnv) -> bool:
-    """Whether the time ends every episode, by Gymnasium's wrapper or in the simulator; tasks may still do it."""
+    """Whether every episode has a time limit, by Gymnasium's wrapper or in the simulator."""
     while isinstance(env, gymnasium.Wrapper):
         if isinstance(env, TimeLimit):
             return True
