@@ -8,7 +8,6 @@ them to the policy that acts. One process a core trains; Ctrl-C saves, and the s
 
 import asyncio
 import os
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import tyro
 
 from entropyfloor.report import write_report
 from entropyfloor.runs import read_run
+from entropyfloor.runs.processes import terminated_as_interrupted
 
 AGENTS = ("sac", "sac-era", "sac-era-exact")
 
@@ -77,7 +77,7 @@ class Demo:
                     print(f"{agent:<13} seed {seed}  {line.decode()}", end="", flush=True)
                 code = await process.wait()
             except asyncio.CancelledError:
-                process.send_signal(signal.SIGINT)
+                process.terminate()  # not SIGINT: a script starts what is in the background with that ignored
                 await process.communicate()
                 raise
             if code:
@@ -111,7 +111,8 @@ class Demo:
 def main(demo: Demo) -> None:
     """Train, then report."""
     try:
-        asyncio.run(demo.train_all())
+        with terminated_as_interrupted():
+            asyncio.run(demo.train_all())
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on from here")
     page = write_report([demo.out], demo.out / "report")

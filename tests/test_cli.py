@@ -192,6 +192,14 @@ def test_a_batch_that_no_memory_holds_is_one_line(allocate, capsys):
     assert "batch" in err
 
 
+def test_an_error_without_a_word_is_named(capsys):
+    def fail(args):
+        raise MemoryError
+
+    assert _guarded(fail, []) == 1
+    assert "memory is too small for this (MemoryError)" in capsys.readouterr().err
+
+
 def test_an_error_of_several_lines_is_told_in_one(capsys):
     def fail(args):
         error = RuntimeError("one\n  two\n")

@@ -196,6 +196,7 @@ RECIPES = {
     SMALL.replace("steps = 60", 'out = "../x"'): "[settings]: out follows",
     SMALL.replace("seeds = [0]", 'seeds = [0]\nout = "../x"'): "[scales.cpu]: out follows",
     SMALL.replace("steps = 60", 'warm_starts = "../x"'): "[settings]: warm_starts says where",
+    SMALL.replace("steps = 60", "download = true"): "[settings]: download says where",
     SMALL.replace("[published.era]", "[published]\nera = 3\n[published.x]"): "published.era=3",
     SMALL.split("[arms.plain]")[0]: "small.toml",
     SMALL.split("[arms.plain]")[0] + "[arms]\n": "small.toml",
@@ -232,6 +233,14 @@ def test_a_recipe_that_is_none_is_said(number, how, home, capsys):
     (home / "small.toml").write_text(text)
     err = refused(["small.toml", *how], message, home, capsys)
     assert "small.toml" in err
+
+
+def test_what_a_recipe_may_not_say_is_set_on_the_command_line(home, capsys):
+    text = 'title = ""\nsource = ""\ndomain = "vision"\nsettings = {download = false}\narms = {one = {}}\n'
+    (home / "small.toml").write_text(f"{text}[scales.cpu]\nseeds = [0]\n")
+    for given_, said in (([], "--no-download"), (["--set", "download=true"], "--download")):
+        assert main(["reproduce", "small.toml", "--dry-run", *given_]) == 0
+        assert said in capsys.readouterr().out.split()
 
 
 @pytest.mark.parametrize(

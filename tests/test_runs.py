@@ -1,5 +1,6 @@
 """A run directory survives what happens to it."""
 
+import fcntl
 import itertools
 import json
 import math
@@ -142,9 +143,28 @@ def test_a_directory_of_somebody_else_is_named(tmp_path):
         os.seteuid(before)
 
 
+@pytest.mark.parametrize("kind", [fcntl.LOCK_SH, fcntl.LOCK_EX])
+def test_who_holds_the_lock_for_a_moment_stops_no_writer(run, kind):
+    """A report looks whether somebody writes; who begins a run where there is one looks for its settings."""
+    with (run.path / "metrics.jsonl").open("rb") as file:
+        fcntl.flock(file, kind)
+        threading.Timer(0.1, fcntl.flock, (file, fcntl.LOCK_UN)).start()
+        with run.recording():
+            run.log(1, {"return": 1.0})
+    assert read_run(run.path).status["state"] == "finished"
+
+
+@pytest.mark.parametrize("value", ["a\x1bb", 2**64, [[[[[1]]]]]])
+def test_what_could_not_be_read_again_is_not_begun(tmp_path, value):
+    with pytest.raises(ValueError, match=r"^prompt is"):
+        Run.create(tmp_path / "run", {"seed": 0, "prompt": value})
+    assert not list(tmp_path.iterdir())
+
+
 LOST = {
     "metrics.jsonl": lambda path: (path / "metrics.jsonl").unlink(),
     "another metrics.jsonl": lambda path: (path / "other").replace(path / "metrics.jsonl"),
+    "cut metrics.jsonl": lambda path: os.truncate(path / "metrics.jsonl", 5),
     "config.toml": lambda path: (path / "config.toml").unlink(),
     "another config.toml": lambda path: (path / "config.toml").write_text("seed = 9\n"),
     "": lambda path: shutil.rmtree(path),
@@ -541,7 +561,7 @@ class Settings:
         ("above", [math.nan, -1.0]),
         ("maybe", [math.nan, math.inf]),
         ("flag", [1, "true", None]),
-        ("where", ["", "a\0b", "a\udcffb", 3, False]),
+        ("where", ["", "a\0b", "a\x1bb", "a\udcffb", 3, False]),
     ],
 )
 def test_a_setting_that_cannot_be_is_named(name, values):

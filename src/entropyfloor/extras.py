@@ -66,10 +66,9 @@ def out_of_memory_hint(way: str) -> Iterator[None]:
 
 def one_line(error: BaseException) -> str:
     """What an error and its notes say, in one line, with the way out where memory is too small."""
-    said = str(error)
+    said = str(error) or type(error).__name__
     if is_out_of_memory(error):
-        reason = next(iter(said.splitlines()), "")
-        said = f"memory is too small for this ({reason}): choose a smaller batch, model or replay"
+        said = f"memory is too small for this ({said.splitlines()[0]}): choose a smaller batch, model or replay"
     notes = [note for note in getattr(error, "__notes__", []) if "\n" not in note]  # JAX's own have several lines
     line = "; ".join([" ".join(said.split()), *notes])
     # A file that somebody else has written may hold what a terminal takes for a command.

@@ -267,13 +267,11 @@ def _check_settings(where: str, settings: object) -> None:
     for name, value in settings.items():
         if name in FOLLOW:
             raise ValueError(f"{where}: {name} follows from the recipe and cannot be set: see --seeds or --out")
-        several = name == "env" and isinstance(value, list) and value
-        for one in value if several else [value]:
-            if not isinstance(one, str | int | float):
-                kinds = "text, a number, true or false"
-                raise ValueError(f"{where}: {name}={one!r} must be {kinds}")
-        if several and not all(isinstance(one, str) for one in value):
-            raise ValueError(f"{where}: {name}={value!r} must be names")
+        if name == "env" and isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+            continue
+        if not isinstance(value, str | int | float):
+            kinds = "text, a number, true or false" + (", or a list of names" if name == "env" else "")
+            raise ValueError(f"{where}: {name}={value!r} must be {kinds}")
 
 
 def _check_seeds(where: str, seeds: object) -> None:
@@ -305,8 +303,8 @@ def _check_writes_nowhere(recipe: Recipe) -> None:
         **{f"[scales.{name}]": content for name, content in recipe.scales.items()},
         **{f"[arms.{name}]": content for name, content in recipe.arms.items()},
     }.items():
-        if found := [name for name in WRITE if name in settings]:
+        if found := [name for name in WRITE if settings.get(name, False) is not False]:
             raise ValueError(
-                f"recipe {recipe.name}: {where}: {found[0]} says where files are written: give it with "
-                f"--set {found[0]}={settings[found[0]]}"
+                f"recipe {recipe.name}: {where}: {found[0]} says where files are written: give it with --set, "
+                f"not in a recipe of your own"
             )

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import tomli_w
@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as dump_arrays
 
-from entropyfloor.runs import files, machine
+from entropyfloor.runs import files, machine, schema
 from entropyfloor.runs.record import CONFIG, EVALUATION, MACHINE, METRICS, STATUS, read_config, read_lines
 from entropyfloor.runs.vocabulary import QUANTITIES
 
@@ -32,6 +32,9 @@ ARRAYS, STATE, SUMS = "arrays.safetensors", "state.json", "SHA256SUMS"
 """Files of a checkpoint; the last one is as `sha256sum` writes and checks it."""
 FORMAT, ARRAYS_CHECKED = 3, 2
 """Format of a checkpoint, and the earlier one in which only the arrays have a checksum. Others are refused."""
+
+PATIENCE = 0.5
+"""Seconds until a lock counts as a writer's: a report, or a run that is refused, holds it for a moment."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +89,11 @@ class Run:
             config: Every setting, in what TOML can hold; settings that are None are left out.
 
         Raises:
-            ValueError: There is a run in `path` already, or there can be none.
+            ValueError: There is a run in `path` already, or there can be none, or a setting is of a kind that
+                `read_config` refuses.
         """
         known = {name: value for name, value in config.items() if value is not None}
-        settings = tomli_w.dumps(known).encode()
+        settings = tomli_w.dumps(schema.config(known)).encode()  # what could not be read again is not begun
         try:
             _check_free(path)
             path.mkdir(parents=True, exist_ok=True)
@@ -234,7 +238,7 @@ class Run:
 
         Raises:
             ValueError: Another process is recording this run, or has since it was created or resumed.
-            RuntimeError: Its metrics or settings were deleted or replaced meanwhile.
+            RuntimeError: Its metrics or settings were cut, deleted or replaced meanwhile.
         """
         with _locked(self.path) as held:
             if self._size not in (None, held.st_size):
@@ -268,7 +272,7 @@ class Run:
             self._size = file.tell()
 
     def _check_there(self) -> None:
-        """Refuse to write into a run whose files were deleted or replaced since it is recorded."""
+        """Refuse to write into a run whose files were cut, deleted or replaced since it is recorded."""
         if self._held is None:
             return
         for name, is_same in ((METRICS, self._has_held_metrics), (CONFIG, self._has_settings)):
@@ -279,13 +283,14 @@ class Run:
             if not same:
                 what = f"{name} of {self.path}" if self.path.exists() else str(self.path)
                 raise RuntimeError(
-                    f"{what} was deleted, moved or replaced while the run was writing it: the run stops here. Put "
-                    f"it back and resume the run, or begin again in another directory"
+                    f"{what} was cut, deleted, moved or replaced while the run was writing it: the run stops. "
+                    f"Put it back and resume the run, or begin again in another directory"
                 )
 
     def _has_held_metrics(self) -> bool:
         assert self._held is not None
-        return os.path.samestat(self._held, (self.path / METRICS).stat())
+        found = (self.path / METRICS).stat()
+        return os.path.samestat(self._held, found) and found.st_size >= (self._size or 0)
 
     def _has_settings(self) -> bool:
         return (self.path / CONFIG).read_bytes() == self._settings
@@ -324,14 +329,24 @@ def _locked(path: Path) -> Iterator[os.stat_result]:
             f"{path} has no {METRICS}: put it back, or make an empty one to go on without what was measured"
         ) from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process is writing {path}: wait for it or stop it") from None
+        until = time.monotonic() + PATIENCE
+        while not _lock(file):
+            if time.monotonic() > until:
+                raise ValueError(f"another process is writing {path}: wait for it or stop it")
+            time.sleep(PATIENCE / 50)
         try:
             yield os.fstat(file.fileno())
         finally:  # also for processes that were forked meanwhile and are still there
             fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Lock a file, unless another process has."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _dump(

@@ -2,18 +2,23 @@
 
 import os
 import secrets
+import stat
 from pathlib import Path
 
 
-def read(path: Path) -> bytes:
+def read(path: Path, most: int | None = None) -> bytes:
     """What is in a file.
 
     Raises:
         OSError: There is none, or it cannot be read.
-        ValueError: It is a pipe, a device or a directory, for which a reader might wait for ever.
+        ValueError: It is a pipe, a device or a directory, for which a reader might wait for ever, or has more than
+            `most` bytes.
     """
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is no file")
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{path.name} is no regular file")
+    if most is not None and found.st_size > most:
+        raise ValueError(f"{path.name} has {found.st_size:,} bytes, more than {most:,}")
     return path.read_bytes()
 
 

@@ -9,7 +9,6 @@ import fcntl
 import json
 import math
 import os
-import stat
 import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from entropyfloor.runs import schema
+from entropyfloor.runs import files, schema
 
 CONFIG, METRICS, STATUS = "config.toml", "metrics.jsonl", "status.json"
 MACHINE, EVALUATION = "machine.json", "evaluation.json"
@@ -199,14 +198,11 @@ def _is_held(path: Path) -> bool:
 
 
 def _read(file: Path) -> bytes | None:
-    """What is in a file; None where there is none. Nothing else is opened: a FIFO or a device may never end."""
+    """What is in a file; None where there is none."""
     try:
-        found = file.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError(f"{file} is damaged: it is no regular file")
-        if found.st_size > (limit := LIMITS[file.name]):
-            raise ValueError(f"{file} is damaged: it has {found.st_size:,} bytes, a run writes {limit:,} at most")
-        return file.read_bytes()
+        return files.read(file, LIMITS[file.name])
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from None
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not file.is_symlink():
             return None

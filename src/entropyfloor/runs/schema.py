@@ -23,8 +23,8 @@ DEPTH = 4
 """Of lists and tables in a config or in the description of a machine."""
 HISTOGRAMS = {"entropy_histogram": (), "calibration_histogram": ("confidence", "correct")}
 """Of an evaluation, with what they have beside `edges` and `counts`."""
-UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")
-"""Not allowed in SVG, and no part of a setting."""
+UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+"""Not allowed in SVG or in UTF-8, and no part of a setting."""
 
 
 class Kind(NamedTuple):

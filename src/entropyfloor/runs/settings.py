@@ -8,6 +8,8 @@ from dataclasses import fields
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+from entropyfloor.runs.schema import UNPRINTABLE
+
 
 class Range(NamedTuple):
     """Where a number must be."""
@@ -75,16 +77,8 @@ def _check_number(name: str, value: float, limits: Range) -> None:
 def _check_text(name: str, value: str, *, may_be_empty: bool) -> None:
     if not (value or may_be_empty):
         raise ValueError(f"{name}='' is empty: leave it out, or give a value")
-    if "\0" in value or not _is_unicode(value):
-        raise ValueError(f"{name}={value!r} must be text without null bytes that UTF-8 can hold")
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    if UNPRINTABLE.search(value):
+        raise ValueError(f"{name}={value!r} must be UTF-8 text without null bytes or other control characters")
 
 
 def _names(hint: Any) -> list[str]:
