@@ -12,7 +12,7 @@ import tiny_language
 from entropyfloor.cli import main
 from entropyfloor.control.config import SACConfig, configure
 from entropyfloor.experiments import recipe
-from entropyfloor.experiments.settle import settle
+from entropyfloor.experiments.settle import _message, settle
 from entropyfloor.language.benchmarks import PUBLISHED
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.evaluate import EvaluationConfig
@@ -302,6 +302,13 @@ def test_a_setting_is_compared_as_the_run_will_have_it(home):
         found = {name: run.record[name] for name in given_}
         assert found == {"target_entropy": "-3", "learning_rate": 1.0, "hidden": 8, "log_std_min": None}
         assert [type(value) for value in found.values()] == [str, float, int, type(None)]
+
+
+def test_the_reason_of_a_parser_that_draws_in_colour_is_found():
+    red, end = "\x1b[91m│\x1b[0m", "\x1b[31m──────\x1b[0m"
+    lines = ("no such", "choice", end, "see --help")
+    box = "\n".join(["╭─ Parsing error ─╮", *(f"{red} {line} {red}" for line in lines)])
+    assert _message(box) == "no such choice"
 
 
 LONG = """

@@ -230,6 +230,21 @@ def recipes(draw):
 
 
 @st.composite
+def leading_out(draw):
+    """A recipe with an arm, an environment or a setting that would write elsewhere."""
+    tree, place = copy.deepcopy(RECIPE), draw(st.sampled_from(["..", "../../x", "/x", "a/../../../x"]))
+    match draw(st.sampled_from(["arm", "env", "out", "resume"])):
+        case "arm":
+            tree["arms"] = {place: {"agent": "sac"}}
+            tree["scales"]["cpu"]["arms"] = [place]
+        case "env":
+            tree["settings"]["env"] = [place, "gym/Pendulum-v1"]
+        case name:
+            draw(st.sampled_from([tree["settings"], tree["scales"]["cpu"], tree["arms"]["era"]]))[name] = place
+    return tomli_w.dumps(tree)
+
+
+@st.composite
 def damaged(draw, whole):
     """Bytes that are not those that were there."""
     place = draw(st.integers(0, len(whole) - 1))
@@ -251,7 +266,7 @@ def damaged(draw, whole):
 @pytest.mark.parametrize("tried", FEW_AND_MANY)
 def test_no_recipe_ends_in_a_traceback_or_leads_out(tried, home):
     @tried
-    @given(recipes().map(str.encode) | damaged(tomli_w.dumps(RECIPE).encode()))
+    @given((recipes() | leading_out()).map(str.encode) | damaged(tomli_w.dumps(RECIPE).encode()))
     def check(content):
         Path("fuzz.toml").write_bytes(content)
         status, out, err = said(["reproduce", "fuzz.toml", "--dry-run", "--out", "out"])

@@ -170,7 +170,8 @@ class Recipe:
                 found = {**self.settings, **own, **self._arm(arm), **(settings or {})}
                 envs = found.get("env")
                 for env in envs if isinstance(envs, list) else [None]:
-                    place = out if env is None else out / _check_directory("env", env.replace("/", "-"))
+                    where = f"{self.name}: env"
+                    place = out if env is None else out / _check_directory(where, env.replace("/", "-"))
                     one = found if env is None else {**found, "env": env}
                     if self.does == "train":
                         one = {**one, "recipe": f"{self.name} {scale} {arm}"}

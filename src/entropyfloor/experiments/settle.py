@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import re
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import fields, replace
@@ -71,7 +72,7 @@ def _read(kind: type[Any], args: Sequence[str]) -> Any:
 
 def _message(box: str) -> str:
     """What stands between the title and the first line across in the box that the parser draws."""
-    _, *lines = (line.strip("│╭╮╰╯─ ") for line in box.splitlines())
+    _, *lines = (line.strip("│╭╮╰╯─ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines())
     below = dropwhile(_is_rule, lines)
     return " ".join(takewhile(lambda line: not _is_rule(line), below))
 
