@@ -345,7 +345,12 @@ def era_softmax(
             boolean or does not broadcast to `logits`.
     """
     logits = _floating(logits, "logits")
-    options = guard_scalar(logits.shape[dim]), guard_scalar(min_entropy), guard_scalar(tau), floor, inverse
+    n = logits.shape[dim]
+    if not torch.jit.is_tracing():  # type: ignore[attr-defined]  # hints lack it; a trace has a tensor here
+        n = guard_scalar(
+            n
+        )  # compilers make a symbol of what changes between calls, and the constant needs a number
+    options = n, guard_scalar(min_entropy), guard_scalar(tau), floor, inverse
     if mask is not None:
         return _masked_era_softmax(logits, mask, _softmax_kappa_table(*options), inverse, dim)
     least, top = _softmax_kappa_range(*options)
@@ -357,7 +362,7 @@ def _masked_era_softmax(logits: Tensor, mask: Tensor, table: tuple[float, ...], 
     if mask.dtype != torch.bool:
         raise ValueError(f"mask has dtype {mask.dtype}: pass booleans, True for classes that are allowed")
     sizes = zip(mask.shape[::-1], logits.shape[::-1], strict=False)
-    if mask.ndim > logits.ndim or any(size not in (1, whole) for size, whole in sizes):
+    if mask.ndim > logits.ndim or any(size != 1 and size != whole for size, whole in sizes):
         raise ValueError(
             f"mask {tuple(mask.shape)} must be of the shape of logits, {tuple(logits.shape)}, or broadcast to it"
         )
