@@ -60,9 +60,18 @@ def test_returns_come_with_their_interval_and_entropy_with_its_floor(run, capsys
     assert json.loads((run / "evaluation.json").read_text())["return"] != found["return"] or run.name == "ppo-era"
 
 
-def test_an_episode_is_filmed(run, tmp_path):
+FILMS = [
+    ("sac-era-exact", "mp4"),
+    *(
+        pytest.param(*film, marks=pytest.mark.slow)
+        for film in (("sac-era-exact", "gif"), ("ppo-era", "gif"), ("sac", "mp4"))
+    ),
+]
+
+
+@pytest.mark.parametrize(("run", "suffix"), FILMS, indirect=["run"])
+def test_an_episode_is_filmed(run, suffix, tmp_path):
     """In a process of its own, as people do it: a simulator chooses how to draw when it is imported."""
-    suffix = "mp4" if run.name == "sac" else "gif"
     video = tmp_path / "films" / f"episode.{suffix}"
     named = video.with_suffix("") if suffix == "mp4" else video
     told = subprocess.run(

@@ -400,6 +400,7 @@ LEARN = {
 }
 
 
+@pytest.mark.slow
 def test_obac_learns_to_swing_up(tmp_path):
     """Measured over the seeds 0 to 2: from -1325, -1412 and -1071 at the start to -175, -601 and -126."""
     sizes = {**LEARN, "steps": 2500, "eval_every": 2500, "eval_episodes": 5}

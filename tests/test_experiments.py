@@ -449,6 +449,7 @@ model = "./two"
 """
 
 
+@pytest.mark.slow
 def test_models_that_others_have_trained_are_scored(home, capsys):
     (home / "scores.toml").write_text(EVALUATION)
     for seed, name in enumerate(("one", "two")):

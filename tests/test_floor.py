@@ -72,7 +72,7 @@ def check_continuous(backend, dtype, size, share, mode, seed):
 
 @pytest.mark.parametrize("mode", ["pin", "floor"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", [1, 2, 6, 21, 256])
+@pytest.mark.parametrize("size", [1, 6, 256, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 21))])
 def test_continuous_floor(backend, dtype, size, mode):
     for share in (0.0, 0.3, 1.0):
         check_continuous(backend, dtype, size, share, mode, seed=size)
