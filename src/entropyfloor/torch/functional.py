@@ -347,9 +347,7 @@ def era_softmax(
     logits = _floating(logits, "logits")
     n = logits.shape[dim]
     if not torch.jit.is_tracing():  # type: ignore[attr-defined]  # hints lack it; a trace has a tensor here
-        n = guard_scalar(
-            n
-        )  # compilers make a symbol of what changes between calls, and the constant needs a number
+        n = int(guard_scalar(n))  # a compiler makes a symbol of a size that changes between calls
     options = n, guard_scalar(min_entropy), guard_scalar(tau), floor, inverse
     if mask is not None:
         return _masked_era_softmax(logits, mask, _softmax_kappa_table(*options), inverse, dim)
