@@ -28,11 +28,11 @@ from entropyfloor.control.agents.sac import (
 )
 from entropyfloor.control.config import SACConfig, configure
 from entropyfloor.control.envs import make
+from entropyfloor.control.evaluator import CHUNK, Evaluator
 from entropyfloor.control.heads import MOMENTUM, GaussianPolicy, HeadState
 from entropyfloor.control.networks import MLP, Critics, GaussianActor
 from entropyfloor.control.off_policy import build_agent
 from entropyfloor.control.replay import Transition
-from entropyfloor.control.rollout import CHUNK, Evaluator
 from entropyfloor.control.train import resume, train
 from entropyfloor.jax.distributions import TruncatedNormal
 from entropyfloor.runs import Run, read_run

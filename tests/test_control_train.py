@@ -19,7 +19,7 @@ import pytest
 from gymnasium import spaces
 
 from control import assert_same_run, metrics_of
-from entropyfloor.control import rollout
+from entropyfloor.control import evaluator as rollout
 from entropyfloor.control.config import CONFIGS, PRESETS, configure
 from entropyfloor.control.episodes import SimulatorError
 from entropyfloor.control.evaluate import evaluate

@@ -13,9 +13,9 @@ from entropyfloor.cli import main
 from entropyfloor.control.config import SACConfig, configure
 from entropyfloor.experiments import recipe
 from entropyfloor.experiments.settle import _message, settle
-from entropyfloor.language.benchmarks import PUBLISHED
+from entropyfloor.language.benchmarks.evaluate import EvaluationConfig
+from entropyfloor.language.benchmarks.registry import PUBLISHED
 from entropyfloor.language.config import LanguageConfig
-from entropyfloor.language.evaluate import EvaluationConfig
 from entropyfloor.runs import read_run
 from entropyfloor.vision.config import VisionConfig
 
@@ -362,7 +362,7 @@ def test_the_command_line_takes_a_command_as_it_stands(name, tmp_path, monkeypat
     found, seen = recipe.load(name), []
     for room in ("control", "vision", "language"):
         monkeypatch.setattr(f"entropyfloor.{room}.train.train", lambda config: seen.append(config) or tmp_path)
-    monkeypatch.setattr("entropyfloor.language.evaluate.evaluate", seen.append)
+    monkeypatch.setattr("entropyfloor.language.benchmarks.evaluate.evaluate", seen.append)
     monkeypatch.setattr("entropyfloor.report.draw_benchmarks", lambda path: None)  # nothing was judged
     for scale in found.scales:
         run = found.runs(scale, tmp_path, settings={"download": True} if found.domain == "vision" else {})[0]

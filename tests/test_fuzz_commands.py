@@ -23,8 +23,8 @@ from entropyfloor.cli import COMMANDS, main
 from entropyfloor.control.config import OBACConfig, PPOConfig, configure
 from entropyfloor.control.episodes import SimulatorError
 from entropyfloor.control.train import build
+from entropyfloor.language.benchmarks.evaluate import EvaluationConfig
 from entropyfloor.language.config import LanguageConfig
-from entropyfloor.language.evaluate import EvaluationConfig
 from entropyfloor.runs import Run
 from entropyfloor.runs.settings import LARGEST
 from entropyfloor.vision.config import VisionConfig

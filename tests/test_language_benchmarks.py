@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 import tiny_language
-from entropyfloor.language import benchmarks, rewards
-from entropyfloor.language.benchmarks import BENCHMARKS, IN_DOMAIN, PUBLISHED, load
-from entropyfloor.language.rewards import is_correct
+from entropyfloor.language.benchmarks import registry as benchmarks
+from entropyfloor.language.benchmarks.registry import BENCHMARKS, IN_DOMAIN, PUBLISHED, load
+from entropyfloor.language.rewards import pool as rewards
+from entropyfloor.language.rewards.pool import is_correct
 
 SHARED = Path(os.environ.get("ENTROPYFLOOR_DATA", Path(__file__).parents[2] / "shared/data"))
 LOCAL = [name for name, benchmark in BENCHMARKS.items() if not benchmark.gated]

@@ -6,11 +6,11 @@ import torch
 from scipy.stats import chisquare
 
 import tiny_language
-from entropyfloor.language import decoding
-from entropyfloor.language.decoding import choose, decode
-from entropyfloor.language.generation import Request, Sampling, Transformers, template
 from entropyfloor.language.model import tiny
-from entropyfloor.language.rollout import sample
+from entropyfloor.language.sampling import decoding
+from entropyfloor.language.sampling.decoding import choose, decode
+from entropyfloor.language.sampling.engines import Request, Sampling, Transformers, template
+from entropyfloor.language.sampling.rollout import sample
 from entropyfloor.torch.seeding import derived
 
 import transformers  # isort: skip  behind libraries, which sees to torchvision

@@ -11,12 +11,12 @@ import pytest
 
 import tiny_language
 from entropyfloor import cli
-from entropyfloor.language import evaluate as room
-from entropyfloor.language import generation
-from entropyfloor.language.benchmarks import BENCHMARKS
-from entropyfloor.language.evaluate import EvaluationConfig, evaluate, judge, seed_of
-from entropyfloor.language.generation import Response, Sampling, template
-from entropyfloor.language.rewards import Answer, Reward
+from entropyfloor.language.benchmarks import evaluate as room
+from entropyfloor.language.benchmarks.evaluate import EvaluationConfig, evaluate, judge, seed_of
+from entropyfloor.language.benchmarks.registry import BENCHMARKS
+from entropyfloor.language.rewards.pool import Answer, Reward
+from entropyfloor.language.sampling import engines as generation
+from entropyfloor.language.sampling.engines import Response, Sampling, template
 
 pytest.importorskip("math_verify")
 

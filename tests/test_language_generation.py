@@ -15,10 +15,10 @@ from tokenizers.processors import TemplateProcessing
 from transformers import GenerationConfig
 
 import tiny_language
-from entropyfloor.language import generation
-from entropyfloor.language.decoding import Written
-from entropyfloor.language.generation import NEUTRAL, Request, Sampling, Server, Transformers, template
 from entropyfloor.language.model import load
+from entropyfloor.language.sampling import engines as generation
+from entropyfloor.language.sampling.decoding import Written
+from entropyfloor.language.sampling.engines import NEUTRAL, Request, Sampling, Server, Transformers, template
 
 INSTRUCTION = "Say it."
 STOP = "\n\nQuestion:"

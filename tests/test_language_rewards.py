@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entropyfloor.language.rewards import (
+from entropyfloor.language.rewards.pool import (
     JUDGE,
     Answer,
     Format,
@@ -457,7 +457,7 @@ PROGRAM = """
 import multiprocessing, os, signal, sys
 multiprocessing.current_process().name = "entropyfloor-judge"  # it needs no torch, and this is quicker
 sys.path.insert(0, {tests!r})
-from entropyfloor.language.rewards import Reward
+from entropyfloor.language.rewards.pool import Reward
 from test_language_rewards import obey
 
 if __name__ == "__main__":
@@ -491,7 +491,7 @@ def test_an_interrupt_leaves_no_answers_behind(reward, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("entropyfloor.language.rewards.wait", interrupt)
+        patch.setattr("entropyfloor.language.rewards.pool.wait", interrupt)
         with pytest.raises(KeyboardInterrupt):
             reward(["3", "4"], [{}, {}])
     assert judges() == []

@@ -7,7 +7,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from entropyfloor.language import scores
+from entropyfloor.language.benchmarks import scores
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 8])

@@ -16,9 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entropyfloor.language.config import LanguageConfig
-from entropyfloor.language.rewards import Reward
-from entropyfloor.language.rows import at_level, read_rows
-from entropyfloor.language.tasks import (
+from entropyfloor.language.rewards.pool import Reward
+from entropyfloor.language.tasks.base import (
     TURNS,
     Arithmetic,
     Countdown,
@@ -29,6 +28,7 @@ from entropyfloor.language.tasks import (
     problems_of,
     task_of,
 )
+from entropyfloor.language.tasks.rows import at_level, read_rows
 
 DATA = Path(os.environ.get("ENTROPYFLOOR_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 needs_data = pytest.mark.skipif(
@@ -344,7 +344,7 @@ def test_errors_say_what_is_wrong(make, message):
 
 
 def test_none_at_all_is_not_fewer(monkeypatch):
-    monkeypatch.setattr("entropyfloor.language.tasks._is_held_out", lambda key: False)
+    monkeypatch.setattr("entropyfloor.language.tasks.base._is_held_out", lambda key: False)
     with pytest.raises(ValueError, match="no more than 0 problems to test with"):
         Arithmetic(1, "+").problems("test", 5, 0, or_fewer=True)
 

@@ -15,10 +15,9 @@ import tiny_language
 from entropyfloor.cli import main
 from entropyfloor.experiments import recipe
 from entropyfloor.language import trainer as trainers
-from entropyfloor.language.benchmarks import INSTRUCTIONS
+from entropyfloor.language.benchmarks.registry import INSTRUCTIONS
 from entropyfloor.language.config import LanguageConfig
-from entropyfloor.language.generation import TEMPLATES, Transformers, template
-from entropyfloor.language.held_out import evaluate, export
+from entropyfloor.language.evaluate import evaluate, export
 from entropyfloor.language.model import (
     Policy,
     characters,
@@ -32,7 +31,8 @@ from entropyfloor.language.model import (
     tiny,
     weights_of,
 )
-from entropyfloor.language.rollout import joined, sample
+from entropyfloor.language.sampling.engines import TEMPLATES, Transformers, template
+from entropyfloor.language.sampling.rollout import joined, sample
 from entropyfloor.language.train import read_config, resume, train
 from entropyfloor.language.trainer import Batch, Trainer
 from entropyfloor.language.warm_start import file_of

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entropyfloor.language import latex
-from entropyfloor.language.answers import Verdict, boxed, letter
-from entropyfloor.language.rewards import is_correct
-from entropyfloor.language.verdicts import by_letter, by_mathematics, equal
+from entropyfloor.language.rewards import latex
+from entropyfloor.language.rewards.answers import Verdict, boxed, letter
+from entropyfloor.language.rewards.pool import is_correct
+from entropyfloor.language.rewards.verdicts import by_letter, by_mathematics, equal
 
 pytest.importorskip("math_verify")
 

@@ -21,8 +21,8 @@ import pytest
 from safetensors.numpy import save as dump_arrays
 
 from entropyfloor.runs import Run, find_runs, machine, read_run
-from entropyfloor.runs.again import check_same
 from entropyfloor.runs.progress import Progress
+from entropyfloor.runs.resume import check_same
 from entropyfloor.runs.settings import NATURAL, Range, check
 
 CONFIG = {"domain": "control", "agent": "sac", "seed": 3, "alpha": 1.0, "head": None}

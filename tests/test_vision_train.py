@@ -24,8 +24,8 @@ import entropyfloor.vision
 from entropyfloor import targets
 from entropyfloor.extras import one_line
 from entropyfloor.runs import Run, read_run
-from entropyfloor.runs.again import with_seeds
 from entropyfloor.runs.progress import Progress
+from entropyfloor.runs.resume import with_seeds
 from entropyfloor.torch.checkpoint import tensors_below
 from entropyfloor.vision import data, detach_era, metrics
 from entropyfloor.vision.config import RANGES, VisionConfig

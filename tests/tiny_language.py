@@ -9,7 +9,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 import entropyfloor.language.libraries  # noqa: F401  before transformers, so that a broken torchvision does no harm
 from entropyfloor.language.config import LanguageConfig
-from entropyfloor.language.tasks import Problem
+from entropyfloor.language.tasks.base import Problem
 
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM  # isort: skip
 

@@ -76,7 +76,7 @@ def _train(domain: str, about: str, room: Any, kind: Any, args: Sequence[str], *
         args: Of the command line.
         settled: Whether a setting was given that `config` may not show, as it is the default.
     """
-    from entropyfloor.runs.again import PLACES
+    from entropyfloor.runs.resume import PLACES
 
     require(domain, "tyro")
     import tyro
@@ -170,7 +170,7 @@ def evaluate(args: Sequence[str]) -> None:
     }
     if wrong := [name for of, name in given if of != domain]:
         raise ValueError(f"--{wrong[0].replace('_', '-')} is nothing that a run of domain={domain!r} knows")
-    room = {"vision": "vision.evaluate", "language": "language.held_out"}.get(domain, "control.evaluate")
+    room = {"vision": "vision.evaluate", "language": "language.evaluate"}.get(domain, "control.evaluate")
     judge = importlib.import_module(f"entropyfloor.{room}").evaluate
     with _naming(run):
         print(judge(run, **{name: value for (_, name), value in given.items()}))
@@ -178,8 +178,8 @@ def evaluate(args: Sequence[str]) -> None:
 
 def evaluate_language(args: Sequence[str]) -> None:
     """Judge any language model on benchmarks of mathematics and knowledge."""
-    from entropyfloor.language.evaluate import EvaluationConfig
-    from entropyfloor.language.evaluate import evaluate as judge
+    from entropyfloor.language.benchmarks.evaluate import EvaluationConfig
+    from entropyfloor.language.benchmarks.evaluate import evaluate as judge
     from entropyfloor.runs.processes import terminated_as_interrupted
 
     require("language", "tyro")
@@ -207,7 +207,7 @@ def evaluate_language(args: Sequence[str]) -> None:
 
 def judge(args: Sequence[str]) -> None:
     """Say whether an answer is right, and why, as training and evaluation judge it."""
-    from entropyfloor.language import judge as room
+    from entropyfloor.language.rewards import judge as room
 
     require("language", "tyro")
     import tyro
@@ -261,7 +261,7 @@ def export(args: Sequence[str]) -> None:
         return run, out
 
     run, out = _parse(parse, "export", args)
-    room = {"language": "language.held_out"}.get(_domain(run), "vision.export")
+    room = {"language": "language.evaluate"}.get(_domain(run), "vision.export")
     with _naming(run):
         print(importlib.import_module(f"entropyfloor.{room}").export(run, out))
 
@@ -277,7 +277,7 @@ def _naming(run: Path) -> Iterator[None]:
 
 def _domain(run: Path) -> str:
     """What kind of run it is."""
-    from entropyfloor.runs.record import read_config
+    from entropyfloor.runs.run_reader import read_config
 
     return str(read_config(run).get("domain"))
 
@@ -355,7 +355,7 @@ def _planned_settings(run: Any) -> Any:
     room, name = {
         ("train", "vision"): ("vision.config", "VisionConfig"),
         ("train", "language"): ("language.config", "LanguageConfig"),
-        ("evaluate", "language"): ("language.evaluate", "EvaluationConfig"),
+        ("evaluate", "language"): ("language.benchmarks.evaluate", "EvaluationConfig"),
     }[run.does, run.domain]
     return getattr(importlib.import_module(f"entropyfloor.{room}"), name)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from entropyfloor.control import seeding
 from entropyfloor.control.config import set_
-from entropyfloor.control.rollout import Evaluator
+from entropyfloor.control.evaluator import Evaluator
 from entropyfloor.control.train import build, load_config
 from entropyfloor.control.trainer import make_env
 from entropyfloor.runs import Run

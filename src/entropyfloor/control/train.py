@@ -16,8 +16,8 @@ from entropyfloor.control.off_policy import OffPolicyTrainer
 from entropyfloor.control.on_policy import OnPolicyTrainer
 from entropyfloor.control.trainer import Trainer
 from entropyfloor.runs import Run, read_run
-from entropyfloor.runs.again import each_seed, is_begun, with_seeds
 from entropyfloor.runs.processes import cores
+from entropyfloor.runs.resume import each_seed, is_begun, with_seeds
 
 __all__ = ["ControlConfig", "build", "configure", "resume", "train", "train_seeds"]
 

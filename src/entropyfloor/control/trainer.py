@@ -25,7 +25,7 @@ from entropyfloor.control import seeding
 from entropyfloor.control.config import ControlConfig, set_
 from entropyfloor.control.envs import make
 from entropyfloor.control.episodes import Env
-from entropyfloor.control.rollout import Evaluator, Stopped
+from entropyfloor.control.evaluator import Evaluator, Stopped
 from entropyfloor.runs import Checkpoint, Run, read_run
 from entropyfloor.runs.progress import Progress
 

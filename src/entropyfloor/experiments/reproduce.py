@@ -11,9 +11,9 @@ from pathlib import Path
 
 from entropyfloor.experiments.recipe import Planned
 from entropyfloor.runs import read_run
-from entropyfloor.runs.again import check_same, is_begun
 from entropyfloor.runs.processes import terminated_as_interrupted
 from entropyfloor.runs.progress import Progress
+from entropyfloor.runs.resume import check_same, is_begun
 
 REFUSED = 2
 """Exit status of a command whose settings cannot be: the next run would be refused as well."""

@@ -36,7 +36,7 @@ from transformers.utils import logging as transformers_logging
 
 from entropyfloor.extras import brief, is_out_of_memory
 from entropyfloor.language.config import Precision
-from entropyfloor.language.encoding import turn_end
+from entropyfloor.language.sampling.encoding import turn_end
 from entropyfloor.runs.files import sync
 
 if TYPE_CHECKING:

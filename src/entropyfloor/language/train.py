@@ -13,8 +13,8 @@ from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.model import is_described
 from entropyfloor.language.trainer import MODEL, Trainer
 from entropyfloor.runs import Run
-from entropyfloor.runs.again import config_of, each_seed, with_seeds
 from entropyfloor.runs.processes import cores
+from entropyfloor.runs.resume import config_of, each_seed, with_seeds
 
 __all__ = ["LanguageConfig", "read_config", "resume", "train", "train_seeds"]
 

@@ -25,11 +25,11 @@ from torch import Tensor
 from entropyfloor.extras import out_of_memory_hint
 from entropyfloor.language import losses, model
 from entropyfloor.language.config import LanguageConfig
-from entropyfloor.language.encoding import encode, render
-from entropyfloor.language.judgement import Judgement
-from entropyfloor.language.rollout import Responses, joined, parts, sample
+from entropyfloor.language.evaluation import Judgement
+from entropyfloor.language.sampling.encoding import encode, render
+from entropyfloor.language.sampling.rollout import Responses, joined, parts, sample
 from entropyfloor.language.support import check_training
-from entropyfloor.language.tasks import Problem, Questions, Task, task_of
+from entropyfloor.language.tasks.base import Problem, Questions, Task, task_of
 from entropyfloor.language.warm_start import IGNORED, warm_start
 from entropyfloor.runs import Checkpoint, Run
 from entropyfloor.runs.processes import terminated_as_interrupted

@@ -15,7 +15,7 @@ import numpy as np
 
 from entropyfloor.report.domains import DOMAINS, Column, Domain
 from entropyfloor.runs import Record, find_runs, read_run
-from entropyfloor.runs.record import METRICS
+from entropyfloor.runs.run_reader import METRICS
 from entropyfloor.runs.schema import LARGEST
 
 RESPONSES, THRESHOLDS = "response_entropy", ("omega_low", "omega_high")

@@ -24,7 +24,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as dump_arrays
 
 from entropyfloor.runs import files, machine, schema
-from entropyfloor.runs.record import CONFIG, EVALUATION, MACHINE, METRICS, STATUS, read_config, read_lines
+from entropyfloor.runs.run_reader import CONFIG, EVALUATION, MACHINE, METRICS, STATUS, read_config, read_lines
 from entropyfloor.runs.vocabulary import QUANTITIES
 
 ERROR = "error.txt"

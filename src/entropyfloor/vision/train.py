@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from entropyfloor.runs import Run
-from entropyfloor.runs.again import config_of, each_seed, with_seeds
 from entropyfloor.runs.processes import cores
+from entropyfloor.runs.resume import config_of, each_seed, with_seeds
 from entropyfloor.vision import data
 from entropyfloor.vision.config import VisionConfig
 from entropyfloor.vision.trainer import Trainer

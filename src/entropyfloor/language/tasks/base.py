@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from entropyfloor.language.encoding import Turn
-from entropyfloor.language.rewards import Answer, Function, Reward, boxed, final_answer, is_correct
-from entropyfloor.language.rows import (
+from entropyfloor.language.rewards.pool import Answer, Function, Reward, boxed, final_answer, is_correct
+from entropyfloor.language.sampling.encoding import Turn
+from entropyfloor.language.tasks.rows import (
     ANSWER_COLUMNS,
     QUESTION_COLUMNS,
     Row,

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import tiny_language
-from entropyfloor.language import scores
 from entropyfloor.language import trainer as trainers
+from entropyfloor.language.benchmarks import scores
 from entropyfloor.language.config import LanguageConfig
-from entropyfloor.language.generation import Request, Sampling, Transformers, template
-from entropyfloor.language.held_out import evaluate, export
+from entropyfloor.language.evaluate import evaluate, export
+from entropyfloor.language.sampling.engines import Request, Sampling, Transformers, template
 from entropyfloor.language.train import train
 from entropyfloor.language.trainer import Trainer
 from entropyfloor.torch.seeding import derived

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from entropyfloor.language import verdicts
-from entropyfloor.language.answers import LETTERS, Verdict, boxed, final_answer, letter
-from entropyfloor.language.rewards import Reward
-from entropyfloor.language.rows import Row, lines_of
+from entropyfloor.language.rewards import verdicts
+from entropyfloor.language.rewards.answers import LETTERS, Verdict, boxed, final_answer, letter
+from entropyfloor.language.rewards.pool import Reward
+from entropyfloor.language.tasks.rows import Row, lines_of
 
 SECONDS = 5.0
 """Time limit of an answer, as in training."""

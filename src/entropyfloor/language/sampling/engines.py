@@ -27,8 +27,6 @@ from typing import Any, Literal, NamedTuple, Protocol
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from entropyfloor.extras import out_of_memory_hint
-from entropyfloor.language.decoding import Written, decode
-from entropyfloor.language.encoding import encode, render, turn_end
 from entropyfloor.language.model import (
     NO_CODE,
     context_of,
@@ -38,6 +36,8 @@ from entropyfloor.language.model import (
     rows_of,
     without_bars,
 )
+from entropyfloor.language.sampling.decoding import Written, decode
+from entropyfloor.language.sampling.encoding import encode, render, turn_end
 from entropyfloor.language.support import check_sampling
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 from entropyfloor.runs.processes import each_in_its_process
-from entropyfloor.runs.record import CONFIG, read_config, read_run
+from entropyfloor.runs.run_reader import CONFIG, read_config, read_run
 
 PLACES = ("data_dir", "ood_dir", "data", "test_data")
 """Settings that say where files are, which a run that is resumed may be told anew."""

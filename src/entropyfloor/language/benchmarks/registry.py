@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from entropyfloor.extras import require
-from entropyfloor.language.answers import LETTERS, boxed
-from entropyfloor.language.rows import Row, read_rows, text_of
+from entropyfloor.language.rewards.answers import LETTERS, boxed
+from entropyfloor.language.tasks.rows import Row, read_rows, text_of
 
 Kind = Literal["math", "choice"]
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from entropyfloor.language import scores
-from entropyfloor.language.tasks import Problem
+from entropyfloor.language.benchmarks import scores
+from entropyfloor.language.tasks.base import Problem
 
 
 class Judgement(NamedTuple):

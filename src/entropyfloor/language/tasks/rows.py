@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from entropyfloor.extras import require
-from entropyfloor.language.answers import LETTERS
-from entropyfloor.language.encoding import Turn
+from entropyfloor.language.rewards.answers import LETTERS
+from entropyfloor.language.sampling.encoding import Turn
 
 Row = Mapping[str, Any]
 

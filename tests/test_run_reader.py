@@ -10,7 +10,7 @@ import pytest
 
 from entropyfloor.report.records import find
 from entropyfloor.runs import find_runs, read_run
-from entropyfloor.runs.record import read_config
+from entropyfloor.runs.run_reader import read_config
 from run_files import contents, dumped, healthy, write
 
 FILES = ("config.toml", "metrics.jsonl", "status.json", "machine.json", "evaluation.json")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from entropyfloor.language import algebra, latex
-from entropyfloor.language.answers import (
+from entropyfloor.language.rewards import algebra, latex
+from entropyfloor.language.rewards.answers import (
     CHOICES,
     LETTERS,
     Verdict,
@@ -15,7 +15,7 @@ from entropyfloor.language.answers import (
     letter,
     numbers_in,
 )
-from entropyfloor.language.numbers import number, same
+from entropyfloor.language.rewards.numbers import number, same
 
 _FORMULA = re.compile(r"\W*[-+|\u2212][A-Z]\W*")
 

@@ -7,8 +7,8 @@ from functools import cache
 from typing import Any
 
 from entropyfloor.extras import require
-from entropyfloor.language.answers import Verdict
-from entropyfloor.language.numbers import CLOSE
+from entropyfloor.language.rewards.answers import Verdict
+from entropyfloor.language.rewards.numbers import CLOSE
 
 ROUNDED = 1e-5
 """Largest difference that math-verify may round away; where it is larger, its verdict has another reason."""

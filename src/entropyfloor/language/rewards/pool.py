@@ -30,9 +30,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from entropyfloor.language.answers import LETTERS, Verdict, after_hashes, boxed, final_answer, letter, numbers_in
-from entropyfloor.language.rows import Row, choices_of
-from entropyfloor.language.verdicts import is_choice, is_correct, is_exact, is_number
+from entropyfloor.language.rewards.answers import (
+    LETTERS,
+    Verdict,
+    after_hashes,
+    boxed,
+    final_answer,
+    letter,
+    numbers_in,
+)
+from entropyfloor.language.rewards.verdicts import is_choice, is_correct, is_exact, is_number
+from entropyfloor.language.tasks.rows import Row, choices_of
 
 __all__ = [
     "Answer",

@@ -1,0 +1,1 @@
+"""Benchmarks of mathematics and knowledge: their problems, the judge of answers, scores and results."""

@@ -1,0 +1,1 @@
+"""Responses of a language model: decoding, rollouts, and the engines that benchmarks are answered with."""
