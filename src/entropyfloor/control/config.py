@@ -9,13 +9,13 @@ import json
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from entropyfloor import targets
 from entropyfloor.control.agents.sac import AlphaWeight, EntropyTerm
 from entropyfloor.control.heads import DistributionName, HeadName
 from entropyfloor.control.networks import ActivationName
-from entropyfloor.runs.settings import FINITE, NATURAL, POSITIVE, SHARE, Range, check
+from entropyfloor.runs.settings import NATURAL, POSITIVE, SEED_RANGE, SHARE, THREADS, Effect, Range, check
 
 SACName = Literal["sac", "sac-no-entropy", "sac-era", "sac-era-exact"]
 OBACName = Literal["obac", "obac-era", "obac-era-exact"]
@@ -68,22 +68,10 @@ HARD_LOG_STD = (-20.0, 2.0)
 """Bounds of log σ where it is cut: so wide that they bind in accidents only (Stable-Baselines3)."""
 
 
-COUNT = Range(1, 2**32 - 1, "between 1 and 2**32 - 1")
+COUNT32 = Range(1, 2**32 - 1, "between 1 and 2**32 - 1")
 """Steps are folded into random keys as 32 bits; nothing else comes near this limit."""
-
-RANGES = {
-    **dict.fromkeys(("steps", "hidden", "action_repeat", "eval_every", "eval_episodes"), COUNT),
-    **dict.fromkeys(("log_every", "checkpoint_every", "batch_size", "updates_per_step", "random_steps"), COUNT),
-    **dict.fromkeys(("replay_capacity", "rollout_steps", "minibatch_size", "epochs"), COUNT),
-    "max_episode_steps": COUNT,
-    "num_envs": Range(1, 4096, "between 1 and 4096"),  # each is a simulator in this process
-    **dict.fromkeys(("weight_decay", "cloning_weight", "value_coef", "min_entropy"), NATURAL),
-    **dict.fromkeys(("entropy_coef", "clip_low", "clip_high", "entropy_weight"), NATURAL),
-    **dict.fromkeys(("discount", "tau", "expectile", "gae_lambda", "entropy_share"), SHARE),
-    **dict.fromkeys(("entropy_discount", "entropy_lambda"), SHARE),
-    **dict.fromkeys(("learning_rate", "alpha", "max_grad_norm"), POSITIVE),
-    **dict.fromkeys(("residual_entropy", "log_std_min", "log_std_max"), FINITE),
-}
+ENVS = Range(1, 4096, "between 1 and 4096")
+"""Each environment is a simulator in this process."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +82,13 @@ class ControlConfig(ABC):
     """Preset of head, distribution and entropy."""
     env: str = "dmc/walker-walk"
     """Environment, `suite/task`: gym/HalfCheetah-v4, dmc/walker-run, humanoid_bench/h1-walk-v0, …"""
-    seed: int = 0
+    seed: Annotated[int, SEED_RANGE, Effect.IDENTITY] = 0
     """Everything random follows from it."""
-    steps: int = 1_000_000
+    steps: Annotated[int, COUNT32] = 1_000_000
     """Environment steps; an action that is repeated twice counts two."""
-    out: str | None = None
+    out: Annotated[str | None, Effect.IDENTITY] = None
     """Run directory; by default runs/<env>/<agent>/seed-<seed>."""
-    recipe: str | None = None
+    recipe: Annotated[str | None, Effect.IDENTITY] = None
     """A remark: the recipe that asked for the run, its scale and its arm."""
 
     head: HeadName | None = None
@@ -114,37 +102,37 @@ class ControlConfig(ABC):
     log_std_max: float | None = None
     """Upper bound of log σ: 0 under a floor, 2 otherwise."""
 
-    hidden: int = 512
+    hidden: Annotated[int, COUNT32] = 512
     """Width of the two hidden layers."""
-    learning_rate: float = 3e-4
+    learning_rate: Annotated[float, POSITIVE] = 3e-4
     """Of every optimiser."""
-    discount: float = 0.99
+    discount: Annotated[float, SHARE] = 0.99
     """γ, for each action of the agent."""
 
-    action_repeat: int = 1
+    action_repeat: Annotated[int, COUNT32] = 1
     """How often each action is applied."""
     ignore_termination: bool = False
     """Let only the time limit end an episode."""
     backend: Backend = "native"
     """Who runs the simulator: the suite itself, or envpool where it has the task."""
-    max_episode_steps: int | None = None
+    max_episode_steps: Annotated[int | None, COUNT32] = None
     """Environment steps after which an episode is cut off, instead of the task's own limit."""
     env_args: str | None = None
     """More arguments of the environment, a JSON object: '{"continuous": true}'."""
 
-    eval_every: int = 25_000
+    eval_every: Annotated[int, COUNT32] = 25_000
     """Environment steps between evaluations."""
-    eval_episodes: int = 10
+    eval_episodes: Annotated[int, COUNT32] = 10
     """Episodes in an evaluation, with the mode action."""
-    log_every: int = 1_000
+    log_every: Annotated[int, COUNT32] = 1_000
     """Environment steps between lines of training metrics."""
-    checkpoint_every: int = 25_000
+    checkpoint_every: Annotated[int, COUNT32, Effect.SPEED] = 25_000
     """Environment steps between checkpoints; the end and Ctrl-C always save one."""
-    threads: int = 1
+    threads: Annotated[int, THREADS, Effect.SPEED] = 1
     """CPU threads for XLA; 0 leaves the choice to XLA. One process per core beats one process on all of them."""
 
     def __post_init__(self) -> None:
-        check(self, RANGES)
+        check(self)
         low, high = self.log_std_min, self.log_std_max
         if low is not None and high is not None and low >= high:
             raise ValueError(f"log_std_min={low} must be below log_std_max={high}")
@@ -197,7 +185,7 @@ class SACConfig(ControlConfig):
     """δ̂, added to H0 under heads with a floor: a constant in nats, or learned (Eq. 12)."""
     clamp_target: bool = True
     """Stop H0 + a learned δ̂ at what σ_max allows; without it C.1.1 of the paper can be reproduced."""
-    alpha: float = 1.0
+    alpha: Annotated[float, POSITIVE] = 1.0
     """Initial α, or α itself where `entropy` is fixed; `--entropy none` is what leaves it out."""
 
     alpha_weight: AlphaWeight = "alpha"
@@ -211,17 +199,17 @@ class SACConfig(ControlConfig):
     """Overrides `settings`."""
     critic_layer_norm: bool | None = None
     """Overrides `settings`."""
-    weight_decay: float = 1e-4
+    weight_decay: Annotated[float, NATURAL] = 1e-4
     """Of AdamW (critics). The paper states none; this is optax's default."""
-    batch_size: int = 256
+    batch_size: Annotated[int, COUNT32] = 256
     """Transitions in an update."""
-    updates_per_step: int = 2
+    updates_per_step: Annotated[int, COUNT32] = 2
     """Updates after each action of the agent."""
-    random_steps: int = 5_000
+    random_steps: Annotated[int, COUNT32] = 5_000
     """Environment steps with uniform actions before learning starts."""
-    replay_capacity: int = 1_000_000
+    replay_capacity: Annotated[int, COUNT32] = 1_000_000
     """Transitions that the replay buffer keeps."""
-    tau: float = 0.005
+    tau: Annotated[float, SHARE] = 0.005
     """Polyak's τ of the target critics."""
 
     def defaults(self) -> dict[str, Any]:
@@ -237,9 +225,9 @@ class OBACConfig(SACConfig):
 
     agent: OBACName = "obac"  # type: ignore[assignment]
     """Preset of head, distribution and entropy."""
-    expectile: float = 0.9
+    expectile: Annotated[float, SHARE] = 0.9
     """Of Vμ: how near to the best that the replay did."""
-    cloning_weight: float = 1e-3
+    cloning_weight: Annotated[float, NATURAL] = 1e-3
     """λ of behaviour cloning."""
 
     def __post_init__(self) -> None:
@@ -259,36 +247,36 @@ class PPOConfig(ControlConfig):
 
     agent: PPOName = "ppo"
     """Preset of head, distribution and entropy."""
-    min_entropy: float | None = None
+    min_entropy: Annotated[float | None, NATURAL] = None
     """Floor in nats for discrete actions under `era` heads; by default a tenth of log n."""
-    hidden: int = 64
+    hidden: Annotated[int, COUNT32] = 64
     """Width of the two hidden layers."""
     activation: ActivationName = "tanh"
     """Of every hidden layer."""
     global_log_std: bool | None = None
     """One raw log σ for all states, as plain PPO has it, or an output of the network, as ERA needs it."""
 
-    num_envs: int = 1
+    num_envs: Annotated[int, ENVS] = 1
     """Environments that are stepped in turn."""
-    rollout_steps: int = 2048
+    rollout_steps: Annotated[int, COUNT32] = 2048
     """Actions in each environment between updates."""
-    minibatch_size: int = 64
+    minibatch_size: Annotated[int, COUNT32] = 64
     """Samples in a gradient step; divides a rollout."""
-    epochs: int = 10
+    epochs: Annotated[int, COUNT32] = 10
     """Passes over a rollout."""
-    gae_lambda: float = 0.95
+    gae_lambda: Annotated[float, SHARE] = 0.95
     """λ of generalised advantage estimation."""
-    clip_low: float = 0.2
+    clip_low: Annotated[float, NATURAL] = 0.2
     """The ratio is clipped below 1 minus this."""
-    clip_high: float | None = None
+    clip_high: Annotated[float | None, NATURAL] = None
     """The ratio is clipped above 1 plus this: 0.2; clip-higher takes more."""
-    entropy_coef: float | None = None
+    entropy_coef: Annotated[float | None, NATURAL] = None
     """Weight of the entropy bonus: 0.01, and none under ERA."""
-    entropy_share: float | None = None
+    entropy_share: Annotated[float | None, SHARE] = None
     """Share of a minibatch, that of highest entropy, that the policy learns from."""
-    value_coef: float = 0.5
+    value_coef: Annotated[float, NATURAL] = 0.5
     """Weight of the value loss."""
-    max_grad_norm: float = 0.5
+    max_grad_norm: Annotated[float, POSITIVE] = 0.5
     """Gradients are scaled down to this norm."""
     decay_learning_rate: bool = True
     """Let the learning rate fall to 0 along the run."""
@@ -299,11 +287,11 @@ class PPOConfig(ControlConfig):
 
     entropy_critic: bool | None = None
     """EAPO: a second critic, of the trajectory's entropy."""
-    entropy_weight: float = 0.02
+    entropy_weight: Annotated[float, NATURAL] = 0.02
     """EAPO: τ, the weight of the entropy's advantage; the defaults of the three are its authors' for MuJoCo."""
-    entropy_discount: float = 0.99
+    entropy_discount: Annotated[float, SHARE] = 0.99
     """EAPO: γ_H."""
-    entropy_lambda: float = 0.001
+    entropy_lambda: Annotated[float, SHARE] = 0.001
     """EAPO: λ_H."""
 
     def defaults(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from entropyfloor.runs import files as run_files
-from entropyfloor.runs.settings import SEED, Range
+from entropyfloor.runs.settings import SEED_RANGE, Range
 
 Settings = Mapping[str, Any]
 DOMAINS = ("control", "vision", "language")
@@ -276,8 +276,8 @@ def _check_settings(where: str, settings: object) -> None:
 
 
 def _check_seeds(where: str, seeds: object) -> None:
-    if not isinstance(seeds, list) or not all(_is_whole(seed, SEED) for seed in seeds):
-        raise ValueError(f"{where}={seeds!r} must be a list of whole numbers {SEED.words}")
+    if not isinstance(seeds, list) or not all(_is_whole(seed, SEED_RANGE) for seed in seeds):
+        raise ValueError(f"{where}={seeds!r} must be a list of whole numbers {SEED_RANGE.words}")
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"{where}={seeds!r} must be different ones")
 

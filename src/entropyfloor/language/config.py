@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
-from entropyfloor.runs.settings import COUNT, FINITE, NATURAL, POSITIVE, SHARE, Range, check
+from entropyfloor.runs.settings import (
+    COUNT,
+    NATURAL,
+    POSITIVE,
+    SEED_RANGE,
+    SHARE,
+    THREADS,
+    CountsIf,
+    Effect,
+    Range,
+    check,
+    check_counted,
+)
 
 TaskName = Literal["countdown", "countdown-3", "countdown-4", "arithmetic", "modular", "file"]
 LossName = Literal["grpo", "dr-grpo", "gspo"]
@@ -15,27 +27,24 @@ Threshold = float | Literal["auto"]
 
 ABOVE_ONE = Range(1, math.inf, "above 1", open=True)
 SOME = Range(math.ulp(0), 1, "above 0 and at most 1")
-RANGES = {
-    **dict.fromkeys(("layers", "hidden", "heads", "prompts", "samples", "minibatches"), COUNT),
-    "max_new_tokens": Range(1, 2**24, "between 1 and 2**24"),
-    "largest": Range(2, math.inf, "at least 2"),
-    **dict.fromkeys(("digits", "chain_length", "max_prompt", "context", "sample_batch", "micro_batch"), COUNT),
-    **dict.fromkeys(("eval_every", "eval_problems", "checkpoint_every"), COUNT),
-    "eval_samples": Range(1, 1024, "between 1 and 1024"),
-    **dict.fromkeys(("warm_start_steps", "warm_start_batch", "steps", "max_refills", "min_level"), NATURAL),
-    **dict.fromkeys(("weight_decay", "clip_low", "clip_high", "kl_coef", "kl_cov_coef", "warmup"), NATURAL),
-    **dict.fromkeys(("omega_low", "omega_low_2", "min_advantage"), NATURAL),
-    **dict.fromkeys(("warm_start_random", "kl_cov", "clip_cov", "second_stage"), SHARE),
-    **dict.fromkeys(("forking", "top_fraction"), SOME),
-    **dict.fromkeys(("learning_rate", "warm_start_learning_rate", "temperature", "eval_temperature"), POSITIVE),
-    "clip_grad": POSITIVE,
-    "entropy_coef": FINITE,
-    "k": ABOVE_ONE,
-    **dict.fromkeys(
-        ("omega_high", "omega_high_2"), Range(0, math.inf, "at least 0, or inf for none", finite=False)
-    ),
-    "top_k": COUNT,
-}
+LENGTH = Range(1, 2**24, "between 1 and 2**24")
+AT_LEAST_2 = Range(2, math.inf, "at least 2")
+EVAL_SAMPLES = Range(1, 1024, "between 1 and 1024")
+UP_TO_INFINITY = Range(0, math.inf, "at least 0, or inf for none", finite=False)
+
+FILE = CountsIf("task='file'", lambda config: config.task == "file")
+COUNTDOWN = CountsIf("task='countdown'", lambda config: config.task.startswith("countdown"))
+ARITHMETIC = CountsIf("task='arithmetic'", lambda config: config.task == "arithmetic")
+MODULAR = CountsIf("task='modular'", lambda config: config.task == "modular")
+READ_MODEL = CountsIf("a model that is read", lambda config: config.model != "tiny")
+TINY = CountsIf("model='tiny'", lambda config: config.model == "tiny")
+WARM_START = CountsIf("warm_start_steps", lambda config: config.warm_start_steps > 0)
+DYNAMIC = CountsIf("dynamic_sampling", lambda config: config.dynamic_sampling)
+SECOND_STAGE = CountsIf("second_stage", lambda config: config.second_stage < 1)
+GRPO = CountsIf("loss='grpo'", lambda config: config.loss == "grpo")
+KL_COV = CountsIf("kl_cov", lambda config: config.kl_cov > 0)
+ERA = CountsIf("head='era'", lambda config: config.head == "era")
+
 CLIP: dict[LossName, tuple[float, float]] = {"grpo": (0.2, 0.2), "dr-grpo": (0.2, 0.2), "gspo": (3e-4, 4e-4)}
 """Below and above 1, where nothing else is said."""
 
@@ -46,156 +55,156 @@ class LanguageConfig:
 
     task: TaskName = "countdown-3"
     """countdown (that is countdown-3), countdown-4, arithmetic, modular, which need no download; or file."""
-    largest: int = 20
+    largest: Annotated[int, AT_LEAST_2, COUNTDOWN] = 20
     """Task countdown: the largest of the numbers."""
-    digits: int = 2
+    digits: Annotated[int, COUNT, ARITHMETIC] = 2
     """Task arithmetic: digits of the larger numbers."""
-    chain_length: int = 5
+    chain_length: Annotated[int, COUNT, MODULAR] = 5
     """Task modular: operations of a chain."""
-    data: str | None = None
+    data: Annotated[str | None, Effect.PLACE, FILE] = None
     """Task file: a jsonl, json or parquet file of questions with answers to train on."""
-    test_data: str | None = None
+    test_data: Annotated[str | None, Effect.PLACE, FILE] = None
     """Task file: one to be judged on; by default a tenth of `data`."""
-    min_level: int = 0
+    min_level: Annotated[int, NATURAL, FILE] = 0
     """Task file: only problems of at least this level; the paper trains on MATH from 3 on."""
-    prompt: str = "{question}"
+    prompt: Annotated[str, FILE] = "{question}"
     """Task file: what the model is given; {question} stands for the question."""
-    template: Literal["chat"] | None = None
+    template: Annotated[Literal["chat"] | None, FILE] = None
     """Task file: chat puts the tokenizer's own chat template around the prompt, and whole chats into it."""
-    question_column: str | None = None
+    question_column: Annotated[str | None, FILE] = None
     """Task file: what the column of questions is called, if not as usual; a dot goes into a column of columns."""
-    answer_column: str | None = None
+    answer_column: Annotated[str | None, FILE] = None
     """Task file: what the column of answers is called, if not as usual."""
-    max_prompt: int | None = None
+    max_prompt: Annotated[int | None, COUNT, FILE] = None
     """Task file: longest prompt in tokens; problems with longer ones are left out, and their number is told."""
     model: str = "tiny"
     """Any causal language model, by hub name or path; tiny is one of the Qwen2 architecture made from nothing."""
-    stop_token: str | None = None
+    stop_token: Annotated[str | None, READ_MODEL] = None
     """Ends a response beside what the model ends at, such as <|im_end|> where the prompt has turns."""
-    context: int | None = None
+    context: Annotated[int | None, COUNT] = None
     """Tokens of prompt and response together, if not what the model's config says."""
-    layers: int = 4
+    layers: Annotated[int, COUNT, TINY] = 4
     """Model tiny: transformer layers."""
-    hidden: int = 128
+    hidden: Annotated[int, COUNT, TINY] = 128
     """Model tiny: width."""
-    heads: int = 4
+    heads: Annotated[int, COUNT, TINY] = 4
     """Model tiny: attention heads."""
-    seed: int = 0
+    seed: Annotated[int, SEED_RANGE, Effect.IDENTITY] = 0
     """Everything random follows from it."""
-    steps: int = 150
+    steps: Annotated[int, NATURAL] = 150
     """Rollouts, each followed by `minibatches` updates."""
-    recipe: str | None = None
+    recipe: Annotated[str | None, Effect.IDENTITY] = None
     """A remark: the recipe that asked for the run, its scale and its arm."""
-    out: str | None = None
+    out: Annotated[str | None, Effect.IDENTITY] = None
     """Run directory; by default runs/language/<task>-<model>/<name of what is compared>/seed-<seed>."""
 
-    warm_start_steps: int = 400
+    warm_start_steps: Annotated[int, NATURAL] = 400
     """Supervised updates on solutions before RL; 0 for none."""
-    warm_start_batch: int = 128
+    warm_start_batch: Annotated[int, NATURAL, WARM_START] = 128
     """Solutions in each of them."""
-    warm_start_learning_rate: float = 1e-3
+    warm_start_learning_rate: Annotated[float, POSITIVE, WARM_START] = 1e-3
     """Of AdamW, falling as a cosine."""
-    warm_start_random: float = 0.5
+    warm_start_random: Annotated[float, SHARE, WARM_START] = 0.5
     """Share of derivations that are well formed but may miss the answer, so that something is left to learn."""
-    warm_starts: str | None = None
+    warm_starts: Annotated[str | None, Effect.PLACE, WARM_START] = None
     """Directory of models warmed up: what a run with the same warm start has left there is not done again."""
 
-    prompts: int = 16
+    prompts: Annotated[int, COUNT] = 16
     """Problems in a rollout."""
-    samples: int = 16
+    samples: Annotated[int, COUNT] = 16
     """Responses to each problem: a group."""
-    temperature: float = 1.0
+    temperature: Annotated[float, POSITIVE] = 1.0
     """Of sampling."""
-    max_new_tokens: int | None = None
+    max_new_tokens: Annotated[int | None, LENGTH] = None
     """Longest response; the generated tasks know theirs."""
     dynamic_sampling: bool = False
     """Drop groups whose responses all earned the same, and fill the rollout up with others."""
-    max_refills: int = 3
+    max_refills: Annotated[int, NATURAL, DYNAMIC] = 3
     """How often it is filled up at most."""
-    minibatches: int = 1
+    minibatches: Annotated[int, COUNT] = 1
     """Updates that share a rollout; with 1 every ratio is 1, and no clip or covariance does anything."""
-    sample_batch: int = 256
+    sample_batch: Annotated[int, COUNT, Effect.SPEED] = 256
     """Responses that are sampled at a time: what their keys and values take is memory."""
-    micro_batch: int = 256
+    micro_batch: Annotated[int, COUNT, Effect.SPEED] = 256
     """Responses in a forward pass; gradients add up, so it changes nothing but memory."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, Effect.SPEED] = False
     """Keep only what goes into each layer and compute the rest again on the way back: less memory, more time."""
 
     loss: LossName = "grpo"
     """grpo, dr-grpo (no standard deviation, constant length), gspo (ratio of whole responses)."""
-    aggregate: Literal["token-mean", "sequence-mean"] = "token-mean"
+    aggregate: Annotated[Literal["token-mean", "sequence-mean"], GRPO] = "token-mean"
     """Loss grpo: the mean over all tokens of the batch, or over responses of their means."""
-    clip_low: float | None = None
+    clip_low: Annotated[float | None, NATURAL] = None
     """How far below 1 a ratio counts: 0.2, and 3e-4 for gspo; KL-Cov has no bounds."""
-    clip_high: float | None = None
+    clip_high: Annotated[float | None, NATURAL] = None
     """How far above: 0.2, and 4e-4 for gspo; clip-higher is 0.28."""
     entropy_coef: float = 0.0
     """What a nat of entropy is worth to the loss."""
-    forking: float = 1.0
+    forking: Annotated[float, SOME] = 1.0
     """Share of tokens, those of highest entropy, that give a gradient; 0.2 for forking tokens."""
-    kl_cov: float = 0.0
+    kl_cov: Annotated[float, SHARE] = 0.0
     """KL-Cov: share of tokens, those of highest covariance, with a penalty; the paper of KL-Cov has 2e-3."""
-    kl_cov_coef: float = 1.0
+    kl_cov_coef: Annotated[float, NATURAL, KL_COV] = 1.0
     """KL-Cov: its weight."""
-    clip_cov: float = 0.0
+    clip_cov: Annotated[float, SHARE] = 0.0
     """Clip-Cov: share of tokens, drawn among those of high covariance, that give no gradient; 2e-4."""
-    kl_coef: float = 0.0
+    kl_coef: Annotated[float, NATURAL] = 0.0
     """Weight of the KL divergence to the model as RL began with it."""
 
     head: Literal["none", "era"] = "none"
     """era: log-probabilities of the update are taken at scaled logits (Eq. 16)."""
-    omega_low: Threshold = "auto"
+    omega_low: Annotated[Threshold, NATURAL] = "auto"
     """ω_low: responses of less entropy are made more random. auto: 0.75 of the entropy that RL begins with.
     With head none the thresholds do no more than count responses."""
-    omega_high: Threshold = "auto"
+    omega_high: Annotated[Threshold, UP_TO_INFINITY] = "auto"
     """ω_high: those of more are made less random. auto: 5 times the entropy that RL begins with."""
-    second_stage: float = 1.0
+    second_stage: Annotated[float, SHARE] = 1.0
     """Share of `steps` after which the second pair of thresholds holds; 1 for never."""
-    omega_low_2: Threshold = "auto"
+    omega_low_2: Annotated[Threshold, NATURAL, SECOND_STAGE] = "auto"
     """ω_low of the second stage. auto: 4/9 of the first one's, as the paper's 0.2 is of its 0.45."""
-    omega_high_2: float = math.inf
+    omega_high_2: Annotated[float, UP_TO_INFINITY, SECOND_STAGE] = math.inf
     """ω_high of the second stage."""
-    k: float = 2.0
+    k: Annotated[float, ABOVE_ONE, ERA] = 2.0
     """Scale of Eq. 16."""
-    min_advantage: float = 0.0
+    min_advantage: Annotated[float, NATURAL, ERA] = 0.0
     """Only positive advantages of at least this have their logits scaled; 1.0 mimics the release."""
-    top_k: int | None = None
+    top_k: Annotated[int | None, COUNT, ERA] = None
     """Logits of the update outside the largest so many are dropped where the advantage is positive: 20."""
-    scale_advantages: bool = False
+    scale_advantages: Annotated[bool, ERA] = False
     """Divide advantages by the scale (Eq. 17)."""
-    freeze_scale: bool = True
+    freeze_scale: Annotated[bool, ERA] = True
     """Decide the scale once a rollout; False decides it again in each forward pass, as the release does."""
-    top_fraction: float = 0.2
+    top_fraction: Annotated[float, SOME] = 0.2
     """Share of a response's tokens, those of highest entropy, whose mean is the entropy of the response."""
 
-    learning_rate: float = 1e-4
+    learning_rate: Annotated[float, POSITIVE] = 1e-4
     """Of AdamW in RL; a small model is destroyed by 4e-4."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, NATURAL] = 0.0
     """Of AdamW."""
-    warmup: int = 0
+    warmup: Annotated[int, NATURAL] = 0
     """Rollouts in which the learning rate rises; it is constant after."""
-    clip_grad: float = 1.0
+    clip_grad: Annotated[float, POSITIVE] = 1.0
     """Gradients are scaled down to this norm."""
     precision: Precision = "no"
     """Mixed precision of the model in RL, as it samples and as it learns; its logits are float32 in any case."""
-    device: str = "auto"
+    device: Annotated[str, Effect.SPEED] = "auto"
     """Such as cuda or cpu; auto takes an accelerator where there is one."""
 
-    eval_every: int = 25
+    eval_every: Annotated[int, COUNT] = 25
     """Rollouts between evaluations."""
-    eval_problems: int = 64
+    eval_problems: Annotated[int, COUNT] = 64
     """Held-out problems of an evaluation, or all if they are fewer."""
-    eval_samples: int = 16
+    eval_samples: Annotated[int, EVAL_SAMPLES] = 16
     """Responses to each: avg@k and pass@k up to this k."""
-    eval_temperature: float = 1.0
+    eval_temperature: Annotated[float, POSITIVE] = 1.0
     """Of sampling; the policy that is judged is the original one, without ERA."""
-    checkpoint_every: int = 50
+    checkpoint_every: Annotated[int, COUNT, Effect.SPEED] = 50
     """Rollouts between checkpoints; the end always saves one."""
-    threads: int = 0
+    threads: Annotated[int, THREADS, Effect.SPEED] = 0
     """CPU threads of PyTorch; 0 leaves the choice to it."""
 
     def __post_init__(self) -> None:
-        check(self, RANGES)
+        check(self)
         if self.task == "file" and self.data is None:
             raise ValueError("task='file' needs --data: a jsonl, json or parquet file of questions and answers")
         if self.task == "file" and (self.model == "tiny" or self.warm_start_steps):
@@ -231,7 +240,7 @@ class LanguageConfig:
         Raises:
             ValueError: A setting would be ignored.
         """
-        self._refuse_ignored()
+        check_counted(self)
         low, high = self._clip
         task: TaskName = "countdown-3" if self.task == "countdown" else self.task
         name = self.model.rstrip("/").rsplit("/", 1)[-1]
@@ -242,40 +251,6 @@ class LanguageConfig:
             clip_high=high,
             out=self.out or f"runs/language/{task}-{name}/{self.label}/seed-{self.seed}",
         )
-
-    def _refuse_ignored(self) -> None:
-        """What was given and would do nothing was meant to do something."""
-        parts = {
-            "task='file'": (
-                self.task == "file",
-                (
-                    *("data", "test_data", "min_level", "prompt", "template", "question_column", "answer_column"),
-                    "max_prompt",
-                ),
-            ),
-            "a model that is read": (self.model != "tiny", ("stop_token",)),
-            "model='tiny'": (self.model == "tiny", ("layers", "hidden", "heads")),
-            "warm_start_steps": (
-                self.warm_start_steps > 0,
-                ("warm_start_batch", "warm_start_learning_rate", "warm_start_random", "warm_starts"),
-            ),
-            "dynamic_sampling": (self.dynamic_sampling, ("max_refills",)),
-            "second_stage": (self.second_stage < 1, ("omega_low_2", "omega_high_2")),
-            "task='countdown'": (self.task.startswith("countdown"), ("largest",)),
-            "task='arithmetic'": (self.task == "arithmetic", ("digits",)),
-            "task='modular'": (self.task == "modular", ("chain_length",)),
-            "loss='grpo'": (self.loss == "grpo", ("aggregate",)),
-            "kl_cov": (self.kl_cov > 0, ("kl_cov_coef",)),
-            "head='era'": (
-                self.head == "era",
-                ("k", "min_advantage", "top_k", "scale_advantages", "freeze_scale"),
-            ),
-        }
-        defaults = {field.name: field.default for field in fields(self)}
-        for part, (is_there, names) in parts.items():
-            given = [f"{name}={getattr(self, name)!r}" for name in names if getattr(self, name) != defaults[name]]
-            if given and not is_there:
-                raise ValueError(f"{', '.join(given)} would be ignored without {part}")
 
     @property
     def _clip(self) -> tuple[float, float]:

@@ -11,7 +11,7 @@ import shutil
 import time
 import traceback
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from safetensors.numpy import save as dump_arrays
 
 from entropyfloor.runs import files, machine, schema
 from entropyfloor.runs.run_reader import CONFIG, EVALUATION, MACHINE, METRICS, STATUS, read_config, read_lines
-from entropyfloor.runs.vocabulary import QUANTITIES
+from entropyfloor.runs.vocabulary import is_known
 
 ERROR = "error.txt"
 ARRAYS, STATE, SUMS = "arrays.safetensors", "state.json", "SHA256SUMS"
@@ -81,12 +81,13 @@ class Run:
         """The metrics that are locked for this object."""
 
     @classmethod
-    def create(cls, path: Path, config: Mapping[str, Any]) -> Run:
+    def create(cls, path: Path, config: Mapping[str, Any], *, not_results: Sequence[str] = ()) -> Run:
         """Begin a run in a new directory, or in one that holds none.
 
         Args:
-            path: Where; must not hold a run yet.
-            config: Every setting, in what TOML can hold; settings that are None are left out.
+            path: Directory; must not hold a run yet.
+            config: Every setting, as values that TOML can hold; settings that are None are left out.
+            not_results: Names of the settings that do not change results, for the report.
 
         Raises:
             ValueError: There is a run in `path` already, or there can be none, or a setting is of a kind that
@@ -100,7 +101,7 @@ class Run:
             (path / METRICS).touch()
             with _locked(path):
                 _check_free(path)  # again: until now another process may have begun one
-                files.replace(path / MACHINE, _json(machine.describe()))
+                files.replace(path / MACHINE, _json({**machine.describe(), "not_results": list(not_results)}))
                 files.replace(path / CONFIG, settings)  # last: a directory with a config is a run
         except OSError as error:
             raise ValueError(
@@ -125,7 +126,7 @@ class Run:
         Raises:
             ValueError: A name that is not in the vocabulary.
         """
-        if unknown := sorted(set(quantities) - set(QUANTITIES)):
+        if unknown := sorted(name for name in quantities if not is_known(name)):
             raise ValueError(f"unknown quantities {unknown}: name them in entropyfloor/runs/vocabulary.py first")
         plain = {name: float(value) for name, value in quantities.items()}
         self._append(step, {name: value if math.isfinite(value) else None for name, value in plain.items()})

@@ -55,13 +55,21 @@ def each_in_its_process(
                 if process.exitcode:
                     failed.append(process.name)
     finally:
-        for process in running:
-            if process.pid is not None and process.is_alive():
-                os.kill(process.pid, signal.SIGTERM)
-        for process in running:
-            process.join()
+        try:
+            _stop(running)
+        except KeyboardInterrupt:  # a second Ctrl-C: to a process that is saving, a second signal says at once
+            _stop(running)
     if failed:
         raise RuntimeError(f"{', '.join(failed)} failed, of {len(items)} runs; the reasons are above")
+
+
+def _stop(processes: Sequence[Any]) -> None:
+    """Ask processes to save and stop, and wait for them."""
+    for process in processes:
+        if process.pid is not None and process.is_alive():
+            os.kill(process.pid, signal.SIGTERM)
+    for process in processes:
+        process.join()
 
 
 @contextmanager

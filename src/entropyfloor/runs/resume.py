@@ -1,4 +1,4 @@
-"""Runs that are asked for again: gone on with if the settings are the same, refused if they are not."""
+"""Beginning and resuming runs. The same command continues a run of the same settings and refuses one of others."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
+from entropyfloor.runs.directory import Run
 from entropyfloor.runs.processes import each_in_its_process
 from entropyfloor.runs.run_reader import CONFIG, read_config, read_run
-
-PLACES = ("data_dir", "ood_dir", "data", "test_data")
-"""Settings that say where files are, which a run that is resumed may be told anew."""
+from entropyfloor.runs.settings import changeable, not_results
 
 
 class Config(Protocol):
@@ -36,12 +35,25 @@ def is_begun(path: Path) -> bool:
     return (path / CONFIG).exists()
 
 
-def check_same(path: Path, settings: Mapping[str, Any]) -> None:
+def begin(config: Config, **more: Any) -> Run:
+    """Begin the run of a resolved config in its directory.
+
+    Args:
+        config: Settings, a dataclass.
+        more: Entries of `config.toml` beside the settings, such as `domain`, or instead of them; None leaves one
+            out.
+    """
+    settings = {**more, **asdict(config), **more}  # type: ignore[call-overload]
+    return Run.create(Path(str(config.out)), settings, not_results=not_results(type(config)))
+
+
+def check_same(path: Path, settings: Mapping[str, Any], may_change: Collection[str] = ()) -> None:
     """Refuse to take the run in `path`, if there is one, for a run with other settings.
 
     Args:
         path: A run directory, or nothing yet.
-        settings: What is asked for; None stands for a setting that is not there, `out` is no setting.
+        settings: Settings of the run that is asked for; None stands for a missing one, and `out` may differ.
+        may_change: Names of the settings that `--resume` may change.
 
     Raises:
         ValueError: A setting differs; all that do are named, before and now.
@@ -57,30 +69,23 @@ def check_same(path: Path, settings: Mapping[str, Any]) -> None:
     }
     if not other:
         return
-    way = "give the same settings, or another --out"
-    if moved := " ".join(f"--{name.replace('_', '-')} {other[name]}" for name in PLACES if name in other):
-        way += f"; if only files were moved, go on with --resume {path} {moved}"
-    told = ", ".join(f"{name}={before.get(name)} (now {now})" for name, now in other.items())
-    raise ValueError(f"{path} was begun with {told}: {way}")
-
-
-def carry_on(path: Path, begin: Callable[[], object], resume: Callable[[Path], object]) -> None:
-    """Begin the run in `path`, go on with it, or find it finished."""
-    if not is_begun(path):
-        begin()
-    elif read_run(path).status.get("state") != "finished":
-        resume(path)
+    hint = "give the same settings, or another --out"
+    if set(other) <= set(may_change):
+        changes = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in other.items())
+        hint += f"; or continue it with --resume {path} {changes}"
+    differences = ", ".join(f"{name}={before.get(name)} (now {now})" for name, now in other.items())
+    raise ValueError(f"{path} was begun with {differences}: {hint}")
 
 
 def each_seed(
-    found: Mapping[Path, C], begin: Callable[[C], object], resume: Callable[[Path], object], workers: int
+    configs: Mapping[Path, C], train: Callable[[C], object], resume: Callable[[Path], object], workers: int
 ) -> list[Path]:
-    """Begin the runs of `with_seeds`, or go on with them, each in a process of its own.
+    """Train the runs of `with_seeds`, or resume them, each in a process of its own.
 
     Args:
-        found: Their configs by their directories.
-        begin: From a config to a run; like `resume` a function of a module, as processes need it.
-        resume: From its directory on.
+        configs: Configs by their run directories.
+        train: Trains a config from the start; like `resume` a function of a module, as processes need it.
+        resume: Continues the run in a directory.
         workers: Processes at a time.
 
     Returns:
@@ -89,50 +94,53 @@ def each_seed(
     Raises:
         RuntimeError: Some of the runs failed; the others are finished.
     """
-    configs = list(found.values())
-    one = partial(_one_seed, begin=begin, resume=resume)
-    each_in_its_process(one, configs, [f"seed {config.seed}" for config in configs], workers)
-    return list(found)
+    one_seed = partial(_train_or_resume, train=train, resume=resume)
+    names = [f"seed {config.seed}" for config in configs.values()]
+    each_in_its_process(one_seed, list(configs.values()), names, workers)
+    return list(configs)
 
 
-def _one_seed(config: Config, begin: Callable[[Any], object], resume: Callable[[Path], object]) -> None:
-    carry_on(Path(str(config.out)), lambda: begin(config), resume)
+def _train_or_resume(config: Config, train: Callable[[Any], object], resume: Callable[[Path], object]) -> None:
+    path = Path(str(config.out))
+    if not is_begun(path):
+        train(config)
+    elif read_run(path).status.get("state") != "finished":
+        resume(path)
 
 
 def with_seeds(config: C, seeds: Sequence[int], derived: Collection[str] = ()) -> dict[Path, C]:
-    """One config a seed, by its directory, `<out>/seed-<seed>`; refuse a run that is there with other settings.
+    """One config a seed, by its directory, `<out>/seed-<seed>`.
 
     Args:
-        config: Settings of all of them; `out` is the directory of all of them, by default the one above its own.
-        seeds: Different ones.
-        derived: Settings that, where they are None, follow from what only the run itself looks at.
+        config: Settings of all seeds; `out` is the directory above theirs, by default the one above its own.
+        seeds: Different seeds, at least one.
+        derived: Settings that may be None here and have a value in a run.
 
     Raises:
-        ValueError: No seed, one twice, or a run in the way that was begun with other settings.
+        ValueError: No seed, the same seed twice, or a run in the way that was begun with other settings.
     """
     if len(set(seeds)) < len(seeds) or not seeds:
         raise ValueError(f"seeds={list(seeds)} must be different ones, at least one")
     home = Path(config.out) if config.out else Path(str(config.resolved().out)).parent
     each = [replace(config, seed=seed, out=str(home / f"seed-{seed}")).resolved() for seed in seeds]  # type: ignore[type-var]
-    found = {Path(str(config.out)): config for config in each}
-    for path, config in found.items():
-        asked = {k: v for k, v in asdict(config).items() if k not in derived or v is not None}  # type: ignore[call-overload]
-        check_same(path, asked)
-    return found
+    for config in each:
+        settings = {k: v for k, v in asdict(config).items() if k not in derived or v is not None}  # type: ignore[call-overload]
+        check_same(Path(str(config.out)), settings, changeable(type(config)))
+    return {Path(str(config.out)): config for config in each}
 
 
 def config_of(kind: type[C], settings: Mapping[str, Any], domain: str, what: str, names: Collection[str]) -> C:
-    """The config of a run that was begun with `settings`.
+    """The config of a run, from its `config.toml`.
 
     Args:
-        kind: Its class, a dataclass.
-        settings: What `config.toml` has.
-        domain: What it must be a run of.
-        what: The same in words.
-        names: Settings that only say how a report calls the run.
+        kind: Class of the config, a dataclass.
+        settings: Entries of `config.toml`.
+        domain: Domain that the run must have.
+        what: The domain in words, for the message.
+        names: Entries that are no settings: they name the run in a report.
 
     Raises:
-        ValueError: It is a run of something else, or of another version, which has other settings.
+        ValueError: The run has another domain, or settings that this version does not have.
     """
     if settings.get("domain") != domain:
         raise ValueError(f"a run of domain={settings.get('domain')!r} is no run of {what}")

@@ -1,10 +1,26 @@
-"""Checking the settings of a run against their types and ranges, so that a wrong one is told by its name."""
+"""Settings of a run, each described once: by the annotation of its field and the docstring below it.
+
+    @dataclass(frozen=True)
+    class Config:
+        steps: Annotated[int, COUNT] = 100
+        # docstring: Number of updates.
+        layers: Annotated[int, COUNT, CountsIf("model='tiny'", lambda config: config.model == "tiny")] = 4
+        # docstring: Number of transformer layers.
+        device: Annotated[str, Effect.SPEED] = "auto"
+        # docstring: Device, such as cuda or cpu.
+
+From this follow `--help` (type, default and docstring), the refusal of wrong values (`check`) and of ignored ones
+(`check_counted`), what `--resume` may change (`changeable`), and which runs a report takes for seeds of each other
+(`not_results`).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from enum import Enum
+from functools import cache
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -12,15 +28,15 @@ from entropyfloor.runs.schema import UNPRINTABLE
 
 
 class Range(NamedTuple):
-    """Where a number must be."""
+    """The range of a number."""
 
     low: float
     high: float
     words: str
     open: bool = False
-    """Whether the ends themselves are out."""
+    """Whether the ends themselves are out of range."""
     finite: bool = True
-    """Whether infinity is out."""
+    """Whether infinity is out of range."""
 
     def __contains__(self, value: object) -> bool:
         assert isinstance(value, int | float)
@@ -34,37 +50,119 @@ NATURAL = Range(0, math.inf, "finite and at least 0")
 SHARE = Range(0, 1, "between 0 and 1")
 POSITIVE = Range(0, math.inf, "positive and finite", open=True)
 FINITE = Range(-math.inf, math.inf, "finite", open=True)
-SEED = Range(0, 2**32 - 1, "between 0 and 2**32 - 1")
-"""JAX's keys and NumPy's generators know no others."""
+SEED_RANGE = Range(0, 2**32 - 1, "between 0 and 2**32 - 1")
+"""JAX's keys and NumPy's generators take no others."""
+SEED = SEED_RANGE
 THREADS = Range(0, 1024, "between 0 and 1024")
-"""Libraries crash where the system cannot give as many as are asked for."""
+"""Libraries crash where the system cannot give as many threads as are asked for."""
 WORKERS = Range(0, 256, "between 0 and 256")
-"""A process is more than a thread: thousands bring a machine to a halt."""
-COMMON = {"seed": SEED, "threads": THREADS, "workers": WORKERS}
-"""Ranges of settings that have the same name in every room."""
+"""A process costs more than a thread: thousands bring a machine to a halt."""
 LARGEST = 10**12 - 1
-"""Of every whole number: what the names of checkpoints have digits for, and what 64 bits can count with."""
+"""Limit of every whole number: the names of checkpoints have 12 digits, and counters 64 bits."""
 
 
-def check(config: Any, ranges: Mapping[str, Range]) -> None:
-    """Hold every field of a dataclass to its annotation, and to its range where it has one.
+class Effect(Enum):
+    """What a setting changes. A setting without one of these changes results."""
+
+    SPEED = "speed"
+    """Speed, memory and what is saved on the way; results stay the same up to rounding."""
+    PLACE = "place"
+    """Where files are now."""
+    IDENTITY = "identity"
+    """Which run it is: its seed, its directory, a remark."""
+
+
+@dataclass(frozen=True)
+class CountsIf:
+    """A setting that has no effect unless another one has some value."""
+
+    words: str
+    """The condition in words, such as `model='tiny'`."""
+    holds: Callable[[Any], bool]
+    """The condition: from the config to whether the setting counts."""
+
+
+class Setting(NamedTuple):
+    """The description of a setting."""
+
+    name: str
+    names: list[str]
+    """Strings that a `Literal` in its type lists."""
+    types: tuple[type, ...]
+    """Plain types in its type."""
+    range: Range
+    """Range of its numbers; the finite ones, unless its annotation says otherwise."""
+    effect: Effect | None
+    counts_if: CountsIf | None
+    default: Any
+
+
+@cache
+def describe(kind: Any) -> dict[str, Setting]:
+    """The settings of a dataclass by their names."""
+    plain, annotated = get_type_hints(kind), get_type_hints(kind, include_extras=True)
+    settings = {}
+    for field in fields(kind):
+        hint, marks = plain[field.name], getattr(annotated[field.name], "__metadata__", ())
+
+        def mark(sort: type, default: Any = None, marks: tuple[Any, ...] = marks) -> Any:
+            return next((each for each in marks if isinstance(each, sort)), default)
+
+        settings[field.name] = Setting(
+            field.name,
+            _names(hint),
+            _types(hint),
+            mark(Range, FINITE),
+            mark(Effect),
+            mark(CountsIf),
+            field.default,
+        )
+    return settings
+
+
+def not_results(kind: Any) -> list[str]:
+    """Names of the settings that do not change results, apart from the seed."""
+    return [setting.name for setting in describe(kind).values() if setting.effect is not None]
+
+
+def changeable(kind: Any) -> list[str]:
+    """Names of the settings that a run may have others of when it is resumed."""
+    allowed = (Effect.SPEED, Effect.PLACE)
+    return [setting.name for setting in describe(kind).values() if setting.effect in allowed]
+
+
+def check(config: Any, ranges: Mapping[str, Range] | None = None) -> None:
+    """Hold every field of a dataclass to its type and its range.
 
     A number without a range must be finite. Text must be what `config.toml` and a path can hold.
 
     Raises:
-        ValueError: A value of another type, none of the names that a `Literal` lists, or out of range.
+        ValueError: A value has another type, is none of the names that a `Literal` lists, or is out of range.
     """
-    hints, ranges = get_type_hints(type(config)), {**ranges, **COMMON}
-    for field in fields(config):
-        value, hint = getattr(config, field.name), hints[field.name]
-        names, kinds = _names(hint), _types(hint)
-        if value not in names and (not isinstance(value, kinds) or isinstance(value, bool) > (bool in kinds)):
-            known = [*names, *(kind.__name__ for kind in kinds if kind is not NoneType)]
-            raise ValueError(f"{field.name}={value!r} must be one of {', '.join(known)}")
+    for name, setting in describe(type(config)).items():  # type: ignore[arg-type]
+        value, names, types = getattr(config, name), setting.names, setting.types
+        if value not in names and (not isinstance(value, types) or isinstance(value, bool) > (bool in types)):
+            known = [*names, *(kind.__name__ for kind in types if kind is not NoneType)]
+            raise ValueError(f"{name}={value!r} must be one of {', '.join(known)}")
         if isinstance(value, int | float) and not isinstance(value, bool):
-            _check_number(field.name, value, ranges.get(field.name, FINITE))
+            _check_number(name, value, (ranges or {}).get(name, setting.range))
         elif isinstance(value, str) and value not in names:
-            _check_text(field.name, value, may_be_empty=field.default == "")
+            _check_text(name, value, may_be_empty=setting.default == "")
+
+
+def check_counted(config: Any) -> None:
+    """Refuse settings that were given and have no effect.
+
+    Raises:
+        ValueError: A setting differs from its default while the condition of its `CountsIf` does not hold.
+    """
+    ignored: dict[str, list[str]] = {}
+    for name, setting in describe(type(config)).items():  # type: ignore[arg-type]
+        value, condition = getattr(config, name), setting.counts_if
+        if condition is not None and value != setting.default and not condition.holds(config):
+            ignored.setdefault(condition.words, []).append(f"{name}={value!r}")
+    for words, given in ignored.items():
+        raise ValueError(f"{', '.join(given)} would be ignored without {words}")
 
 
 def _check_number(name: str, value: float, limits: Range) -> None:
@@ -89,7 +187,7 @@ def _names(hint: Any) -> list[str]:
 
 
 def _types(hint: Any) -> tuple[type, ...]:
-    """The plain types in a type, alone or in a union; a whole number will do for a float."""
+    """The plain types in a type, alone or in a union; an int is accepted for a float."""
     if isinstance(hint, type):
         return (int, float) if hint is float else (hint,)
     return tuple(kind for part in get_args(hint) if get_origin(hint) is not Literal for kind in _types(part))

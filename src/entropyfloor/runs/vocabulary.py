@@ -1,5 +1,6 @@
 """The names of everything that a trainer logs: one flat vocabulary, so that a plot never asks who wrote it."""
 
+import re
 from typing import NamedTuple
 
 
@@ -55,10 +56,6 @@ QUANTITIES: dict[str, Quantity] = {
     # language
     "avg_at_k": Quantity("Share of correct responses to held-out problems"),
     "greedy": Quantity("Share of held-out problems whose likeliest response is correct"),
-    **{
-        f"pass_at_{k}": Quantity(f"Share of held-out problems that {k} responses solve, unbiased")
-        for k in range(1, 1025)
-    },
     "reward": Quantity("Mean reward of a rollout"),
     "usable_groups": Quantity("Share of prompts whose responses earned different rewards"),
     "response_length": Quantity("Length of responses in training", "tokens"),
@@ -83,3 +80,10 @@ QUANTITIES: dict[str, Quantity] = {
     "images_per_second": Quantity("Training images per second", "1/s"),
     "steps_per_second": Quantity("Environment steps per second", "1/s"),
 }
+PASS_AT = re.compile(r"pass_at_([1-9][0-9]*)")
+"""pass@k: the share of held-out problems that k responses solve, unbiased; one name for each k."""
+
+
+def is_known(name: str) -> bool:
+    """Whether a name is in the vocabulary."""
+    return name in QUANTITIES or PASS_AT.fullmatch(name) is not None

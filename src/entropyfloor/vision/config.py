@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from entropyfloor.runs.settings import NATURAL, POSITIVE, SHARE, Range, check
+from entropyfloor.runs.settings import NATURAL, POSITIVE, SEED_RANGE, SHARE, THREADS, WORKERS, Effect, Range, check
 from entropyfloor.vision.data import Augmentation
 
 DatasetName = Literal["cifar10", "cifar100", "digits", "folder"]
@@ -17,18 +17,13 @@ NATIVE_SIZE = {"cifar10": 32, "cifar100": 32, "digits": 32, "folder": 224}
 """Pixels of a side, unless something else was said; digits of 8×8 are enlarged, as models halve them often."""
 WHOLE = 2**31 - 1
 """The largest whole number that everything which counts with it can hold."""
-RANGES = {
-    **dict.fromkeys(("epochs", "batch_size", "checkpoint_every"), Range(1, WHOLE, "at least 1 and below 2**31")),
-    "input_size": Range(1, 2**14, "between 1 and 16384"),
-    "warmup_epochs": Range(0, WHOLE, "at least 0 and below 2**31"),
-    "aug_splits": Range(0, 256, "between 0 and 256"),
-    **dict.fromkeys(("weight_decay", "confidence_penalty", "focal_gamma", "mixup", "cutmix", "jsd"), NATURAL),
-    **dict.fromkeys(("label_smoothing", "dropout", "erase", "ema", "momentum"), SHARE),
-    **dict.fromkeys(("learning_rate", "min_entropy", "temperature_floor", "clip_grad"), POSITIVE),
-    "crop": Range(0.1, 1, "between 0.1 and 1"),
-    "tau": Range(math.e, math.inf, "finite and above e = 2.71828…", open=True),
-    "num_classes": Range(2, WHOLE, "at least 2 and below 2**31"),
-}
+WHOLE_COUNT = Range(1, WHOLE, "at least 1 and below 2**31")
+SIZE = Range(1, 2**14, "between 1 and 16384")
+WARMUP = Range(0, WHOLE, "at least 0 and below 2**31")
+SPLITS = Range(0, 256, "between 0 and 256")
+CROP = Range(0.1, 1, "between 0.1 and 1")
+TAU = Range(math.e, math.inf, "finite and above e = 2.71828…", open=True)
+CLASSES = Range(2, WHOLE, "at least 2 and below 2**31")
 
 
 @dataclass(frozen=True)
@@ -39,86 +34,86 @@ class VisionConfig:
     """Any classifier of timm. Weights start random; `--checkpoint` takes them from a file."""
     dataset: DatasetName = "digits"
     """cifar10, cifar100 (torchvision's), digits (scikit-learn's, no download), folder (ImageNet, or any)."""
-    data_dir: str = "data"
+    data_dir: Annotated[str, Effect.PLACE] = "data"
     """Where the dataset is. `folder`: train and test (or val), directories or tar files of class directories."""
-    download: bool = False
+    download: Annotated[bool, Effect.SPEED] = False
     """Fetch CIFAR where it is missing."""
-    num_classes: int | None = None
+    num_classes: Annotated[int | None, CLASSES] = None
     """Outputs of the model: as many as the dataset has classes, and checked against them."""
-    input_size: int | None = None
+    input_size: Annotated[int | None, SIZE] = None
     """Pixels of a side: 32 for CIFAR and digits, 224 for folders."""
-    seed: int = 0
+    seed: Annotated[int, SEED_RANGE, Effect.IDENTITY] = 0
     """Everything random follows from it."""
-    epochs: int = 200
+    epochs: Annotated[int, WHOLE_COUNT] = 200
     """Passes over the training images."""
-    recipe: str | None = None
+    recipe: Annotated[str | None, Effect.IDENTITY] = None
     """A remark: the recipe that asked for the run, its scale and its arm."""
-    out: str | None = None
+    out: Annotated[str | None, Effect.IDENTITY] = None
     """Run directory; by default runs/vision/<dataset>-<model>/<name of the regularisers>/seed-<seed>."""
 
-    min_entropy: float | None = None
+    min_entropy: Annotated[float | None, POSITIVE] = None
     """ERA: the floor under the entropy of every prediction, in nats. The paper: 0.6 (CIFAR-10), 1.2 (ImageNet)."""
     floor: Literal["calibrated", "paper"] = "calibrated"
     """ERA: what `min_entropy` is: the least entropy (ours), or the H0 of Eq. 15, whose floor is far above it."""
-    tau: float = 4.0
+    tau: Annotated[float, TAU] = 4.0
     """ERA: τ of Eq. 15."""
     inverse: Literal["exact", "paper"] = "exact"
     """ERA: h⁻¹ itself, or the approximation that the paper prints and its release has."""
-    temperature_floor: float | None = None
+    temperature_floor: Annotated[float | None, POSITIVE] = None
     """The same floor by a temperature, to compare with, in nats."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, SHARE] = 0.0
     """ε."""
-    dropout: float = 0.0
+    dropout: Annotated[float, SHARE] = 0.0
     """Before the last layer."""
-    focal_gamma: float = 0.0
+    focal_gamma: Annotated[float, NATURAL] = 0.0
     """γ of the focal loss."""
-    confidence_penalty: float = 0.0
+    confidence_penalty: Annotated[float, NATURAL] = 0.0
     """β, what a nat of entropy is worth to the loss."""
 
     augmentation: Augmentation = "light"
     """none, light (padded crop and flip), or timm (random resized crop, flip, and colour jitter or a policy)."""
     auto_augment: str | None = None
     """A policy of timm, such as rand-m9-mstd0.5-inc1; needs augmentation timm."""
-    erase: float = 0.0
+    erase: Annotated[float, SHARE] = 0.0
     """Probability of random erasing."""
     erase_mode: Literal["const", "rand", "pixel"] = "pixel"
     """What erased pixels become."""
-    mixup: float = 0.0
+    mixup: Annotated[float, NATURAL] = 0.0
     """α of Mixup."""
-    cutmix: float = 0.0
+    cutmix: Annotated[float, NATURAL] = 0.0
     """α of CutMix."""
-    aug_splits: int = 0
+    aug_splits: Annotated[int, SPLITS] = 0
     """Copies of each image in a batch, the first one clean (AugMix); 0 for one."""
     split_bn: bool = False
     """Batch norm of its own for each copy."""
-    jsd: float = 0.0
+    jsd: Annotated[float, NATURAL] = 0.0
     """Weight of the Jensen-Shannon divergence between the copies; timm's is 12."""
-    crop: float | None = None
+    crop: Annotated[float | None, CROP] = None
     """Share of a side that a test image is judged on: all of it below 96 pixels, else 0.875."""
 
     optimiser: str = "sgd"
     """Any of timm's, such as sgd (with Nesterov's momentum), adamw, lamb."""
-    learning_rate: float = 0.05
+    learning_rate: Annotated[float, POSITIVE] = 0.05
     """At the start, of the whole batch on all devices."""
-    momentum: float = 0.9
+    momentum: Annotated[float, SHARE] = 0.9
     """Of the optimisers that have one."""
-    weight_decay: float = 2e-5
+    weight_decay: Annotated[float, NATURAL] = 2e-5
     """Not of biases and norms."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """How the learning rate falls."""
-    warmup_epochs: int = 0
+    warmup_epochs: Annotated[int, WARMUP] = 0
     """In which it rises."""
-    batch_size: int = 128
+    batch_size: Annotated[int, WHOLE_COUNT] = 128
     """Images in an update on each device."""
-    clip_grad: float | None = None
+    clip_grad: Annotated[float | None, POSITIVE] = None
     """Gradients are scaled down to this norm."""
-    ema: float = 0.0
+    ema: Annotated[float, SHARE] = 0.0
     """Decay of the average of the weights that is judged instead of them; 0 for none."""
     precision: Precision = "no"
     """Mixed precision: no, bf16, fp16 (on accelerators). The floor is computed in float32 in any case."""
-    channels_last: bool = False
+    channels_last: Annotated[bool, Effect.SPEED] = False
     """Memory layout; faster on some devices."""
-    compile: bool = False
+    compile: Annotated[bool, Effect.SPEED] = False
     """Through `torch.compile`."""
     checkpoint: str | None = None
     """Weights to start from, as timm reads them; those of the plain model fit the floored one. The last layer is
@@ -128,17 +123,17 @@ class VisionConfig:
 
     ood: Literal["cifar10", "cifar100", "digits", "folder"] | None = None
     """A dataset of other things, whose test images the model should be unsure of."""
-    ood_dir: str | None = None
+    ood_dir: Annotated[str | None, Effect.PLACE] = None
     """Where it is; by default `data_dir`."""
-    checkpoint_every: int = 1
+    checkpoint_every: Annotated[int, WHOLE_COUNT, Effect.SPEED] = 1
     """Epochs between checkpoints; the end always saves one."""
-    workers: int = 0
+    workers: Annotated[int, WORKERS, Effect.SPEED] = 0
     """Processes that prepare images; 0 leaves it to the one that trains."""
-    threads: int = 0
+    threads: Annotated[int, THREADS, Effect.SPEED] = 0
     """CPU threads of PyTorch; 0 leaves the choice to it."""
 
     def __post_init__(self) -> None:
-        check(self, RANGES)
+        check(self)
         if self.pretrained and self.checkpoint is not None:
             raise ValueError(f"pretrained and checkpoint={self.checkpoint} are two beginnings: choose one")
         if self.min_entropy is not None and self.temperature_floor is not None:
