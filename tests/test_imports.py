@@ -25,7 +25,8 @@ ALLOWED = {
     "report": {"runs"},
     "experiments": {"runs", "recipes"},
     "recipes": set(),
-    "cli": {"targets", "runs", "control", "vision", "language", "experiments", "report"},
+    "commands": {"runs", "control", "vision", "language", "experiments", "report"},
+    "cli": {"commands"},
 }
 
 
