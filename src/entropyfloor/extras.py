@@ -1,4 +1,4 @@
-"""One line instead of a traceback: for an optional library that is missing, and for errors that say enough."""
+"""One-line messages: for optional libraries that are missing, and for errors that already say enough."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 REFUSED = (ValueError, ImportError)
-"""Errors of what cannot be carried out."""
+"""Errors of a command that cannot be carried out."""
 FAILED = (OSError, RuntimeError, FloatingPointError, OverflowError, MemoryError)
-"""Errors of what was begun."""
+"""Errors of a command that has begun."""
 NO_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -17,7 +17,7 @@ NO_MEMORY = (
     "unable to allocate",
     "resource_exhausted",
 )
-"""What PyTorch, NumPy and JAX say where memory is too small, each in an error of its own."""
+"""Words of PyTorch, NumPy and JAX where memory is too small; each raises a type of its own."""
 
 
 def require(extra: str, *modules: str) -> None:
@@ -34,7 +34,7 @@ def require(extra: str, *modules: str) -> None:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
-            if error.name != module:  # the module is there; something it needs is not
+            if error.name != module:  # the module is installed; something that it imports is not
                 raise
             raise ImportError(
                 f"{module!r} is not installed: pip install 'entropyfloor[{extra}]' brings it"
@@ -42,7 +42,7 @@ def require(extra: str, *modules: str) -> None:
 
 
 def brief(error: BaseException, most: int = 300) -> str:
-    """The message of somebody else's error as a part of one line of ours, cut to `most` characters."""
+    """The message of a library's error without line breaks, cut to `most` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else f"{text[:most]}…"
 
@@ -54,22 +54,24 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def out_of_memory_hint(way: str) -> Iterator[None]:
-    """Add the way out to the error of a failed allocation; of several around each other the innermost one does."""
+def out_of_memory_hint(hint: str) -> Iterator[None]:
+    """Add a hint to the error of a failed allocation; of nested ones only the innermost adds its own."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error) and not getattr(error, "__notes__", None):
-            error.add_note(way)
+            error.add_note(hint)
         raise
 
 
 def one_line(error: BaseException) -> str:
-    """What an error and its notes say, in one line, with the way out where memory is too small."""
-    said = str(error) or type(error).__name__
+    """The message of an error and its notes in one line, with a hint where memory is too small."""
+    message = str(error) or type(error).__name__
     if is_out_of_memory(error):
-        said = f"memory is too small for this ({said.splitlines()[0]}): choose a smaller batch, model or replay"
+        message = (
+            f"memory is too small for this ({message.splitlines()[0]}): choose a smaller batch, model or replay"
+        )
     notes = [note for note in getattr(error, "__notes__", []) if "\n" not in note]  # JAX's own have several lines
-    line = "; ".join([" ".join(said.split()), *notes])
-    # A file that somebody else has written may hold what a terminal takes for a command.
+    line = "; ".join([" ".join(message.split()), *notes])
+    # Files from elsewhere may hold characters that a terminal takes for commands.
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)

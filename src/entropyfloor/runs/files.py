@@ -1,4 +1,4 @@
-"""Files that are whole, whenever the process or the machine stops."""
+"""Reading and writing files so that they are whole whenever the process or the machine stops."""
 
 import os
 import secrets
@@ -7,18 +7,18 @@ from pathlib import Path
 
 
 def read(path: Path, most: int | None = None) -> bytes:
-    """What is in a file.
+    """Read a regular file.
 
     Raises:
-        OSError: There is none, or it cannot be read.
-        ValueError: It is a pipe, a device or a directory, for which a reader might wait for ever, or has more than
-            `most` bytes.
+        OSError: The file is missing or cannot be read.
+        ValueError: It is a pipe, a device or a directory, on which a reader might wait for ever, or it has more
+            than `most` bytes.
     """
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path.name} is no regular file")
-    if most is not None and found.st_size > most:
-        raise ValueError(f"{path.name} has {found.st_size:,} bytes, more than {most:,}")
+    if most is not None and status.st_size > most:
+        raise ValueError(f"{path.name} has {status.st_size:,} bytes, more than {most:,}")
     return path.read_bytes()
 
 
@@ -31,16 +31,17 @@ def write(path: Path, data: bytes) -> None:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a part; several processes may.
+    """Write a file so that a reader sees the old one or the new one, never a part.
 
-    They may be on several machines, so a process number is no name of its own for what is being written.
+    Several processes may do so at once. They may be on several machines, so the partial file has a random name
+    instead of a process number.
     """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         write(beside, data)
         beside.replace(path)
     finally:
-        beside.unlink(missing_ok=True)  # which is there only if something went wrong
+        beside.unlink(missing_ok=True)  # it still exists only if something went wrong
 
 
 def sync(directory: Path) -> None:

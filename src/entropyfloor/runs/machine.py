@@ -1,4 +1,4 @@
-"""What a result was measured with."""
+"""Description of the machine and the versions that a result was measured with."""
 
 import os
 import platform
@@ -42,13 +42,13 @@ def now() -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _cpu() -> str:
@@ -76,7 +76,7 @@ def _commit() -> str | None:
 
 
 def _output(*command: str) -> str | None:
-    """What a program says, or None if it is absent, fails or says nothing."""
+    """Output of a program, or None if it is absent, fails or prints nothing."""
     if shutil.which(command[0]) is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Refuse what memory cannot hold, before it is allocated."""
+"""Refusal of what memory cannot hold, before it is allocated."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from pathlib import Path
 import psutil
 
 CGROUP = Path("/sys/fs/cgroup/memory.max")
-"""What a container may use."""
+"""Memory limit of a container."""
 SHARE = 0.9
-"""Of the memory; the rest is for the system."""
+"""Share of the memory that may be used; the rest is for the system."""
 
 
 def check_memory(count: int, each: int, what: str, option: str) -> None:
     """Refuse to begin what this machine's memory cannot hold.
 
     Args:
-        count: How many there are to be.
-        each: Bytes of each.
-        what: Name of them, in the plural.
-        option: The option, or options, by which there are fewer.
+        count: Number of items.
+        each: Bytes of an item.
+        what: Name of the items, in the plural.
+        option: The option, or options, that make them fewer.
 
     Raises:
-        ValueError: They need more than `SHARE` of the memory that there is.
+        ValueError: The items need more than `SHARE` of the memory.
     """
     limit = SHARE * _memory()
     if (needed := count * each) > limit:
@@ -34,7 +34,7 @@ def check_memory(count: int, each: int, what: str, option: str) -> None:
 
 
 def _memory() -> int:
-    """Bytes that this process may use: those of the machine, or of the container that it is in."""
+    """Bytes that this process may use: those of the machine, or of its container."""
     total: int = psutil.virtual_memory().total
     limit = CGROUP.read_text().strip() if CGROUP.exists() else "max"
     return min(total, int(limit)) if limit.isdigit() else total

@@ -1,4 +1,4 @@
-"""Several runs side by side, a process each: the best use of a CPU with more cores than a run can use."""
+"""Runs side by side, each in a process of its own: for CPUs with more cores than one run can use."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def each_in_its_process(
 
     Args:
         work: A function that can be pickled. SIGTERM asks it to save and stop.
-        items: What to work on.
-        names: What a message calls each of them.
+        items: Arguments of the calls.
+        names: Names of the items in messages.
         workers: Processes at a time.
 
     Raises:
-        RuntimeError: Some failed, by name; each has said why on its own standard error.
+        RuntimeError: Some calls failed; the message names them, and each has printed its reason.
     """
     context = get_context("spawn")
     waiting = [
@@ -74,7 +74,7 @@ def _stop(processes: Sequence[Any]) -> None:
 
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """Take SIGTERM for Ctrl-C while the body runs, so that it ends as carefully."""
+    """Treat SIGTERM like Ctrl-C while the body runs, so that it ends as carefully."""
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -102,7 +102,7 @@ def _work(work: Callable[[T], object], item: T, name: str) -> None:
 
 
 def _stop_with_parent() -> None:
-    """Stop when the parent is gone, however it went: nobody is left to stop this process."""
+    """Stop when the parent process has ended in whatever way: nobody else would stop this process."""
     parent = parent_process()
     assert parent is not None
     parent.join()

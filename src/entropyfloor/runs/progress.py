@@ -1,4 +1,4 @@
-"""What a run shows while it runs: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a run: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.progress import Progress as Bar
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Whoever read along, such as `head`, has gone: the run goes on in silence."""
+        """Go on in silence when the reader of the output, such as `head`, has gone."""
         with suppress(SystemExit):
             super().on_broken_pipe()
 
@@ -23,12 +23,12 @@ class Progress:
     """A bar with the last evaluation, speed and the time left.
 
     Args:
-        total: How much there is to do.
-        unit: Of what, in the plural.
-        label: What stands before it, where several runs share a terminal.
-        bar: Whether a terminal shows a bar; of several processes each would draw over the others'.
-        every: How much between redraws, so that drawing costs nothing.
-        evaluation: What stands where the last evaluation will.
+        total: Amount of work.
+        unit: Unit of the work, in the plural.
+        label: Text before each line, where several runs share a terminal.
+        bar: Whether a terminal shows a bar; several processes would draw over each other's.
+        every: Work between redraws, so that drawing costs nothing.
+        evaluation: Text until the first evaluation.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Progress:
         self._bar.stop()
 
     def restart(self, done: int) -> None:
-        """Measure speed from here: what follows has a pace of its own."""
+        """Measure speed from here, because the work that follows has a pace of its own."""
         self._since, self._busy = (done, time.perf_counter()), ""
         self._show(done)
 
@@ -79,12 +79,12 @@ class Progress:
             self._show(done)
 
     def busy(self, done: int, what: str, detail: str = "") -> None:
-        """Until `restart`, show what takes its time instead of a speed; without a terminal, print a line once.
+        """Show an activity instead of a speed until `restart`; without a terminal, print a line once.
 
         Args:
-            done: How much is done.
-            what: What it is.
-            detail: What a terminal shows beside it, such as how far it is.
+            done: Work done.
+            what: The activity.
+            detail: More that only a terminal shows, such as how far the activity is.
         """
         if what not in self._busy and not self._console.is_terminal:
             line = f"{done:,}/{self._total:,} {self._unit} · {what}"

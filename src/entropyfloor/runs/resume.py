@@ -24,7 +24,7 @@ class Config(Protocol):
     def out(self) -> str | None: ...  # noqa: D102
 
     def resolved(self) -> Self:
-        """The same with a directory, and nothing left open that can be said now."""
+        """The same settings with a directory, and with defaults that follow from other settings filled in."""
 
 
 C = TypeVar("C", bound=Config)

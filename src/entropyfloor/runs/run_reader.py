@@ -1,6 +1,6 @@
-"""Reading a run directory, finished or not. What its files may hold is checked here, and nowhere else.
+"""Reading a run directory, finished or not. Its files are checked here and nowhere else.
 
-Whatever is wrong with a file is a `ValueError` that names it.
+A damaged file raises a `ValueError` that names it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ CONFIG, METRICS, STATUS = "config.toml", "metrics.jsonl", "status.json"
 MACHINE, EVALUATION = "machine.json", "evaluation.json"
 
 LIMITS = {CONFIG: 2**20, METRICS: 2**30, STATUS: 2**20, MACHINE: 2**20, EVALUATION: 2**26}
-"""Bytes: a file that is larger was not written by a run, and may not fit into memory."""
+"""Largest sizes in bytes: a larger file was not written by a run, and may not fit into memory."""
 
 Columns = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a run has written so far."""
+    """Contents of a run directory."""
 
     path: Path
     config: dict[str, Any]
@@ -40,11 +40,11 @@ class Record:
     status: dict[str, Any]
     """`state` (created, running, finished, interrupted, failed, killed, or unknown), `reason`, `step`, `time`."""
     clock: tuple[np.ndarray, np.ndarray] = field(repr=False)
-    """Steps (int64) and wall seconds (float64) of the lines of the metrics, without what a resume superseded."""
+    """Steps (int64) and wall seconds (float64) of the lines of the metrics, but for those that a resume repeated."""
     columns: Columns = field(repr=False)
-    """Of each quantity the lines that have it, and its values there. Dicts need ten times as much memory."""
+    """For each quantity the numbers of its lines and its values. Dicts would need ten times as much memory."""
     evaluation: dict[str, Any] = field(default_factory=dict, repr=False)
-    """What `entropyfloor evaluate` has found, if it was called."""
+    """Results of `entropyfloor evaluate`, if it was called."""
 
     @property
     def names(self) -> set[str]:
@@ -77,23 +77,23 @@ def read_run(path: Path) -> Record:
     """
     path = Path(path)
     config = read_config(path)
-    clock, columns = _columns(_standing(read_lines(path)))
+    clock, columns = _columns(_without_repeated(read_lines(path)))
     machine, evaluation, status = (
         _read_json(path / name, check)
         for name, check in ((MACHINE, schema.machine), (EVALUATION, schema.evaluation), (STATUS, schema.status))
     )
     if status is None:
-        lost = {"state": "unknown", "reason": f"there is no {STATUS}"}  # it is written before the metrics are
-        status = {"state": "created", "reason": None, "step": 0, "time": None, **(lost if columns else {})}
+        missing = {"state": "unknown", "reason": f"there is no {STATUS}"}  # it is written before the metrics are
+        status = {"state": "created", "reason": None, "step": 0, "time": None, **(missing if columns else {})}
     if status["state"] == "running" and not _is_held(path):
         status |= {"state": "killed", "reason": "the process ended without a word"}
     return Record(path, config, machine or {}, status, clock, columns, evaluation or {})
 
 
 def find_runs(*paths: Path) -> list[Path]:
-    """Run directories at or below `paths`, sorted, each once; directories that cannot be entered count as such.
+    """Run directories at or below `paths`, sorted and without duplicates, with directories that cannot be entered.
 
-    A run directory holds two or more of its config, its metrics and its status, so that it is found when it has
+    A directory is a run if it holds two or more of config, metrics and status, so that a run is found that has
     lost one of them.
 
     Raises:
@@ -149,26 +149,26 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return parsed
 
 
-def _standing(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Drop what was logged after the checkpoint that a resume went back to."""
-    standing: list[dict[str, Any]] = []
+def _without_repeated(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines without those that were logged after a checkpoint that the run later resumed from."""
+    valid: list[dict[str, Any]] = []
     for line in lines:
         if "event" in line:
-            standing = [earlier for earlier in standing if earlier["step"] <= line["step"]]
+            valid = [earlier for earlier in valid if earlier["step"] <= line["step"]]
         else:
-            standing.append(line)
-    return standing
+            valid.append(line)
+    return valid
 
 
 def _columns(lines: list[dict[str, Any]]) -> tuple[tuple[np.ndarray, np.ndarray], Columns]:
     """The clock and the quantities of a `Record`. Quantities of the same lines share the array that says which."""
-    alike: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
+    same_names: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
     for i, line in enumerate(lines):
-        alike[tuple(line)].append(i)
+        same_names[tuple(line)].append(i)
     parts: defaultdict[str, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
-    for names, found in alike.items():
-        where = np.array(found, np.int32)
-        values = np.array([[*lines[i].values()] for i in found], np.float64).T.copy()  # None is NaN
+    for names, numbers in same_names.items():
+        where = np.array(numbers, np.int32)
+        values = np.array([[*lines[i].values()] for i in numbers], np.float64).T.copy()  # None is NaN
         for name, column in zip(names, values, strict=True):
             parts[name].append((where, column))
     columns = {name: _merged(each) for name, each in parts.items() if name not in schema.CLOCK}
@@ -185,7 +185,7 @@ def _merged(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.
 
 
 def _is_held(path: Path) -> bool:
-    """Whether a process is writing this run: `Run.recording` holds a lock on the metrics."""
+    """Whether a process is writing this run; `Run.recording` then holds a lock on the metrics."""
     with (path / METRICS).open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -198,7 +198,7 @@ def _is_held(path: Path) -> bool:
 
 
 def _read(file: Path) -> bytes | None:
-    """What is in a file; None where there is none."""
+    """Contents of a file, or None if there is none."""
     try:
         return files.read(file, LIMITS[file.name])
     except ValueError as error:
@@ -210,7 +210,7 @@ def _read(file: Path) -> bytes | None:
 
 
 def _read_json(file: Path, check: Callable[[Any], dict[str, Any]]) -> dict[str, Any] | None:
-    """What is in a file; None where there is none."""
+    """Contents of a JSON file, or None if there is none."""
     content = _read(file)
     return None if content is None else _checked(file, lambda: check(json.loads(content)))
 

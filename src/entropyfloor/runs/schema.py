@@ -1,7 +1,7 @@
-"""What the files of a run directory may hold: types, units and ranges of each field that a reader knows.
+"""Schema of the files of a run directory: types, units and ranges of each known field.
 
-Each function returns what it was given, or raises a `ValueError` that names the field. Other fields are let pass,
-so that a run of a later version can be read, if they are plain where a report prints them.
+Each function returns its argument, or raises a `ValueError` that names the field. Unknown fields pass, so that a
+run of a later version can be read; where a report prints them they must be plain.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 CLOCK = {"step": "int64", "seconds": "float64"}
-"""What every line of the metrics has."""
+"""Fields of every line of the metrics."""
 LARGEST, FINITE = 1e100, sys.float_info.max
-"""Nothing that is measured is larger, and squares of it are finite; what a diverged run logs may be."""
+"""Limit of measured values, whose squares are finite; and limit of what a diverged run may log."""
 RESUMED = "resumed"
-"""The event of a line that is none of quantities."""
+"""Event of a line without quantities."""
 DEPTH = 4
-"""Of lists and tables in a config or in the description of a machine."""
+"""Largest depth of lists and tables in a config or in the description of a machine."""
 HISTOGRAMS = {"entropy_histogram": (), "calibration_histogram": ("confidence", "correct")}
-"""Of an evaluation, with what they have beside `edges` and `counts`."""
+"""Histograms of an evaluation, with their fields beside `edges` and `counts`."""
 UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 """Not allowed in SVG or in UTF-8, and no part of a setting."""
 
 
 class Kind(NamedTuple):
-    """What a field may be."""
+    """Type and range of a field."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -39,7 +39,7 @@ class Kind(NamedTuple):
 
 
 def is_number(value: Any, most: float = LARGEST) -> bool:
-    """Whether it is a finite number, which true and false are not."""
+    """Whether it is a finite number; true and false are none."""
     return type(value) in (int, float) and abs(value) <= most
 
 
@@ -56,7 +56,7 @@ def _is_plain(value: Any, depth: int = DEPTH) -> bool:
 
 
 def _is_histogram(value: Any) -> bool:
-    """Whether it has edges that rise and a number for each bin, of everything that it counts."""
+    """Whether its edges rise and each of its lists has one number for each bin."""
     if not isinstance(value, dict) or not all(
         isinstance(each, list) and all(map(is_number, each)) for each in value.values()
     ):
@@ -105,26 +105,26 @@ def config(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def status(content: Any) -> dict[str, Any]:
-    """Where a run is: `state`, `step`, and `reason` and `time`, which may be null."""
+    """Status of a run: `state`, `step`, and `reason` and `time`, which may be null."""
     return _fields(content, STATUS, ("state", "step"))
 
 
 def machine(content: Any) -> dict[str, Any]:
-    """What a run was made with."""
+    """Description of the machine of a run."""
     return _fields(content, MACHINE)
 
 
 def evaluation(content: Any) -> dict[str, Any]:
-    """What `entropyfloor evaluate` has found."""
-    found = _fields(content, EVALUATION)
+    """Results of `entropyfloor evaluate`."""
+    results = _fields(content, EVALUATION)
     for name, more in HISTOGRAMS.items():
-        if (lost := found.get(name)) is not None and (names := sorted({*more} - {*lost})):
+        if (histogram := results.get(name)) is not None and (names := sorted({*more} - {*histogram})):
             raise ValueError(f"{name} has no {' and no '.join(names)}")
-    return found
+    return results
 
 
 def line(content: Any) -> dict[str, Any]:
-    """A line of the metrics: its step and seconds, and numbers; null, which is not finite, is one of them."""
+    """A line of the metrics: step, seconds, and numbers; null stands for one that is not finite."""
     if type(content) is not dict or type(step := content.get("step")) is not int or not -1 <= step < 2**63:
         raise ValueError(f"it must be a table with a step, which is {COUNT.words}: {_shown(content)}")
     if not is_number(content.setdefault("seconds", 0.0)):
@@ -147,7 +147,7 @@ def _fields(content: Any, kinds: Mapping[str, Kind], required: tuple[str, ...] =
 
 
 def _shown(value: Any) -> str:
-    """So much of it that it is recognised."""
+    """The beginning of its representation."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deeply, or an integer of too many digits

@@ -1,11 +1,11 @@
-"""The names of everything that a trainer logs: one flat vocabulary, so that a plot never asks who wrote it."""
+"""Names of all logged quantities: one flat vocabulary, so that a plot never asks which trainer wrote a run."""
 
 import re
 from typing import NamedTuple
 
 
 class Quantity(NamedTuple):
-    """What a name means."""
+    """Meaning and unit of a name."""
 
     label: str
     unit: str = ""
