@@ -40,7 +40,7 @@ class Record:
     status: dict[str, Any]
     """`state` (created, running, finished, interrupted, failed, killed, or unknown), `reason`, `step`, `time`."""
     clock: tuple[np.ndarray, np.ndarray] = field(repr=False)
-    """Steps (int64) and wall seconds (float64) of the lines of the metrics, but for those that a resume repeated."""
+    """Steps (int64) and wall seconds (float64) of the lines of the metrics, less those that a resume repeated."""
     columns: Columns = field(repr=False)
     """For each quantity the numbers of its lines and its values. Dicts would need ten times as much memory."""
     evaluation: dict[str, Any] = field(default_factory=dict, repr=False)
