@@ -1,8 +1,11 @@
 """Reading and writing files so that they are whole whenever the process or the machine stops."""
 
+import mmap
 import os
 import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -14,12 +17,32 @@ def read(path: Path, most: int | None = None) -> bytes:
         ValueError: It is a pipe, a device or a directory, on which a reader might wait for ever, or it has more
             than `most` bytes.
     """
+    size = _size(path)
+    if most is not None and size > most:
+        raise ValueError(f"{path.name} has {size:,} bytes, more than {most:,}")
+    return path.read_bytes()
+
+
+@contextmanager
+def mapped(path: Path) -> Iterator[mmap.mmap]:
+    """Map a file into memory: its pages are read when they are needed, so that a large file takes none.
+
+    Raises:
+        OSError: The file is missing or cannot be read.
+        ValueError: It is a pipe, a device or a directory, or it is empty.
+    """
+    if not _size(path):
+        raise ValueError(f"{path.name} is empty")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        yield content
+
+
+def _size(path: Path) -> int:
+    """Bytes of a regular file."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path.name} is no regular file")
-    if most is not None and status.st_size > most:
-        raise ValueError(f"{path.name} has {status.st_size:,} bytes, more than {most:,}")
-    return path.read_bytes()
+    return status.st_size
 
 
 def write(path: Path, data: bytes) -> None:
