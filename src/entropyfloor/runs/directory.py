@@ -29,30 +29,30 @@ from entropyfloor.runs.vocabulary import is_known
 
 ERROR = "error.txt"
 ARRAYS, STATE, SUMS = "arrays.safetensors", "state.json", "SHA256SUMS"
-"""Files of a checkpoint; the last one is as `sha256sum` writes and checks it."""
+"""Files of a checkpoint; the last one has the format of `sha256sum`."""
 FORMAT, ARRAYS_CHECKED = 3, 2
 """Format of a checkpoint, and the earlier one in which only the arrays have a checksum. Others are refused."""
 
 PATIENCE = 0.5
-"""Seconds until a lock counts as a writer's: a report, or a run that is refused, holds it for a moment."""
+"""Seconds to wait for a lock: a report, or a run that is refused, holds it for a moment only."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything a trainer needs to continue."""
+    """Everything that a trainer needs to continue."""
 
     step: int
     arrays: dict[str, np.ndarray]
     state: dict[str, Any]
     path: Path
-    """Where it is."""
+    """Its directory."""
 
     @contextmanager
     def restoring(self) -> Iterator[None]:
-        """Name the checkpoint in any error of the body, which continues from it.
+        """Name the checkpoint in any error of the body, which restores a trainer from it.
 
         Raises:
-            ValueError: Something is missing, or is not what the trainer needs.
+            ValueError: An entry is missing, or the trainer cannot use it.
         """
         try:
             yield
@@ -76,9 +76,9 @@ class Run:
         self._step, self._seconds = 0, 0.0
         self._since = time.perf_counter()
         self._size: int | None = None
-        """Bytes of the metrics as this object left them."""
+        """Size of the metrics in bytes after the last line of this object."""
         self._held: os.stat_result | None = None
-        """The metrics that are locked for this object."""
+        """Identity of the metrics file that this object has locked."""
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any], *, not_results: Sequence[str] = ()) -> Run:
@@ -90,8 +90,8 @@ class Run:
             not_results: Names of the settings that do not change results, for the report.
 
         Raises:
-            ValueError: There is a run in `path` already, or there can be none, or a setting is of a kind that
-                `read_config` refuses.
+            ValueError: `path` holds a run already or cannot hold one, or a setting has a type that `read_config`
+                refuses.
         """
         known = {name: value for name, value in config.items() if value is not None}
         settings = tomli_w.dumps(schema.config(known)).encode()  # what could not be read again is not begun
@@ -113,18 +113,18 @@ class Run:
 
     @classmethod
     def open(cls, path: Path) -> Run:
-        """The run in `path`, to be continued.
+        """Open the run in `path` to continue it.
 
         Raises:
-            ValueError: There is none.
+            ValueError: There is no run in `path`.
         """
         return cls(path, read_config(path))
 
     def log(self, step: int, quantities: Mapping[str, float]) -> None:
-        """Append one line to the metrics. What is not finite is written as null.
+        """Append one line to the metrics. Numbers that are not finite are written as null.
 
         Raises:
-            ValueError: A name that is not in the vocabulary.
+            ValueError: A name is not in the vocabulary.
         """
         if unknown := sorted(name for name in quantities if not is_known(name)):
             raise ValueError(f"unknown quantities {unknown}: name them in entropyfloor/runs/vocabulary.py first")
@@ -138,10 +138,10 @@ class Run:
         """Write a checkpoint beside the others, then rename it, then drop all but the last `keep`.
 
         Args:
-            step: Where the run is.
+            step: Step of the run.
             arrays: Parameters, optimiser state, replay, …
-            state: What JSON can hold: counters, states of generators, …
-            keep: How many checkpoints stay.
+            state: Values that JSON can hold: counters, states of generators, …
+            keep: Number of checkpoints that stay.
 
         Returns:
             Its directory.
@@ -149,14 +149,14 @@ class Run:
         self._check_there()
         home = self.path / "checkpoints"
         final, partial = home / f"{step:012d}", home / f".{step:012d}.partial"
-        if final.exists():  # the same step of the same run is the same
+        if final.exists():  # a run is deterministic: the same step is the same checkpoint
             return final
-        for leftover in home.glob(".*"):  # of a kill
+        for leftover in home.glob(".*"):  # from a killed process
             shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
             _dump(partial, step, arrays, state, _fingerprint(self.config))
-        except BaseException:  # a full disk is to have its space back
+        except BaseException:  # give a full disk its space back
             shutil.rmtree(partial, ignore_errors=True)
             raise
         partial.rename(final)
@@ -166,21 +166,21 @@ class Run:
             shutil.rmtree(old.rename(home / f".{old.name}.old"))  # a kill in between leaves no half of one
         return final
 
-    def keep_evaluation(self, found: dict[str, Any]) -> Path:
-        """Write what a later evaluation has found, in what JSON can hold; returns where."""
+    def keep_evaluation(self, results: dict[str, Any]) -> Path:
+        """Write the results of an evaluation, as values that JSON can hold, and return the file."""
         file = self.path / EVALUATION
-        files.replace(file, _json({**found, "machine": machine.describe()}))
+        files.replace(file, _json({**results, "machine": machine.describe()}))
         return file
 
     def keep_text(self, name: str, text: str) -> Path:
-        """Write something to be read, such as samples; returns where."""
+        """Write a text for people, such as samples, and return the file."""
         file = self.path / name
         file.parent.mkdir(exist_ok=True)
         files.replace(file, text.encode())
         return file
 
     def keep_failure(self, step: int, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> Path:
-        """Keep what a failure can be looked at with, in the form of a checkpoint that nothing continues from.
+        """Write arrays that explain a failure, in the form of a checkpoint from which nothing is resumed.
 
         Returns:
             Its directory.
@@ -225,7 +225,7 @@ class Run:
     def resume(self) -> Checkpoint | None:
         """Continue from the last checkpoint, or from the start if there is none.
 
-        What was logged after it stays in the file; readers drop it, as the run goes that way again.
+        Lines that were logged after it stay in the file; readers drop them, because the run repeats them.
         """
         with _locked(self.path):
             checkpoint = self.latest()
@@ -241,11 +241,11 @@ class Run:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Keep `status.json` true while the body trains, and other processes out of the directory.
+        """Keep `status.json` up to date while the body trains, and lock the directory.
 
         Raises:
-            ValueError: Another process is recording this run, or has since it was created or resumed.
-            RuntimeError: Its metrics or settings were cut, deleted or replaced meanwhile.
+            ValueError: Another process is recording this run, or has done so since it was created or resumed.
+            RuntimeError: The metrics or the settings were cut, deleted or replaced meanwhile.
         """
         with _locked(self.path) as held:
             if self._size not in (None, held.st_size):
@@ -273,13 +273,13 @@ class Run:
     def _append(self, step: int, values: dict[str, Any]) -> None:
         self._check_there()
         seconds = round(self._seconds + time.perf_counter() - self._since, 3)
-        with (self.path / METRICS).open("ab") as file:  # one write: a line is whole or it is last
+        with (self.path / METRICS).open("ab") as file:  # in one write, so that only the last line may be cut
             file.write(_json({"step": step, "seconds": seconds, **values}))
             file.flush()
             self._size = file.tell()
 
     def _check_there(self) -> None:
-        """Refuse to write into a run whose files were cut, deleted or replaced since it is recorded."""
+        """Refuse to write into a run whose files were cut, deleted or replaced while it is recorded."""
         if self._held is None:
             return
         for name, is_same in ((METRICS, self._has_held_metrics), (CONFIG, self._has_settings)):
@@ -296,8 +296,8 @@ class Run:
 
     def _has_held_metrics(self) -> bool:
         assert self._held is not None
-        found = (self.path / METRICS).stat()
-        return os.path.samestat(self._held, found) and found.st_size >= (self._size or 0)
+        status = (self.path / METRICS).stat()
+        return os.path.samestat(self._held, status) and status.st_size >= (self._size or 0)
 
     def _has_settings(self) -> bool:
         return (self.path / CONFIG).read_bytes() == self._settings
@@ -308,7 +308,7 @@ class Run:
 
 
 def _check_free(path: Path) -> None:
-    """Refuse to begin a run where there is one, or what is left of one."""
+    """Refuse to begin a run where there is one, or the remains of one."""
     if (path / CONFIG).exists():
         raise ValueError(f"{path} holds a run already: choose another directory, resume it, or delete it")
     metrics, checkpoints = path / METRICS, path / "checkpoints"
@@ -321,13 +321,13 @@ def _check_free(path: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[os.stat_result]:
-    """Hold the run in `path` for this process; the system lets go of it even when the process is killed.
+    """Lock the run in `path` for this process; the system unlocks it even when the process is killed.
 
     Yields:
-        What identifies the metrics, which are what is locked.
+        Identity of the metrics file, which is the file that is locked.
 
     Raises:
-        ValueError: Another process holds it, or it has no metrics.
+        ValueError: Another process holds the lock, or the run has no metrics.
     """
     try:
         file = (path / METRICS).open("r+b")
@@ -343,7 +343,7 @@ def _locked(path: Path) -> Iterator[os.stat_result]:
             time.sleep(PATIENCE / 50)
         try:
             yield os.fstat(file.fileno())
-        finally:  # also for processes that were forked meanwhile and are still there
+        finally:  # processes that were forked meanwhile may still have the file open
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
@@ -359,7 +359,7 @@ def _lock(file: BinaryIO) -> bool:
 def _dump(
     path: Path, step: int, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any], settings: int
 ) -> None:
-    """Arrays and plain state, no code, and the checksums of both."""
+    """Write arrays, plain state without code, and the checksums of both."""
     header = {"format": FORMAT, "step": step, "settings": settings, "state": dict(state)}
     contents = {
         ARRAYS: dump_arrays({name: np.asarray(array, order="C") for name, array in arrays.items()}),
@@ -391,7 +391,7 @@ def open_checkpoint(path: Path, prefixes: tuple[str, ...] | None = None) -> tupl
 def _load(path: Path, settings: int, prefixes: tuple[str, ...] | None = None) -> Checkpoint:
     try:
         with files.mapped(path / ARRAYS) as arrays:
-            contents = {ARRAYS: arrays, STATE: files.read(path / STATE)}
+            contents: dict[str, Any] = {ARRAYS: arrays, STATE: files.read(path / STATE)}
             header = json.loads(contents[STATE])
             if header["format"] == ARRAYS_CHECKED:
                 intact = zlib.crc32(arrays) == header["checksum"]
@@ -432,7 +432,7 @@ def _checksums(contents: Mapping[str, bytes | mmap]) -> bytes:
 
 
 def _fingerprint(config: Mapping[str, Any]) -> int:
-    """Of the settings: where a run lies is not one of them, it may be moved."""
+    """Checksum of the settings without `out`, since a run directory may be moved."""
     settings = {name: value for name, value in config.items() if name != "out"}
     return zlib.crc32(json.dumps(settings, sort_keys=True).encode())
 
