@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 
 from entropyfloor.cli import main
 from entropyfloor.report import write_report
+from entropyfloor.report.comparison import find
 from entropyfloor.report.page import _csv
-from entropyfloor.report.records import find
 from entropyfloor.runs import read_run
 from run_files import contents, dumped, healthy, write
 

@@ -23,8 +23,8 @@ from scipy.stats import trim_mean
 
 from entropyfloor.cli import main
 from entropyfloor.report import write_report
-from entropyfloor.report.page import MOST, _csv
-from entropyfloor.report.plots import (
+from entropyfloor.report.comparison import compare, find
+from entropyfloor.report.figures.curves import (
     entropy_figure,
     judged_figure,
     looks,
@@ -38,9 +38,9 @@ from entropyfloor.report.plots import (
     thresholds_figure,
     tokens_figure,
 )
-from entropyfloor.report.records import compare, find
+from entropyfloor.report.page import MOST, _csv
 from entropyfloor.report.statistics import iqm, iqm_interval, mean_interval
-from entropyfloor.report.words import lead, nats, plain, sentence, significant, verdict
+from entropyfloor.report.summary import lead, nats, plain, sentence, significant, verdict
 from entropyfloor.runs import Run, read_run
 from run_files import contents, dumped, healthy, metrics
 from run_files import write as write_files

@@ -8,7 +8,7 @@ import socket
 import numpy as np
 import pytest
 
-from entropyfloor.report.records import find
+from entropyfloor.report.comparison import find
 from entropyfloor.runs import find_runs, read_run
 from entropyfloor.runs.run_reader import read_config
 from run_files import contents, dumped, healthy, write

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from entropyfloor.report.plots import benchmarks_figure, png, svg
+from entropyfloor.report.figures.curves import benchmarks_figure, png, svg
 from entropyfloor.runs import files
 
 

@@ -18,10 +18,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from entropyfloor.report import plots
-from entropyfloor.report.domains import ENTROPIES, Domain
-from entropyfloor.report.figures import FIGURES
-from entropyfloor.report.records import (
+from entropyfloor.report.comparison import (
     NOT_A_DIFFERENCE,
     TOLERANCE,
     UNSET,
@@ -34,8 +31,11 @@ from entropyfloor.report.records import (
     shortened,
     usable,
 )
+from entropyfloor.report.domains import ENTROPIES, Domain
+from entropyfloor.report.figures import FIGURES
+from entropyfloor.report.figures import curves as plots
 from entropyfloor.report.statistics import iqm_interval, mean_interval
-from entropyfloor.report.words import bracketed, lead, nats, plain, sentence, verdict
+from entropyfloor.report.summary import bracketed, lead, nats, plain, sentence, verdict
 from entropyfloor.runs import files
 
 _STATES = {"created": "created, never started"}

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from entropyfloor.report import plots
+from entropyfloor.report.comparison import OUTSIDE, POINTS, RESPONSES, THRESHOLDS, Comparison, Group
 from entropyfloor.report.domains import Domain
-from entropyfloor.report.records import OUTSIDE, POINTS, RESPONSES, THRESHOLDS, Comparison, Group
+from entropyfloor.report.figures import curves as plots
 from entropyfloor.report.statistics import mean_interval
-from entropyfloor.report.words import bracketed, nats, plain, sentence, significant
+from entropyfloor.report.summary import bracketed, nats, plain, sentence, significant
 
 
 @dataclass(frozen=True)

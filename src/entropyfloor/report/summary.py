@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from entropyfloor.report.comparison import THRESHOLDS, Comparison, Group
 from entropyfloor.report.domains import Domain
-from entropyfloor.report.records import THRESHOLDS, Comparison, Group
 from entropyfloor.report.statistics import Interval
 
 MINUS = "\N{MINUS SIGN}"

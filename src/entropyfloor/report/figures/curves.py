@@ -25,8 +25,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox, ScaledTranslation, TransformedBbox
 
-from entropyfloor.report.domains import Column
-from entropyfloor.report.records import (
+from entropyfloor.report.comparison import (
     OUTSIDE,
     RESPONSES,
     THRESHOLDS,
@@ -35,6 +34,7 @@ from entropyfloor.report.records import (
     Group,
     Promise,
 )
+from entropyfloor.report.domains import Column
 from entropyfloor.report.statistics import mean_interval
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
