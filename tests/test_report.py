@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 import re
 import subprocess
@@ -23,24 +24,21 @@ from scipy.stats import trim_mean
 
 from entropyfloor.cli import main
 from entropyfloor.report import write_report
-from entropyfloor.report.comparison import compare, find
-from entropyfloor.report.figures.curves import (
-    entropy_figure,
-    judged_figure,
-    looks,
-    overview_figure,
+from entropyfloor.report.comparison import read_comparisons
+from entropyfloor.report.figures.classifiers import evaluation_figure
+from entropyfloor.report.figures.language import (
     pass_figure,
-    png,
     responses_figure,
-    score_figure,
     shares_figure,
-    svg,
     thresholds_figure,
     tokens_figure,
 )
+from entropyfloor.report.figures.scores import entropy_figure, overview_figure, score_figure
+from entropyfloor.report.figures.style import looks, png, svg
+from entropyfloor.report.formats import nats, plain, significant
 from entropyfloor.report.page import MOST, _csv
 from entropyfloor.report.statistics import iqm, iqm_interval, mean_interval
-from entropyfloor.report.summary import lead, nats, plain, sentence, significant, verdict
+from entropyfloor.report.summary import lead, sentence, verdict
 from entropyfloor.runs import Run, read_run
 from run_files import contents, dumped, healthy, metrics
 from run_files import write as write_files
@@ -82,6 +80,11 @@ def write(
     except (FloatingPointError, KeyboardInterrupt):
         pass
     return path
+
+
+def compare(paths):
+    """The comparisons of all runs at or below the paths."""
+    return read_comparisons(paths).comparisons
 
 
 def group(root):
@@ -182,6 +185,86 @@ def test_settings_that_differ_are_in_the_label(tmp_path):
     assert [g.label for g in comparison.groups] == labels
     returns = [g.values("return")[:, -1].tolist() for g in comparison.groups]
     assert returns == [[0.1, 0.1], [0.2, 0.2], [5.0], [30.0]]
+
+
+def without_list(path):
+    """A run of before version 0.2: it does not say which of its settings do not change results."""
+    change_machine(path, lambda machine: machine.pop("not_results", None))
+
+
+def change_machine(path, change):
+    """Rewrite `machine.json`."""
+    machine = json.loads((path / "machine.json").read_text())
+    change(machine)
+    (path / "machine.json").write_text(json.dumps(machine))
+
+
+NOT_RESULTS = ["seed", "out", "warp"]
+
+
+def with_list(path, names=NOT_RESULTS):
+    """A run that says which of its settings do not change results."""
+    change_machine(path, lambda machine: machine.update(not_results=names))
+
+
+@pytest.mark.parametrize(
+    "different",
+    [
+        {"device": ("cpu", "cuda")},
+        {"sample_batch": (64, 256), "micro_batch": (64, 128)},
+        {"gradient_checkpointing": (False, True)},
+        {"compile": (False, True), "channels_last": (True, False), "workers": (0, 4)},
+    ],
+)
+def test_seeds_of_older_runs_may_differ_in_speed(different, tmp_path):
+    for seed in range(2):
+        without_list(write(tmp_path, seed=seed, **{name: values[seed] for name, values in different.items()}))
+    assert [seed.number for seed in group(tmp_path).seeds] == [0, 1]
+    for seed in range(2):
+        without_list(write(tmp_path, seed=2 + seed, precision=("no", "bf16")[seed]))
+    labels = [group.label for group in compare([tmp_path])[0].groups]
+    assert labels == [f"sac-era-exact, precision={value}" for value in ("bf16", "no", "unset")]
+
+
+def test_a_run_says_which_of_its_settings_do_not_change_results(tmp_path):
+    for seed in range(2):
+        with_list(write(tmp_path, seed=seed, warp=seed + 0.5))
+    assert [seed.number for seed in group(tmp_path).seeds] == [0, 1]
+    without_list(write(tmp_path, seed=2, warp=9.0, device="cuda"))  # the names of both kinds of runs count
+    with_list(write(tmp_path, seed=3, warp=9.0, device="cpu"))
+    assert [seed.number for seed in group(tmp_path).seeds] == [0, 1, 2, 3]
+    page = Page(write_report([tmp_path], tmp_path / "report"))
+    assert not [row for row in page.rows if row[0] in ("warp", "device")]
+
+
+def test_a_setting_that_is_not_in_the_list_of_a_run_splits(tmp_path):
+    for seed in range(2):
+        with_list(write(tmp_path, seed=seed, device=("cpu", "cuda")[seed]))
+    labels = [group.label for group in compare([tmp_path])[0].groups]
+    assert labels == ["sac-era-exact, device=cpu", "sac-era-exact, device=cuda"]
+
+
+@pytest.mark.parametrize("names", ["seed", {"seed": 1}, [["seed"]], [1], None, 3])
+def test_a_damaged_list_of_settings_is_named(names, tmp_path):
+    write(tmp_path / "runs", seed=0)
+    damaged = write(tmp_path / "runs", seed=1)
+    with_list(damaged, names)
+    comparisons, [reason] = read_comparisons([tmp_path / "runs"])
+    assert [run.number for run in comparisons[0].runs] == [0]
+    assert f"{damaged}/machine.json is damaged: not_results" in reason
+
+
+def test_heads_of_older_and_newer_runs_are_one_group(tmp_path):
+    write(tmp_path, "sac", seed=0)  # with the head `clip`, which is `tanh` today
+    write(tmp_path, "sac", seed=1, head="tanh", names=2, backend="native")
+    write(tmp_path, "sac", seed=2, head="hard-clip")
+    write(tmp_path, "sac", seed=3, head="clip", names=2, backend="native")
+    [comparison] = compare([tmp_path])
+    assert {g.label: [seed.number for seed in g.seeds] for g in comparison.groups} == {
+        "sac, head=clip": [2, 3],
+        "sac, head=tanh": [0, 1],
+    }
+    assert not [run for run in comparison.runs if "names" in run.record.config]
 
 
 def test_a_seed_counts_once(tmp_path):
@@ -313,7 +396,7 @@ def test_what_is_whole_is_not_cut(tmp_path):
 
 
 def test_results_are_whole():
-    found = find([Path(__file__).parent.parent / "results" / "control" / "beside-sb3"])
+    found = read_comparisons([Path(__file__).parent.parent / "results" / "control" / "beside-sb3"])
     assert found.left_out == []
     assert {run.state for comparison in found.comparisons for run in comparison.runs} == {"finished"}
 
@@ -469,13 +552,15 @@ def test_of_many_agents_the_best_are_drawn_and_all_are_in_the_tables(tmp_path):
 def test_the_bootstrap_of_many_seeds_needs_no_gigabytes():
     values = np.random.default_rng(2).normal(size=(1500, 2))
     tracemalloc.start()
-    chunked = iqm_interval(values, resamples=3000)
+    interval = iqm_interval(values, resamples=3000)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 60e6  # all draws together: 3000 · 1500 · 2 · 8 bytes = 72 MB, and several times that
-    drawn = np.random.default_rng(0).integers(1500, size=(3000, 1500, 2))  # and these are the same numbers
-    draws = trim_mean(values[drawn, np.arange(2)].reshape(3000, -1), 0.25, axis=1)
-    np.testing.assert_allclose([chunked.low, chunked.high], np.quantile(draws, [0.025, 0.975]), rtol=1e-14)
+    assert interval.low < interval.value < interval.high
+    one = iqm_interval(values[:, 0], resamples=3000)  # its draws are those of a generator without chunks
+    drawn = values[np.random.default_rng(0).integers(1500, size=(3000, 1500)), 0]
+    expected = np.quantile(trim_mean(drawn, 0.25, axis=1), [0.025, 0.975])
+    np.testing.assert_allclose([one.low, one.high], expected, rtol=1e-14)
 
 
 SWEEP = """
@@ -841,7 +926,7 @@ def test_classifiers_are_judged(tmp_path):
         classifier(tmp_path, "era", seed, 0.6, [0, 110 + seed], nll=1.0 + seed, ece=0.05)
         classifier(tmp_path, "plain", seed, None, [60, 50] if seed else None, nll=2.0)
     [comparison] = compare([tmp_path])
-    figure = judged_figure(comparison, looks([comparison]))
+    figure = evaluation_figure(comparison, looks([comparison]))
     entropies, reliability = figure.axes
     [stairs] = entropies.patches  # plain was judged for one of its seeds only
     np.testing.assert_allclose(stairs.get_data().values, [0.0, 100.0])
@@ -886,13 +971,13 @@ def test_seeds_that_were_judged_on_other_edges_are_not_added_up(tmp_path):
         run.keep_evaluation({"entropy_histogram": {"edges": edges, "counts": [3]}})
     [comparison] = compare([tmp_path])
     with pytest.raises(ValueError, match="era: the seeds have their entropy_histogram on different edges"):
-        judged_figure(comparison, looks([comparison]))
+        evaluation_figure(comparison, looks([comparison]))
 
 
 def test_nothing_judged_is_nothing_drawn(tmp_path):
     classifier(tmp_path, "era", 0, 0.6)
     [comparison] = compare([tmp_path])
-    assert judged_figure(comparison, looks([comparison])) is None
+    assert evaluation_figure(comparison, looks([comparison])) is None
     write_report([tmp_path], tmp_path / "report")
     assert not list((tmp_path / "report").glob("*judged*"))
 

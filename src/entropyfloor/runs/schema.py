@@ -68,6 +68,9 @@ def _is_histogram(value: Any) -> bool:
 
 
 TEXT = Kind("text", lambda value: isinstance(value, str))
+NAMES = Kind(
+    "a list of names", lambda value: isinstance(value, list) and all(isinstance(each, str) for each in value)
+)
 NAME = Kind("text that can be printed", lambda value: isinstance(value, str) and _is_plain(value))
 NUMBER = Kind(f"a number, within {LARGEST:g}", is_number)
 COUNT = Kind("a whole number from 0 to 2**63 - 1", lambda value: type(value) is int and 0 <= value < 2**63)
@@ -86,6 +89,7 @@ STATUS = {"state": TEXT, "step": COUNT, "reason": TEXT.or_null(), "time": TEXT.o
 MACHINE = {
     **dict.fromkeys(("hardware", "versions"), PLAIN),
     **dict.fromkeys(("system", "command", "commit", "started"), TEXT.or_null()),
+    "not_results": NAMES,
 }
 EVALUATION = {
     "step": COUNT.or_null(),
