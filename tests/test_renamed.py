@@ -23,6 +23,11 @@ def test_heads_of_control_have_todays_names(agent, before, now):
     assert stored["head"] == before
 
 
+def test_the_setting_called_settings_is_networks():
+    stored = {"domain": "control", "agent": "sac", "settings": "release"}
+    assert current(stored) == {"domain": "control", "agent": "sac", "networks": "release"}
+
+
 @pytest.mark.parametrize("before", ["clip", "hard-clip"])
 def test_plain_heads_of_discrete_actions_are_the_softmax(before):
     stored = {"domain": "control", "agent": "ppo", "head": before}
