@@ -285,9 +285,9 @@ def _domain(run: Path) -> str:
 def reproduce(args: Sequence[str]) -> None:
     """Run an experiment of the paper, at its scale or a smaller one."""
     from entropyfloor.experiments import recipe as recipes
-    from entropyfloor.experiments.reproduce import log
+    from entropyfloor.experiments.reproduce import log_file
     from entropyfloor.experiments.reproduce import reproduce as carry_out
-    from entropyfloor.experiments.settle import settle
+    from entropyfloor.experiments.settings import parse_settings
     from entropyfloor.runs.processes import cores
 
     require("report", "tyro")
@@ -332,7 +332,9 @@ def reproduce(args: Sequence[str]) -> None:
     home = out or Path("runs", *places, scale)
     settings = dict(recipes.setting(change) for change in changes)
     found = recipes.load(name)
-    plan = settle(found.runs(scale, home, arms=arms, seeds=seeds, settings=settings), name, _planned_settings)
+    plan = parse_settings(
+        found.runs(scale, home, arms=arms, seeds=seeds, settings=settings), name, _planned_settings
+    )
     if dry:
         for run in plan:
             start = ["entropyfloor"] if run.devices == 1 else ["python", "-m", *run.launcher]
@@ -342,10 +344,10 @@ def reproduce(args: Sequence[str]) -> None:
     for arm, reported in found.published.items():
         told = ", ".join(f"{quantity} {value}" for quantity, value in reported.items())
         print(f"{found.source}, {arm}: {told}")
-    if found.does == "train":
+    if found.mode == "train":
         print(f"report: entropyfloor report {home}")
     else:
-        print("\n".join(f"scores: {run.out}, in words {log(run)}" for run in plan))
+        print("\n".join(f"scores: {run.out}, in words {log_file(run)}" for run in plan))
 
 
 def _planned_settings(run: Any) -> Any:
@@ -356,7 +358,7 @@ def _planned_settings(run: Any) -> Any:
         ("train", "vision"): ("vision.config", "VisionConfig"),
         ("train", "language"): ("language.config", "LanguageConfig"),
         ("evaluate", "language"): ("language.benchmarks.evaluate", "EvaluationConfig"),
-    }[run.does, run.domain]
+    }[run.mode, run.domain]
     return getattr(importlib.import_module(f"entropyfloor.{room}"), name)
 
 
