@@ -95,8 +95,8 @@ def _histogram(group: Group, _: Domain) -> str:
 
 
 _SEEDS = (
-    "Thin lines: single seeds, where they are two or went further than the rest. Bands are cut where they leave "
-    f"the panel. Of more than {CROWD} agents the intervals of the last values stand beside the panel."
+    "Thin lines: single seeds, where there are two or one went further than the rest. Bands are cut where they "
+    f"leave the panel. With more than {CROWD} agents, intervals of the last values stand beside the panel instead."
 )
 _BLOCKS = f"Each point is the mean over a block of rollouts, where there are more than {POINTS}."
 
@@ -129,15 +129,16 @@ FIGURES = (
         "pass",
         pass_figure,
         "Share of held-out problems that one of k responses solves, at the last step that all n seeds have: mean "
-        "with interval over seeds. By entropyfloor evaluate, where it judged every run in one way.",
+        "with interval over seeds. From entropyfloor evaluate, where it evaluated every run under the same "
+        "conditions.",
         "Share of held-out problems that one of k responses solves",
         _pass,
     ),
     Kind(
         "thresholds",
         thresholds_figure,
-        "The entropy of responses again, each agent by itself beside its thresholds, with intervals over seeds. "
-        "Shaded: below ω_low.",
+        "Entropy of responses, with a panel for each agent, its thresholds and intervals over seeds. Shaded: "
+        "below ω_low.",
         "Entropy of responses in training, each agent beside its thresholds,",
         _responses,
     ),
@@ -152,15 +153,15 @@ FIGURES = (
     Kind(
         "tokens",
         tokens_figure,
-        f"Entropy in training of the fifth of all tokens that has most, and of the others. {_BLOCKS} {_SEEDS}",
-        "Entropy in training of the fifth of all tokens that has most, and of the others,",
+        f"Entropy in training of the 20 % of all tokens with the highest, and of the others. {_BLOCKS} {_SEEDS}",
+        "Entropy in training of the 20 % of all tokens with the highest, and of the others,",
         _tokens,
     ),
     Kind(
         "judged",
         evaluation_figure,
-        "The last checkpoints, judged by entropyfloor evaluate, all seeds together. Left: entropies; a marker is "
-        "at each peak. Right: accuracy against confidence, in bins of at least 20 samples.",
+        "The last checkpoints, evaluated by entropyfloor evaluate, all seeds together. Left: entropies; a marker "
+        "is at each peak. Right: accuracy against confidence, in bins of at least 20 samples.",
         "Histogram of entropies of {domain.places}, and reliability diagram",
         _histogram,
     ),
