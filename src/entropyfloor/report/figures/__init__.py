@@ -9,17 +9,8 @@ from matplotlib.figure import Figure
 
 from entropyfloor.report.comparison import Comparison
 from entropyfloor.report.domains import Domain
-from entropyfloor.report.figures.classifiers import ENTROPY_HISTOGRAM, evaluation_figure
+from entropyfloor.report.figures import classifiers, language, scores
 from entropyfloor.report.figures.curves import CROWD
-from entropyfloor.report.figures.language import (
-    TOKENS,
-    pass_figure,
-    responses_figure,
-    shares_figure,
-    thresholds_figure,
-    tokens_figure,
-)
-from entropyfloor.report.figures.scores import entropy_figure, score_figure
 from entropyfloor.report.figures.style import Look
 from entropyfloor.report.formats import bracketed, nats, plain, significant
 from entropyfloor.report.groups import OUTSIDE, POINTS, RESPONSES, THRESHOLDS, Group
@@ -73,7 +64,7 @@ def _shares(group: Group, _: Domain) -> str:
 
 
 def _tokens(group: Group, _: Domain) -> str:
-    top, bottom = (group.end(column.name) for column in TOKENS)
+    top, bottom = (group.end(column.name) for column in language.TOKENS)
     if top is None or bottom is None:
         return ""
     return f"{group.label} ended at {significant(top)} nats, and at {significant(bottom)} in the others"
@@ -87,7 +78,7 @@ def _pass(group: Group, _: Domain) -> str:
 
 
 def _histogram(group: Group, _: Domain) -> str:
-    if not (histogram := group.histogram(ENTROPY_HISTOGRAM)):
+    if not (histogram := group.histogram(classifiers.ENTROPY_HISTOGRAM)):
         return ""
     peak = histogram["counts"].argmax()
     low, high = histogram["edges"][peak : peak + 2]
@@ -103,7 +94,7 @@ _BLOCKS = f"Each point is the mean over a block of rollouts, where there are mor
 FIGURES = (
     Kind(
         "",
-        score_figure,
+        scores.score_figure,
         "Learning curves: mean over n seeds with the 95\N{NO-BREAK SPACE}% interval of Student's t; where n = 2, "
         f"both seeds instead. {_SEEDS}",
         "Learning curves of {domain.score_label}",
@@ -111,7 +102,7 @@ FIGURES = (
     ),
     Kind(
         "entropy",
-        entropy_figure,
+        scores.entropy_figure,
         "Realised entropy: mean over {domain.places} (solid, with interval over seeds, or both), least over "
         f"{{domain.places}} and seeds (dashed). Shaded: below the floor. {_SEEDS}",
         "Realised entropy of the {domain.actor}",
@@ -119,7 +110,7 @@ FIGURES = (
     ),
     Kind(
         "entropy",
-        responses_figure,
+        language.responses_figure,
         "Entropy of responses in training, of their top tokens. Black: the thresholds ω_low and, where it is in "
         f"sight, ω_high of each agent that has them. {_BLOCKS} {_SEEDS}",
         "Entropy of responses in training",
@@ -127,7 +118,7 @@ FIGURES = (
     ),
     Kind(
         "pass",
-        pass_figure,
+        language.pass_figure,
         "Share of held-out problems that one of k responses solves, at the last step that all n seeds have: mean "
         "with interval over seeds. From entropyfloor evaluate, where it evaluated every run under the same "
         "conditions.",
@@ -136,7 +127,7 @@ FIGURES = (
     ),
     Kind(
         "thresholds",
-        thresholds_figure,
+        language.thresholds_figure,
         "Entropy of responses, with a panel for each agent, its thresholds and intervals over seeds. Shaded: "
         "below ω_low.",
         "Entropy of responses in training, each agent beside its thresholds,",
@@ -144,7 +135,7 @@ FIGURES = (
     ),
     Kind(
         "shares",
-        shares_figure,
+        language.shares_figure,
         "Share of responses in training whose entropy is below ω_low, between, and above ω_high: mean over seeds. "
         f"Agents that do not use the thresholds are measured by them too. {_BLOCKS}",
         "Shares of responses in training outside of ω_low and ω_high",
@@ -152,14 +143,14 @@ FIGURES = (
     ),
     Kind(
         "tokens",
-        tokens_figure,
+        language.tokens_figure,
         f"Entropy in training of the 20 % of all tokens with the highest, and of the others. {_BLOCKS} {_SEEDS}",
         "Entropy in training of the 20 % of all tokens with the highest, and of the others,",
         _tokens,
     ),
     Kind(
         "judged",
-        evaluation_figure,
+        classifiers.evaluation_figure,
         "The last checkpoints, evaluated by entropyfloor evaluate, all seeds together. Left: entropies; a marker "
         "is at each peak. Right: accuracy against confidence, in bins of at least 20 samples.",
         "Histogram of entropies of {domain.places}, and reliability diagram",
