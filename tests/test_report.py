@@ -220,10 +220,14 @@ def test_seeds_of_older_runs_may_differ_in_speed(different, tmp_path):
     for seed in range(2):
         without_list(write(tmp_path, seed=seed, **{name: values[seed] for name, values in different.items()}))
     assert [seed.number for seed in group(tmp_path).seeds] == [0, 1]
-    for seed in range(2):
-        without_list(write(tmp_path, seed=2 + seed, precision=("no", "bf16")[seed]))
+
+
+@pytest.mark.parametrize(("name", "values"), [("precision", ("bf16", "no")), ("data", ("a.jsonl", "b.jsonl"))])
+def test_older_runs_may_not_differ_in_what_changes_results(name, values, tmp_path):
+    for value in values:
+        without_list(write(tmp_path, **{name: value}))
     labels = [group.label for group in compare([tmp_path])[0].groups]
-    assert labels == [f"sac-era-exact, precision={value}" for value in ("bf16", "no", "unset")]
+    assert labels == [f"sac-era-exact, {name}={value}" for value in values]
 
 
 def test_a_run_says_which_of_its_settings_do_not_change_results(tmp_path):

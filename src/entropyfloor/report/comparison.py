@@ -22,7 +22,7 @@ NOT_RESULTS_BEFORE = frozenset(
     {
         *("seed", "out", "recipe", "threads", "workers", "device", "checkpoint_every", "compile", "channels_last"),
         *("micro_batch", "sample_batch", "gradient_checkpointing"),
-        *("data", "test_data", "data_dir", "ood_dir", "download", "warm_starts"),
+        *("data_dir", "ood_dir", "download", "warm_starts"),
     }
 )
 """Settings that do not change results, for runs of before version 0.2 only: later runs list theirs in
