@@ -381,7 +381,7 @@ def report(args: Sequence[str]) -> None:
         return paths, out
 
     paths, out = _parse(parse, "report", args)
-    page = write_report(paths, out, tell=lambda line: print(line, file=sys.stderr))
+    page = write_report(paths, out, warn=lambda line: print(line, file=sys.stderr))
     print(f"page: {page.resolve().as_uri()}")
 
 

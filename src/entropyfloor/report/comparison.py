@@ -132,10 +132,11 @@ def labels(records: Sequence[Record]) -> list[str]:
 
     So nothing is averaged over different settings, and nobody has to look for what was different.
     """
-    by_agent: defaultdict[str, list[Record]] = defaultdict(list)
+    by_agent: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in records:
-        by_agent[record.config["agent"]].append(record)
-    different = {agent: differences(runs) for agent, runs in by_agent.items()}
+        by_agent[record.config["agent"]].append(record.config)
+    ignored = not_results(records)
+    different = {agent: differences(configs, ignored) for agent, configs in by_agent.items()}
     return [
         ", ".join([agent, *(f"{name}={config.get(name, UNSET)}" for name in different[agent])])
         for config in (record.config for record in records)
@@ -148,10 +149,9 @@ def not_results(records: Iterable[Record]) -> frozenset[str]:
     return frozenset().union(*(record.machine.get("not_results") or NOT_RESULTS_BEFORE for record in records))
 
 
-def differences(records: Sequence[Record]) -> list[str]:
-    """Names of the settings that change results and differ between the runs."""
-    configs = [record.config for record in records]
-    names = sorted(set().union(*configs) - not_results(records))
+def differences(configs: Sequence[dict[str, Any]], ignored: frozenset[str]) -> list[str]:
+    """Names of the settings in which configs differ, without those to ignore."""
+    names = sorted(set().union(*configs) - ignored)
     return [name for name in names if len(distinct(config.get(name, UNSET) for config in configs)) > 1]
 
 

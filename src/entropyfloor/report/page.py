@@ -48,7 +48,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_report(
-    paths: Sequence[Path | str], out: Path | str, *, tell: Callable[[str], object] = warnings.warn
+    paths: Sequence[Path | str], out: Path | str, *, warn: Callable[[str], object] = warnings.warn
 ) -> Path:
     """Draw the runs at or below `paths`, and say whether their floors were kept.
 
@@ -63,7 +63,7 @@ def write_report(
     Args:
         paths: Run directories, or directories that hold some.
         out: Directory of the report; it is made if it does not exist.
-        tell: Receives each line about a run that was left out.
+        warn: Receives each line about a run that was left out.
 
     Returns:
         Path of the page.
@@ -84,7 +84,7 @@ def write_report(
     files.replace(out / "table.csv", _bytes(_csv(comparisons)))
     files.replace(out / "index.html", _bytes(_page(comparisons, figures, left_out)))
     for reason in shortened(left_out):
-        tell(f"left out: {reason}")
+        warn(f"left out: {reason}")
     return out / "index.html"
 
 
@@ -219,9 +219,9 @@ def _rate(seed: SeedRun, domain: Domain) -> float | None:
 
 def _settings(runs: Sequence[SeedRun]) -> tuple[list[tuple[str, str]], list[str], list[list[str]]]:
     """Settings that all runs share, names of those that differ, and a row of these for each label."""
-    records = [run.record for run in runs]
-    names, first = differences(records), records[0].config
-    common = [(name, str(first[name])) for name in sorted({*first} - {*names} - not_results(records))]
+    configs, ignored = [run.record.config for run in runs], not_results(run.record for run in runs)
+    names, first = differences(configs, ignored), configs[0]
+    common = [(name, str(first[name])) for name in sorted({*first} - {*names} - ignored)]
     lines = distinct([run.label, *(str(run.record.config.get(name, UNSET)) for name in names)] for run in runs)
     return common, names, lines
 
