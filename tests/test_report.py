@@ -25,7 +25,6 @@ from scipy.stats import trim_mean
 from entropyfloor.cli import main
 from entropyfloor.report import write_report
 from entropyfloor.report.comparison import read_comparisons
-from entropyfloor.report.figures.classifiers import evaluation_figure
 from entropyfloor.report.figures.language import (
     pass_figure,
     responses_figure,
@@ -33,7 +32,7 @@ from entropyfloor.report.figures.language import (
     thresholds_figure,
     tokens_figure,
 )
-from entropyfloor.report.figures.scores import entropy_figure, overview_figure, score_figure
+from entropyfloor.report.figures.scores import entropy_figure, evaluation_figure, overview_figure, score_figure
 from entropyfloor.report.figures.style import looks, png, svg
 from entropyfloor.report.formats import nats, plain, significant
 from entropyfloor.report.page import MOST, _csv

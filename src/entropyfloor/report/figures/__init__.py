@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from entropyfloor.report.comparison import Comparison
 from entropyfloor.report.domains import Domain
-from entropyfloor.report.figures import classifiers, language, scores
+from entropyfloor.report.figures import language, scores
 from entropyfloor.report.figures.curves import CROWD
 from entropyfloor.report.figures.style import Look
 from entropyfloor.report.formats import bracketed, nats, plain, significant
@@ -78,7 +78,7 @@ def _pass(group: Group, _: Domain) -> str:
 
 
 def _histogram(group: Group, _: Domain) -> str:
-    if not (histogram := group.histogram(classifiers.ENTROPY_HISTOGRAM)):
+    if not (histogram := group.histogram(scores.ENTROPY_HISTOGRAM)):
         return ""
     peak = histogram["counts"].argmax()
     low, high = histogram["edges"][peak : peak + 2]
@@ -150,7 +150,7 @@ FIGURES = (
     ),
     Kind(
         "judged",
-        classifiers.evaluation_figure,
+        scores.evaluation_figure,
         "The last checkpoints, evaluated by entropyfloor evaluate, all seeds together. Left: entropies; a marker "
         "is at each peak. Right: accuracy against confidence, in bins of at least 20 samples.",
         "Histogram of entropies of {domain.places}, and reliability diagram",
