@@ -24,6 +24,7 @@ import torch
 import entropyfloor.jax.functional
 import entropyfloor.torch.functional
 from entropyfloor.runs import machine
+from entropyfloor.runs.statistics import bootstrap_interval
 
 Step = Callable[[], None]
 
@@ -97,10 +98,15 @@ def ratio(ours: Step, other: Step, rounds: int) -> tuple[float, float, float, fl
         for which in rng.permutation(2):
             row[which] = timed((ours, other)[which])
     seconds = seconds[rounds // 10 :]
-    draws = np.median(seconds[rng.integers(len(seconds), size=(1000, len(seconds)))], axis=1)
-    low, high = np.quantile(draws[:, 0] / draws[:, 1], [0.025, 0.975])
     medians = np.median(seconds, axis=0)
+    low, high = bootstrap_interval(seconds, ratio_of_medians, resamples=1000)
     return medians[0], medians[0] / medians[1], low, high
+
+
+def ratio_of_medians(seconds: np.ndarray, axis: int) -> np.ndarray:
+    """Median of the first column over that of the second, both along `axis`."""
+    medians = np.median(seconds, axis=axis)
+    return medians[..., 0] / medians[..., 1]
 
 
 def rows(library: type[Torch] | type[Jax]) -> Iterator[tuple[str, Callable, str, Callable, tuple[int, ...]]]:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from entropyfloor.runs.statistics import bootstrap_interval
+
 Pairs = list[tuple[str, str]]
 
 
@@ -32,9 +34,7 @@ def measure(sides: dict[str, Side], rounds: int) -> dict[str, np.ndarray]:
 
 def median(values: np.ndarray) -> tuple[float, float, float]:
     """The median and its 95 % bootstrap interval."""
-    rng = np.random.default_rng(0)
-    draws = np.median(values[rng.integers(len(values), size=(2000, len(values)))], axis=1)
-    return float(np.median(values)), *np.quantile(draws, [0.025, 0.975])
+    return float(np.median(values)), *bootstrap_interval(values, np.median, resamples=2000)
 
 
 def compare(

@@ -13,6 +13,7 @@ MACHINE = {
     "command": "entropyfloor train control",
     "commit": None,
     "started": "2026-11-21T19:12:46+00:00",
+    "not_results": ["seed", "out", "threads"],
 }
 EVALUATION = {
     "step": 3000,

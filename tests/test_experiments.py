@@ -12,7 +12,7 @@ import tiny_language
 from entropyfloor.cli import main
 from entropyfloor.control.config import SACConfig, configure
 from entropyfloor.experiments import recipe
-from entropyfloor.experiments.settle import _message, settle
+from entropyfloor.experiments.settings import _message, parse_settings
 from entropyfloor.language.benchmarks.evaluate import EvaluationConfig
 from entropyfloor.language.benchmarks.registry import PUBLISHED
 from entropyfloor.language.config import LanguageConfig
@@ -65,7 +65,7 @@ def test_every_run_of_every_recipe_can_be_configured(name, tmp_path):
             if run.domain == "control":
                 config = configure(settings.pop("agent"), **settings, seed=run.seed, out=str(run.out)).resolved()
                 assert config.env.count("/") == 1
-            elif found.does == "evaluate":
+            elif found.mode == "evaluate":
                 assert any(row.checkpoint == settings["model"] for row in PUBLISHED)
                 EvaluationConfig(**settings, seed=run.seed, out=str(run.out)).resolved()
             elif found.domain == "language":
@@ -161,7 +161,7 @@ RECIPES = {
     SMALL.replace('domain = "control"', 'domain = ["control"]'): "small.toml: domain=['control']",
     SMALL.replace('domain = "control"', 'domain = "chess"'): "small.toml: domain 'chess' must be one of",
     SMALL.replace(
-        'domain = "control"', 'domain = "control"\ndoes = "evaluate"'
+        'domain = "control"', 'domain = "control"\nmode = "evaluate"'
     ): "small.toml: only language models",
     SMALL.replace("[settings]", "[[settings]]"): "small.toml: [settings]=",
     SMALL.replace("seeds = [0]", ""): "[scales.cpu] names no seeds",
@@ -298,7 +298,7 @@ def test_a_setting_is_compared_as_the_run_will_have_it(home):
     """The text -3 and the number are one setting, or the same command would be refused the next time."""
     given_ = {"target_entropy": -3, "learning_rate": 1, "hidden": "8", "log_std_min": "None"}
     plan = recipe.load("small.toml").runs("cpu", home, settings=given_)
-    for run in settle(plan, "small.toml", lambda run: SACConfig):
+    for run in parse_settings(plan, "small.toml", lambda run: SACConfig):
         found = {name: run.record[name] for name in given_}
         assert found == {"target_entropy": "-3", "learning_rate": 1.0, "hidden": 8, "log_std_min": None}
         assert [type(value) for value in found.values()] == [str, float, int, type(None)]
@@ -350,7 +350,7 @@ def test_what_a_script_has_started_in_the_background_can_be_stopped(home):
             assert read_run(run).status["state"] == "running"
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 130
-            assert "the same command goes on" in process.stderr.read()
+            assert "the same command" in process.stderr.read()
         finally:
             process.kill()
     assert read_run(run).status["state"] == "interrupted"
@@ -430,7 +430,7 @@ EVALUATION = """
 title = "Two models on what is asked of them"
 source = "a test"
 domain = "language"
-does = "evaluate"
+mode = "evaluate"
 
 [settings]
 benchmarks = "math500"
@@ -458,7 +458,8 @@ def test_models_that_others_have_trained_are_scored(home, capsys):
     for _ in range(2):  # what is there is not asked again
         assert main(["reproduce", "scores.toml", "--workers", "1"]) == 0
         out = capsys.readouterr().out
-        assert "scores: runs/scores/cpu/two/seed-0, in words runs/scores/cpu/two/seed-0-log.txt" in out
+        assert "scores: runs/scores/cpu/two/seed-0," in out
+        assert "runs/scores/cpu/two/seed-0-log.txt" in out
         assert "report:" not in out
     assert (home / "runs/scores/cpu/one/seed-0/math500.jsonl").read_text().count("\n") == 1
     assert "MATH500" in (home / "runs/scores/cpu/two/seed-0-log.txt").read_text()

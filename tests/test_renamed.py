@@ -19,7 +19,7 @@ from entropyfloor.runs.renamed import current
 )
 def test_heads_of_control_have_todays_names(agent, before, now):
     stored = {"domain": "control", "agent": agent, "head": before, "steps": 10}
-    assert current(stored) == {**stored, "head": now}
+    assert current(stored) == {**stored, "head": now, "backend": "native"}
     assert stored["head"] == before
 
 
@@ -38,7 +38,8 @@ def test_plain_heads_of_discrete_actions_are_the_softmax(before):
 @pytest.mark.parametrize("head", ["tanh", "clip", "softmax"])
 def test_runs_with_the_marker_have_todays_names_already(head):
     settings = {"domain": "control", "agent": "ppo", "head": head}
-    assert current({**settings, "names": 2}) == current({**settings, "names": 2}, discrete=True) == settings
+    assert current({**settings, "names": 2}) == current({**settings, "names": 2}, discrete=True)
+    assert current({**settings, "names": 2}) == {**settings, "backend": "native"}
 
 
 @pytest.mark.parametrize(
@@ -47,9 +48,27 @@ def test_runs_with_the_marker_have_todays_names_already(head):
         {"domain": "language", "agent": "grpo", "head": "clip"},
         {"domain": "vision", "agent": "none", "names": "of the classes"},
         {"domain": "control", "agent": "sb3-sac", "host": "stable-baselines3 2.9.2"},
-        {"domain": "control", "agent": "sac", "head": ["clip"]},
+        {"domain": "control", "agent": "sac", "head": ["clip"], "backend": "native"},
         {},
     ],
 )
 def test_what_was_not_renamed_stays(stored):
     assert current(stored) == stored
+
+
+@pytest.mark.parametrize(
+    ("stored", "added"),
+    [
+        ({"domain": "control", "agent": "ppo", "head": "era"}, {"backend": "native"}),
+        (
+            {"agent": "sac-era", "head": "era", "residual_entropy": 0.0},
+            {"backend": "native", "alpha_weight": "alpha", "clamp_target": True},
+        ),
+        ({"domain": "vision", "model": "resnet18"}, {"pretrained": False}),
+        ({"domain": "language", "model": "tiny"}, {"digits": 2, "chain_length": 5}),
+    ],
+)
+def test_settings_that_were_added_later_have_the_values_of_before(stored, added):
+    assert current(stored) == {**stored, **added}
+    changed = {name: f"not {value}" for name, value in added.items()}
+    assert current({**stored, **changed}) == {**stored, **changed}

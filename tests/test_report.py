@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 import re
 import subprocess
@@ -23,24 +24,20 @@ from scipy.stats import trim_mean
 
 from entropyfloor.cli import main
 from entropyfloor.report import write_report
-from entropyfloor.report.page import MOST, _csv
-from entropyfloor.report.plots import (
-    entropy_figure,
-    judged_figure,
-    looks,
-    overview_figure,
+from entropyfloor.report.comparison import read_comparisons
+from entropyfloor.report.figures.language import (
     pass_figure,
-    png,
     responses_figure,
-    score_figure,
     shares_figure,
-    svg,
     thresholds_figure,
     tokens_figure,
 )
-from entropyfloor.report.records import compare, find
+from entropyfloor.report.figures.scores import entropy_figure, evaluation_figure, overview_figure, score_figure
+from entropyfloor.report.figures.style import looks, png, svg
+from entropyfloor.report.formats import nats, plain, significant
+from entropyfloor.report.page import MOST, _csv
 from entropyfloor.report.statistics import iqm, iqm_interval, mean_interval
-from entropyfloor.report.words import lead, nats, plain, sentence, significant, verdict
+from entropyfloor.report.summary import lead, sentence, verdict
 from entropyfloor.runs import Run, read_run
 from run_files import contents, dumped, healthy, metrics
 from run_files import write as write_files
@@ -82,6 +79,11 @@ def write(
     except (FloatingPointError, KeyboardInterrupt):
         pass
     return path
+
+
+def compare(paths):
+    """The comparisons of all runs at or below the paths."""
+    return read_comparisons(paths).comparisons
 
 
 def group(root):
@@ -184,6 +186,90 @@ def test_settings_that_differ_are_in_the_label(tmp_path):
     assert returns == [[0.1, 0.1], [0.2, 0.2], [5.0], [30.0]]
 
 
+def without_list(path):
+    """A run of before version 0.2: it does not say which of its settings do not change results."""
+    change_machine(path, lambda machine: machine.pop("not_results", None))
+
+
+def change_machine(path, change):
+    """Rewrite `machine.json`."""
+    machine = json.loads((path / "machine.json").read_text())
+    change(machine)
+    (path / "machine.json").write_text(json.dumps(machine))
+
+
+NOT_RESULTS = ["seed", "out", "warp"]
+
+
+def with_list(path, names=NOT_RESULTS):
+    """A run that says which of its settings do not change results."""
+    change_machine(path, lambda machine: machine.update(not_results=names))
+
+
+@pytest.mark.parametrize(
+    "different",
+    [
+        {"device": ("cpu", "cuda")},
+        {"sample_batch": (64, 256), "micro_batch": (64, 128)},
+        {"gradient_checkpointing": (False, True)},
+        {"compile": (False, True), "channels_last": (True, False), "workers": (0, 4)},
+    ],
+)
+def test_seeds_of_older_runs_may_differ_in_speed(different, tmp_path):
+    for seed in range(2):
+        without_list(write(tmp_path, seed=seed, **{name: values[seed] for name, values in different.items()}))
+    assert [seed.number for seed in group(tmp_path).seeds] == [0, 1]
+
+
+@pytest.mark.parametrize(("name", "values"), [("precision", ("bf16", "no")), ("data", ("a.jsonl", "b.jsonl"))])
+def test_older_runs_may_not_differ_in_what_changes_results(name, values, tmp_path):
+    for value in values:
+        without_list(write(tmp_path, **{name: value}))
+    labels = [group.label for group in compare([tmp_path])[0].groups]
+    assert labels == [f"sac-era-exact, {name}={value}" for value in values]
+
+
+def test_a_run_says_which_of_its_settings_do_not_change_results(tmp_path):
+    for seed in range(2):
+        with_list(write(tmp_path, seed=seed, warp=seed + 0.5))
+    assert [seed.number for seed in group(tmp_path).seeds] == [0, 1]
+    without_list(write(tmp_path, seed=2, warp=9.0, device="cuda"))  # the names of both kinds of runs count
+    with_list(write(tmp_path, seed=3, warp=9.0, device="cpu"))
+    assert [seed.number for seed in group(tmp_path).seeds] == [0, 1, 2, 3]
+    page = Page(write_report([tmp_path], tmp_path / "report"))
+    assert not [row for row in page.rows if row[0] in ("warp", "device")]
+
+
+def test_a_setting_that_is_not_in_the_list_of_a_run_splits(tmp_path):
+    for seed in range(2):
+        with_list(write(tmp_path, seed=seed, device=("cpu", "cuda")[seed]))
+    labels = [group.label for group in compare([tmp_path])[0].groups]
+    assert labels == ["sac-era-exact, device=cpu", "sac-era-exact, device=cuda"]
+
+
+@pytest.mark.parametrize("names", ["seed", {"seed": 1}, [["seed"]], [1], None, 3])
+def test_a_damaged_list_of_settings_is_named(names, tmp_path):
+    write(tmp_path / "runs", seed=0)
+    damaged = write(tmp_path / "runs", seed=1)
+    with_list(damaged, names)
+    comparisons, [reason] = read_comparisons([tmp_path / "runs"])
+    assert [run.number for run in comparisons[0].runs] == [0]
+    assert f"{damaged}/machine.json is damaged: not_results" in reason
+
+
+def test_heads_of_older_and_newer_runs_are_one_group(tmp_path):
+    write(tmp_path, "sac", seed=0)  # with the head `clip`, which is `tanh` today
+    write(tmp_path, "sac", seed=1, head="tanh", names=2, backend="native")
+    write(tmp_path, "sac", seed=2, head="hard-clip")
+    write(tmp_path, "sac", seed=3, head="clip", names=2, backend="native")
+    [comparison] = compare([tmp_path])
+    assert {g.label: [seed.number for seed in g.seeds] for g in comparison.groups} == {
+        "sac, head=clip": [2, 3],
+        "sac, head=tanh": [0, 1],
+    }
+    assert not [run for run in comparison.runs if "names" in run.record.config]
+
+
 def test_a_seed_counts_once(tmp_path):
     one, two = write(tmp_path, name="one"), write(tmp_path, name="two")
     with pytest.raises(ValueError, match=f"{re.escape(str(one))} and {re.escape(str(two))}.*seed 0"):
@@ -205,7 +291,7 @@ def test_a_run_that_breaks_down_is_used_up_to_there(tmp_path):
     write(tmp_path, seed=0, returns=(1.0, 2.0, math.nan, 4.0))
     runs = group(tmp_path)
     assert runs.steps.tolist() == [0, 1000]
-    assert runs.seeds[0].note == "return not finite at step 2,000: not used from there on"
+    assert "return not finite at step 2,000" in runs.seeds[0].note
 
 
 def test_bad_input_is_named(tmp_path):
@@ -275,7 +361,8 @@ def test_a_finished_run_whose_metrics_were_cut_is_named_and_cuts_nobody_short(na
     assert [seed.record.path for seed in used.seeds] == whole
     assert used.steps.tolist() == [0, 1000, 2000, 3000]
     assert (unused.record.path, unused.cut, unused.state) == (short, True, "cut")
-    assert f"finished at step 3,000, and its evaluation at {lost:,} is lost" in unused.note
+    assert "3,000" in unused.note
+    assert f"{lost:,}" in unused.note
     rows = [(row["seed"], row["state"], row["step"]) for row in table([comparison])]
     assert rows == [("0", "finished", "3000"), ("1", "finished", "3000"), ("2", "cut", "")]
 
@@ -283,8 +370,9 @@ def test_a_finished_run_whose_metrics_were_cut_is_named_and_cuts_nobody_short(na
 def test_what_is_left_of_a_cut_run_is_drawn_where_there_is_nothing_else(tmp_path):
     path = cut(healthy(tmp_path / "run"), lambda i: i < 3)
     page = Page(write_report([tmp_path], tmp_path / "report"))
-    why = "cut (metrics.jsonl was cut: it finished at step 3,000, and its evaluation at 3,000 is lost)"
-    assert f"seed 0: {why}, last evaluated at step 1,000 of 3,000, {path}" in "".join(page.parts)
+    [line] = re.findall(r"seed 0: cut \(metrics.jsonl .*", "".join(page.parts))
+    assert "step 1,000 of 3,000" in line
+    assert str(path) in line
     [row] = table(compare([tmp_path]))
     assert (row["state"], row["step"], row["return"]) == ("cut", "1000", "1000.0")
 
@@ -313,7 +401,7 @@ def test_what_is_whole_is_not_cut(tmp_path):
 
 
 def test_results_are_whole():
-    found = find([Path(__file__).parent.parent / "results" / "control" / "beside-sb3"])
+    found = read_comparisons([Path(__file__).parent.parent / "results" / "control" / "beside-sb3"])
     assert found.left_out == []
     assert {run.state for comparison in found.comparisons for run in comparison.runs} == {"finished"}
 
@@ -393,8 +481,8 @@ def test_numbers_that_no_panel_can_hold(value, used, tmp_path):
         write(tmp_path, seed=seed, returns=(1.0, value * (1 + seed / 9), 2.0))
     runs = group(tmp_path)
     assert runs.steps.tolist() == ([0, 1000, 2000] if used else [0])
-    note = "return beyond 1e+100 at step 1,000: not used from there on"
-    assert {run.note for run in runs.seeds} == {None if used else note}
+    for run in runs.seeds:
+        assert run.note is None if used else "return beyond 1e+100 at step 1,000" in run.note
     svg(score_figure(*spoken(tmp_path)))
 
 
@@ -469,13 +557,15 @@ def test_of_many_agents_the_best_are_drawn_and_all_are_in_the_tables(tmp_path):
 def test_the_bootstrap_of_many_seeds_needs_no_gigabytes():
     values = np.random.default_rng(2).normal(size=(1500, 2))
     tracemalloc.start()
-    chunked = iqm_interval(values, resamples=3000)
+    interval = iqm_interval(values, resamples=3000)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 60e6  # all draws together: 3000 · 1500 · 2 · 8 bytes = 72 MB, and several times that
-    drawn = np.random.default_rng(0).integers(1500, size=(3000, 1500, 2))  # and these are the same numbers
-    draws = trim_mean(values[drawn, np.arange(2)].reshape(3000, -1), 0.25, axis=1)
-    np.testing.assert_allclose([chunked.low, chunked.high], np.quantile(draws, [0.025, 0.975]), rtol=1e-14)
+    assert interval.low < interval.value < interval.high
+    one = iqm_interval(values[:, 0], resamples=3000)  # its draws are those of a generator without chunks
+    drawn = values[np.random.default_rng(0).integers(1500, size=(3000, 1500)), 0]
+    expected = np.quantile(trim_mean(drawn, 0.25, axis=1), [0.025, 0.975])
+    np.testing.assert_allclose([one.low, one.high], expected, rtol=1e-14)
 
 
 SWEEP = """
@@ -512,7 +602,8 @@ def test_ten_thousand_runs(labels, seeds, tmp_path):
 def test_a_floor_is_kept_within_its_tolerance(tmp_path, least, kept):
     write(tmp_path, least=least)
     assert verdict(group(tmp_path)) == ("kept" if kept else "broken by 0.0011 nats")
-    assert lead(compare([tmp_path])) == f"One floor was promised, and it was {'kept' if kept else 'broken'}."
+    text = lead(compare([tmp_path]))
+    assert ("kept" in text, "broken" in text) == (kept, not kept)
 
 
 def test_a_floor_that_was_broken_once_is_broken(tmp_path):
@@ -530,23 +621,26 @@ def test_sentences(tmp_path):
         write(tmp_path, "sac", seed, mean=-2.0, least=-9.0)
     write(tmp_path, "sac-no-entropy", mean=-12.0, least=-20.0, floor=None)
     [comparison] = compare([tmp_path])
-    minus = "\N{MINUS SIGN}"
-    assert [sentence(g, comparison.domain).replace(minus, "-") for g in comparison.groups] == [
-        "sac promised nothing, its loss steers to -3.00 nats; "
-        "its acting policy had -2.00 on average and -9.00 at the least.",
-        "sac-era promised -3.00 nats; its acting policy had -5.50 on average and -7.30 at the least: "
-        "below the floor in all 3 seeds.",
-        "sac-era-exact promised -3.00 nats; its acting policy had -3.00 on average and -4.00 at the least: "
-        "below the floor in 1 of 3 seeds.",
-        "sac-no-entropy promised nothing; its acting policy had -12.00 on average and -20.00 at the least (nats).",
+    texts = [sentence(g, comparison.domain).replace("\N{MINUS SIGN}", "-") for g in comparison.groups]
+    assert [text.split()[0] for text in texts] == ["sac", "sac-era", "sac-era-exact", "sac-no-entropy"]
+    assert [re.findall(r"-[0-9.]+[0-9]", text) for text in texts] == [
+        ["-3.00", "-2.00", "-9.00"],
+        ["-3.00", "-5.50", "-7.30"],
+        ["-3.00", "-3.00", "-4.00"],
+        ["-12.00", "-20.00"],
     ]
+    assert ["promised nothing" in text for text in texts] == [True, False, False, True]
+    assert ["below the floor" in text for text in texts] == [False, True, True, False]
+    assert "all 3 seeds" in texts[1]
+    assert "1 of 3 seeds" in texts[2]
     assert [verdict(g) for g in comparison.groups] == [
         "no floor",
         "broken by 4.3 nats",
         "broken by 1 nats",
         "no floor",
     ]
-    assert lead([comparison]) == "Of 2 promised floors, none was kept."
+    assert "2 promised floors" in lead([comparison])
+    assert "none" in lead([comparison])
 
 
 def test_numbers_have_sensible_digits():
@@ -738,12 +832,12 @@ class Page(HTMLParser):
 def test_the_page_says_what_happened(filled):
     page = Page(filled / "report" / "index.html")
     text = "".join(page.parts).replace("\N{MINUS SIGN}", "-")
-    assert "Of 4 promised floors, 3 were kept." in text
-    assert "sac-era promised -3.00 nats; its acting policy had -5.50 on average and -7.30 at the least" in text
-    assert "below it by more than 0.001 nats" in text
+    assert re.search("4 promised floors, 3 ", text)
+    assert re.search(r"sac-era promised -3\.00 nats.*-5\.50.*-7\.30", text)
+    assert "0.001 nats" in text
     # runs that ended badly, with the reason; what they say is shown, not run
-    assert "seed 1: interrupted (stopped by the user), last evaluated at step 1,000 of 2,000" in text
-    assert f"seed 2: failed (FloatingPointError: loss is {NASTY}; no evaluation yet)" in text
+    assert re.search("seed 1: interrupted .*1,000 of 2,000", text)
+    assert f"seed 2: failed (FloatingPointError: loss is {NASTY}; " in text
     assert f"sac-era-exact, target={NASTY} promised" in text
     assert not page.all("script")
 
@@ -816,7 +910,7 @@ def test_the_table_holds_the_raw_numbers(filled):
 
 
 def classifier(root, agent, seed, floor=None, counts=None, **logged):
-    """A run of a classifier with two evaluations, its last checkpoint judged where there are `counts`."""
+    """A run of a classifier with two evaluations; `counts` adds results of `entropyfloor evaluate`."""
     config = {"domain": "vision", "env": "digits resnet18", "agent": agent, "epochs": 1}
     run = Run.create(root / agent / str(seed), {**config, "seed": seed})
     with run.recording():
@@ -836,14 +930,14 @@ def classifier(root, agent, seed, floor=None, counts=None, **logged):
         run.keep_evaluation({"step": 1, "values": {"auroc": 0.75, "nll": 9.0}, **histograms})
 
 
-def test_classifiers_are_judged(tmp_path):
+def test_figure_and_table_of_classifiers(tmp_path):
     for seed in range(2):
         classifier(tmp_path, "era", seed, 0.6, [0, 110 + seed], nll=1.0 + seed, ece=0.05)
         classifier(tmp_path, "plain", seed, None, [60, 50] if seed else None, nll=2.0)
     [comparison] = compare([tmp_path])
-    figure = judged_figure(comparison, looks([comparison]))
+    figure = evaluation_figure(comparison, looks([comparison]))
     entropies, reliability = figure.axes
-    [stairs] = entropies.patches  # plain was judged for one of its seeds only
+    [stairs] = entropies.patches  # one seed of plain was not evaluated
     np.testing.assert_allclose(stairs.get_data().values, [0.0, 100.0])
     curve, diagonal = reliability.lines
     assert (curve.get_xdata().tolist(), curve.get_ydata().tolist()) == ([0.9], [0.8])  # 18 of a bin are too few
@@ -851,15 +945,15 @@ def test_classifiers_are_judged(tmp_path):
 
     page = write_report([tmp_path], tmp_path / "report").read_text()
     assert (tmp_path / "report" / "digits-resnet18-judged.png").exists()
-    assert "era has most from 0.50 to 1.00 nats" in page
-    columns = re.search(r"More of it.*?</thead>", page, re.DOTALL)[0]
+    assert re.search(r"\bera\b.* 0\.50 to 1\.00 nats", page)
+    columns = re.search(r"More results at.*?</thead>", page, re.DOTALL)[0]
     assert re.findall("<th scope[^>]*>([^<]*)", columns) == ["Agent", "NLL (nats)", "Calibration error (%)"]
-    lines = re.findall(r"<tr><th[^>]*>(?:era|plain)</th>(.*?)</tr>", page.split("More of it")[1], re.DOTALL)
+    lines = re.findall(r"<tr><th[^>]*>(?:era|plain)</th>(.*?)</tr>", page.split("More results at")[1], re.DOTALL)
     era, plain = lines[:2]
     nll, error = re.findall(r">([^<]+)</td>", era)
     assert nll.startswith("1.500 [")  # as training logged it
     assert error == "5.00 [5.00, 5.00]"
-    assert "0.750" not in page  # AUROC, which training did not log: not every run was judged
+    assert "0.750" not in page  # AUROC, which training did not log: not every run was evaluated
     assert '<td class="number"></td>' in plain  # it has not logged its calibration
     rows = list(csv.DictReader((tmp_path / "report" / "table.csv").read_text().splitlines()))
     assert [(row["label"], row["nll"], row["ece"]) for row in rows] == [
@@ -870,7 +964,7 @@ def test_classifiers_are_judged(tmp_path):
     ]
 
 
-def test_what_training_did_not_log_is_of_evaluate(tmp_path):
+def test_what_training_did_not_log_is_from_evaluate(tmp_path):
     for agent in ("era", "plain"):
         classifier(tmp_path, agent, 0, None, [0, 110], nll=1.0)
     page = write_report([tmp_path], tmp_path / "report").read_text()
@@ -879,20 +973,20 @@ def test_what_training_did_not_log_is_of_evaluate(tmp_path):
     assert "9.000" not in page  # training logged another NLL
 
 
-def test_seeds_that_were_judged_on_other_edges_are_not_added_up(tmp_path):
+def test_histograms_on_different_edges_are_not_added_up(tmp_path):
     for seed, edges in enumerate(([0.0, 1.0], [0.0, 2.0])):
         classifier(tmp_path, "era", seed, 0.6)
         run = Run.open(tmp_path / "era" / str(seed))
         run.keep_evaluation({"entropy_histogram": {"edges": edges, "counts": [3]}})
     [comparison] = compare([tmp_path])
-    with pytest.raises(ValueError, match="era: the seeds have their entropy_histogram on different edges"):
-        judged_figure(comparison, looks([comparison]))
+    with pytest.raises(ValueError, match=r"era: .*entropy_histogram on different edges"):
+        evaluation_figure(comparison, looks([comparison]))
 
 
-def test_nothing_judged_is_nothing_drawn(tmp_path):
+def test_without_an_evaluation_nothing_is_drawn(tmp_path):
     classifier(tmp_path, "era", 0, 0.6)
     [comparison] = compare([tmp_path])
-    assert judged_figure(comparison, looks([comparison])) is None
+    assert evaluation_figure(comparison, looks([comparison])) is None
     write_report([tmp_path], tmp_path / "report")
     assert not list((tmp_path / "report").glob("*judged*"))
 
@@ -930,10 +1024,10 @@ def speaker(
                 scaled = {"scaled_share": 0.25} if low is not None else {}
                 run.log(step, {**rollout, **at, **scaled, "tokens_per_second": 1000.0 + 2 * seed})
             if step % every == 0:
-                judged = {"realised_entropy": 0.5, "realised_entropy/min": 0.0, "greedy": 0.5}
-                judged["response_length/eval"] = 12.5
+                evaluated = {"realised_entropy": 0.5, "realised_entropy/min": 0.0, "greedy": 0.5}
+                evaluated["response_length/eval"] = 12.5
                 shared = {f"pass_at_{k}": 0.125 * k + 0.01 * seed for k in (1, 2, 4) if k <= samples}
-                run.log(step, {"avg_at_k": 0.25 + 0.01 * step, **judged, **shared})
+                run.log(step, {"avg_at_k": 0.25 + 0.01 * step, **evaluated, **shared})
 
 
 def spoken(root):
@@ -962,7 +1056,7 @@ def test_learning_curves_of_language_models(tmp_path):
         *({"step": 2}, {"step": None}),
     ],
 )
-def test_pass_at_k_is_of_evaluate_where_it_judged_every_run_in_one_way(other, tmp_path):
+def test_pass_at_k_is_from_evaluate_where_all_conditions_are_the_same(other, tmp_path):
     for seed in range(2):
         for agent in ("grpo", "era"):
             speaker(tmp_path, agent, seed)
@@ -1103,25 +1197,25 @@ def test_the_page_of_language_models(tmp_path):
         speaker(tmp_path / "runs", "grpo", seed)
     page = Page(write_report([tmp_path / "runs"], tmp_path / "report"))
     text = "".join(page.parts)
-    assert "grpo-era promised nothing, its updates raise the entropy of responses below 0.45 nats; its" in text
-    assert "grpo promised nothing; its sampling policy had 0.50 on average" in text
+    assert re.search(r"grpo-era promised nothing.*below 0\.45 nats", text)
+    assert re.search(r"grpo promised nothing.* 0\.50 on average", text)
     drawn = {path.stem for path in (tmp_path / "report").glob("*.svg")}
     kinds = ("avg_at_k", "entropy", "pass", "thresholds", "shares", "tokens")
     assert drawn == {"overview", *(f"countdown-3-tiny-{kind}" for kind in kinds)}
     alts = [str(image["alt"]) for image in page.all("img")]
-    for alt, said in zip(
+    for alt, parts in zip(
         alts,
         (
-            "grpo ended at 29.0 [29.0, 29.0]; grpo-era ended",
-            "grpo ended at 0.50 nats; grpo-era ended at 0.50 nats, its ω_low at 0.45.",
-            "grpo has 13.0 % for k = 1, 25.5 % for k = 2, 50.5 % for k = 4; grpo-era",
-            "grpo-era ended at 0.50 nats, its ω_low at 0.45.",
-            "grpo ended with 25 % below and 12 % above",
-            "grpo ended at 0.5 nats, and at 0.004 in the others",
+            ("grpo", "29.0 [29.0, 29.0]", "grpo-era"),
+            ("grpo", "0.50 nats", "grpo-era", "0.50 nats", "ω_low at 0.45"),
+            ("grpo", "13.0 % for k = 1", "25.5 % for k = 2", "50.5 % for k = 4", "grpo-era"),
+            ("grpo-era", "0.50 nats", "ω_low at 0.45"),
+            ("grpo", "25 % below", "12 % above"),
+            ("grpo", "0.5 nats", "0.004"),
         ),
         strict=True,
     ):
-        assert said in alt
+        assert re.search(".*".join(map(re.escape, parts)), alt)
     assert [figure.get("class") for figure in page.all("figure")].count("wide") == 4
     head = next(row for row in page.rows if "Greedy (%)" in row)
     names = ["pass@4 (%)", "Greedy (%)", "Reward of rollouts", "Response entropy (nats)", "ω_low (nats)"]
@@ -1148,7 +1242,7 @@ def test_the_page_of_language_models(tmp_path):
     ]
 
 
-def test_a_language_model_that_was_only_judged_has_a_report(tmp_path):
+def test_a_language_model_that_was_only_evaluated_has_a_report(tmp_path):
     speaker(tmp_path, steps=0)
     comparison, look = spoken(tmp_path)
     assert entropy_figure(comparison, look) is not None

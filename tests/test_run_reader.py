@@ -8,7 +8,7 @@ import socket
 import numpy as np
 import pytest
 
-from entropyfloor.report.records import find
+from entropyfloor.report.comparison import read_comparisons
 from entropyfloor.runs import find_runs, read_run
 from entropyfloor.runs.run_reader import read_config
 from run_files import contents, dumped, healthy, write
@@ -33,7 +33,7 @@ def nested(levels=100):
 
 def left_out(root, damaged):
     """Whether the report of two runs has only the other one, and says why."""
-    found = find([root])
+    found = read_comparisons([root])
     [group] = [group for comparison in found.comparisons for group in comparison.groups]
     used = [seed.record.path for seed in group.seeds]
     assert root / "healthy" in used

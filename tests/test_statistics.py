@@ -44,6 +44,16 @@ def test_the_share_is_that_of_the_confidence():
     assert high - low == pytest.approx(2 * 0.6745 * values.std() / 20, rel=0.05)
 
 
+def test_a_statistic_may_return_several_numbers():
+    values = np.random.default_rng(1).normal(size=(50, 3))
+    low, high = bootstrap_interval(values, lambda rows, axis: rows.mean(axis), resamples=500)
+    for i in range(3):
+        alone = bootstrap_interval(values[:, i], resamples=500)
+        assert (low[i], high[i]) == pytest.approx(alone, abs=1e-12)
+    low, high = bootstrap_interval(values[:1], lambda rows, axis: rows.mean(axis))
+    assert low.tolist() == high.tolist() == values[0].tolist()
+
+
 def test_one_observation_gives_no_spread_and_none_is_refused():
     assert bootstrap_interval(np.array([2.5])) == (2.5, 2.5)
     pair = (np.array([2.5, 9.0]), np.array([0.5]))

@@ -256,7 +256,7 @@ def reproduce(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
     """Run an experiment of the paper, at its scale or a smaller one."""
     from entropyfloor.experiments import recipe as recipes
     from entropyfloor.experiments import reproduce as experiments
-    from entropyfloor.experiments.settle import settle
+    from entropyfloor.experiments.settings import parse_settings
     from entropyfloor.runs.processes import cores
 
     def command(
@@ -295,7 +295,8 @@ def reproduce(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
         home = out or Path("runs", *parts, scale)
         settings = dict(recipes.setting(change) for change in set_)
         chosen = recipes.load(recipe)
-        plan = settle(chosen.runs(scale, home, arms=arms, seeds=seeds, settings=settings), recipe, _planned_config)
+        runs = chosen.runs(scale, home, arms=arms, seeds=seeds, settings=settings)
+        plan = parse_settings(runs, recipe, _planned_config)
         if dry_run:
             for run in plan:
                 start = ["entropyfloor"] if run.devices == 1 else ["python", "-m", *run.launcher]
@@ -305,10 +306,10 @@ def reproduce(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
         for arm, reported in chosen.published.items():
             values = ", ".join(f"{quantity} {value}" for quantity, value in reported.items())
             print(f"{chosen.source}, {arm}: {values}")
-        if chosen.does == "train":
+        if chosen.mode == "train":
             print(f"report: entropyfloor report {home}")
         else:
-            print("\n".join(f"scores: {run.out}, log: {experiments.log(run)}" for run in plan))
+            print("\n".join(f"scores: {run.out}, log: {experiments.log_file(run)}" for run in plan))
 
     return command
 
@@ -321,7 +322,7 @@ def _planned_config(run: Any) -> Any:
         ("train", "vision"): ("vision.config", "VisionConfig"),
         ("train", "language"): ("language.config", "LanguageConfig"),
         ("evaluate", "language"): ("language.benchmarks.evaluate", "EvaluationConfig"),
-    }[run.does, run.domain]
+    }[run.mode, run.domain]
     return getattr(importlib.import_module(f"entropyfloor.{module}"), name)
 
 
@@ -338,7 +339,7 @@ def report(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
             paths: Run directories, or directories that hold some.
             out: Directory of the page and the figures.
         """
-        page = write_report(paths, out, tell=lambda line: print(line, file=sys.stderr))
+        page = write_report(paths, out, warn=lambda line: print(line, file=sys.stderr))
         print(f"page: {page.resolve().as_uri()}")
 
     return command

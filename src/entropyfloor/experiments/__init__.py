@@ -1,1 +1,1 @@
-"""Plans of many runs: read a recipe, start its runs through the command line, look at what came of them."""
+"""Experiments of many runs: reads a recipe, and starts its runs through the command line."""

@@ -1,15 +1,15 @@
-"""A recipe: one experiment of the paper as a file, and the runs that it stands for at a scale.
+"""Recipes: a file describes one experiment of the paper, and the runs that it has at each scale.
 
-    title, source           what it is, and where the paper has it
-    domain                  which room: control, vision, language
-    does                    train, if nothing is said, or evaluate: scores of models that somebody has trained
-    [settings]              of every run
-    [scales.<scale>]        paper, gpu, cpu: seeds, the arms to run (all, if none are named), `devices` of a run
-                            (one, if nothing is said), other settings
-    [arms.<arm>]            what is compared: settings in which the arms differ; `like` names an arm to start from
+    title, source           title of the experiment, and its place in the paper
+    domain                  control, vision or language
+    mode                    train (default), or evaluate: scores of models that others have trained
+    [settings]              settings of every run
+    [scales.<scale>]        paper, gpu, cpu: seeds, `arms` to run (by default all), `devices` of a run (by default
+                            one), other settings
+    [arms.<arm>]            what is compared: settings in which the arms differ; `like` names an arm to extend
     [published.<arm>]       what the paper reports, word for word
 
-An arm's settings go before its scale's, and these before the common ones. A list of environments stands for the
+An arm's settings override its scale's, and these override the common ones. A list of environments stands for the
 same runs in each of them. A recipe chooses what is trained, never where files are written.
 """
 
@@ -29,20 +29,20 @@ from entropyfloor.runs.settings import SEED_RANGE, Range
 
 Settings = Mapping[str, Any]
 DOMAINS = ("control", "vision", "language")
-DEEDS = ("train", "evaluate")
+MODES = ("train", "evaluate")
 SCALES = ("paper", "gpu", "cpu")
-FOLLOW = ("seed", "seeds", "out", "resume", "recipe")
-"""What follows from the plan of a recipe."""
-WRITE = ("download", "warm_starts")
-"""Settings that say where files are written, beside the runs: those of this package may, other files may not."""
+DERIVED = ("seed", "seeds", "out", "resume", "recipe")
+"""Settings that follow from the recipe and cannot be set."""
+WRITING = ("download", "warm_starts")
+"""Settings that write files beside the runs: recipes of this package may have them, other files may not."""
 DEVICES = Range(1, 1024, "between 1 and 1024")
 LONGEST_NAME = 200
-"""Bytes of a directory's name; file systems have room for 255."""
+"""Largest number of bytes in a directory's name; file systems allow 255."""
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A run that a recipe stands for."""
+class PlannedRun:
+    """A run of a recipe."""
 
     arm: str
     seed: int
@@ -50,33 +50,33 @@ class Planned:
     domain: str
     settings: dict[str, Any] = field(repr=False)
     devices: int = 1
-    does: str = "train"
-    words: frozenset[str] = frozenset()
-    """Settings whose True or False the command line takes as a word, as they may also be None."""
+    mode: str = "train"
+    three_valued: frozenset[str] = frozenset()
+    """Names of settings that are True, False or None: their option takes the value as a word."""
 
     @property
     def record(self) -> dict[str, Any]:
-        """What `config.toml` has of it."""
+        """Its entries of `config.toml`."""
         return {**self.settings, "seed": self.seed, "domain": self.domain}
 
     @property
     def launcher(self) -> list[str]:
-        """Modules that Python runs before the arguments: with several devices, a process on each."""
+        """Arguments of `python -m` before those of `command`: with several devices, a process on each."""
         if self.devices == 1:
             return ["entropyfloor.cli"]
         return ["accelerate.commands.launch", f"--num_processes={self.devices}", "--module", "entropyfloor.cli"]
 
     @property
     def command(self) -> list[str]:
-        """Arguments of `entropyfloor` that begin it."""
-        words = [self.does, self.domain, "--seed", str(self.seed), "--out", str(self.out)]
+        """Arguments of `entropyfloor` that start the run."""
+        args = [self.mode, self.domain, "--seed", str(self.seed), "--out", str(self.out)]
         for name, value in self.settings.items():
             option = name.replace("_", "-")
-            if isinstance(value, bool) and name not in self.words:
-                words.append(f"--{option}" if value else f"--no-{option}")
+            if isinstance(value, bool) and name not in self.three_valued:
+                args.append(f"--{option}" if value else f"--no-{option}")
             else:
-                words.append(f"--{option}={value}")
-        return words
+                args.append(f"--{option}={value}")
+        return args
 
 
 @dataclass(frozen=True)
@@ -91,16 +91,16 @@ class Recipe:
     scales: Mapping[str, Settings]
     arms: Mapping[str, Settings]
     published: Mapping[str, Settings] = field(default_factory=dict)
-    does: str = "train"
+    mode: str = "train"
 
     def __post_init__(self) -> None:
         where = f"recipe {self.name}"
-        for key in ("title", "source", "domain", "does"):
+        for key in ("title", "source", "domain", "mode"):
             if not isinstance(getattr(self, key), str):
                 raise ValueError(f"{where}: {key}={getattr(self, key)!r} must be text")
-        _check_name(f"{where}: does", self.does, DEEDS)
+        _check_name(f"{where}: mode", self.mode, MODES)
         _check_name(f"{where}: domain", self.domain, DOMAINS)
-        if self.does == "evaluate" and self.domain != "language":
+        if self.mode == "evaluate" and self.domain != "language":
             raise ValueError(f"{where}: only language models are evaluated by a recipe, not {self.domain}")
         _check_settings(f"{where}: [settings]", self.settings)
         arms = list(_tables(where, "arms", self.arms))
@@ -121,7 +121,7 @@ class Recipe:
             raise ValueError(f"{where}: arms={arms!r} must be a list of names, at least one")
         for arm in arms:
             _check_name(f"{where}: arm", arm, tuple(self.arms))
-        if self.does == "train" and not _is_whole(content.get("devices", 1), DEVICES):
+        if self.mode == "train" and not _is_whole(content.get("devices", 1), DEVICES):
             raise ValueError(f"{where}: devices={content['devices']!r} must be a whole number {DEVICES.words}")
         _check_settings(where, {k: v for k, v in content.items() if k not in ("seeds", "arms")})
 
@@ -142,60 +142,61 @@ class Recipe:
         arms: Sequence[str] = (),
         seeds: Sequence[int] = (),
         settings: Settings | None = None,
-    ) -> list[Planned]:
+    ) -> list[PlannedRun]:
         """The runs at a scale, seed by seed, so that an early end leaves whole comparisons.
 
         Args:
-            scale: paper, gpu or cpu, if the recipe has it.
-            out: Where they go: `<out>/<arm>/seed-<seed>`, behind the environment where there are several.
-            arms: Only these.
-            seeds: Instead of the recipe's.
-            settings: Instead of the recipe's, such as where the data is.
+            scale: One of the recipe's scales: paper, gpu or cpu.
+            out: Directory of all runs: `<out>/<arm>/seed-<seed>`, or `<out>/<env>/<arm>/seed-<seed>` where the
+                recipe lists environments.
+            arms: Arms to run; by default those of the scale.
+            seeds: Seeds instead of the recipe's.
+            settings: Settings that override the recipe's, such as the directory of the data.
 
         Raises:
-            ValueError: A scale or an arm that the recipe does not have, a setting that is for it to choose, or the
-                same run twice.
+            ValueError: A scale or an arm that the recipe does not have, a setting that follows from the recipe, or
+                the same run twice.
         """
         _check_settings("--set", settings or {})
         _check_seeds("seeds", list(seeds))
         _check_name(f"{self.name}: scale", scale, tuple(self.scales))
         own = dict(self.scales[scale])
         own_seeds, known = own.pop("seeds"), own.pop("arms", list(self.arms))
-        devices = own.pop("devices", 1) if self.does == "train" else 1  # an evaluation has them among its settings
+        devices = own.pop("devices", 1) if self.mode == "train" else 1  # an evaluation has them among its settings
         for arm in arms:
             _check_name(f"{self.name}: arm at scale {scale}", arm, known)
         plan = []
         for seed in seeds or own_seeds:
             for arm in arms or known:
-                found = {**self.settings, **own, **self._arm(arm), **(settings or {})}
-                envs = found.get("env")
+                merged = {**self.settings, **own, **self._arm(arm), **(settings or {})}
+                envs = merged.get("env")
                 for env in envs if isinstance(envs, list) else [None]:
                     where = f"{self.name}: env"
-                    place = out if env is None else out / _check_directory(where, env.replace("/", "-"))
-                    one = found if env is None else {**found, "env": env}
-                    if self.does == "train":
-                        one = {**one, "recipe": f"{self.name} {scale} {arm}"}
-                    path = place / arm / f"seed-{seed}"
-                    plan.append(Planned(arm, seed, path, self.domain, one, devices, self.does))
+                    home = out if env is None else out / _check_directory(where, env.replace("/", "-"))
+                    chosen = merged if env is None else {**merged, "env": env}
+                    if self.mode == "train":
+                        chosen = {**chosen, "recipe": f"{self.name} {scale} {arm}"}
+                    path = home / arm / f"seed-{seed}"
+                    plan.append(PlannedRun(arm, seed, path, self.domain, chosen, devices, self.mode))
         if twice := [path for path, times in Counter(run.out for run in plan).items() if times > 1]:
             raise ValueError(f"{self.name}: several runs would go to {twice[0]}: name each arm and env once")
         return plan
 
     def _arm(self, name: str) -> dict[str, Any]:
-        found = dict(self.arms[name])
-        return {**self.arms[found.pop("like")], **found} if "like" in found else found
+        own = dict(self.arms[name])
+        return {**self.arms[own.pop("like")], **own} if "like" in own else own
 
 
 def names() -> list[str]:
-    """Every recipe, as `<domain>/<name>`."""
-    return sorted(name for name, _ in _found())
+    """Names of the recipes of this package, `<domain>/<name>`."""
+    return sorted(name for name, _ in _package_recipes())
 
 
 def load(name: str) -> Recipe:
-    """The recipe `<domain>/<name>`, or that in a file of one's own.
+    """Read the recipe `<domain>/<name>`, or a file whose name ends in `.toml`.
 
     Raises:
-        ValueError: There is none, or it is not one; the message says what is wrong.
+        ValueError: There is no such recipe, or a key of it is missing, unknown or wrong.
     """
     text = _text(name)
     try:
@@ -213,7 +214,7 @@ def load(name: str) -> Recipe:
 
 def _text(name: str) -> str:
     if not name.endswith(".toml"):
-        known = dict(_found())
+        known = dict(_package_recipes())
         _check_name("recipe", name, sorted(known))
         return known[name].read_text()
     try:
@@ -223,7 +224,7 @@ def _text(name: str) -> str:
 
 
 def setting(text: str) -> tuple[str, Any]:
-    """`steps=60` as a name and a value, which is what TOML takes it for, else the text itself.
+    """Name and value of a text such as `steps=60`; a value that TOML cannot read is text.
 
     Raises:
         ValueError: There is no `=` in it.
@@ -232,13 +233,13 @@ def setting(text: str) -> tuple[str, Any]:
     if not equals:
         raise ValueError(f"--set {text} must be name=value")
     try:
-        found = tomllib.loads(f"value = {value}")
+        read = tomllib.loads(f"value = {value}")
     except (ValueError, RecursionError):
         return name, value
-    return name, found["value"] if set(found) == {"value"} else value
+    return name, read["value"] if set(read) == {"value"} else value
 
 
-def _found() -> Iterator[tuple[str, Traversable]]:
+def _package_recipes() -> Iterator[tuple[str, Traversable]]:
     for domain in files("entropyfloor.recipes").iterdir():
         if domain.is_dir():
             for file in domain.iterdir():
@@ -252,7 +253,11 @@ def _check_name(what: str, name: object, known: Sequence[str]) -> None:
 
 
 def _tables(where: str, key: str, value: object) -> Iterator[tuple[str, Settings]]:
-    """The tables in a table."""
+    """Names and contents of the tables in a table.
+
+    Raises:
+        ValueError: One of them, or the outer one, is no table.
+    """
     if not isinstance(value, Mapping):
         raise ValueError(f"{where}: {key}={value!r} must be a table, [{key}.<name>]")
     for name, content in value.items():
@@ -262,13 +267,13 @@ def _tables(where: str, key: str, value: object) -> Iterator[tuple[str, Settings
 
 
 def _check_settings(where: str, settings: object) -> None:
-    """Plain values only, and nothing that says where a run goes."""
+    """Refuse values that are not plain, and settings that follow from the recipe."""
     if not isinstance(settings, Mapping):
         raise ValueError(f"{where}={settings!r} must be a table")
     for name, value in settings.items():
-        if name in FOLLOW:
+        if name in DERIVED:
             raise ValueError(f"{where}: {name} follows from the recipe and cannot be set: see --seeds or --out")
-        if name == "env" and isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+        if name == "env" and isinstance(value, list) and value and all(isinstance(env, str) for env in value):
             continue
         if not isinstance(value, str | int | float):
             kinds = "text, a number, true or false" + (", or a list of names" if name == "env" else "")
@@ -287,7 +292,7 @@ def _is_whole(value: object, limits: Range) -> bool:
 
 
 def _check_directory(what: str, name: str) -> str:
-    """Refuse a name that would lead elsewhere than into one directory."""
+    """Refuse a name that is not the name of one directory."""
     if name.startswith(".") or set(name) & set("/\\") or not name.isprintable() or not name.strip():
         raise ValueError(f"{what} {name!r} must be the name of a directory: no slashes, no dot in front")
     if len(name.encode()) > LONGEST_NAME:
@@ -298,14 +303,14 @@ def _check_directory(what: str, name: str) -> str:
 
 
 def _check_writes_nowhere(recipe: Recipe) -> None:
-    """Refuse a recipe of somebody's own that writes elsewhere than into the runs."""
+    """Refuse a recipe that writes files beside its runs."""
     for where, settings in {
         "[settings]": recipe.settings,
         **{f"[scales.{name}]": content for name, content in recipe.scales.items()},
         **{f"[arms.{name}]": content for name, content in recipe.arms.items()},
     }.items():
-        if found := [name for name in WRITE if settings.get(name, False) is not False]:
+        if writing := [name for name in WRITING if settings.get(name, False) is not False]:
             raise ValueError(
-                f"recipe {recipe.name}: {where}: {found[0]} says where files are written: give it with --set, "
+                f"recipe {recipe.name}: {where}: {writing[0]} says where files are written: give it with --set, "
                 f"not in a recipe of your own"
             )

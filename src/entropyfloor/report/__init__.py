@@ -1,6 +1,6 @@
-"""From run directories to one page: learning curves, and the realised entropy beside its floor.
+"""Reports from run directories: one page with learning curves, and the realised entropy beside its floor.
 
-Only files are read, never a trainer. Needs the `report` extra.
+Reads files only, never a trainer. Needs the `report` extra.
 """
 
 from entropyfloor.extras import require

@@ -1,4 +1,4 @@
-"""The picture of an evaluation on benchmarks, from the file that it wrote."""
+"""Figure of an evaluation on benchmarks, from the file that it wrote."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from entropyfloor.report.plots import benchmarks_figure, png, svg
+from entropyfloor.report.figures.language import benchmarks_figure
+from entropyfloor.report.figures.style import png, svg
 from entropyfloor.runs import files
 
 
@@ -18,17 +19,19 @@ def draw_benchmarks(path: Path) -> Path | None:
         path: A directory that `entropyfloor evaluate language` wrote.
 
     Returns:
-        The picture; None where every benchmark has one response to a problem.
+        Path of the figure; None where every benchmark has one response to a problem.
     """
-    found = json.loads((path / "summary.json").read_text())
+    summary = json.loads((path / "summary.json").read_text())
     curves = {
-        one["title"]: np.array([[int(k), at["value"], *at["interval_95"]] for k, at in one["pass"].items()]).T
-        for one in found["benchmarks"].values()
-        if "pass" in one
+        benchmark["title"]: np.array(
+            [[int(k), score["value"], *score["interval_95"]] for k, score in benchmark["pass"].items()]
+        ).T
+        for benchmark in summary["benchmarks"].values()
+        if "pass" in benchmark
     }
     if not curves:
         return None
-    figure = benchmarks_figure(found["model"], curves)
+    figure = benchmarks_figure(summary["model"], curves)
     picture = path / "pass.png"
     files.replace(picture, png(figure))
     files.replace(picture.with_suffix(".svg"), svg(figure))

@@ -1,4 +1,4 @@
-"""What each kind of run is judged by, and the words for it."""
+"""Quantities and words of each kind of run: control, vision, language."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ENTROPIES = ("realised_entropy", "realised_entropy/min")
 
 
 class Column(NamedTuple):
-    """Another quantity of the table."""
+    """A quantity in a column of the table."""
 
     name: str
     label: str
@@ -21,29 +21,29 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Domain:
-    """What a kind of run is judged by, and the words for it."""
+    """Quantities and words of a kind of run."""
 
     score: str
-    """The quantity that says how good it is; an evaluation logs it and `ENTROPIES`."""
+    """Quantity that says how good a run is; an evaluation logs it and `ENTROPIES`."""
     score_label: str
     step_label: str
     actor: str
     """Whose entropy is measured."""
     places: str
-    """Over what."""
+    """What its entropy is averaged over."""
     rate: str
-    """The quantity that says how fast it trains."""
+    """Quantity that says how fast a run trains."""
     rate_label: str
     factor: float = 1.0
-    """From the quantity to what is shown: 100 for a share that is shown in per cent."""
+    """Multiplies the score where it is shown: 100 for a share that is shown in per cent."""
     decimals: int | None = None
-    """Of the score; None takes as many as its size deserves."""
+    """Decimals of the score; None chooses them by its size."""
     also: tuple[Column, ...] = ()
-    """What else is logged that the table should have."""
+    """Other quantities of the table."""
 
     @property
     def measured(self) -> tuple[str, ...]:
-        """A step counts as evaluated where all of these were logged."""
+        """Quantities that all are logged at a step that counts as an evaluation."""
         return (self.score, *ENTROPIES)
 
 

@@ -1,4 +1,4 @@
-"""The page: what was promised and what the policies did, in words, figures and tables, in one file."""
+"""The page of a report: sentences about floors, figures and tables, in one file."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from entropyfloor.report import plots
-from entropyfloor.report.domains import ENTROPIES, Domain
-from entropyfloor.report.figures import FIGURES
-from entropyfloor.report.records import (
-    NOT_A_DIFFERENCE,
-    TOLERANCE,
+from entropyfloor.report.comparison import (
     UNSET,
     Comparison,
-    Group,
-    Seed,
     differences,
     distinct,
-    find,
+    not_results,
+    read_comparisons,
     shortened,
-    usable,
 )
+from entropyfloor.report.domains import ENTROPIES, Domain
+from entropyfloor.report.figures import FIGURES
+from entropyfloor.report.figures.layout import SINGLE
+from entropyfloor.report.figures.scores import overview_figure
+from entropyfloor.report.figures.style import Look, looks, png, svg
+from entropyfloor.report.formats import bracketed, nats, plain
+from entropyfloor.report.groups import TOLERANCE, Group, SeedRun, usable
 from entropyfloor.report.statistics import iqm_interval, mean_interval
-from entropyfloor.report.words import bracketed, lead, nats, plain, sentence, verdict
+from entropyfloor.report.summary import lead, sentence, verdict
 from entropyfloor.runs import files
 
 _STATES = {"created": "created, never started"}
 MOST = 40
-"""Groups in a figure."""
+"""Largest number of groups in a figure."""
 LONGEST = 100
-"""Characters of the name of an environment in the names of files, which 255 bytes limit."""
+"""Largest number of characters that an environment's name has in a file name, which 255 bytes limit."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What a spreadsheet takes for the beginning of a formula."""
+"""Characters that begin a formula in a spreadsheet."""
 
 
 def write_report(
-    paths: Sequence[Path | str], out: Path | str, *, tell: Callable[[str], object] = warnings.warn
+    paths: Sequence[Path | str], out: Path | str, *, warn: Callable[[str], object] = warnings.warn
 ) -> Path:
-    """Draw the runs at or below `paths`, and say what became of their floors.
+    """Draw the runs at or below `paths`, and say whether their floors were kept.
 
     Writes the `FIGURES` of each environment or dataset, such as `<env>-entropy`, and `overview` (of the first of
-    them), each as PNG and SVG, `table.csv` with the numbers of every seed, and `index.html`, which holds the
-    figures itself and loads nothing. Each file is written beside its place and then moved there. The same runs
-    give the same bytes.
+    them), each as PNG and SVG, `table.csv` with the numbers of every seed, and `index.html`, which contains the
+    figures and loads nothing. Each file is written under another name and then renamed. The same runs give the
+    same bytes.
 
     Runs that are damaged, or cannot be compared with the others, are left out; the page names each, with the
     reason.
@@ -63,33 +63,33 @@ def write_report(
     Args:
         paths: Run directories, or directories that hold some.
         out: Directory of the report; it is made if it does not exist.
-        tell: What to do with a line that says what was left out.
+        warn: Receives each line about a run that was left out.
 
     Returns:
-        The page.
+        Path of the page.
 
     Raises:
         ValueError: No run that can be drawn; the message names those that were left out.
     """
-    (comparisons, left_out), out = find([Path(path) for path in paths]), Path(out)
+    (comparisons, left_out), out = read_comparisons([Path(path) for path in paths]), Path(out)
     drawn = [_most(comparison) for comparison in comparisons]
-    look = plots.looks(drawn)
+    look = looks(drawn)
     out.mkdir(parents=True, exist_ok=True)
     figures = [
         _figures(out, name, comparison, look, left_out)
         for name, comparison in zip(_names(comparison.env for comparison in drawn), drawn, strict=True)
     ]
     first = next(comparison for comparison in drawn if comparison.groups)
-    _picture(out, "overview", plots.overview_figure(first, look))
+    _picture(out, "overview", overview_figure(first, look))
     files.replace(out / "table.csv", _bytes(_csv(comparisons)))
     files.replace(out / "index.html", _bytes(_page(comparisons, figures, left_out)))
     for reason in shortened(left_out):
-        tell(f"left out: {reason}")
+        warn(f"left out: {reason}")
     return out / "index.html"
 
 
 def _bytes(text: str) -> bytes:
-    """A path is bytes that need not be text: what is none is escaped."""
+    """UTF-8, with escapes for the parts of a path that are not text."""
     return text.encode(errors="backslashreplace")
 
 
@@ -98,7 +98,7 @@ def _bytes(text: str) -> bytes:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as the page holds it."""
+    """A figure inside the page."""
 
     name: str
     source: str
@@ -108,14 +108,14 @@ class Picture:
 
 
 def _figures(
-    out: Path, name: str, comparison: Comparison, look: dict[str, plots.Look], left_out: list[str]
+    out: Path, name: str, comparison: Comparison, look: dict[str, Look], left_out: list[str]
 ) -> list[Picture]:
-    """All of a comparison. Why one cannot be drawn is added to `left_out`."""
+    """All figures of a comparison. Reasons why one cannot be drawn are added to `left_out`."""
     pictures = []
     for kind in FIGURES if comparison.groups else ():
         try:
             figure = kind.draw(comparison, look)
-        except ValueError as error:  # seeds that were judged in different ways
+        except ValueError as error:  # seeds that were evaluated in different ways
             left_out.append(f"a figure of {comparison.env}: {error}")
             continue
         if figure is not None:
@@ -131,11 +131,11 @@ def _figures(
 
 
 def _picture(out: Path, name: str, figure: Figure, alt: str = "", caption: str = "") -> Picture:
-    image = plots.svg(figure)
+    image = svg(figure)
     files.replace(out / f"{name}.svg", image)
-    files.replace(out / f"{name}.png", plots.png(figure))
+    files.replace(out / f"{name}.png", png(figure))
     source = f"data:image/svg+xml;base64,{b64encode(image).decode()}"
-    return Picture(name, source, alt, caption, figure.get_figwidth() > plots.SINGLE)
+    return Picture(name, source, alt, caption, figure.get_figwidth() > SINGLE)
 
 
 def _most(comparison: Comparison) -> Comparison:
@@ -145,7 +145,7 @@ def _most(comparison: Comparison) -> Comparison:
 
 
 def _names(envs: Iterable[str]) -> Iterator[str]:
-    """What names of files begin with: no two alike, in capitals or not, and none too long for a file system."""
+    """Beginnings of file names: all different even without regard to case, and short enough for a file system."""
     taken: set[str] = set()
     for env in envs:
         start = re.sub(r"[^A-Za-z0-9.]+", "-", env)[:LONGEST].strip("-") or "unnamed"
@@ -158,7 +158,7 @@ def _names(envs: Iterable[str]) -> Iterator[str]:
 
 
 def _row(group: Group, domain: Domain) -> dict[str, str]:
-    """A line of the table of results."""
+    """A row of the table of results."""
     final = group.values(domain.score)[:, -1]
     n = len(final)
     rates = [rate for seed in group.seeds if (rate := _rate(seed, domain)) is not None]
@@ -178,22 +178,22 @@ def _row(group: Group, domain: Domain) -> dict[str, str]:
 
 
 def _more(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Column names and lines of the table of all else; columns that nobody has logged are left out."""
+    """Column names and rows of the second table; columns that no run has logged are left out."""
     lines, also = [], comparison.also
     for group in comparison.groups:
-        found = [(group.last(column.name), column) for column in also]
-        told = ["" if x is None else bracketed(mean_interval(c.factor * x), c.decimals) for x, c in found]
-        lines.append([group.label, *told])
+        last = [(group.last(column.name), column) for column in also]
+        cells = ["" if x is None else bracketed(mean_interval(c.factor * x), c.decimals) for x, c in last]
+        lines.append([group.label, *cells])
     used = [0, *(i for i in range(1, len(also) + 1) if any(line[i] for line in lines))]
     names = ["", *(column.label for column in also)]
     return [names[i] for i in used[1:]], [[line[i] for i in used] for line in lines]
 
 
-def _run(seed: Seed, domain: Domain) -> dict[str, Any]:
-    """A line of the table of runs."""
+def _run(seed: SeedRun, domain: Domain) -> dict[str, Any]:
+    """A row of the table of runs."""
     status, config = seed.record.status, seed.record.config
     length = config.get("steps", config.get("epochs"))
-    told = [text for text in (status.get("reason"), seed.note) if text]
+    remarks = [text for text in (status.get("reason"), seed.note) if text]
     return {
         "label": seed.label,
         "seed": str(seed.number),
@@ -202,7 +202,7 @@ def _run(seed: Seed, domain: Domain) -> dict[str, Any]:
         "step": f"{seed.steps[-1]:,}" if seed.steps.size else "none",
         "steps": "unknown" if length is None else f"{length:,}",
         "score": plain(seed.values[domain.score][-1], domain.decimals) if seed.steps.size else "none",
-        "told": "; ".join(told),
+        "remarks": "; ".join(remarks),
         "path": str(seed.record.path),
         "started": str(seed.record.machine.get("started", "unknown")),
         "ended": str(status.get("time") or "unknown"),
@@ -210,34 +210,34 @@ def _run(seed: Seed, domain: Domain) -> dict[str, Any]:
     }
 
 
-def _rate(seed: Seed, domain: Domain) -> float | None:
-    """Median, as compiling and evaluating make single intervals slow."""
+def _rate(seed: SeedRun, domain: Domain) -> float | None:
+    """Median rate, as compiling and evaluating make single intervals slow."""
     rates = seed.record.series(domain.rate)[1]
     rates = rates[usable(rates)]
     return float(np.median(rates)) if rates.size else None
 
 
-def _settings(runs: Sequence[Seed]) -> tuple[list[tuple[str, str]], list[str], list[list[str]]]:
-    """Settings that all runs share, names of those that differ, and a line of these for each label."""
-    configs = [run.record.config for run in runs]
-    names = differences(configs)
-    common = [(name, str(configs[0][name])) for name in sorted(set(configs[0]) - {*names, *NOT_A_DIFFERENCE})]
+def _settings(runs: Sequence[SeedRun]) -> tuple[list[tuple[str, str]], list[str], list[list[str]]]:
+    """Settings that all runs share, names of those that differ, and a row of these for each label."""
+    configs, ignored = [run.record.config for run in runs], not_results(run.record for run in runs)
+    names, first = differences(configs, ignored), configs[0]
+    common = [(name, str(first[name])) for name in sorted({*first} - {*names} - ignored)]
     lines = distinct([run.label, *(str(run.record.config.get(name, UNSET)) for name in names)] for run in runs)
     return common, names, lines
 
 
-def _machines(runs: Sequence[Seed]) -> list[dict[str, Any]]:
-    """Each combination of hardware, versions and commit, with the number of runs that it did."""
-    found = [
+def _machines(runs: Sequence[SeedRun]) -> list[dict[str, Any]]:
+    """Each combination of hardware, versions and commit, with its number of runs."""
+    machines = [
         {name: run.record.machine.get(name) or UNSET for name in ("hardware", "versions", "commit", "system")}
         for run in runs
     ]
-    numbers = Counter(map(repr, found))
-    return [{**machine, "runs": numbers[repr(machine)]} for machine in distinct(found)]
+    numbers = Counter(map(repr, machines))
+    return [{**machine, "runs": numbers[repr(machine)]} for machine in distinct(machines)]
 
 
 def _csv(comparisons: Sequence[Comparison]) -> str:
-    """One line a run: its numbers at the last step that all seeds of its group have, unrounded."""
+    """One row a run: its numbers at the last step that all seeds of its group have, unrounded."""
     file = io.StringIO()
     domains = distinct(comparison.domain for comparison in comparisons)
     scores, rates = ([getattr(domain, name) for domain in domains] for name in ("score", "rate"))
@@ -271,13 +271,13 @@ def _csv(comparisons: Sequence[Comparison]) -> str:
 
 
 def _text(cell: str) -> str:
-    """A cell that a spreadsheet does not carry out; numbers are none of these."""
+    """A text cell that no spreadsheet takes for a formula."""
     safe = f"'{cell}" if cell.startswith(_FORMULA) else cell
-    return safe.replace("\r", "\\r")  # which `csv` does not put into quotes
+    return safe.replace("\r", "\\r")  # `csv` does not quote it
 
 
-def _raw(seed: Seed, domain: Domain) -> dict[str, Any]:
-    """What is known of a run without an evaluation."""
+def _raw(seed: SeedRun, domain: Domain) -> dict[str, Any]:
+    """Cells of a run that need no evaluation."""
     return {
         "label": seed.label,
         "seed": seed.number,
@@ -301,7 +301,7 @@ def _page(comparisons: Sequence[Comparison], figures: Sequence[list[Picture]], l
     )
     runs = [run for comparison in comparisons for run in comparison.runs]
     common, names, lines = _settings(runs)
-    told = [[_run(run, comparison.domain) for run in comparison.runs] for comparison in comparisons]
+    rows = [[_run(run, comparison.domain) for run in comparison.runs] for comparison in comparisons]
     return environment.get_template("page.html").render(
         lead=lead(comparisons),
         sections=[
@@ -312,13 +312,13 @@ def _page(comparisons: Sequence[Comparison], figures: Sequence[list[Picture]], l
                 "figures": drawn,
                 "rows": [_row(group, comparison.domain) for group in comparison.groups],
                 "more": _more(comparison),
-                "runs": each,
-                "open": [run for run in each if run["open"]],
+                "runs": run_rows,
+                "open": [row for row in run_rows if row["open"]],
             }
-            for comparison, drawn, each in zip(comparisons, figures, told, strict=True)
+            for comparison, drawn, run_rows in zip(comparisons, figures, rows, strict=True)
         ],
         left_out=left_out,
-        runs=[run for each in told for run in each],
+        runs=[row for run_rows in rows for row in run_rows],
         tolerance=f"{TOLERANCE:g}",
         common=common,
         names=names,

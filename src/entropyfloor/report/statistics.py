@@ -1,20 +1,18 @@
-"""Intervals over seeds, in plain NumPy and SciPy. All of them are for 95 % unless told otherwise."""
+"""Intervals over seeds, for 95 % by default."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from entropyfloor.runs.statistics import bootstrap_interval
+
 CONFIDENCE = 0.95
 RESAMPLES = 20_000
-"""Of the bootstrap: its own error is then some hundredths of the interval's width."""
-CHUNK = 2**20
-"""Numbers that the bootstrap holds at a time."""
+"""Number of bootstrap resamples: the bounds then vary by some hundredths of the interval's width."""
 
 
 class Interval(NamedTuple):
@@ -66,15 +64,15 @@ def iqm_interval(
 ) -> Interval:
     """Interquartile mean with the percentile interval of a stratified bootstrap.
 
-    Seeds are drawn with replacement, in each task by themselves; Agarwal et al. 2021 (arXiv 2108.13264), section
-    4. With a handful of seeds in one task it covers less than it says, as a resample is never more diverse than
-    the sample; `mean_interval` does not have this fault.
+    The seeds of each task are resampled independently; Agarwal et al. 2021 (arXiv 2108.13264), section 4. With a
+    handful of seeds in one task it covers less than `confidence`, as a resample is never more diverse than the
+    sample; `mean_interval` does not have this fault.
 
     Args:
         values: `[n]`, or `[n, tasks]` with returns that are comparable between tasks.
         confidence: Share of the bootstrap distribution inside the interval.
-        resamples: How many times the seeds are drawn.
-        seed: Of the draws.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
 
     Raises:
         ValueError: Fewer than three seeds, or a value that is not finite.
@@ -83,33 +81,13 @@ def iqm_interval(
     n = len(values)
     if n < 3:
         raise ValueError(f"n={n} seeds are too few to bootstrap: at least 3 are needed")
-    table = values.reshape(n, -1)
-    tasks = table.shape[1]
-    chunks = (table.ravel().take(drawn) for drawn in _resamples(seed, resamples, n, tasks))
-    draws = np.concatenate([stats.trim_mean(chunk, 0.25, axis=1) for chunk in chunks])
-    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(np.asarray(iqm(values)), low, high, n)
+    tasks = tuple(values.reshape(n, -1).T)
+    low, high = bootstrap_interval(tasks, _iqm_of_tasks, resamples=resamples, confidence=confidence, seed=seed)
+    return Interval(np.asarray(iqm(values)), np.asarray(low), np.asarray(high), n)
 
 
-def _resamples(seed: int, resamples: int, n: int, tasks: int) -> Iterator[np.ndarray]:
-    """Where in a table `[n, tasks]` the numbers of resamples are, `[some, n * tasks]`."""
-    if resamples * n * tasks <= CHUNK:  # many groups have the same few seeds
-        yield _few(seed, resamples, n, tasks)
-        return
-    generator = np.random.default_rng(seed)
-    some = max(1, CHUNK // (n * tasks))
-    for done in range(0, resamples, some):
-        yield _drawn(generator, min(some, resamples - done), n, tasks)
-
-
-@lru_cache(maxsize=8)
-def _few(seed: int, resamples: int, n: int, tasks: int) -> np.ndarray:
-    return _drawn(np.random.default_rng(seed), resamples, n, tasks)
-
-
-def _drawn(generator: np.random.Generator, resamples: int, n: int, tasks: int) -> np.ndarray:
-    drawn = generator.integers(n, size=(resamples, n, tasks))
-    return (drawn * tasks + np.arange(tasks)).reshape(resamples, -1)
+def _iqm_of_tasks(*tasks: np.ndarray, axis: int) -> np.ndarray:
+    return stats.trim_mean(np.concatenate(tasks, axis=axis), 0.25, axis=axis)
 
 
 def _checked(values: ArrayLike) -> np.ndarray:

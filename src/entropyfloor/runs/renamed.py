@@ -1,4 +1,4 @@
-"""Today's names of settings that earlier versions stored under other names."""
+"""Stored settings of earlier versions, as today's version has them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,29 @@ MARKER = "names"
 HEADS = {"clip": "tanh", "hard-clip": "clip"}
 """Control before `names = 2`: `clip` was the tanh bound on log σ, `hard-clip` the clip. For discrete actions, both
 were the plain softmax."""
+ADDED: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("control", "head", {"backend": "native"}),
+    ("control", "residual_entropy", {"alpha_weight": "alpha", "clamp_target": True}),
+    ("vision", "model", {"pretrained": False}),
+    ("language", "model", {"digits": 2, "chain_length": 5}),
+)
+"""Settings that were added when there were runs without them: the domain, a setting by which these runs are known,
+and the values that say how they were made."""
 
 
 def current(settings: Mapping[str, Any], *, discrete: bool = False) -> dict[str, Any]:
-    """Settings of a run of any version, with today's names and values, and without the marker.
+    """Settings of a run of any version, with today's names and values, without the marker, and with `ADDED`.
 
     Args:
         settings: The content of `config.toml`.
         discrete: Whether the actions are discrete. A stored `min_entropy` says so too, as continuous actions have
             none.
     """
-    renamed = dict(settings)
-    if settings.get("domain", "control") != "control" or renamed.pop(MARKER, None) is not None:
+    domain, renamed = settings.get("domain", "control"), dict(settings)
+    for where, known_by, added in ADDED:
+        if domain == where and known_by in settings:
+            renamed = {**added, **renamed}
+    if domain != "control" or renamed.pop(MARKER, None) is not None:
         return renamed
     if "settings" in renamed:
         renamed["networks"] = renamed.pop("settings")

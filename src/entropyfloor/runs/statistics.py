@@ -20,19 +20,20 @@ def bootstrap_interval(
     resamples: int = RESAMPLES,
     confidence: float = 0.95,
     seed: int = 0,
-) -> tuple[float, float]:
+) -> tuple[Any, Any]:
     """Percentile interval of a statistic by the bootstrap (`scipy.stats.bootstrap`).
 
     Args:
         values: `[n, ...]`, resampled along axis 0. The arrays of a tuple are resampled independently.
         statistic: Called as `statistic(*arrays, axis=1)` with arrays `[some, n, ...]`, several resamples at a
-            time; returns `[some]`. `np.mean` and `np.median` are such functions.
+            time; returns `[some]`, or `[some, m]` for m numbers. `np.mean` and `np.median` are such functions.
         resamples: Number of bootstrap resamples.
         confidence: Share of the bootstrap distribution inside the interval.
         seed: Seed of the resampling; the same seed gives the same interval.
 
     Returns:
-        Lower and upper bound. Both are the statistic itself where an array has one observation only.
+        Lower and upper bound: floats, or arrays `[m]`. Both are the statistic itself where an array has one
+        observation only.
 
     Raises:
         ValueError: An array without observations.
@@ -44,10 +45,10 @@ def bootstrap_interval(
         raise ValueError("values has no observation: a bootstrap interval needs at least one")
     if fewest == 1:
         (value,) = statistic(*(sample[None] for sample in samples), axis=1)
-        return float(value), float(value)
+        return _plain(value), _plain(value)
 
     def resampled(*rows: np.ndarray, **_: int) -> Any:  # SciPy's axis is that of the row numbers
-        return statistic(*(sample[row] for sample, row in zip(samples, rows, strict=True)), axis=1)
+        return np.transpose(statistic(*(sample[row] for sample, row in zip(samples, rows, strict=True)), axis=1))
 
     low, high = stats.bootstrap(
         [np.arange(len(sample)) for sample in samples],
@@ -59,4 +60,8 @@ def bootstrap_interval(
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return float(low), float(high)
+    return _plain(low), _plain(high)
+
+
+def _plain(bound: Any) -> Any:
+    return bound if np.ndim(bound) else float(bound)

@@ -1,4 +1,4 @@
-"""The figures of a page: which there are, what stands below each, and what is read aloud instead of it."""
+"""The figures of a page: what draws each, its caption, and its text for those who cannot see it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from entropyfloor.report import plots
+from entropyfloor.report.comparison import Comparison
 from entropyfloor.report.domains import Domain
-from entropyfloor.report.records import OUTSIDE, POINTS, RESPONSES, THRESHOLDS, Comparison, Group
+from entropyfloor.report.figures import language, scores
+from entropyfloor.report.figures.curves import CROWD
+from entropyfloor.report.figures.style import Look
+from entropyfloor.report.formats import bracketed, nats, plain, significant
+from entropyfloor.report.groups import OUTSIDE, POINTS, RESPONSES, THRESHOLDS, Group
 from entropyfloor.report.statistics import mean_interval
-from entropyfloor.report.words import bracketed, nats, plain, sentence, significant
+from entropyfloor.report.summary import sentence
 
 
 @dataclass(frozen=True)
@@ -19,21 +23,21 @@ class Kind:
     """A kind of figure."""
 
     name: str
-    """In the names of files; that of the score if empty."""
-    draw: Callable[[Comparison, dict[str, plots.Look]], Figure | None]
-    """None where there is nothing to draw."""
+    """Part of the file's name; the name of the score if empty."""
+    draw: Callable[[Comparison, dict[str, Look]], Figure | None]
+    """Draws the figure; returns None where there is nothing to draw."""
     caption: str
-    """`{domain}` stands for the words of the domain; so it does in `shows`."""
-    shows: str
-    """What it shows, to be read aloud, and then"""
-    tell: Callable[[Group, Domain], str]
-    """what of a group."""
+    """Text below the figure; `{domain}` stands for the words of the domain, as in `title`."""
+    title: str
+    """What the figure shows, for `alt`."""
+    describe: Callable[[Group, Domain], str]
+    """What it shows of a group, for `alt`."""
 
     def alt(self, comparison: Comparison) -> str:
-        """Instead of the figure, for those who cannot see it."""
+        """Text instead of the figure, for those who cannot see it."""
         domain = comparison.domain
-        told = "; ".join(text for group in comparison.groups if (text := self.tell(group, domain)))
-        return f"{self.shows.format(domain=domain)} on {comparison.env}. {told}."
+        descriptions = [text for group in comparison.groups if (text := self.describe(group, domain))]
+        return f"{self.title.format(domain=domain)} on {comparison.env}. {'; '.join(descriptions)}."
 
 
 def _score(group: Group, domain: Domain) -> str:
@@ -60,7 +64,7 @@ def _shares(group: Group, _: Domain) -> str:
 
 
 def _tokens(group: Group, _: Domain) -> str:
-    top, bottom = (group.end(column.name) for column in plots.TOKENS)
+    top, bottom = (group.end(column.name) for column in language.TOKENS)
     if top is None or bottom is None:
         return ""
     return f"{group.label} ended at {significant(top)} nats, and at {significant(bottom)} in the others"
@@ -69,29 +73,28 @@ def _tokens(group: Group, _: Domain) -> str:
 def _pass(group: Group, _: Domain) -> str:
     if not (curve := group.pass_at):
         return ""
-    shares = curve.values.mean(axis=0)
-    told = [f"{plain(share, 1)} % for k = {k}" for k, share in zip(curve.steps, shares, strict=True)]
-    return f"{group.label} has {', '.join(told)}"
+    shares = zip(curve.steps, curve.values.mean(axis=0), strict=True)
+    return f"{group.label} has {', '.join(f'{plain(share, 1)} % for k = {k}' for k, share in shares)}"
 
 
-def _judged(group: Group, _: Domain) -> str:
-    if not (found := group.histogram(plots.ENTROPY_HISTOGRAM)):
+def _histogram(group: Group, _: Domain) -> str:
+    if not (histogram := group.histogram(scores.ENTROPY_HISTOGRAM)):
         return ""
-    peak = found["counts"].argmax()
-    low, high = found["edges"][peak : peak + 2]
+    peak = histogram["counts"].argmax()
+    low, high = histogram["edges"][peak : peak + 2]
     return f"{group.label} has most from {nats(low)} to {nats(high)} nats"
 
 
 _SEEDS = (
-    "Thin lines: single seeds, where they are two or went further than the rest. Bands are cut where they leave "
-    f"the panel. Of more than {plots.CROWD} agents the intervals of the last values stand beside the panel."
+    "Thin lines: single seeds, where there are two or one went further than the rest. Bands are cut where they "
+    f"leave the panel. With more than {CROWD} agents, intervals of the last values stand beside the panel instead."
 )
 _BLOCKS = f"Each point is the mean over a block of rollouts, where there are more than {POINTS}."
 
 FIGURES = (
     Kind(
         "",
-        plots.score_figure,
+        scores.score_figure,
         "Learning curves: mean over n seeds with the 95\N{NO-BREAK SPACE}% interval of Student's t; where n = 2, "
         f"both seeds instead. {_SEEDS}",
         "Learning curves of {domain.score_label}",
@@ -99,7 +102,7 @@ FIGURES = (
     ),
     Kind(
         "entropy",
-        plots.entropy_figure,
+        scores.entropy_figure,
         "Realised entropy: mean over {domain.places} (solid, with interval over seeds, or both), least over "
         f"{{domain.places}} and seeds (dashed). Shaded: below the floor. {_SEEDS}",
         "Realised entropy of the {domain.actor}",
@@ -107,7 +110,7 @@ FIGURES = (
     ),
     Kind(
         "entropy",
-        plots.responses_figure,
+        language.responses_figure,
         "Entropy of responses in training, of their top tokens. Black: the thresholds ω_low and, where it is in "
         f"sight, ω_high of each agent that has them. {_BLOCKS} {_SEEDS}",
         "Entropy of responses in training",
@@ -115,23 +118,24 @@ FIGURES = (
     ),
     Kind(
         "pass",
-        plots.pass_figure,
+        language.pass_figure,
         "Share of held-out problems that one of k responses solves, at the last step that all n seeds have: mean "
-        "with interval over seeds. By entropyfloor evaluate, where it judged every run in one way.",
+        "with interval over seeds. From entropyfloor evaluate, where it evaluated every run under the same "
+        "conditions.",
         "Share of held-out problems that one of k responses solves",
         _pass,
     ),
     Kind(
         "thresholds",
-        plots.thresholds_figure,
-        "The entropy of responses again, each agent by itself beside its thresholds, with intervals over seeds. "
-        "Shaded: below ω_low.",
+        language.thresholds_figure,
+        "Entropy of responses, with a panel for each agent, its thresholds and intervals over seeds. Shaded: "
+        "below ω_low.",
         "Entropy of responses in training, each agent beside its thresholds,",
         _responses,
     ),
     Kind(
         "shares",
-        plots.shares_figure,
+        language.shares_figure,
         "Share of responses in training whose entropy is below ω_low, between, and above ω_high: mean over seeds. "
         f"Agents that do not use the thresholds are measured by them too. {_BLOCKS}",
         "Shares of responses in training outside of ω_low and ω_high",
@@ -139,17 +143,17 @@ FIGURES = (
     ),
     Kind(
         "tokens",
-        plots.tokens_figure,
-        f"Entropy in training of the fifth of all tokens that has most, and of the others. {_BLOCKS} {_SEEDS}",
-        "Entropy in training of the fifth of all tokens that has most, and of the others,",
+        language.tokens_figure,
+        f"Entropy in training of the 20 % of all tokens with the highest, and of the others. {_BLOCKS} {_SEEDS}",
+        "Entropy in training of the 20 % of all tokens with the highest, and of the others,",
         _tokens,
     ),
     Kind(
         "judged",
-        plots.judged_figure,
-        "The last checkpoints, judged by entropyfloor evaluate, all seeds together. Left: entropies; a marker is "
-        "at each peak. Right: accuracy against confidence, in bins of at least 20 samples.",
+        scores.evaluation_figure,
+        "The last checkpoints, evaluated by entropyfloor evaluate, all seeds together. Left: entropies; a marker "
+        "is at each peak. Right: accuracy against confidence, in bins of at least 20 samples.",
         "Histogram of entropies of {domain.places}, and reliability diagram",
-        _judged,
+        _histogram,
     ),
 )

@@ -1,4 +1,4 @@
-"""Reading the settings of a plan as its commands will, so that a wrong one is refused before any run begins."""
+"""Parses the settings of a plan as its commands will, so that wrong ones are refused before any run starts."""
 
 from __future__ import annotations
 
@@ -11,67 +11,70 @@ from dataclasses import fields, replace
 from itertools import dropwhile, takewhile
 from typing import Any, get_args, get_type_hints
 
-from entropyfloor.experiments.recipe import Planned
+from entropyfloor.experiments.recipe import PlannedRun
 
 
-def settle(plan: Sequence[Planned], name: str, kind_of: Callable[[Planned], type[Any]]) -> list[Planned]:
+def parse_settings(
+    plan: Sequence[PlannedRun], name: str, kind_of: Callable[[PlannedRun], type[Any]]
+) -> list[PlannedRun]:
     """The plan with each setting as the command line reads it: a number where the setting is one.
 
     Args:
         plan: Runs of a recipe.
-        name: Of the recipe.
-        kind_of: The class of a run's settings.
+        name: Name of the recipe.
+        kind_of: Gives the class of a run's settings.
 
     Raises:
         ValueError: A setting that does not exist, or a value that it cannot have.
     """
-    seen: dict[str, Planned] = {}
-    settled = []
+    parsed: dict[str, PlannedRun] = {}
+    runs = []
     for run in plan:
         key = repr(run.settings)
-        if key not in seen:
+        if key not in parsed:
             try:
-                seen[key] = _settled(run, kind_of(run))
+                parsed[key] = _parsed(run, kind_of(run))
             except ValueError as error:
                 raise ValueError(f"recipe {name}, arm {run.arm}: {error}") from None
-        settled.append(replace(run, settings=seen[key].settings, words=seen[key].words))
-    return settled
+        runs.append(replace(run, settings=parsed[key].settings, three_valued=parsed[key].three_valued))
+    return runs
 
 
-def _settled(run: Planned, kind: type[Any]) -> Planned:
+def _parsed(run: PlannedRun, kind: type[Any]) -> PlannedRun:
     known, hints = [field.name for field in fields(kind)], get_type_hints(kind)
     for name, value in run.settings.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise ValueError(
                 f"there is no setting {name!r}{f', did you mean {near[0]}' if near else ''}: see "
-                f"entropyfloor {run.does} {run.domain} --help"
+                f"entropyfloor {run.mode} {run.domain} --help"
             )
         if hints[name] is bool and not isinstance(value, bool):
             raise ValueError(f"{name}={value!r} must be true or false")
-    run = replace(run, words=frozenset(name for name in known if {bool, type(None)} <= set(get_args(hints[name]))))
-    config = _read(kind, run.command[2:])
+    three_valued = frozenset(name for name in known if {bool, type(None)} <= set(get_args(hints[name])))
+    run = replace(run, three_valued=three_valued)
+    config = _parse(kind, run.command[2:])
     config.resolved()
     return replace(run, settings={name: getattr(config, name) for name in run.settings})
 
 
-def _read(kind: type[Any], args: Sequence[str]) -> Any:
+def _parse(kind: type[Any], args: Sequence[str]) -> Any:
     """A config from arguments of the command line.
 
     Raises:
-        ValueError: They cannot be read; the message is the parser's, in one line.
+        ValueError: The parser refuses them; the message is the parser's, in one line.
     """
     import tyro
 
-    with redirect_stderr(io.StringIO()) as said:
+    with redirect_stderr(io.StringIO()) as stderr:
         try:
             return tyro.cli(kind, args=args)
         except SystemExit:
-            raise ValueError(_message(said.getvalue())) from None
+            raise ValueError(_message(stderr.getvalue())) from None
 
 
 def _message(box: str) -> str:
-    """What stands between the title and the first line across in the box that the parser draws."""
+    """The message in the box that the parser draws: the text between its title and the first rule."""
     _, *lines = (line.strip("│╭╮╰╯─ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines())
     below = dropwhile(_is_rule, lines)
     return " ".join(takewhile(lambda line: not _is_rule(line), below))

@@ -1,0 +1,157 @@
+"""Figures of language models: entropy of responses and tokens beside thresholds, and pass@k."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from entropyfloor.report.comparison import Comparison
+from entropyfloor.report.domains import Column
+from entropyfloor.report.figures.curves import (
+    against_steps,
+    column_panels,
+    curves_of,
+    draw_means,
+    limit_to_curves,
+    logged,
+)
+from entropyfloor.report.figures.layout import Scene, arrange, grid, side_by_side
+from entropyfloor.report.figures.style import BACKGROUND, MUTED, Look, all_looks
+from entropyfloor.report.groups import OUTSIDE, RESPONSES, THRESHOLDS, Curve
+
+STRENGTHS = (0.85, 0.14, 0.45)
+"""Opacity of the share of responses below, between and above the thresholds."""
+TOKENS = (
+    Column("token_entropy/top", "Entropy of the top 20 % of tokens (nats)"),
+    Column("token_entropy/bottom", "Entropy of the bottom 80 % (nats)"),
+)
+IN_SIGHT = 1.5
+"""ω_high is drawn where it is at most so many times the largest entropy."""
+
+
+def responses_figure(comparison: Comparison, look: dict[str, Look]) -> Figure | None:
+    """Entropy of responses beside ω_low and ω_high; None where no run has logged it."""
+    return side_by_side(comparison, look, [draw_responses]) if logged(comparison, RESPONSES) else None
+
+
+def pass_figure(comparison: Comparison, look: dict[str, Look]) -> Figure | None:
+    """pass@k of the last evaluation against k; None where no run has it."""
+    logged = any(group.pass_at for group in comparison.groups)
+    return side_by_side(comparison, look, [_draw_pass]) if logged else None
+
+
+def benchmarks_figure(model: str, curves: Mapping[str, np.ndarray]) -> Figure:
+    """pass@k of one model on several benchmarks, with intervals over problems.
+
+    Args:
+        model: Name of the model.
+        curves: By benchmark, `[4, number of k]`: k, the share of problems, and both ends of its interval.
+    """
+    look = dict(zip(curves, all_looks(), strict=False))
+
+    def draw(axes: Axes) -> Sequence[Artist]:
+        for name, (k, share, *ends) in curves.items():
+            axes.plot(k, 100 * share, color=look[name].colour, marker=look[name].marker, ms=3.5, lw=2.2)
+            low, high = (100 * end for end in ends)
+            axes.fill_between(k, low, high, color=look[name].colour, alpha=0.16, lw=0, zorder=2)
+        _against_k(axes, (k for ks, *_ in curves.values() for k in ks))
+        axes.set_title("pass@k (%)")
+        return [
+            Line2D([], [], color=style.colour, marker=style.marker, lw=2.2, label=name)
+            for name, style in look.items()
+        ]
+
+    return arrange(model, [draw], [], 1, 3.8)
+
+
+def thresholds_figure(comparison: Comparison, look: dict[str, Look]) -> Figure | None:
+    """The same as `responses_figure`, with a panel for each group; None where there is one group only."""
+    several = len(comparison.groups) > 1 and logged(comparison, RESPONSES)
+    return grid(comparison, look, draw_responses) if several else None
+
+
+def shares_figure(comparison: Comparison, look: dict[str, Look]) -> Figure | None:
+    """Shares of responses outside the thresholds, a panel for each group; None where no run has logged them."""
+    return grid(comparison, look, _draw_shares) if logged(comparison, *OUTSIDE) else None
+
+
+def tokens_figure(comparison: Comparison, look: dict[str, Look]) -> Figure | None:
+    """Entropy of the tokens with the highest, and of the others; None where no run has logged them."""
+    names = [column.name for column in TOKENS]
+    return side_by_side(comparison, look, column_panels(TOKENS, log=True)) if logged(comparison, *names) else None
+
+
+def draw_responses(scene: Scene, axes: Axes) -> Sequence[Artist]:
+    """Draw the scene's groups, and behind them the other groups, so that all panels have the same limits."""
+    entropies, lows, highs = (curves_of(scene.comparison.groups, name) for name in (RESPONSES, *THRESHOLDS))
+    reach = IN_SIGHT * max(curve.values.max() for curve in entropies.values())
+    highs = {label: curve for label, curve in highs.items() if curve.values.min() < reach}
+    shown = [group.label for group in scene.groups]
+    draw_means(axes, {label: curve for label, curve in entropies.items() if label in shown}, scene.look)
+    layers: list[tuple[str, list[Curve], dict[str, Any]]] = [
+        (
+            "the others",
+            [curve for label, curve in entropies.items() if label not in shown],
+            {"color": BACKGROUND, "lw": 0.8, "zorder": 1.5},
+        ),
+        (
+            "ω_low",
+            under := [curve for label, curve in lows.items() if label in shown],
+            {"color": "black", "lw": 1.0, "zorder": 2.5},
+        ),
+        (
+            "ω_high",
+            [curve for label, curve in highs.items() if label in shown],
+            {"color": "black", "lw": 1.2, "ls": ":", "zorder": 2.5},
+        ),
+    ]
+    keys = []
+    for name, curves, style in layers:
+        for curve in curves:
+            axes.plot(curve.steps, curve.values.mean(axis=0), **style)
+            keys.append(Line2D([], [], label=name, **style))
+    for curve in under if len(shown) == 1 else []:
+        axes.fill_between(curve.steps, 0, curve.values.mean(axis=0), color="black", alpha=0.05, lw=0, zorder=0)
+    limit_to_curves(axes, [*entropies.values(), *lows.values(), *highs.values()], log=True)
+    axes.set_title("Entropy of responses (nats)")
+    against_steps(axes, scene)
+    return keys
+
+
+def _draw_shares(scene: Scene, axes: Axes) -> Sequence[Artist]:
+    for group in scene.groups:
+        below, above = (group.curve(name, 100.0) for name in OUTSIDE)
+        if below and above:
+            under, over = below.values.mean(axis=0), above.values.mean(axis=0)
+            colours = [(scene.look[group.label].colour, strength) for strength in STRENGTHS]
+            axes.stackplot(below.steps, under, 100 - under - over, over, colors=colours, lw=0)
+    axes.set_ylim(0, 100)
+    axes.set_title("Responses below, between and above ω_low and ω_high (%)")
+    against_steps(axes, scene)
+    names = ("below ω_low", "between", "above ω_high")
+    return [Patch(color=(MUTED, strength), label=name) for strength, name in zip(STRENGTHS, names, strict=True)]
+
+
+def _draw_pass(scene: Scene, axes: Axes) -> Sequence[Artist]:
+    curves = {group.label: group.pass_at for group in scene.groups if group.pass_at}
+    draw_means(axes, curves, scene.look)
+    limit_to_curves(axes, curves.values())
+    _against_k(axes, (k for curve in curves.values() for k in curve.steps))
+    axes.set_title("pass@k at the last evaluation (%)")
+    return []
+
+
+def _against_k(axes: Axes, ks: Iterable[float]) -> None:
+    """Label the horizontal axis with numbers of responses, on a scale of powers of two."""
+    marks = sorted({int(k) for k in ks})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(marks, [str(k) for k in marks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("k")

@@ -1,0 +1,101 @@
+"""Panels and their legend in one figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from textwrap import fill
+from typing import Any, NamedTuple
+
+import matplotlib
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+
+from entropyfloor.report.comparison import Comparison
+from entropyfloor.report.figures.style import RC, Look, short
+from entropyfloor.report.groups import Group
+
+SINGLE, WIDE = 6.4, 11.0  # inches
+LEAST_HEIGHT = 1.4
+"""Inches that the legend leaves to the panels."""
+SUPTITLE: dict[str, Any] = {"x": 0.01, "ha": "left", "fontsize": 13, "fontweight": "bold"}
+
+
+class Scene(NamedTuple):
+    """Data of a panel."""
+
+    comparison: Comparison
+    groups: Sequence[Group]
+    """Groups that are drawn in their colours: all of the comparison, or one."""
+    look: dict[str, Look]
+
+
+Panel = Callable[[Scene, Axes], Sequence[Artist]]
+"""Draws into the axes, and returns entries of the legend beside those of the labels."""
+
+
+def side_by_side(comparison: Comparison, look: dict[str, Look], panels: Sequence[Panel]) -> Figure:
+    """Panels side by side, each with every group."""
+    keys = [_legend_key(group, look[group.label]) for group in comparison.groups]
+    scene = Scene(comparison, comparison.groups, look)
+    return arrange(comparison.env, [partial(panel, scene) for panel in panels], keys, len(panels), 3.8)
+
+
+def grid(comparison: Comparison, look: dict[str, Look], panel: Panel) -> Figure:
+    """A panel for each group, all with the same axes."""
+    groups = comparison.groups
+    rows = -(-len(groups) // 4)
+    columns = -(-len(groups) // rows)
+    draws = [partial(panel, Scene(comparison, [group], look)) for group in groups]
+    figure = arrange(comparison.env, draws, [], columns, 0.9 + 2.1 * rows, shared=True)
+    with matplotlib.rc_context(RC):
+        figure.suptitle(f"{short(comparison.env)}: {figure.axes[0].get_title('left')}", **SUPTITLE)
+        letters = int(12 * figure.get_figwidth() / columns)
+        for i, (axes, group) in enumerate(zip(figure.axes, groups, strict=True)):
+            axes.set_title(fill(_label_with_n(group), letters), fontsize=9.5, fontweight="normal")
+            axes.tick_params(labelbottom=i >= len(groups) - columns)  # with no panel below
+            if i < (rows - 1) * columns:
+                axes.set_xlabel("")
+    return figure
+
+
+def arrange(
+    name: str,
+    draws: Sequence[Callable[[Axes], Sequence[Artist]]],
+    keys: Sequence[Artist],
+    columns: int,
+    height: float,
+    shared: bool = False,
+) -> Figure:
+    """Panels in rows, and a legend of `keys` and the entries that drawing returns, each label once."""
+    with matplotlib.rc_context(RC):
+        figure = Figure(facecolor="white", layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
+        rows, width = -(-len(draws) // columns), SINGLE if columns == 1 else WIDE
+        panels = figure.subplots(rows, columns, squeeze=False, sharex=shared, sharey=shared).ravel()
+        entries = {str(key.get_label()): key for key in keys}
+        for axes, draw in zip(panels, draws, strict=False):
+            entries |= {str(key.get_label()): key for key in draw(axes)}
+            axes.tick_params(which="both", length=0)
+            axes.set_axisbelow(True)
+        for axes in panels[len(draws) :]:
+            axes.remove()
+        longest = max((len(line) for label in entries for line in label.splitlines()), default=0)
+        fitting = max(1, int(width / (0.7 + 0.075 * longest)))  # inches: the handle, and what a letter takes
+        fitting = min(fitting, max(1, len(entries)), 4)
+        lines = -(-len(entries) // fitting)
+        letters = sum(len(label.splitlines()) for label in entries) / fitting  # lines of text, one above the other
+        figure.set_size_inches(width, max(height + 0.25 * lines, LEAST_HEIGHT + 0.17 * letters))
+        figure.suptitle(short(name), **SUPTITLE)
+        figure.legend(handles=[*entries.values()], loc="outside lower center", ncols=fitting)
+        return figure
+
+
+def _legend_key(group: Group, look: Look) -> Line2D:
+    return Line2D([], [], color=look.colour, marker=look.marker, ms=5, lw=2, label=fill(_label_with_n(group), 60))
+
+
+def _label_with_n(group: Group) -> str:
+    return f"{short(group.label)} (n = {len(group.seeds)})"
