@@ -28,9 +28,8 @@ from entropyfloor.control.agents.ppo import (
     standardise,
     value_loss,
 )
-from entropyfloor.control.distributions import Categorical, Normal
 from entropyfloor.control.normalise import RewardScaler, RunningMoments
-from entropyfloor.jax.distributions import TanhNormal
+from entropyfloor.jax.distributions import Categorical, Normal, TanhNormal
 
 QUICK = {"xla_backend_optimization_level": 0}  # to compile, not to run
 

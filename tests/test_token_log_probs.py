@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import reference
 from conftest import weights
 from entropyfloor.torch import functional as F
-from entropyfloor.torch.kernels import tokens, triton_tokens
+from entropyfloor.torch.kernels import tiles, tokens, triton_tokens
 
 rng = np.random.default_rng(0)
 HIDDEN, WEIGHT, BIAS = rng.normal(size=(7, 5)), rng.normal(size=(11, 5)), rng.normal(size=11)
@@ -41,7 +41,7 @@ CASES = {
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Of which neither the rows nor the vocabulary is a multiple."""
-    monkeypatch.setattr(tokens, "CPU_TILE", (3, 4))
+    monkeypatch.setattr(tiles, "CPU_TILE", (3, 4))
 
 
 def tensors(options):
@@ -166,7 +166,7 @@ def test_any_shape(data):
     scale = torch.rand(count, generator=generator, dtype=torch.float64) + 0.3
     options = {"scale": scale, "top_k": data.draw(st.sampled_from([None, 1, 2, 20]))}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokens, "CPU_TILE", (data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5))))
+        patch.setattr(tiles, "CPU_TILE", (data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5))))
         sides = []
         for impl in ("torch", "naive"):
             out = torch.stack(F.token_log_probs(hidden, weight, targets, impl=impl, **options))
@@ -202,7 +202,7 @@ def test_low_precision_is_as_good_as_its_own_rounding(dtype, name):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_large_vocabulary_is_no_worse_than_the_naive_sum(dtype, monkeypatch):
-    monkeypatch.setattr(tokens, "CPU_TILE", (16, 512))
+    monkeypatch.setattr(tiles, "CPU_TILE", (16, 512))
     torch.manual_seed(0)
     hidden, weight = 3 * torch.randn(40, 64), torch.randn(5000, 64)
     leaves = [x.to(dtype).requires_grad_() for x in (hidden, weight)]
@@ -361,7 +361,7 @@ class Allocations(TorchDispatchMode):
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"softcap": 2.0, "temperature": 0.5}])
 def test_no_logits_are_ever_held(frozen, options, monkeypatch):
-    monkeypatch.setattr(tokens, "CPU_TILE", (16, 32))
+    monkeypatch.setattr(tiles, "CPU_TILE", (16, 32))
     count, width, vocabulary = 64, 4, 512
     hidden = torch.randn(count, width, requires_grad=True)
     weight = torch.randn(vocabulary, width, requires_grad=not frozen)
@@ -381,8 +381,8 @@ def test_no_logits_are_ever_held(frozen, options, monkeypatch):
 def test_only_what_is_needed_is_computed(monkeypatch):
     """A frozen head costs no gradient, and log-probs alone need no entropy."""
     seen = []
-    found = tokens._gradient
-    monkeypatch.setattr(tokens, "_gradient", lambda *args: seen.append(args[7]) or found(*args))
+    gradient = tiles._gradient
+    monkeypatch.setattr(tiles, "_gradient", lambda *args: seen.append(args[5]) or gradient(*args))
     hidden, weight = arguments({})
     both(F.token_log_probs, [hidden, weight.detach()], {}, impl="torch")[0].sum().backward()
     assert weight.grad is None
@@ -458,7 +458,7 @@ CALLS = {
     "temperature=0.0": lambda f: f(H, W, Y, temperature=0.0),
     "softcap=-1.0": lambda f: f(H, W, Y, softcap=-1.0),
     "top_k=0": lambda f: f(H, W, Y, top_k=0),
-    "top_k must say how many": lambda f: f(H, W, Y, top_k_rows=Y > 0),
+    "top_k_rows selects": lambda f: f(H, W, Y, top_k_rows=Y > 0),
     r"top_k_rows \(3,\)": lambda f: f(H, W, Y, top_k=2, top_k_rows=Y[:3] > 0),
     "impl='fast'": lambda f: f(H, W, Y, impl="fast"),
     "impl='triton' cannot be used": lambda f: f(H, W, Y, impl="triton"),
@@ -491,8 +491,8 @@ def test_errors_of_scales():
 INTERPRETED = """
 import torch
 from entropyfloor.torch import functional as F
-from entropyfloor.torch.kernels import tokens
-tokens.CPU_TILE = 2, 8
+from entropyfloor.torch.kernels import tiles
+tiles.CPU_TILE = 2, 8
 torch.manual_seed(0)
 hidden, weight, bias = torch.randn(3, 5), torch.randn(11, 5), torch.randn(11)
 targets, scale, mixture = torch.tensor([10, -100, 4]), torch.tensor([2.0, 1.0, 0.3]), torch.randn(3, 3)
