@@ -1,7 +1,7 @@
 """The types and shapes in the signatures hold: jaxtyping and beartype check every call in this file.
 
-The other tests run without the checker, as users do: a wrong shape raises our own `ValueError`, and compilers trace
-no checks.
+The other tests run without the checker, as users do: a wrong shape raises our own `ValueError`, and compilers
+trace no checks.
 """
 
 import builtins
@@ -28,7 +28,7 @@ KEY = jax.random.key(0)
 
 @pytest.fixture(scope="module")
 def checked():
-    """Both backends, imported a second time with all functions checked but the kernels, which PyTorch registers."""
+    """Both backends, imported a second time with all functions checked; the kernels are operators and stay."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("Bool", "Float", "Int", "PRNGKeyArray", "Shaped"):
             # The sources import them for static type checkers only.

@@ -25,10 +25,6 @@ def test_rules_that_cannot_be_read(rule):
         targets.resolve(rule, action_dim=6)
 
 
-def test_shares():
-    assert targets.total(targets.per_dim(-3.0, 6), 6) == -3.0
-
-
 def test_truncated_entropy_is_the_references():
     for loc in (0.0, 0.5, 0.9, 1.0):
         for log_std in (-5.0, -1.0, 0.0, 2.0):
@@ -46,7 +42,8 @@ def test_truncated_entropy_is_the_references():
     ],
 )
 def test_calibration(n, floor, constant, cap):
-    assert targets.calibrated_constant(n, floor) == pytest.approx(constant, abs=1e-10)
+    least, top = targets.softmax_kappa_range(n, floor, 4.0, "calibrated")
+    assert top + (n - 1) * least == pytest.approx(constant, abs=1e-10)
     assert targets.top1_cap(n, floor) == pytest.approx(cap, abs=1e-5)
 
 

@@ -62,7 +62,7 @@ class Swept(NamedTuple):
     """`z - m` of the `top_k` largest logits and, in one more column, of the target; empty without `top_k`.
     The last is -inf where the target is among the largest."""
     kept_index: Tensor
-    """Their columns in the vocabulary."""
+    """Columns of the kept logits in the vocabulary."""
 
 
 class Rates(NamedTuple):
@@ -84,8 +84,8 @@ class Points(NamedTuple):
     """Single entries that are added to the gradient of each row."""
 
     value: Tensor
-    index: Tensor
-    """Their columns in the vocabulary, shaped as `value`."""
+    column: Tensor
+    """Columns of the vocabulary, shaped as `value`."""
 
 
 class Used(NamedTuple):

@@ -195,7 +195,7 @@ def backward(
             tile = tiles.tile(rows, weight, bias)
             buffers = tuple(tiles.buffer(i, *tile.shape) for i in range(1, 1 if options.triton else 4))
             tile = gradient(tile, buffers, scales[:, rows], rates.at(rows), options, used, bias is not None)
-            local = points.index[rows] - columns.start
+            local = points.column[rows] - columns.start
             inside = (local >= 0) & (local < len(weight))
             tile.scatter_add_(1, local.clamp(0, len(weight) - 1), torch.where(inside, points.value[rows], 0.0))
             if needed.bias:

@@ -68,14 +68,14 @@ class _TokenLogProbs(torch.autograd.Function):
 
         # ∂ log π'/∂z = s (1[v = y] - π'): a point at the target and a dense part. Filtered rows have points for
         # all kept logits and no dense part.
-        index, value, z_below = targets[:, None], pull.sum(0)[:, None], swept.gap[:, None]
+        column, value, z_below = targets[:, None], pull.sum(0)[:, None], swept.gap[:, None]
         dense = pull / -sums
         if swept.kept_gap.shape[1]:
             exponent = scales[:, :, None] * swept.kept_gap - normaliser[:, :, None]
             kept = -(pull[:, :, None] * torch.exp(exponent)).sum(0)
             if rows is not None:
                 kept = torch.where(rows[:, None], kept, 0.0)
-            index, value = torch.cat([index, swept.kept_index], 1), torch.cat([value, kept], 1)
+            column, value = torch.cat([column, swept.kept_index], 1), torch.cat([value, kept], 1)
             z_below = torch.cat([z_below, swept.kept_gap], 1)
             dense = torch.zeros_like(dense) if rows is None else torch.where(rows, 0.0, dense)
         temperature, softcap = options.temperature, options.softcap
@@ -87,7 +87,7 @@ class _TokenLogProbs(torch.autograd.Function):
         used = Used(by_unit is not None, by_scaled is not None, by_entropy is not None)
         needed = Needed(*ctx.needs_input_grad[:3])
         rates = Rates(top, dense / temperature, by_moment / temperature, swept.moment / sums[0])
-        points = Points(value / temperature, index)
+        points = Points(value / temperature, column)
         layer = Layer(hidden, weight, bias)
         sweep = _sweep_back if torch.compiler.is_compiling() else _Backward.apply
         gradients = sweep(*layer, scales, *rates, *points, *options, list(used), list(needed))
@@ -146,7 +146,7 @@ def sweep_back(
     by_moment: Tensor,
     mean: Tensor,
     value: Tensor,
-    index: Tensor,
+    column: Tensor,
     temperature: float,
     softcap: float,
     top_k: int,
@@ -155,7 +155,7 @@ def sweep_back(
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`tiles.backward`."""
-    layer, rates, points = Layer(hidden, weight, bias), Rates(top, dense, by_moment, mean), Points(value, index)
+    layer, rates, points = Layer(hidden, weight, bias), Rates(top, dense, by_moment, mean), Points(value, column)
     options = Options(temperature, softcap, top_k, triton)
     return tiles.backward(layer, scales, rates, points, options, Used(*used), Needed(*needed))
 
