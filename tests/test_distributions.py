@@ -100,7 +100,7 @@ def test_log_prob_is_finite_for_every_mixture_of_dtypes(framework, kind, value):
 @pytest.mark.parametrize("value", DTYPES)
 @pytest.mark.parametrize("parameters", ["bfloat16", "float32", "float64"])
 def test_the_support_ends_where_a_dtype_rounds_its_bounds(framework, parameters, value):
-    """0.1 and 0.7 are rounded up in some precisions and down in others; a policy's own samples lie on them."""
+    """0.1 and 0.7 are rounded up in some precisions and down in others; samples can lie on them."""
     low, high = 0.1, 0.7
     policy = typed(framework, "TruncatedNormal", 0.3, 0.5, (parameters, parameters), low, high)
     own = np.float64 if parameters == "float64" else np.float32

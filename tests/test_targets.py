@@ -98,7 +98,7 @@ def test_discrete_targets_out_of_reach(arguments, message):
 @pytest.mark.parametrize("inverse", targets.INVERSES)
 @pytest.mark.parametrize(("n", "min_entropy", "kept"), [(10, 0.6, True), (1000, 1.2, True), (10, 2.2, False)])
 def test_a_mean_of_floored_logits_keeps_low_floors(n, min_entropy, kept, inverse):
-    """Against the entropy of all corners of the box that floored logits lie in, in NumPy."""
+    """Against the entropies, in NumPy, of all corners of the box in which floored logits lie."""
     least, top = targets.softmax_kappa_range(n, min_entropy, 4.0, "calibrated", inverse)
     low, high = targets.INVERSES[inverse](least), targets.INVERSES[inverse](top)
     corners = np.where(np.arange(n) < np.arange(1, n)[:, None], high, low)

@@ -217,8 +217,8 @@ def mean_keeps_floor(
 
     Floored logits lie between the two logits of the one-hot limit, and so does a mean of them. As a function of
     one logit the entropy rises and then falls, so among all logits between two bounds the least entropy is at a
-    corner: k logits at the upper bound, the others at the lower one. The floor is kept if no k > 1 has less entropy
-    than k = 1. That holds for the floors in use (n = 10, 0.6: the next corner has 0.975) and fails for high ones.
+    corner: k logits at the upper bound, the others at the lower one. The floor is kept unless some k > 1 has less
+    entropy than k = 1. The floors in use are kept (n = 10, 0.6: the next corner has 0.975), high ones are not.
     """
     gap = _one_hot_gap(num_classes, min_entropy, tau, floor, inverse)
     lowest = _k_hot_entropy(num_classes, 1, gap)

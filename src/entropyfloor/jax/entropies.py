@@ -24,8 +24,6 @@ from entropyfloor.jax.numerics import as_float, constant, log_sech_squared
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["entropy_from_logits", "gaussian_entropy", "tanh_normal_entropy", "truncated_normal_entropy"]
-
 Pair = tuple[Array, Array]
 Rule = tuple[list[float], list[float]]  # nodes and weights: plain numbers, which compilers take as constants
 SQRT_2PI = math.sqrt(2 * math.pi)

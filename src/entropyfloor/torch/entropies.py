@@ -20,8 +20,6 @@ from entropyfloor.torch.numerics import as_float, constant, implicit, log_sech_s
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-__all__ = ["entropy_from_logits", "gaussian_entropy", "tanh_normal_entropy", "truncated_normal_entropy"]
-
 Rule = tuple[list[float], list[float]]  # nodes and weights: plain numbers, which compilers take as constants
 SQRT_2PI = math.sqrt(2 * math.pi)
 

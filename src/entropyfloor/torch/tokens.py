@@ -20,16 +20,6 @@ from entropyfloor.torch.numerics import as_float
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int, Shaped
 
-__all__ = [
-    "era_token_scale",
-    "log_probs_at",
-    "response_entropy",
-    "scale_advantages",
-    "token_log_probs",
-    "token_log_probs_all_scales",
-    "top_k_logits",
-]
-
 
 def response_entropy(
     token_entropy: Float[Tensor, "*batch T"], mask: Shaped[Tensor, "*batch T"], top_fraction: float = 0.2

@@ -47,7 +47,7 @@ class State(NamedTuple):
 
     def at(self, rows: slice) -> State:
         """The sums of some rows, as views."""
-        return State(*(x[..., rows] for x in self))
+        return State(self.top[rows], self.target[rows], self.sums[:, rows], self.moment[rows])
 
 
 class Swept(NamedTuple):
@@ -77,7 +77,7 @@ class Rates(NamedTuple):
 
     def at(self, rows: slice) -> Rates:
         """The factors of some rows, as views."""
-        return Rates(*(x[..., rows] for x in self))
+        return Rates(self.top[rows], self.dense[:, rows], self.by_moment[rows], self.mean[rows])
 
 
 class Points(NamedTuple):
