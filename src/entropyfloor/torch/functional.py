@@ -344,11 +344,7 @@ def _array(target: float | Tensor, like: Tensor, dim: int) -> float | Tensor:
 
 
 def is_floor(mode: str) -> bool:
-    """Whether `mode` is `"floor"`.
-
-    Raises:
-        ValueError: It is neither `"pin"` nor `"floor"`.
-    """
+    """Whether `mode` is `"floor"`; `ValueError` unless it is `"pin"` or `"floor"`."""
     if mode not in ("pin", "floor"):
         raise ValueError(f"mode={mode!r} must be 'pin' or 'floor'")
     return mode == "floor"

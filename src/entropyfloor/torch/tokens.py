@@ -334,7 +334,8 @@ class _Head:
             with torch.autocast(hidden.device.type, enabled=False):
                 unit, scaled, entropy = self._naive(hidden.to(wide), targets, rows)
         else:
-            triton = self.impl == "triton" or (self.impl == "auto" and self._prefers_triton())
+            auto = self.impl == "auto" and hidden.device.type == "cuda" and self._no_triton() is None
+            triton = self.impl == "triton" or auto
             results = tokens.token_log_probs(
                 Layer(hidden.reshape(targets.numel(), hidden.shape[-1]), self.weight, self.bias),
                 targets.flatten().long(),
@@ -353,11 +354,9 @@ class _Head:
         logits = logits / self.temperature
         known = (targets >= 0) & (targets < logits.shape[-1])
         targets = torch.where(known, targets, 0)
-        kept = (
-            logits
-            if self.top_k is None
-            else top_k_logits(logits, self.top_k, rows=self.top_k_rows, targets=targets)
-        )
+        kept = logits
+        if self.top_k is not None:
+            kept = top_k_logits(logits, self.top_k, rows=self.top_k_rows, targets=targets)
 
         def log_prob(scale: Tensor) -> Tensor:
             scaled = scale[..., None] * kept
@@ -368,12 +367,10 @@ class _Head:
         return log_prob(torch.ones_like(logits[..., 0])), scaled, entropy_from_logits(logits)
 
     def _no_triton(self) -> str | None:
+        """Why Triton's kernels cannot run here, None if they can."""
         if torch.float64 in (self.hidden.dtype, self.weight.dtype):
             return "its kernels compute in float32"
         return triton_tokens.problem(self.hidden.device.type)
-
-    def _prefers_triton(self) -> bool:
-        return self.hidden.device.type == "cuda" and self._no_triton() is None
 
 
 def _spread(few: Tensor, few_name: str, many: Tensor, many_name: str) -> tuple[Tensor, Tensor]:

@@ -11,39 +11,29 @@ from torch import Tensor
 
 
 class Layer(NamedTuple):
-    """Last layer of a language model."""
+    """Last layer of a language model: hidden states h [N, D], weight W [V, D] and bias b [V]."""
 
     hidden: Tensor
-    """h, [N, D]."""
     weight: Tensor
-    """W, [V, D]."""
     bias: Tensor | None
-    """b, [V]."""
 
 
 class Options(NamedTuple):
-    """How `W h + b` becomes logits, and how they are computed."""
+    """How `W h + b` becomes logits, how many of them are kept, and whether Triton's kernels compute them."""
 
     temperature: float
-    softcap: float
-    """0 for none."""
-    top_k: int
-    """How many logits are kept; 0 for all."""
+    softcap: float  # 0 for none
+    top_k: int  # 0 for all
     triton: bool
-    """Whether Triton's kernels work on the tiles."""
 
 
 class State(NamedTuple):
     """Sums over the logits of each row that the forward sweep has visited."""
 
-    top: Tensor
-    """m, [N]."""
-    target: Tensor
-    """z_y, the logit of the target, [N]."""
-    sums: Tensor
-    """`Σ e^{s (z - m)}` for scale 1 and the others, [1 + S, N]."""
-    moment: Tensor
-    """`Σ e^{z - m} (z - m)`, [N]."""
+    top: Tensor  # m, [N]
+    target: Tensor  # z_y, the logit of the target, [N]
+    sums: Tensor  # Σ e^{s (z - m)} for scale 1 and then the others, [1 + S, N]
+    moment: Tensor  # Σ e^{z - m} (z - m), [N]
 
     def at(self, rows: slice) -> State:
         """The sums of some rows, as views."""
@@ -51,29 +41,26 @@ class State(NamedTuple):
 
 
 class Swept(NamedTuple):
-    """Results of the forward sweep."""
+    """Results of the forward sweep. Kept are the `top_k` largest logits and, in one more column, the target.
+
+    That column has a gap of -inf where the target is among the largest. Without `top_k` nothing is kept.
+    """
 
     top: Tensor
-    gap: Tensor
-    """`z_y - m`, [N]."""
+    gap: Tensor  # z_y - m, [N]
     sums: Tensor
     moment: Tensor
-    kept_gap: Tensor
-    """`z - m` of the `top_k` largest logits and, in one more column, of the target; empty without `top_k`.
-    The last is -inf where the target is among the largest."""
-    kept_index: Tensor
-    """Columns of the kept logits in the vocabulary."""
+    kept_gap: Tensor  # z - m, [N, top_k + 1] or [N, 0]
+    kept_index: Tensor  # columns of the vocabulary, likewise
 
 
 class Rates(NamedTuple):
     """Factors of the gradient of each row: `Σ_s dense_s e^{s (z - m)} + by_moment e^{z - m} (z - m - mean)`."""
 
-    top: Tensor
-    """m, [N]."""
-    dense: Tensor
-    """[1 + S, N]."""
-    by_moment: Tensor
-    mean: Tensor
+    top: Tensor  # m, [N]
+    dense: Tensor  # [1 + S, N]
+    by_moment: Tensor  # [N]
+    mean: Tensor  # [N]
 
     def at(self, rows: slice) -> Rates:
         """The factors of some rows, as views."""
@@ -81,11 +68,10 @@ class Rates(NamedTuple):
 
 
 class Points(NamedTuple):
-    """Single entries that are added to the gradient of each row."""
+    """Values [N, K] that are added to the gradient of each row, at columns [N, K] of the vocabulary."""
 
     value: Tensor
     column: Tensor
-    """Columns of the vocabulary, shaped as `value`."""
 
 
 class Used(NamedTuple):

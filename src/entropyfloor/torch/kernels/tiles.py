@@ -131,13 +131,7 @@ def empty_results(layer: Layer, scales: Tensor, top_k: int) -> Swept:
 
 
 def _fold(
-    tile: Tensor,
-    buffer: Tensor,
-    targets: Tensor,
-    scales: Tensor,
-    state: State,
-    options: Options,
-    has_bias: bool,
+    tile: Tensor, buffer: Tensor, targets: Tensor, scales: Tensor, state: State, options: Options, has_bias: bool
 ) -> None:
     """Add a tile of `W h + b` to the sums of its rows, in place. The tile is overwritten."""
     top, target, sums, moment = state
@@ -193,7 +187,7 @@ def backward(
         total_bias = by_bias[columns].to(tiles.wide).zero_()
         for rows in tiles.rows():
             tile = tiles.tile(rows, weight, bias)
-            buffers = tuple(tiles.buffer(i, *tile.shape) for i in range(1, 1 if options.triton else 4))
+            buffers = [tiles.buffer(i, *tile.shape) for i in range(1, 1 if options.triton else 4)]
             tile = gradient(tile, buffers, scales[:, rows], rates.at(rows), options, used, bias is not None)
             local = points.column[rows] - columns.start
             inside = (local >= 0) & (local < len(weight))
@@ -220,13 +214,7 @@ def empty_gradients(layer: Layer, needed: Needed) -> tuple[Tensor, Tensor, Tenso
 
 
 def _gradient(
-    tile: Tensor,
-    buffers: tuple[Tensor, ...],
-    scales: Tensor,
-    rates: Rates,
-    options: Options,
-    used: Used,
-    has_bias: bool,
+    tile: Tensor, buffers: list[Tensor], scales: Tensor, rates: Rates, options: Options, used: Used, has_bias: bool
 ) -> Tensor:
     """Gradient by a tile of `W h + b`, without the single points. The tile is overwritten."""
     top, dense, by_moment, mean = rates

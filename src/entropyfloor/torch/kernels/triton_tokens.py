@@ -49,7 +49,7 @@ def fold(
 
 def gradient(
     tile: Tensor,
-    buffers: tuple[Tensor, ...],  # noqa: ARG001
+    buffers: list[Tensor],  # noqa: ARG001
     scales: Tensor,
     rates: Rates,
     options: Options,
