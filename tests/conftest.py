@@ -1,4 +1,4 @@
-"""Both backends behind one small face, so that every property is written once."""
+"""One interface to both backends, so that every property is tested once for both."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ jax.config.update("jax_enable_x64", True)  # float32 arrays stay float32; float6
 
 @dataclass(frozen=True)
 class Backend:
-    """What a test needs of a framework."""
+    """The parts of a backend that tests use."""
 
     name: str
     functional: ModuleType
@@ -32,7 +32,7 @@ class Backend:
     array: Callable[[Any, str], Any]
 
     def numpy(self, x: Any) -> np.ndarray:
-        """Float64 NumPy copy."""
+        """`x` as a float64 NumPy array."""
         return x.detach().double().numpy() if self.name == "torch" else np.asarray(x, np.float64)
 
     def value_and_grads(self, function: Callable, *arrays: Any) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -51,7 +51,7 @@ class Backend:
 
 
 def weights(shape: tuple[int, ...]) -> np.ndarray:
-    """A cotangent without symmetry, the same for every backend and the reference."""
+    """A cotangent without symmetries, the same for both backends and the reference."""
     return np.cos(1.7 * np.arange(np.prod(shape, dtype=int)) + 0.3).reshape(shape)
 
 
@@ -79,7 +79,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Directory of compiled programs, so that a run that is resumed or repeated does not compile again."""
+    """Directory of compiled programs, so that a resumed or repeated run does not compile again."""
     path = tmp_path_factory.mktemp("cache")
     options = {"jax_compilation_cache_dir": str(path), "jax_persistent_cache_min_compile_time_secs": 0.0}
     before = {name: getattr(jax.config, name) for name in options}

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 import reference
-from entropyfloor.control.distributions import Normal
 from entropyfloor.control.heads import MOMENTUM, CategoricalPolicy, GaussianPolicy, HeadState, promises_floor
-from entropyfloor.jax.distributions import TanhNormal, TruncatedNormal
+from entropyfloor.jax.distributions import Normal, TanhNormal, TruncatedNormal
 
 BOUNDS = {"log_std_min": -8.0, "log_std_max": 0.0}
 FAMILIES = {"truncated": TruncatedNormal, "tanh": TanhNormal, "normal": Normal}

@@ -1,4 +1,4 @@
-"""PPO: its distributions, normalisers, advantages, losses and updates, and that it learns."""
+"""PPO: its normalisers, advantages, losses and updates, and that it learns."""
 
 import functools
 import math
@@ -28,9 +28,8 @@ from entropyfloor.control.agents.ppo import (
     standardise,
     value_loss,
 )
-from entropyfloor.control.distributions import Categorical, Normal
 from entropyfloor.control.normalise import RewardScaler, RunningMoments
-from entropyfloor.jax.distributions import TanhNormal
+from entropyfloor.jax.distributions import Categorical, Normal, TanhNormal
 
 QUICK = {"xla_backend_optimization_level": 0}  # to compile, not to run
 
@@ -46,99 +45,6 @@ def softmax(x):
 
 def pairs(*trees):
     return zip(*map(jax.tree.leaves, trees), strict=True)
-
-
-# --- distributions ---------------------------------------------------------------------------------------
-
-
-def normal(seed=0):
-    rng = np.random.default_rng(seed)
-    loc, scale = rng.normal(size=(5, 3)), np.exp(rng.normal(size=(5, 3)))
-    return Normal(jnp.asarray(loc), jnp.asarray(scale)), loc, scale
-
-
-def categorical(seed=0):
-    logits = 2 * np.random.default_rng(seed).normal(size=(5, 4))
-    return Categorical(jnp.asarray(logits)), softmax(logits)
-
-
-def test_normal_is_that_of_scipy():
-    policy, loc, scale = normal()
-    value = loc + 3 * np.random.default_rng(1).normal(size=(7, 5, 3))
-    np.testing.assert_allclose(policy.log_prob(value), stats.norm.logpdf(value, loc, scale).sum(-1), rtol=1e-12)
-    np.testing.assert_allclose(policy.entropy(), stats.norm.entropy(loc, scale).sum(-1), rtol=1e-12)
-    np.testing.assert_array_equal(policy.mode(), loc)
-    assert Normal(jnp.zeros((2, 3)), jnp.ones(())).entropy() == pytest.approx([4.2568156] * 2)  # one σ for all
-
-
-def test_categorical_is_that_of_scipy():
-    policy, p = categorical()
-    for k in range(4):
-        np.testing.assert_allclose(policy.log_prob(jnp.full(5, k)), np.log(p[:, k]), rtol=1e-12)
-    np.testing.assert_allclose(policy.log_prob(jnp.arange(4)[:, None]), np.log(p).T, rtol=1e-12)
-    np.testing.assert_allclose(policy.entropy(), [stats.entropy(row) for row in p], rtol=1e-12)
-    np.testing.assert_array_equal(policy.mode(), p.argmax(-1))
-    assert policy.mode().dtype == jnp.int32
-
-
-@pytest.mark.parametrize("make", [normal, categorical])
-def test_samples_have_the_log_prob_and_the_entropy_that_is_said(make):
-    policy = make()[0]
-    key, n = jax.random.key(1), 40_000
-    value, log_prob = policy.sample_and_log_prob(seed=key, sample_shape=(n,))
-    np.testing.assert_array_equal(value, policy.sample(seed=key, sample_shape=(n,)))
-    np.testing.assert_allclose(log_prob, policy.log_prob(value), rtol=1e-9, atol=1e-12)
-    value, log_prob = np.asarray(value), np.asarray(log_prob)
-    error = log_prob.std(axis=0) / math.sqrt(n)
-    np.testing.assert_array_less(abs(-np.mean(log_prob, axis=0) - policy.entropy()), 4.5 * error)
-    if make is normal:
-        _, loc, scale = make()
-        np.testing.assert_array_less(abs(value.mean(0) - loc), 4.5 * scale / math.sqrt(n))
-    else:
-        assert value.dtype == np.int32
-        _, p = make()
-        shares = np.stack([(value == k).mean(0) for k in range(4)], -1)
-        np.testing.assert_allclose(shares, p, atol=4.5 * 0.5 / math.sqrt(n))
-
-
-def test_normal_samples_are_reparametrised():
-    policy, loc, scale = normal()
-    key = jax.random.key(2)
-    sample = policy.sample(seed=key)
-    by_loc, by_scale = jax.grad(lambda *parameters: Normal(*parameters).sample(seed=key).sum(), argnums=(0, 1))(
-        loc, scale
-    )
-    np.testing.assert_array_equal(by_loc, 1.0)
-    np.testing.assert_allclose(by_scale, (sample - loc) / scale, rtol=1e-12)
-
-
-@pytest.mark.parametrize("make", [normal, categorical])
-def test_distributions_pass_through_jit_and_vmap_and_half_precision(make):
-    policy = make()[0]
-    value = policy.mode()
-    for function in (
-        lambda policy: (policy.log_prob(value), policy.entropy(), policy.mode()),
-        lambda policy: policy.sample_and_log_prob(seed=jax.random.key(0)),
-    ):
-        for one, other in pairs(function(policy), jax.jit(function)(policy)):
-            np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-14)
-    rows = jax.vmap(lambda policy, value: policy.log_prob(value))(policy, value)
-    np.testing.assert_allclose(rows, policy.log_prob(value), rtol=1e-12)
-    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), policy)
-    wide = jax.tree.map(lambda x: x.astype(jnp.float32), half)
-    value = half.mode()
-    assert half.entropy().dtype == half.log_prob(value).dtype == jnp.float32
-    np.testing.assert_array_equal(half.log_prob(value), wide.log_prob(value))
-
-
-def test_categorical_at_its_edges():
-    masked = Categorical(jnp.asarray([0.0, -jnp.inf, 0.0]))
-    assert float(masked.entropy()) == pytest.approx(math.log(2))
-    assert masked.log_prob(jnp.int32(1)) == -np.inf
-    assert set(np.asarray(masked.sample(seed=jax.random.key(0), sample_shape=(100,)))) == {0, 2}
-    assert np.isnan(masked.log_prob(jnp.asarray([-1, 3]))).all()
-    with pytest.raises(ValueError, match="astype"):
-        masked.log_prob(jnp.asarray(1.0))
 
 
 # --- normalisers -----------------------------------------------------------------------------------------

@@ -1,12 +1,14 @@
-"""The bounded policies: densities that integrate to one, entropies, samples and their gradients."""
+"""Policies: densities that integrate to one, entropies, samples and their gradients."""
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from scipy import special, stats
 
 import reference
 from entropyfloor.jax import distributions as J
@@ -100,7 +102,7 @@ def test_log_prob_is_finite_for_every_mixture_of_dtypes(framework, kind, value):
 @pytest.mark.parametrize("value", DTYPES)
 @pytest.mark.parametrize("parameters", ["bfloat16", "float32", "float64"])
 def test_the_support_ends_where_a_dtype_rounds_its_bounds(framework, parameters, value):
-    """0.1 and 0.7 are rounded up in some precisions and down in others; a policy's own samples lie on them."""
+    """0.1 and 0.7 are rounded up in some precisions and down in others; samples can lie on them."""
     low, high = 0.1, 0.7
     policy = typed(framework, "TruncatedNormal", 0.3, 0.5, (parameters, parameters), low, high)
     own = np.float64 if parameters == "float64" else np.float32
@@ -179,3 +181,96 @@ def test_policies_pass_through_jax_transformations(kind):
     loc, scale = jnp.asarray(LOC)[:, None], jnp.asarray(SCALE)[:, None]
     policy = entropies(loc, scale)
     np.testing.assert_allclose(policy.entropy(), getattr(J, kind)(loc, scale).entropy())
+
+
+# --- Normal and Categorical, in JAX only -----------------------------------------------------------------
+
+
+def normal(seed=0):
+    rng = np.random.default_rng(seed)
+    loc, scale = rng.normal(size=(5, 3)), np.exp(rng.normal(size=(5, 3)))
+    return J.Normal(jnp.asarray(loc), jnp.asarray(scale)), loc, scale
+
+
+def categorical(seed=0):
+    logits = 2 * np.random.default_rng(seed).normal(size=(5, 4))
+    return J.Categorical(jnp.asarray(logits)), special.softmax(logits, -1)
+
+
+def test_normal_is_that_of_scipy():
+    policy, loc, scale = normal()
+    value = loc + 3 * np.random.default_rng(1).normal(size=(7, 5, 3))
+    np.testing.assert_allclose(policy.log_prob(value), stats.norm.logpdf(value, loc, scale).sum(-1), rtol=1e-12)
+    np.testing.assert_allclose(policy.entropy(), stats.norm.entropy(loc, scale).sum(-1), rtol=1e-12)
+    np.testing.assert_array_equal(policy.mode(), loc)
+    assert J.Normal(jnp.zeros((2, 3)), jnp.ones(())).entropy() == pytest.approx([4.2568156] * 2)  # one σ for all
+
+
+def test_categorical_is_that_of_scipy():
+    policy, p = categorical()
+    for k in range(4):
+        np.testing.assert_allclose(policy.log_prob(jnp.full(5, k)), np.log(p[:, k]), rtol=1e-12)
+    np.testing.assert_allclose(policy.log_prob(jnp.arange(4)[:, None]), np.log(p).T, rtol=1e-12)
+    np.testing.assert_allclose(policy.entropy(), [stats.entropy(row) for row in p], rtol=1e-12)
+    np.testing.assert_array_equal(policy.mode(), p.argmax(-1))
+    assert policy.mode().dtype == jnp.int32
+
+
+@pytest.mark.parametrize("make", [normal, categorical])
+def test_samples_have_the_log_prob_and_the_entropy(make):
+    policy = make()[0]
+    key, n = jax.random.key(1), 40_000
+    value, log_prob = policy.sample_and_log_prob(seed=key, sample_shape=(n,))
+    np.testing.assert_array_equal(value, policy.sample(seed=key, sample_shape=(n,)))
+    np.testing.assert_allclose(log_prob, policy.log_prob(value), rtol=1e-9, atol=1e-12)
+    value, log_prob = np.asarray(value), np.asarray(log_prob)
+    error = log_prob.std(axis=0) / math.sqrt(n)
+    np.testing.assert_array_less(abs(-np.mean(log_prob, axis=0) - policy.entropy()), 4.5 * error)
+    if make is normal:
+        _, loc, scale = make()
+        np.testing.assert_array_less(abs(value.mean(0) - loc), 4.5 * scale / math.sqrt(n))
+    else:
+        assert value.dtype == np.int32
+        _, p = make()
+        shares = np.stack([(value == k).mean(0) for k in range(4)], -1)
+        np.testing.assert_allclose(shares, p, atol=4.5 * 0.5 / math.sqrt(n))
+
+
+def test_normal_samples_are_reparametrised():
+    policy, loc, scale = normal()
+    key = jax.random.key(2)
+    sample = policy.sample(seed=key)
+    by_loc, by_scale = jax.grad(lambda *parameters: J.Normal(*parameters).sample(seed=key).sum(), argnums=(0, 1))(
+        loc, scale
+    )
+    np.testing.assert_array_equal(by_loc, 1.0)
+    np.testing.assert_allclose(by_scale, (sample - loc) / scale, rtol=1e-12)
+
+
+@pytest.mark.parametrize("make", [normal, categorical])
+def test_distributions_pass_through_jit_and_vmap_and_half_precision(make):
+    policy = make()[0]
+    value = policy.mode()
+    for function in (
+        lambda policy: (policy.log_prob(value), policy.entropy(), policy.mode()),
+        lambda policy: policy.sample_and_log_prob(seed=jax.random.key(0)),
+    ):
+        for eager, jitted in zip(function(policy), jax.jit(function)(policy), strict=True):
+            np.testing.assert_allclose(jitted, eager, rtol=1e-12, atol=1e-14)
+    rows = jax.vmap(lambda policy, value: policy.log_prob(value))(policy, value)
+    np.testing.assert_allclose(rows, policy.log_prob(value), rtol=1e-12)
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), policy)
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), half)
+    value = half.mode()
+    assert half.entropy().dtype == half.log_prob(value).dtype == jnp.float32
+    np.testing.assert_array_equal(half.log_prob(value), wide.log_prob(value))
+
+
+def test_categorical_at_its_edges():
+    masked = J.Categorical(jnp.asarray([0.0, -jnp.inf, 0.0]))
+    assert float(masked.entropy()) == pytest.approx(math.log(2))
+    assert masked.log_prob(jnp.int32(1)) == -np.inf
+    assert set(np.asarray(masked.sample(seed=jax.random.key(0), sample_shape=(100,)))) == {0, 2}
+    assert np.isnan(masked.log_prob(jnp.asarray([-1, 3]))).all()
+    with pytest.raises(ValueError, match="astype"):
+        masked.log_prob(jnp.asarray(1.0))

@@ -14,7 +14,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 
 def structured(size, rng):
-    """Rows of raw outputs or logits that have broken floors before."""
+    """Rows of raw outputs or logits, adversarial to the floor."""
     one_hot, two_hot = np.zeros(size), np.zeros(size)
     one_hot[size // 2] = two_hot[0] = two_hot[-1] = 1e4
     return np.stack(
@@ -124,7 +124,7 @@ def test_argmax_is_kept_where_the_gap_can_be_resolved(backend):
 
 
 def test_the_calibrated_floor_is_reached(backend):
-    """It means what it says: the one-hot limit has exactly the floor's entropy."""
+    """The one-hot limit has exactly the entropy of the floor."""
     out = backend.functional.era_softmax(backend.array(1e4 * np.eye(10)[:1], "float64"), 0.6)
     np.testing.assert_allclose(reference.categorical_entropy(backend.numpy(out)), 0.6, atol=1e-9)
 
@@ -135,7 +135,7 @@ MASKED = [{}, {"inverse": "paper"}, {"floor": "paper"}, {"tau": 6.0}]
 
 
 def masks(rows, n, rng):
-    """From all classes to one."""
+    """One mask per row, from all classes to one."""
     return np.stack([rng.permutation(n) < max(1, n - i * n // rows) for i in range(rows)])
 
 
@@ -199,7 +199,7 @@ def test_gradients_of_masked_logits_are_those_of_the_classes_that_are_left(backe
 
 
 def test_infinite_logits_without_a_mask(backend):
-    """-inf is a very small logit, as far as values and gradients go; +inf and NaN are not hidden."""
+    """-inf has the value and gradient of a very small logit; +inf and NaN give NaN."""
     F, inf = backend.functional, np.inf
     logits = [[1.0, -inf, 0.0], [1.0, -1e4, 0.0], [1.0, inf, 0.0], [np.nan, 0.0, 0.0], [-inf, -inf, -inf]]
     out, (grad,) = backend.value_and_grads(lambda z: F.era_softmax(z, 0.6), backend.array(logits))
@@ -284,7 +284,7 @@ def test_what_cannot_be_promised_is_refused(backend):
 
 
 def test_a_pin_between_high_bounds_of_sigma(backend):
-    """There the entropy in nats is below log σ_min, which is another scale."""
+    """Where the entropy in nats is below log σ_min."""
     F, loc = backend.functional, backend.array([[0.0, 0.3]])
     for target, expected in ((1.3855, 1.3855), (0.5, 1.384822)):  # what is out of reach is lifted to σ_min
         log_std = F.era_truncated_normal(loc, loc, target, log_std_min=0.8, log_std_max=2.0)

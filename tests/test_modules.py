@@ -24,7 +24,7 @@ RAW, LOC = rng.normal(size=(4, 6)).astype(np.float32), np.tanh(rng.normal(size=(
 
 @dataclass(frozen=True)
 class Module:
-    """How to build it from `nn`, what it is called on, and what its float64 output must not fall below."""
+    """How to build a module from `nn`, its inputs, and the floor of the quantity that `measure` computes."""
 
     build: Callable
     inputs: tuple[np.ndarray, ...]
@@ -86,7 +86,7 @@ def test_modules_are_the_functions(name):
 
 
 def used(name, dtype="float32"):
-    """A module that is not as it was built, in evaluation, and its inputs."""
+    """A module with random parameters and updated statistics, in evaluation mode, and its inputs."""
     case, dtype = MODULES[name], getattr(torch, dtype)
     torch.manual_seed(0)
     module, inputs = case.build(tnn), [torch.tensor(x).to(dtype) for x in case.inputs]

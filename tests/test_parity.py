@@ -58,7 +58,7 @@ def reference_call(function, options):
 
 
 def numerical_gradients(function, arrays):
-    """Of the weighted sum, by Richardson's extrapolation of central differences: error ~ 1e-10."""
+    """Gradients of the weighted sum, by Richardson's extrapolation of central differences: error ~ 1e-10."""
     gradients = []
     for which in range(len(arrays)):
         gradient = np.zeros_like(arrays[which])
@@ -78,14 +78,14 @@ def numerical_gradients(function, arrays):
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request):
-    """A public function's name, inputs, options, and what the reference says."""
+    """A public function's name, inputs and options, with the reference, its value and its gradients."""
     arrays, options, function = CASES[request.param]
     expected = reference_call(function, options)
     return request.param, arrays, options, expected, expected(*arrays), numerical_gradients(expected, arrays)
 
 
 def ours(backend, name, options):
-    """Our function with its options bound, arrays converted."""
+    """Our function with its options bound, arrays in the backend's type."""
     function = getattr(backend.functional, name.split("/")[0])
     options = {k: backend.array(v, "float64") if isinstance(v, np.ndarray) else v for k, v in options.items()}
     return lambda *arrays: function(*arrays, **options)
@@ -103,7 +103,7 @@ def test_float64(backend, case):
 
 
 def test_float32_is_as_good_as_its_own_rounding(backend, case):
-    """The error against the reference at the rounded inputs stays within what rounding the inputs costs."""
+    """At the rounded inputs the error against the reference is of the size of the rounding error of the inputs."""
     name, arrays, options, expected, _, _ = case
     rounded = [a.astype(np.float32) for a in arrays]
     options32 = {k: v.astype(np.float32) if isinstance(v, np.ndarray) else v for k, v in options.items()}

@@ -25,10 +25,6 @@ def test_rules_that_cannot_be_read(rule):
         targets.resolve(rule, action_dim=6)
 
 
-def test_shares():
-    assert targets.total(targets.per_dim(-3.0, 6), 6) == -3.0
-
-
 def test_truncated_entropy_is_the_references():
     for loc in (0.0, 0.5, 0.9, 1.0):
         for log_std in (-5.0, -1.0, 0.0, 2.0):
@@ -46,7 +42,8 @@ def test_truncated_entropy_is_the_references():
     ],
 )
 def test_calibration(n, floor, constant, cap):
-    assert targets.calibrated_constant(n, floor) == pytest.approx(constant, abs=1e-10)
+    least, top = targets.softmax_kappa_range(n, floor, 4.0, "calibrated")
+    assert top + (n - 1) * least == pytest.approx(constant, abs=1e-10)
     assert targets.top1_cap(n, floor) == pytest.approx(cap, abs=1e-5)
 
 
@@ -101,7 +98,7 @@ def test_discrete_targets_out_of_reach(arguments, message):
 @pytest.mark.parametrize("inverse", targets.INVERSES)
 @pytest.mark.parametrize(("n", "min_entropy", "kept"), [(10, 0.6, True), (1000, 1.2, True), (10, 2.2, False)])
 def test_a_mean_of_floored_logits_keeps_low_floors(n, min_entropy, kept, inverse):
-    """Against the entropy of all corners of the box that floored logits lie in, in NumPy."""
+    """Against the entropies, in NumPy, of all corners of the box in which floored logits lie."""
     least, top = targets.softmax_kappa_range(n, min_entropy, 4.0, "calibrated", inverse)
     low, high = targets.INVERSES[inverse](least), targets.INVERSES[inverse](top)
     corners = np.where(np.arange(n) < np.arange(1, n)[:, None], high, low)

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import reference
 from conftest import weights
 from entropyfloor.torch import functional as F
-from entropyfloor.torch.kernels import tokens, triton_tokens
+from entropyfloor.torch.kernels import tiles, tokens, triton_tokens
 
 rng = np.random.default_rng(0)
 HIDDEN, WEIGHT, BIAS = rng.normal(size=(7, 5)), rng.normal(size=(11, 5)), rng.normal(size=11)
@@ -40,15 +40,13 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    """Of which neither the rows nor the vocabulary is a multiple."""
-    monkeypatch.setattr(tokens, "CPU_TILE", (3, 4))
+    """Tiles that divide neither the rows nor the vocabulary."""
+    monkeypatch.setattr(tiles, "CPU_TILE", (3, 4))
 
 
 def tensors(options):
-    """The options, arrays converted, without the bias."""
-    found = {name: torch.tensor(x) if isinstance(x, np.ndarray) else x for name, x in options.items()}
-    found.pop("bias", None)
-    return found
+    """The options without the bias, arrays as tensors."""
+    return {n: torch.tensor(x) if isinstance(x, np.ndarray) else x for n, x in options.items() if n != "bias"}
 
 
 def arguments(options, dtype=torch.float64):
@@ -58,7 +56,7 @@ def arguments(options, dtype=torch.float64):
 
 
 def both(function, leaves, options, targets=None, **more):
-    """Both results as one, [2, N]."""
+    """Log-probs and entropies as one tensor, [2, N]."""
     hidden, weight, *bias = leaves
     targets = torch.tensor(TARGETS) if targets is None else targets
     return torch.stack(
@@ -98,12 +96,12 @@ def case(request):
 def test_float64(impl, case):
     options, value, directions, slopes = case
     leaves = arguments(options)
-    found = both(F.token_log_probs, leaves, options, impl=impl)
-    np.testing.assert_allclose(found.detach(), value, rtol=0, atol=1e-12)
-    grads = torch.autograd.grad((found * torch.tensor(weights(found.shape))).sum(), leaves)
+    result = both(F.token_log_probs, leaves, options, impl=impl)
+    np.testing.assert_allclose(result.detach(), value, rtol=0, atol=1e-12)
+    grads = torch.autograd.grad((result * torch.tensor(weights(result.shape))).sum(), leaves)
     for direction, slope in zip(directions, slopes, strict=True):
-        found = sum((grad.numpy() * d).sum() for grad, d in zip(grads, direction, strict=True))
-        assert found == pytest.approx(slope, rel=1e-7, abs=1e-8)
+        derivative = sum((grad.numpy() * d).sum() for grad, d in zip(grads, direction, strict=True))
+        assert derivative == pytest.approx(slope, rel=1e-7, abs=1e-8)
 
 
 @IMPLS
@@ -113,15 +111,15 @@ def test_every_scale(impl, name):
     options = {n: x for n, x in CASES[name].items() if n != "scale"}
     leaves, k = arguments(options), 1.7
     hidden, weight, bias = leaves
-    found, entropy = F.token_log_probs_all_scales(
+    result, entropy = F.token_log_probs_all_scales(
         hidden, weight, torch.tensor(TARGETS), k=k, bias=bias, impl=impl, **tensors(options)
     )
     single = [both(F.token_log_probs, leaves, {**options, "scale": s}, impl="naive") for s in (1.0, k, 1 / k)]
     right = torch.stack([one[0] for one in single])
-    torch.testing.assert_close(found, right, rtol=0, atol=1e-12)
+    torch.testing.assert_close(result, right, rtol=0, atol=1e-12)
     torch.testing.assert_close(entropy, single[0][1], rtol=0, atol=1e-12)
-    mixture = torch.tensor(weights(found.shape))
-    grads = torch.autograd.grad((found * mixture).sum() + entropy.sum(), leaves)
+    mixture = torch.tensor(weights(result.shape))
+    grads = torch.autograd.grad((result * mixture).sum() + entropy.sum(), leaves)
     rights = torch.autograd.grad((right * mixture).sum() + single[0][1].sum(), leaves)
     for grad, other in zip(grads, rights, strict=True):
         torch.testing.assert_close(grad, other, rtol=1e-10, atol=1e-12)
@@ -155,7 +153,7 @@ def test_gradcheck(name):
 @settings(max_examples=20)
 @given(st.data())
 def test_any_shape(data):
-    """Rows, vocabulary, width, k and tiles that do and do not divide one another."""
+    """Rows, vocabulary, width, k and tiles, which divide one another or not."""
     count, width, vocabulary = (data.draw(st.integers(low, 9)) for low in (0, 1, 1))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     hidden, weight = (
@@ -166,15 +164,15 @@ def test_any_shape(data):
     scale = torch.rand(count, generator=generator, dtype=torch.float64) + 0.3
     options = {"scale": scale, "top_k": data.draw(st.sampled_from([None, 1, 2, 20]))}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokens, "CPU_TILE", (data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5))))
+        patch.setattr(tiles, "CPU_TILE", (data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5))))
         sides = []
         for impl in ("torch", "naive"):
             out = torch.stack(F.token_log_probs(hidden, weight, targets, impl=impl, **options))
             assert out.shape == (2, count)
             grads = torch.autograd.grad((out * torch.tensor(weights(out.shape))).sum(), (hidden, weight))
             sides.append((out, *grads))
-    for found, right in zip(*sides, strict=True):
-        torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-9)
+    for result, right in zip(*sides, strict=True):
+        torch.testing.assert_close(result, right, rtol=1e-9, atol=1e-9)
     assert (sides[0][0][0] <= 1e-12).all()
     assert (sides[0][0][1] <= np.log(vocabulary) + 1e-12).all()
 
@@ -182,17 +180,17 @@ def test_any_shape(data):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["scale", "all"])
 def test_low_precision_is_as_good_as_its_own_rounding(dtype, name):
-    """Against the reference at the rounded inputs: results err as float32 sums do, gradients round once."""
+    """At the rounded inputs, results have the error of float32 sums, and gradients that of one rounding."""
     options = CASES[name]
     leaves = arguments(options, dtype)
-    found = both(F.token_log_probs, leaves, options, impl="torch")
-    assert found.dtype == torch.float32
+    result = both(F.token_log_probs, leaves, options, impl="torch")
+    assert result.dtype == torch.float32
     rounded = [x.detach().double().requires_grad_() for x in leaves]
     right = both(F.token_log_probs, rounded, options, impl="naive")
     eps = torch.finfo(torch.float32).eps
-    torch.testing.assert_close(found.double(), right, rtol=0, atol=64 * eps * right.abs().max().item())
-    cotangent = torch.tensor(weights(found.shape))
-    grads = torch.autograd.grad((found * cotangent.float()).sum(), leaves)
+    torch.testing.assert_close(result.double(), right, rtol=0, atol=64 * eps * right.abs().max().item())
+    cotangent = torch.tensor(weights(result.shape))
+    grads = torch.autograd.grad((result * cotangent.float()).sum(), leaves)
     rights = torch.autograd.grad((right * cotangent).sum(), rounded)
     for grad, other, leaf in zip(grads, rights, leaves, strict=True):
         assert grad.dtype == leaf.dtype
@@ -202,7 +200,7 @@ def test_low_precision_is_as_good_as_its_own_rounding(dtype, name):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_large_vocabulary_is_no_worse_than_the_naive_sum(dtype, monkeypatch):
-    monkeypatch.setattr(tokens, "CPU_TILE", (16, 512))
+    monkeypatch.setattr(tiles, "CPU_TILE", (16, 512))
     torch.manual_seed(0)
     hidden, weight = 3 * torch.randn(40, 64), torch.randn(5000, 64)
     leaves = [x.to(dtype).requires_grad_() for x in (hidden, weight)]
@@ -221,15 +219,15 @@ def test_a_large_vocabulary_is_no_worse_than_the_naive_sum(dtype, monkeypatch):
 @IMPLS
 def test_padding_cannot_change_a_result(impl):
     leaves, targets = arguments(CASES["all"]), torch.tensor(TARGETS)
-    found = both(F.token_log_probs, leaves, CASES["all"], impl=impl)
-    assert (found[:, 3] == 0).all()
-    right = torch.autograd.grad(found.square().sum(), leaves)
-    for rubbish in (torch.nan, torch.inf, 1e30):
+    result = both(F.token_log_probs, leaves, CASES["all"], impl=impl)
+    assert (result[:, 3] == 0).all()
+    right = torch.autograd.grad(result.square().sum(), leaves)
+    for garbage in (torch.nan, torch.inf, 1e30):
         spoiled = [leaves[0].detach().clone(), *leaves[1:]]
-        spoiled[0][3] = rubbish
+        spoiled[0][3] = garbage
         spoiled[0].requires_grad_()
         again = both(F.token_log_probs, spoiled, CASES["all"], targets, impl=impl)
-        torch.testing.assert_close(again, found)
+        torch.testing.assert_close(again, result)
         for grad, other in zip(torch.autograd.grad(again.square().sum(), spoiled), right, strict=True):
             torch.testing.assert_close(grad, other)
     assert (right[0][3] == 0).all()
@@ -278,11 +276,11 @@ def test_a_forbidden_token_counts_as_impossible(impl):
     with torch.no_grad():
         leaves[2][4:8] = -torch.inf
     targets = torch.tensor([0, 1, 2, 3, 8, 9, 10])
-    found = both(F.token_log_probs, leaves, {"scale": SCALE}, targets, impl=impl)
+    result = both(F.token_log_probs, leaves, {"scale": SCALE}, targets, impl=impl)
     rest = [leaves[0], *(torch.cat([x[:4], x[8:]]) for x in leaves[1:])]
     right = both(F.token_log_probs, rest, {"scale": SCALE}, torch.arange(7), impl="naive")
-    torch.testing.assert_close(found, right)
-    for grads in zip(*(torch.autograd.grad(x.sum(), leaves[:2]) for x in (found, right)), strict=True):
+    torch.testing.assert_close(result, right)
+    for grads in zip(*(torch.autograd.grad(x.sum(), leaves[:2]) for x in (result, right)), strict=True):
         torch.testing.assert_close(*grads)
 
 
@@ -361,7 +359,7 @@ class Allocations(TorchDispatchMode):
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"softcap": 2.0, "temperature": 0.5}])
 def test_no_logits_are_ever_held(frozen, options, monkeypatch):
-    monkeypatch.setattr(tokens, "CPU_TILE", (16, 32))
+    monkeypatch.setattr(tiles, "CPU_TILE", (16, 32))
     count, width, vocabulary = 64, 4, 512
     hidden = torch.randn(count, width, requires_grad=True)
     weight = torch.randn(vocabulary, width, requires_grad=not frozen)
@@ -381,8 +379,8 @@ def test_no_logits_are_ever_held(frozen, options, monkeypatch):
 def test_only_what_is_needed_is_computed(monkeypatch):
     """A frozen head costs no gradient, and log-probs alone need no entropy."""
     seen = []
-    found = tokens._gradient
-    monkeypatch.setattr(tokens, "_gradient", lambda *args: seen.append(args[7]) or found(*args))
+    gradient = tiles._gradient
+    monkeypatch.setattr(tiles, "_gradient", lambda *args: seen.append(args[5]) or gradient(*args))
     hidden, weight = arguments({})
     both(F.token_log_probs, [hidden, weight.detach()], {}, impl="torch")[0].sum().backward()
     assert weight.grad is None
@@ -407,8 +405,8 @@ def test_compiled(name):
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     sides = [(f(*leaves), *torch.autograd.grad(f(*leaves).sum(), leaves)) for f in (compiled, function)]
-    for found, right in zip(*sides, strict=True):
-        torch.testing.assert_close(found, right)
+    for result, right in zip(*sides, strict=True):
+        torch.testing.assert_close(result, right)
 
 
 def test_transforms_of_functions():
@@ -442,9 +440,9 @@ def test_autocast_changes_nothing(impl):
     leaves = arguments({"bias": True}, torch.float32)
     right = both(F.token_log_probs, leaves, {"scale": SCALE}, impl="torch")
     with torch.autocast("cpu", torch.bfloat16):
-        found = both(F.token_log_probs, leaves, {"scale": SCALE}, impl=impl)
+        result = both(F.token_log_probs, leaves, {"scale": SCALE}, impl=impl)
         mixed = F.token_log_probs(leaves[0].bfloat16(), leaves[1], torch.tensor(TARGETS), impl=impl)[0]
-    torch.testing.assert_close(found, right)
+    torch.testing.assert_close(result, right)
     assert mixed.dtype == torch.float32
 
 
@@ -458,7 +456,7 @@ CALLS = {
     "temperature=0.0": lambda f: f(H, W, Y, temperature=0.0),
     "softcap=-1.0": lambda f: f(H, W, Y, softcap=-1.0),
     "top_k=0": lambda f: f(H, W, Y, top_k=0),
-    "top_k must say how many": lambda f: f(H, W, Y, top_k_rows=Y > 0),
+    "top_k_rows selects": lambda f: f(H, W, Y, top_k_rows=Y > 0),
     r"top_k_rows \(3,\)": lambda f: f(H, W, Y, top_k=2, top_k_rows=Y[:3] > 0),
     "impl='fast'": lambda f: f(H, W, Y, impl="fast"),
     "impl='triton' cannot be used": lambda f: f(H, W, Y, impl="triton"),
@@ -487,12 +485,12 @@ def test_errors_of_scales():
         F.log_probs_at(torch.ones(3, 4, 4), torch.ones(4))
 
 
-# What a process with Triton's interpreter compares: the kernels with the naive logits, values and gradients.
+# Run with Triton's interpreter: compares values and gradients of the kernels with those of the naive logits.
 INTERPRETED = """
 import torch
 from entropyfloor.torch import functional as F
-from entropyfloor.torch.kernels import tokens
-tokens.CPU_TILE = 2, 8
+from entropyfloor.torch.kernels import tiles
+tiles.CPU_TILE = 2, 8
 torch.manual_seed(0)
 hidden, weight, bias = torch.randn(3, 5), torch.randn(11, 5), torch.randn(11)
 targets, scale, mixture = torch.tensor([10, -100, 4]), torch.tensor([2.0, 1.0, 0.3]), torch.randn(3, 3)
@@ -513,9 +511,9 @@ for options in (
         losses = (one * mixture[0]).sum(), (one - entropy).sum(), (three * mixture).sum()
         grads = [g for loss in losses for g in torch.autograd.grad(loss, leaves, retain_graph=True)]
         sides.append([one, entropy, three, *grads])
-    for found, right in zip(*sides, strict=True):
-        loose = 1e-2 if found.dtype == torch.bfloat16 else 1e-4
-        torch.testing.assert_close(found, right, rtol=loose, atol=loose)
+    for result, right in zip(*sides, strict=True):
+        loose = 1e-2 if result.dtype == torch.bfloat16 else 1e-4
+        torch.testing.assert_close(result, right, rtol=loose, atol=loose)
 print("the same")
 """
 

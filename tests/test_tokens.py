@@ -27,7 +27,7 @@ def test_response_entropy(fraction):
 
 @pytest.mark.parametrize("length", [1, 4, 5, 9, 10, 99, 100, 8192])
 def test_as_many_tokens_count_as_the_paper_says(length):
-    """With entropies 1, 2, … the mean of the n highest tells n."""
+    """For entropies 1, 2, … the mean of the n highest determines n."""
     mean = F.response_entropy(torch.arange(1.0, length + 1)[None], torch.ones(1, length))
     count = max(1, length // 5)
     assert mean.item() == length - (count - 1) / 2
@@ -42,16 +42,16 @@ def test_a_share_that_binary_numbers_miss_is_counted_as_written():
 def test_response_entropy_is_of_the_response_alone(entropy, data):
     mask = data.draw(arrays(bool, entropy.shape))
     expected = reference.response_entropy(entropy, mask)
-    rubbish = data.draw(st.sampled_from([np.nan, np.inf, -np.inf, 1e30]))
-    padded = torch.tensor(np.where(mask, entropy, rubbish), requires_grad=True)
-    found = F.response_entropy(padded, torch.tensor(mask))
-    assert_allclose(found.detach(), expected, atol=1e-5)
-    (grad,) = torch.autograd.grad(found.sum(), padded)
+    garbage = data.draw(st.sampled_from([np.nan, np.inf, -np.inf, 1e30]))
+    padded = torch.tensor(np.where(mask, entropy, garbage), requires_grad=True)
+    result = F.response_entropy(padded, torch.tensor(mask))
+    assert_allclose(result.detach(), expected, atol=1e-5)
+    (grad,) = torch.autograd.grad(result.sum(), padded)
     assert (grad[~torch.tensor(mask)] == 0).all()
     assert_allclose(grad.sum(1), mask.any(1), atol=1e-5)
     order = data.draw(st.permutations(range(entropy.shape[1])))
     again = F.response_entropy(padded.detach()[:, order], torch.tensor(mask)[:, order])
-    assert_allclose(again, found.detach(), atol=1e-5)
+    assert_allclose(again, result.detach(), atol=1e-5)
 
 
 def test_ties_and_empty_responses():
@@ -107,8 +107,8 @@ def test_top_k_logits(k):
     expected = [
         reference.top_k_logits(z, k, row, target) for z, row, target in zip(logits, rows, targets, strict=True)
     ]
-    found = F.top_k_logits(torch.tensor(logits), k, rows=torch.tensor(rows), targets=torch.tensor(targets))
-    assert_allclose(found, expected)
+    result = F.top_k_logits(torch.tensor(logits), k, rows=torch.tensor(rows), targets=torch.tensor(targets))
+    assert_allclose(result, expected)
     assert_allclose(F.top_k_logits(torch.tensor(logits), k), [reference.top_k_logits(z, k) for z in logits])
 
 

@@ -1,7 +1,6 @@
 """Entropy targets: rules, units, feasibility and calibration. Plain floats, no framework.
 
-Entropies are in nats. `target_entropy` is that of the whole action vector, `entropy_per_dim` is its share
-per action dimension; this file is the only place that converts between them. Section numbers are those of
+Entropies are in nats; `target_entropy` is that of the whole action vector. Equation numbers are those of
 arXiv 2510.08549; what is marked *ours* is not in the paper.
 """
 
@@ -14,12 +13,12 @@ LOG_SQRT_2PIE = 0.5 * math.log(2 * math.pi * math.e)
 
 TRUNCATED_LOG_STD_RANGE = (-50.0, 3.0)
 """Range of log(σ / half-width) that the truncated head solves in. At the upper end the policy is within
-1e-5 nats per dimension of the uniform one, so a wider σ could not be told apart in single precision."""
+1e-5 nats per dimension of the uniform one, so that single precision cannot resolve a wider σ."""
 
 _RULE = re.compile(r"(?P<sign>[+-]?)\s*(?P<factor>\d*\.?\d*)\s*\*?\s*A\s*(?:/\s*(?P<divisor>\d+\.?\d*))?")
 
 
-# --- rules and units -------------------------------------------------------------------------------------
+# --- rules -----------------------------------------------------------------------------------------------
 
 
 def resolve(rule: str | float, action_dim: int) -> float:
@@ -54,16 +53,6 @@ def resolve(rule: str | float, action_dim: int) -> float:
     return _finite("target_entropy", target)
 
 
-def per_dim(target_entropy: float, action_dim: int) -> float:
-    """Share of `target_entropy` that falls on one action dimension, in nats."""
-    return target_entropy / action_dim
-
-
-def total(entropy_per_dim: float, action_dim: int) -> float:
-    """Entropy of the whole action vector from an equal share per dimension, in nats."""
-    return entropy_per_dim * action_dim
-
-
 # --- continuous targets ----------------------------------------------------------------------------------
 
 
@@ -82,12 +71,12 @@ def truncated_normal_entropy(loc: float, log_std: float, low: float = -1.0, high
 
 
 def truncated_entropy_max(action_dim: int, log_std_max: float, low: float = -1.0, high: float = 1.0) -> float:
-    """Largest entropy that a truncated Gaussian reaches *in every state*: that of `loc` on a bound."""
+    """Largest entropy that a truncated Gaussian reaches in *every* state, also with `loc` on a bound."""
     return action_dim * truncated_normal_entropy(high, log_std_max, low, high)
 
 
 def check_log_std_bounds(log_std_min: float, log_std_max: float) -> None:
-    """Raise `ValueError` unless both bounds are finite and in order."""
+    """Raise `ValueError` unless both bounds of log σ are finite and in order."""
     if not (is_finite(log_std_min) and is_finite(log_std_max) and log_std_min < log_std_max):
         raise ValueError(
             f"log_std_min={log_std_min} must be finite and below log_std_max={log_std_max}: "
@@ -147,8 +136,8 @@ def check_truncated_normal(
 
 # --- discrete targets ------------------------------------------------------------------------------------
 #
-# Eq. 15 is κ_i = least + (T - least) softmax(z)_i with T = log τ / τ and `least` = (C - T)/(n - 1): a line
-# between `least` at probability 0 and T at probability 1. `least` is all that a floor decides.
+# Eq. 15 is κ_i = least + (T - least) softmax(z)_i with T = log τ / τ and `least` = (C - T)/(n - 1): a line from
+# `least` at probability 0 to T at probability 1. A floor determines `least` only.
 
 
 def softmax_kappa_range(
@@ -160,9 +149,9 @@ def softmax_kappa_range(
         num_classes: n ≥ 2.
         min_entropy: Floor in nats.
         tau: τ > e.
-        floor: `"paper"` for the paper's constant, whose true floor is far higher than it says;
+        floor: `"paper"` for the constant of the paper, whose true floor is far above `min_entropy`;
             `"calibrated"` (*ours*) for the constant whose one-hot limit has exactly `min_entropy`.
-        inverse: `"exact"` or `"paper"`, the h⁻¹ that the calibrated constant is for.
+        inverse: `"exact"` or `"paper"`, the h⁻¹ that the constant is calibrated for.
 
     Raises:
         ValueError: n < 2, τ ≤ e, an unknown option, or a floor out of reach.
@@ -195,10 +184,10 @@ def softmax_kappa_table(
 ) -> tuple[float, ...]:
     """κ of Eq. 15 at probability 0 for each number of classes that a mask may leave (*ours*).
 
-    If they are too few for the floor, it is the κ at probability 1, which makes them equally likely.
+    Where the classes are too few for the floor, it is the κ at probability 1, which makes them equally likely.
 
     Args:
-        num_classes: n, for which the floor must be within reach; otherwise as `softmax_kappa_range`.
+        num_classes: n, for which the floor must be feasible.
         min_entropy: Floor in nats.
         tau: τ > e.
         floor: `"paper"` or `"calibrated"`.
@@ -206,20 +195,17 @@ def softmax_kappa_table(
 
     Returns:
         n + 1 values, for 0 to n classes.
+
+    Raises:
+        ValueError: As `softmax_kappa_range`.
     """
     return _kappa_table(int(num_classes), float(min_entropy), float(tau), floor, inverse)
-
-
-def calibrated_constant(num_classes: int, min_entropy: float, tau: float = 4.0) -> float:
-    """The C of Eq. 15 whose least entropy over all logits is exactly `min_entropy` (*ours*)."""
-    least, top = softmax_kappa_range(num_classes, min_entropy, tau, "calibrated")
-    return top + (num_classes - 1) * least
 
 
 def top1_cap(
     num_classes: int, min_entropy: float, tau: float = 4.0, floor: str = "calibrated", inverse: str = "exact"
 ) -> float:
-    """Largest top-1 probability that is left under the floor: that of the one-hot limit."""
+    """Largest top-1 probability under the floor: that of the one-hot limit."""
     gap = _one_hot_gap(num_classes, min_entropy, tau, floor, inverse)
     return 1 / (1 + (num_classes - 1) * math.exp(-gap))
 
@@ -227,20 +213,20 @@ def top1_cap(
 def mean_keeps_floor(
     num_classes: int, min_entropy: float, tau: float = 4.0, floor: str = "calibrated", inverse: str = "exact"
 ) -> bool:
-    """Whether the mean of several floored logit vectors, too, keeps the floor of each (*ours*).
+    """Whether a mean of floored logit vectors keeps their floor too (*ours*).
 
-    Floored logits lie between those of the one-hot limit, and so does a mean of them. Among all logits between two
-    bounds the least entropy is at a corner: k logits at the upper bound, the others at the lower one, as entropy
-    rises and then falls along each logit. So the floor is kept if no k > 1 has less entropy than k = 1. That holds
-    for floors in use (n = 10, 0.6: the next least is 0.975), and fails for high ones.
+    Floored logits lie between the two logits of the one-hot limit, and so does a mean of them. As a function of
+    one logit the entropy rises and then falls, so among all logits between two bounds the least entropy is at a
+    corner: k logits at the upper bound, the others at the lower one. The floor is kept unless some k > 1 has less
+    entropy than k = 1. The floors in use are kept (n = 10, 0.6: the next corner has 0.975), high ones are not.
     """
     gap = _one_hot_gap(num_classes, min_entropy, tau, floor, inverse)
-    lowest = _one_hot_entropy(num_classes, gap)
+    lowest = _k_hot_entropy(num_classes, 1, gap)
     return all(_k_hot_entropy(num_classes, k, gap) >= lowest for k in range(2, num_classes))
 
 
 def min_entropy_for_top1(num_classes: int, top1: float) -> float:
-    """Largest calibrated floor that still reaches the top-1 probability `top1`, whatever τ.
+    """Largest calibrated floor that still reaches the top-1 probability `top1`, for any τ.
 
     Label smoothing ε asks for `top1 = 1 - ε + ε/n`.
 
@@ -249,11 +235,14 @@ def min_entropy_for_top1(num_classes: int, top1: float) -> float:
     """
     if not 1 / num_classes < top1 < 1:
         raise ValueError(f"top1={top1} must lie between 1/n = {1 / num_classes:.6g} and 1")
-    return _one_hot_entropy(num_classes, math.log(top1 * (num_classes - 1) / (1 - top1)))
+    return _k_hot_entropy(num_classes, 1, math.log(top1 * (num_classes - 1) / (1 - top1)))
 
 
 def inverse_kappa(kappa: float) -> float:
-    """h⁻¹(κ) = W₋₁(-κ), the x ≤ -1 with -x eˣ = κ, for 0 < κ ≤ 1/e."""
+    """h⁻¹(κ) = W₋₁(-κ), the x ≤ -1 with -x eˣ = κ, for 0 < κ ≤ 1/e.
+
+    Kept by design: SciPy has it, but this module needs nothing beyond the standard library.
+    """
     t = max(-1 - math.log(kappa), 0.0)
     y = t + math.sqrt(2 * t)  # an upper bound of the root of y - log(1 + y) = t, with x = -1 - y
     for _ in range(60):
@@ -275,20 +264,20 @@ INVERSES = {"exact": inverse_kappa, "paper": inverse_kappa_paper}
 
 
 def _one_hot_gap(num_classes: int, min_entropy: float, tau: float, floor: str, inverse: str) -> float:
-    """By how much the largest floored logit is above the others where one class has all the probability."""
+    """Distance between the largest floored logit and the others in the one-hot limit."""
     least, top = softmax_kappa_range(num_classes, min_entropy, tau, floor, inverse)
     return INVERSES[inverse](top) - INVERSES[inverse](least)
 
 
 @cache
 def _calibrated_kappa(num_classes: int, min_entropy: float, tau: float, inverse: str) -> float:
-    """Solve for the κ of the losing classes at which the one-hot limit has entropy `min_entropy`."""
+    """Solve for the κ at probability 0 with which the one-hot limit has entropy `min_entropy`."""
     solve, log_top = INVERSES[inverse], math.log(math.log(tau) / tau)
     highest = solve(math.exp(log_top))
-    below, above = -700.0, log_top  # log κ of the losing classes: none of the mass, an equal share of it
+    below, above = -700.0, log_top  # log κ: entropy 0, and that of equal probabilities
     for _ in range(100):
         middle = 0.5 * (below + above)
-        if _one_hot_entropy(num_classes, highest - solve(math.exp(middle))) < min_entropy:
+        if _k_hot_entropy(num_classes, 1, highest - solve(math.exp(middle))) < min_entropy:
             below = middle
         else:
             above = middle
@@ -304,11 +293,6 @@ def _kappa_table(num_classes: int, min_entropy: float, tau: float, floor: str, i
     return (*[top] * fewest, *reached)
 
 
-def _one_hot_entropy(num_classes: int, gap: float) -> float:
-    """Entropy of one logit that is `gap` above n - 1 equal ones, in nats."""
-    return _k_hot_entropy(num_classes, 1, gap)
-
-
 def _k_hot_entropy(num_classes: int, k: int, gap: float) -> float:
     """Entropy of k equal logits that are `gap` above n - k equal ones, in nats."""
     others = (num_classes / k - 1) * math.exp(-gap)
@@ -319,7 +303,7 @@ def _k_hot_entropy(num_classes: int, k: int, gap: float) -> float:
 
 
 def is_finite(value: float) -> bool:
-    """Whether `value` is a number, in comparisons alone: compilers can trace them, not `math.isfinite`."""
+    """Whether `value` is finite, by comparisons: compilers can trace those, but not `math.isfinite`."""
     return -math.inf < value < math.inf
 
 
@@ -338,6 +322,6 @@ def _feasible(target_entropy: float, most: float, action_dim: int, under: str) -
     _finite("target_entropy", target_entropy)
     if target_entropy > most:
         raise ValueError(
-            f"target_entropy={target_entropy} nats is above {most:.6g}, the most that {action_dim} dimension(s) "
-            f"can promise with {under}: lower the target or raise log_std_max"
+            f"target_entropy={target_entropy} nats is above {most:.6g}, the largest entropy of {action_dim} "
+            f"dimension(s) with {under}: lower the target or raise log_std_max"
         )

@@ -1,9 +1,9 @@
-"""torchvision, also where its compiled operators are missing.
+"""Import of torchvision without its compiled operators.
 
-`import torchvision` gives up where it was built for another torch than the one that is installed, as some CPU
-builds are: it describes the operator `nms`, which then does not exist. timm and transformers, which import
-torchvision, then fail too; neither classifier nor language model needs `nms`. Where the import fails for exactly
-that, the operators are declared, without an implementation, and it is tried again.
+A torchvision that was built for another torch than the one installed, as some CPU builds are, fails on import: it
+refers to its operator `nms`, which then does not exist. timm and transformers import torchvision and fail too,
+though neither classifiers nor language models need `nms`. If the import fails for exactly this reason, the
+operators are declared without an implementation, and the import is repeated.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-_declared: list[object] = []  # a library takes its operators with it when it is collected
+_declared: list[object] = []  # the operators exist only as long as their library object
 
 
 def ensure() -> bool:
     """Import torchvision.
 
     Returns:
-        Whether its operators had to be declared; False where torchvision is healthy, or absent.
+        Whether its operators had to be declared; False where torchvision works or is not installed.
     """
     if find_spec("torchvision") is None:
         return False
@@ -34,7 +34,7 @@ def ensure() -> bool:
             raise
         _declare()
         for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]  # what the failed import left half done
+            del sys.modules[name]  # left half initialised by the failed import
         import torchvision  # noqa: F401
     return bool(_declared)
 

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from entropyfloor.control.distributions import Categorical
 from entropyfloor.control.envs.wrappers import has_time_limit
 from entropyfloor.control.episodes import SimulatorError, reset, step
 from entropyfloor.control.heads import Distribution
+from entropyfloor.jax.distributions import Categorical
 
 Params = Any
 CHUNK = 1024

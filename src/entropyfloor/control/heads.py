@@ -17,9 +17,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from entropyfloor import targets
-from entropyfloor.control.distributions import Categorical, Normal
 from entropyfloor.jax import functional as F
-from entropyfloor.jax.distributions import TanhNormal, TruncatedNormal
+from entropyfloor.jax.distributions import Categorical, Normal, TanhNormal, TruncatedNormal
 
 if TYPE_CHECKING:
     from jaxtyping import Float

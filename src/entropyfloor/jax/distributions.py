@@ -1,8 +1,8 @@
-"""Bounded Gaussian policies for JAX. `entropyfloor.torch.distributions` is the same page for PyTorch.
+"""Policies for JAX. The bounded ones are the same page as `entropyfloor.torch.distributions`.
 
 The last axis is the event: `log_prob` and `entropy` sum over it. `entropy` is that of the *bounded* policy, in
 nats. Half-precision parameters are computed in float32. The classes are pytrees: they pass through `jit` and
-`vmap`. Their methods are those of distrax.
+`vmap`. Their methods are those of distrax. PyTorch has its own `Normal` and `Categorical`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import numpy as np
 from jax import Array, lax
 
 from entropyfloor.jax import functional as F
+from entropyfloor.jax.numerics import as_float, log_sech_squared
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, PRNGKeyArray
+    from jaxtyping import Float, Int, PRNGKeyArray
 
-__all__ = ["TanhNormal", "TruncatedNormal"]
+__all__ = ["Categorical", "Normal", "TanhNormal", "TruncatedNormal"]
 
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -51,8 +52,8 @@ class TanhNormal:
         return jnp.tanh(base), self._log_prob_of_base(base)
 
     def log_prob(self, value: Float[Array, "*sample D"]) -> Float[Array, "*sample"]:
-        """Log-density; a value on ±1 is taken one rounding step inside, so that it is finite."""
-        value = F._floating(value, "value")
+        """Log-density. A value of ±1 is moved one rounding step inwards, so that the result is finite."""
+        value = as_float(value, "value")
         limit = 1 - jnp.finfo(value.dtype).eps
         return self._log_prob_of_base(jnp.arctanh(value.clip(-limit, limit)))
 
@@ -62,7 +63,7 @@ class TanhNormal:
         return F.tanh_normal_entropy(loc, jnp.log(scale)).sum(-1)
 
     def mode(self) -> Float[Array, "*batch D"]:
-        """tanh(loc): the median, and what agents act with in evaluation; not the peak of the density."""
+        """tanh(loc): the median, with which agents act in evaluation; not the peak of the density."""
         return jnp.tanh(_parameters(self.loc, self.scale)[0])
 
     def _base_sample(self, seed: PRNGKeyArray, sample_shape: tuple[int, ...]) -> Array:
@@ -72,7 +73,7 @@ class TanhNormal:
     def _log_prob_of_base(self, base: Array) -> Array:
         loc, scale = _parameters(self.loc, self.scale)
         density = -0.5 * ((base - loc) / scale) ** 2 - jnp.log(scale) - LOG_SQRT_2PI
-        return (density - F._log_sech_squared(base)).sum(-1)
+        return (density - log_sech_squared(base)).sum(-1)
 
 
 @jax.tree_util.register_dataclass
@@ -81,8 +82,7 @@ class TruncatedNormal:
     """N(loc, scale²) restricted to [low, high], per coordinate (Eq. 5).
 
     Args:
-        loc: Mean before truncation, `[..., D]`; outside [low, high] it is clamped into it, as in
-            `era_truncated_normal`, so that the two always agree.
+        loc: Mean before truncation, `[..., D]`, clamped into [low, high] as in `era_truncated_normal`.
         scale: Standard deviation before truncation, broadcastable with `loc`, positive.
         low: Lower bound.
         high: Upper bound.
@@ -100,7 +100,7 @@ class TruncatedNormal:
     def sample(self, *, seed: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*sample D"]:
         """Reparametrised sample by the inverse of the distribution function, with gradients to both parameters."""
         loc, scale = self._inside()
-        # Measured from loc, both tails are resolved alike: the mass lies in (-below, above).
+        # Probabilities are measured from loc, so that both tails have the same precision.
         below, above = self._mass_beside_loc(loc, scale)
         signed = jax.random.uniform(seed, sample_shape + loc.shape, loc.dtype) * (below + above) - below
         limit = 1 - jnp.finfo(loc.dtype).eps
@@ -115,9 +115,9 @@ class TruncatedNormal:
         return value, self._log_density(value).sum(-1)
 
     def log_prob(self, value: Float[Array, "*sample D"]) -> Float[Array, "*sample"]:
-        """Log-density: finite on [low, high], bounds included, as either precision rounds them; -inf outside."""
+        """Log-density: finite on [low, high], with the bounds as either precision rounds them; -inf outside."""
         value = jnp.asarray(value)
-        density = self._log_density(F._floating(value, "value"))
+        density = self._log_density(as_float(value, "value"))
         own = _parameters(self.loc, self.scale)[0].dtype
         low, high = ([b, *(float(np.asarray(b, d)) for d in (own, value.dtype))] for b in (self.low, self.high))
         inside = (value >= min(low)) & (value <= max(high))
@@ -147,5 +147,100 @@ class TruncatedNormal:
         return -0.5 * ((value - loc) / scale) ** 2 - jnp.log(scale) - LOG_SQRT_2PI - jnp.log(below + above)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Normal:
+    """N(loc, scale²) per coordinate, unbounded.
+
+    Args:
+        loc: Mean, `[..., D]`.
+        scale: Standard deviation, broadcastable with `loc`, positive.
+    """
+
+    loc: Float[Array, "*#batch #D"]
+    scale: Float[Array, "*#batch #D"] | Float[Array, ""]
+
+    def sample(self, *, seed: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*sample D"]:
+        """Reparametrised sample, with gradients to `loc` and `scale`."""
+        return self._sample(seed, sample_shape)[0]
+
+    def sample_and_log_prob(
+        self, *, seed: PRNGKeyArray, sample_shape: tuple[int, ...] = ()
+    ) -> tuple[Float[Array, "*sample D"], Float[Array, "*sample"]]:
+        """Sample and its log-density."""
+        value, noise = self._sample(seed, sample_shape)
+        return value, self._log_density(noise)
+
+    def log_prob(self, value: Float[Array, "*sample D"]) -> Float[Array, "*sample"]:
+        """Log-density."""
+        loc, scale = _parameters(self.loc, self.scale)
+        return self._log_density((as_float(value, "value") - loc) / scale)
+
+    def entropy(self) -> Float[Array, "*batch"]:
+        """`Σ_i (log σ_i + log √(2πe))`."""
+        return F.gaussian_entropy(jnp.log(_parameters(self.loc, self.scale)[1]))
+
+    def mode(self) -> Float[Array, "*batch D"]:
+        """The peak of the density: loc."""
+        return _parameters(self.loc, self.scale)[0]
+
+    def _sample(self, seed: PRNGKeyArray, sample_shape: tuple[int, ...]) -> tuple[Array, Array]:
+        loc, scale = _parameters(self.loc, self.scale)
+        noise = jax.random.normal(seed, sample_shape + loc.shape, loc.dtype)
+        return loc + scale * noise, noise
+
+    def _log_density(self, standardised: Array) -> Array:
+        return (-0.5 * standardised**2 - jnp.log(_parameters(self.loc, self.scale)[1]) - LOG_SQRT_2PI).sum(-1)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Categorical:
+    """One of n classes, with `p = softmax(logits)`. A sample is an int32 per row: `[...]` for logits `[..., n]`.
+
+    Args:
+        logits: `[..., n]`; entries of -inf are impossible classes.
+    """
+
+    logits: Float[Array, "*batch n"]
+
+    def sample(self, *, seed: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Int[Array, "*sample"]:
+        """A class, without gradients."""
+        logits = as_float(self.logits, "logits")
+        value = jax.random.categorical(seed, logits, shape=sample_shape + logits.shape[:-1])
+        return value.astype(jnp.int32)
+
+    def sample_and_log_prob(
+        self, *, seed: PRNGKeyArray, sample_shape: tuple[int, ...] = ()
+    ) -> tuple[Int[Array, "*sample"], Float[Array, "*sample"]]:
+        """Sample and the logarithm of its probability."""
+        value = self.sample(seed=seed, sample_shape=sample_shape)
+        return value, self.log_prob(value)
+
+    def log_prob(self, value: Int[Array, "*sample"]) -> Float[Array, "*sample"]:
+        """Logarithm of the probability of a class; NaN for a class number out of range.
+
+        Raises:
+            ValueError: The values are not integers.
+        """
+        value = jnp.asarray(value)
+        if not jnp.issubdtype(value.dtype, jnp.integer):
+            raise ValueError(f"value has dtype {value.dtype}: pass class numbers, such as value.astype(int)")
+        log_p = jax.nn.log_softmax(as_float(self.logits, "logits"))
+        log_p = jnp.broadcast_to(log_p, (*jnp.broadcast_shapes(value.shape, log_p.shape[:-1]), log_p.shape[-1]))
+        # Negative numbers would count from the end.
+        index = jnp.where(value < 0, log_p.shape[-1], value)
+        index = jnp.broadcast_to(index, log_p.shape[:-1])
+        return jnp.take_along_axis(log_p, index[..., None], axis=-1, mode="fill", fill_value=math.nan)[..., 0]
+
+    def entropy(self) -> Float[Array, "*batch"]:
+        """`-Σ p log p`."""
+        return F.entropy_from_logits(self.logits)
+
+    def mode(self) -> Int[Array, "*batch"]:
+        """The likeliest class."""
+        return as_float(self.logits, "logits").argmax(-1).astype(jnp.int32)
+
+
 def _parameters(loc: Array, scale: Array) -> list[Array]:
-    return jnp.broadcast_arrays(F._floating(loc, "loc"), F._floating(scale, "scale"))
+    return jnp.broadcast_arrays(as_float(loc, "loc"), as_float(scale, "scale"))

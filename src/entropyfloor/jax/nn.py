@@ -1,6 +1,6 @@
 """The activations as flax.linen modules. `entropyfloor.torch.nn` is the same page for PyTorch.
 
-A module checks its target when it is built. None but `ResidualEntropy` and `ERALinear` has parameters.
+A module checks its target when it is built. Only `ResidualEntropy` and `ERALinear` have parameters.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from jax import Array, lax
 
 from entropyfloor import targets
 from entropyfloor.jax import functional as F
+from entropyfloor.jax.numerics import as_float
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -25,7 +26,7 @@ __all__ = ["ERAGaussian", "ERALinear", "ERASoftmax", "ERATruncatedNormal", "Resi
 class ERAGaussian(nn.Module):
     """`era_gaussian` (Eq. 11), or with `batch_level=True` `era_gaussian_batch` (Eq. 36).
 
-    At batch level the running mean of `M`, carried as its log, is kept as `BatchNorm` keeps its statistics: in
+    At batch level the module has a running mean of `M`, stored as its log, like the statistics of `BatchNorm`: in
     the collection `batch_stats`, updated where that is mutable and `use_running_average` is False.
 
     Args:
@@ -72,15 +73,15 @@ class ERAGaussian(nn.Module):
             log_mean_exp_sum=running.value if use_running_average else None,
         )
         if not use_running_average and not self.is_initializing() and self.is_mutable_collection("batch_stats"):
-            # Neither half-precision variables nor float64 input change the type: a scan could not carry it.
-            old = F._floating(running.value, "log_mean_exp_sum")
+            # The type stays the same for half-precision variables and float64 input, as a scan requires.
+            old = as_float(running.value, "log_mean_exp_sum")
             new = lax.stop_gradient(batch).astype(old.dtype) + jnp.log(self.momentum)
             running.value = jnp.logaddexp(old + jnp.log1p(-self.momentum), new)
         return log_std
 
 
 class ERATruncatedNormal(nn.Module):
-    """`era_truncated_normal`: the floor holds for the truncated policy that acts (*ours*).
+    """`era_truncated_normal`: the floor holds for the truncated policy (*ours*).
 
     Args:
         action_dim: D.
@@ -146,13 +147,13 @@ class ERASoftmax(nn.Module):
         super().__post_init__()
 
     def __call__(self, logits: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
-        """Logits with the floor under them."""
+        """Logits whose softmax keeps the floor."""
         _check_last_axis(logits, self.num_classes, "num_classes")
         return F.era_softmax(logits, self.min_entropy, tau=self.tau, floor=self.floor, inverse=self.inverse)
 
 
 class ERALinear(nn.Module):
-    """A `Dense` classifier with `era_softmax` behind it, and the same parameters, `kernel` and `bias`.
+    """A `Dense` classifier followed by `era_softmax`, with the parameters of `Dense`, `kernel` and `bias`.
 
     Args:
         in_features: Width of the features.
@@ -182,7 +183,7 @@ class ERALinear(nn.Module):
         nn.share_scope(self, self.linear)
 
     def __call__(self, features: Float[Array, "*batch i"]) -> Float[Array, "*batch n"]:
-        """Logits with the floor under them."""
+        """Logits whose softmax keeps the floor."""
         _check_last_axis(features, self.in_features, "in_features")
         logits = self.linear(features)
         return F.era_softmax(logits, self.min_entropy, tau=self.tau, floor=self.floor, inverse=self.inverse)
@@ -191,9 +192,9 @@ class ERALinear(nn.Module):
 class ResidualEntropy(nn.Module):
     """The learned residual entropy δ̂ ≥ 0 of Eq. 12, one number for all states.
 
-    Give `target_entropy + stop_gradient(δ̂)` to `era_gaussian` and minimise the loss: δ̂ grows while the bounded
-    policy is below its target. `module.bind(variables).value` reads δ̂;
-    `module.apply(variables, entropy, method="loss")` is the loss.
+    Pass `target_entropy + stop_gradient(δ̂)` to `era_gaussian` and minimise the loss: δ̂ grows while the entropy of
+    the bounded policy is below its target. `module.bind(variables).value` is δ̂, and
+    `module.apply(variables, entropy, method="loss")` the loss.
 
     Args:
         target_entropy: H0 in nats for the whole action.
@@ -214,7 +215,7 @@ class ResidualEntropy(nn.Module):
     @property
     def value(self) -> Float[Array, ""]:
         """δ̂ = softplus(raw), in nats."""
-        return jax.nn.softplus(F._floating(self.raw, "raw"))
+        return jax.nn.softplus(as_float(self.raw, "raw"))
 
     def __call__(self) -> Float[Array, ""]:
         """δ̂, in nats."""
@@ -222,13 +223,13 @@ class ResidualEntropy(nn.Module):
 
     def loss(self, policy_entropy: Float[Array, "*batch"]) -> Float[Array, ""]:
         """`E[δ̂ (H[π] - H0)]` with the entropy of the bounded policy detached (Eq. 12)."""
-        entropy = lax.stop_gradient(F._floating(policy_entropy, "policy_entropy"))
+        entropy = lax.stop_gradient(as_float(policy_entropy, "policy_entropy"))
         return (self.value * (entropy - self.target_entropy)).mean()
 
 
 def _check_mode(mode: str, action_dim: int, batch_level: bool = False) -> None:
-    """Refuse what cannot work; warn of what works but says nothing."""
-    floor = F._is_floor(mode)
+    """Refuse modes that cannot work, and warn where Eq. 11 leaves the network no choice."""
+    floor = F.is_floor(mode)
     if batch_level and floor:
         raise ValueError("batch_level=True has no mode='floor': choose one of them")
     if action_dim == 1 and not floor and not batch_level:

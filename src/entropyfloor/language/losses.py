@@ -45,7 +45,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from entropyfloor.torch.functional import _floating
+from entropyfloor.torch.numerics import as_float
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -87,7 +87,7 @@ def group_advantages(
         ValueError: Not `[groups, samples]`, fewer than two samples, or a reward that is not finite.
     """
     _check_rewards(rewards)
-    rewards = _floating(rewards, "rewards")
+    rewards = as_float(rewards, "rewards")
     if not bool(rewards.isfinite().all()):
         raise ValueError("rewards must be finite: give a sample that could not be judged the reward 0")
     centred = rewards - rewards.mean(-1, keepdim=True)
@@ -373,7 +373,7 @@ def weighted_sum(terms: Float[Tensor, "B T"], weights: Float[Tensor, "B T"]) -> 
         ValueError: Shapes that differ.
     """
     _same(weights, terms, "weights", "terms")
-    return (_floating(terms, "terms").masked_fill(weights == 0, 0.0) * weights).sum()
+    return (as_float(terms, "terms").masked_fill(weights == 0, 0.0) * weights).sum()
 
 
 def policy_statistics(
@@ -477,7 +477,7 @@ def _count(share: float, mask: Tensor) -> int:
 
 def _kept(x: Tensor, mask: Tensor, name: str) -> Tensor:
     """`x` with 0 outside the mask; its gradient is 0 there whatever it is multiplied with."""
-    return _floating(x, name).masked_fill(~mask, 0.0)
+    return as_float(x, name).masked_fill(~mask, 0.0)
 
 
 def _mask(mask: Tensor, like: Tensor, name: str = "mask") -> Tensor:

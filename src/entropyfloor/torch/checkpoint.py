@@ -1,4 +1,4 @@
-"""State of PyTorch objects as a checkpoint holds it: named arrays, and the rest in what JSON can hold."""
+"""State of PyTorch objects in a checkpoint: named arrays, and everything else as JSON."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["arrays_of", "pack", "tensors_below", "unpack", "unpack_optimiser"]
+__all__ = ["arrays_of", "pack", "tensors_below", "unpack_optimiser"]
 
 
 def pack(tree: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """`tree` as JSON can hold it, with its tensors in `tensors` instead, named from `name` on."""
+    """`tree` for JSON: each tensor moves into `tensors`, under its path below `name`, and the path replaces it."""
     if isinstance(tree, Tensor):
         tensors[name] = tree
         return {"tensor": name}
@@ -24,29 +24,29 @@ def pack(tree: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     return tree
 
 
-def unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of `pack`, with lists for tuples and text for keys."""
+def _unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of `pack`, except that tuples become lists and keys strings."""
     if isinstance(tree, dict):
         if set(tree) == {"tensor"}:
             return tensors[tree["tensor"]]
-        return {key: unpack(value, tensors) for key, value in tree.items()}
-    return [unpack(value, tensors) for value in tree] if isinstance(tree, list) else tree
+        return {key: _unpack(value, tensors) for key, value in tree.items()}
+    return [_unpack(value, tensors) for value in tree] if isinstance(tree, list) else tree
 
 
 def unpack_optimiser(tree: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The `state_dict` of an optimiser, whose state is by the number of the parameter."""
-    found: dict[str, Any] = unpack(tree, tensors)
-    found["state"] = {int(number): moments for number, moments in found["state"].items()}
-    return found
+    """The `state_dict` of an optimiser that `pack` returned."""
+    state: dict[str, Any] = _unpack(tree, tensors)
+    state["state"] = {int(number): moments for number, moments in state["state"].items()}
+    return state
 
 
 def arrays_of(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """On the CPU, as NumPy has them."""
+    """The tensors as NumPy arrays."""
     return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
 
 
 def tensors_below(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-    """Those whose names begin with `prefix`, without it."""
+    """Tensors of the arrays whose names begin with `prefix`, which is removed."""
     return {
         name.removeprefix(prefix): torch.from_numpy(array)
         for name, array in arrays.items()

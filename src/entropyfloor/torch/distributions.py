@@ -15,6 +15,7 @@ from torch.distributions import Distribution, constraints
 from torch.types import _size
 
 from entropyfloor.torch import functional as F
+from entropyfloor.torch.numerics import as_float, log_sech_squared
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -40,7 +41,7 @@ class _Bounded(Distribution):
         *,
         validate_args: bool | None = None,
     ) -> None:
-        loc, scale = F._floating(loc, "loc"), F._floating(scale, "scale")
+        loc, scale = as_float(loc, "loc"), as_float(scale, "scale")
         self.loc, self.scale = torch.broadcast_tensors(loc, scale)
         if self.loc.ndim == 0:
             raise ValueError("loc and scale are scalars: the last axis is the action, pass [..., action_dim]")
@@ -74,10 +75,10 @@ class TanhNormal(_Bounded):
         return torch.tanh(base), self._log_prob_of_base(base)
 
     def log_prob(self, value: Float[Tensor, "*sample D"]) -> Float[Tensor, "*sample"]:
-        """Log-density; a value on ±1 is taken one rounding step inside, so that it is finite."""
+        """Log-density. A value of ±1 is moved one rounding step inwards, so that the result is finite."""
         if self._validate_args:
             self._validate_sample(value)
-        value = F._floating(value, "value")
+        value = as_float(value, "value")
         limit = 1 - torch.finfo(value.dtype).eps
         return self._log_prob_of_base(torch.atanh(value.clamp(-limit, limit)))
 
@@ -87,7 +88,7 @@ class TanhNormal(_Bounded):
 
     @property
     def mode(self) -> Float[Tensor, "*batch D"]:
-        """tanh(loc): the median, and what agents act with in evaluation; not the peak of the density."""
+        """tanh(loc): the median, with which agents act in evaluation; not the peak of the density."""
         return torch.tanh(self.loc)
 
     def _base_sample(self, sample_shape: _size) -> Tensor:
@@ -97,15 +98,14 @@ class TanhNormal(_Bounded):
     def _log_prob_of_base(self, base: Tensor) -> Tensor:
         standard = (base - self.loc) / self.scale
         density = -0.5 * standard**2 - self.scale.log() - LOG_SQRT_2PI
-        return (density - F._log_sech_squared(base)).sum(-1)
+        return (density - log_sech_squared(base)).sum(-1)
 
 
 class TruncatedNormal(_Bounded):
     """N(loc, scale²) restricted to [low, high], per coordinate (Eq. 5).
 
     Args:
-        loc: Mean before truncation, `[..., D]`; outside [low, high] it is clamped into it, as in
-            `era_truncated_normal`, so that the two always agree.
+        loc: Mean before truncation, `[..., D]`, clamped into [low, high] as in `era_truncated_normal`.
         scale: Standard deviation before truncation, broadcastable with `loc`, positive.
         low: Lower bound.
         high: Upper bound.
@@ -123,7 +123,7 @@ class TruncatedNormal(_Bounded):
         if not low < high:
             raise ValueError(f"low={low} must be below high={high}: swap the bounds")
         self.low, self.high = low, high
-        self._refuses_outside = bool(validate_args)  # not by default, where only parameters are validated
+        self._refuses_outside = bool(validate_args)  # the default validates parameters only
         super().__init__(loc, scale, validate_args=validate_args)
         self.loc = self.loc.clamp(low, high)
 
@@ -134,7 +134,7 @@ class TruncatedNormal(_Bounded):
 
     def rsample(self, sample_shape: _size = torch.Size()) -> Float[Tensor, "*sample D"]:  # noqa: B008
         """Reparametrised sample by the inverse of the distribution function, with gradients to both parameters."""
-        # Measured from loc, both tails are resolved alike: the mass lies in (-below, above).
+        # Probabilities are measured from loc, so that both tails have the same precision.
         below, above = self._mass_beside_loc()
         signed = self._uniform(sample_shape) * (below + above) - below
         limit = 1 - torch.finfo(signed.dtype).eps
@@ -150,14 +150,14 @@ class TruncatedNormal(_Bounded):
         return value, self._log_density(value).sum(-1)
 
     def log_prob(self, value: Float[Tensor, "*sample D"]) -> Float[Tensor, "*sample"]:
-        """Log-density: finite on [low, high], bounds included, as either precision rounds them; -inf outside.
+        """Log-density: finite on [low, high], with the bounds as either precision rounds them; -inf outside.
 
         Raises:
-            ValueError: A value lies outside, and `validate_args=True` was asked for.
+            ValueError: A value lies outside, with `validate_args=True`.
         """
         if self._refuses_outside:
             self._validate_sample(value)
-        density = self._log_density(F._floating(value, "value"))
+        density = self._log_density(as_float(value, "value"))
         low, high = (self.loc.new_full((), bound) for bound in (self.low, self.high))
         inside = ((value >= self.low) | (value >= low)) & ((value <= self.high) | (value <= high))
         return torch.where(inside, density, -torch.inf).sum(-1)

@@ -1,6 +1,6 @@
 """The activations as modules, for PyTorch. `entropyfloor.jax.nn` is the same page for JAX.
 
-A module checks its target when it is built. None but `ResidualEntropy` and `ERALinear` has parameters.
+A module checks its target when it is built. Only `ResidualEntropy` and `ERALinear` have parameters.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.fx
@@ -17,6 +17,7 @@ from torch.jit import is_scripting  # type: ignore[attr-defined]  # hints lack i
 
 from entropyfloor import targets
 from entropyfloor.torch import functional as F
+from entropyfloor.torch.numerics import as_float
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -27,7 +28,7 @@ __all__ = ["ERAGaussian", "ERALinear", "ERASoftmax", "ERATruncatedNormal", "Resi
 class ERAGaussian(nn.Module):
     """`era_gaussian` (Eq. 11), or with `batch_level=True` `era_gaussian_batch` (Eq. 36).
 
-    At batch level the running mean of `M`, carried as its log, is kept as `BatchNorm` keeps its statistics:
+    At batch level the module has a running mean of `M`, stored as its log, like the statistics of `BatchNorm`:
     updated in training, used in evaluation. It stays in float32 when the module is cast to half precision.
 
     Args:
@@ -80,12 +81,12 @@ class ERAGaussian(nn.Module):
             self.log_mean_exp_sum.copy_(torch.logaddexp(old, new))
         return log_std
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """What `to`, `half`, … come through. In bfloat16 the running mean would round each small update away."""
-        kept = self._buffers.get("log_mean_exp_sum")
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ERAGaussian:
+        """Called by `to`, `half`, …. In bfloat16 each small update of the running mean would be rounded away."""
+        running = self._buffers.get("log_mean_exp_sum")
         super()._apply(fn, recurse)
-        if kept is not None and self.log_mean_exp_sum.dtype.itemsize < 4:
-            self.log_mean_exp_sum = kept.to(self.log_mean_exp_sum.device)
+        if running is not None and self.log_mean_exp_sum.dtype.itemsize < 4:
+            self.log_mean_exp_sum = running.to(self.log_mean_exp_sum.device)
         return self
 
     def extra_repr(self) -> str:
@@ -97,7 +98,7 @@ class ERAGaussian(nn.Module):
 
 
 class ERATruncatedNormal(nn.Module):
-    """`era_truncated_normal`: the floor holds for the truncated policy that acts (*ours*).
+    """`era_truncated_normal`: the floor holds for the truncated policy (*ours*).
 
     Args:
         action_dim: D.
@@ -176,18 +177,18 @@ class ERASoftmax(nn.Module):
         self.num_classes, self.min_entropy = num_classes, min_entropy
         self.tau, self.floor, self.inverse = tau, floor, inverse
 
-    def forward(self, logits: Tensor) -> Tensor:  # `torch.jit.script` knows no shapes
-        """Logits `[*batch, n]` with the floor under them."""
+    def forward(self, logits: Tensor) -> Tensor:  # `torch.jit.script` does not accept jaxtyping
+        """Logits `[*batch, n]` whose softmax keeps the floor, from logits of the same shape."""
         if is_scripting():
             if logits.size(-1) != self.num_classes:
                 raise ValueError(f"input ends in {logits.size(-1)}, not in num_classes={self.num_classes}")
             least, top = self._kappa_range
-            return F._era_softmax_in_script(logits, least, top, self.inverse)
-        else:  # noqa: RET505  # scripts skip whole branches only
+            return F.era_softmax_in_script(logits, least, top, self.inverse)
+        else:  # noqa: RET505  # `torch.jit.script` skips whole branches only
             return _floored(logits, self.num_classes, self.min_entropy, self.tau, self.floor, self.inverse)
 
-    def __prepare_scriptable__(self) -> Self:
-        """Solve for what a script cannot; `torch.jit.script` calls this."""
+    def __prepare_scriptable__(self) -> ERASoftmax:
+        """Called by `torch.jit.script`: solve for the constants, which a script cannot do."""
         fields = self.num_classes, self.min_entropy, self.tau, self.floor, self.inverse
         self._kappa_range = targets.softmax_kappa_range(*fields)
         return self
@@ -201,7 +202,7 @@ class ERASoftmax(nn.Module):
 
 
 class ERALinear(nn.Linear):
-    """A `Linear` classifier with `era_softmax` behind it, and the same state-dict keys.
+    """A `Linear` classifier followed by `era_softmax`, with the state-dict keys of `Linear`.
 
     Args:
         in_features: Width of the features.
@@ -220,15 +221,15 @@ class ERALinear(nn.Linear):
         self.activation = activation
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        """Logits `[*batch, n]` with the floor under them, of features `[*batch, i]`."""
+        """Logits `[*batch, n]` whose softmax keeps the floor, from features `[*batch, i]`."""
         return self.activation(nn.functional.linear(input, self.weight, self.bias))
 
 
 class ResidualEntropy(nn.Module):
     """The learned residual entropy δ̂ ≥ 0 of Eq. 12, one number for all states.
 
-    Give `target_entropy + residual.value.detach()` to `era_gaussian` and minimise `residual.loss(entropy)`:
-    δ̂ grows while the bounded policy is below its target.
+    Pass `target_entropy + residual.value.detach()` to `era_gaussian` and minimise `residual.loss(entropy)`: δ̂
+    grows while the entropy of the bounded policy is below its target.
 
     Args:
         target_entropy: H0 in nats for the whole action.
@@ -243,7 +244,7 @@ class ResidualEntropy(nn.Module):
     @property
     def value(self) -> Float[Tensor, ""]:
         """δ̂ = softplus(raw), in nats."""
-        return nn.functional.softplus(F._floating(self.raw, "raw"))
+        return nn.functional.softplus(as_float(self.raw, "raw"))
 
     def forward(self) -> Float[Tensor, ""]:
         """δ̂, in nats."""
@@ -251,7 +252,7 @@ class ResidualEntropy(nn.Module):
 
     def loss(self, policy_entropy: Float[Tensor, "*batch"]) -> Float[Tensor, ""]:
         """`E[δ̂ (H[π] - H0)]` with the entropy of the bounded policy detached (Eq. 12)."""
-        entropy = F._floating(policy_entropy, "policy_entropy").detach()
+        entropy = as_float(policy_entropy, "policy_entropy").detach()
         return (self.value * (entropy - self.target_entropy)).mean()
 
 
@@ -264,14 +265,14 @@ def _floored(
     floor: Literal["calibrated", "paper"],
     inverse: Literal["exact", "paper"],
 ) -> Tensor:
-    """One node in a graph of `torch.fx`, which cannot trace what asks for a shape."""
+    """One node in a graph of `torch.fx`, which cannot trace code that depends on a shape."""
     _check_last_axis(logits, num_classes, "num_classes")
     return F.era_softmax(logits, min_entropy, tau=tau, floor=floor, inverse=inverse)
 
 
 def _check_mode(mode: str, action_dim: int, batch_level: bool = False) -> None:
-    """Refuse what cannot work; warn of what works but says nothing."""
-    floor = F._is_floor(mode)
+    """Refuse modes that cannot work, and warn where Eq. 11 leaves the network no choice."""
+    floor = F.is_floor(mode)
     if batch_level and floor:
         raise ValueError("batch_level=True has no mode='floor': choose one of them")
     if action_dim == 1 and not floor and not batch_level:

@@ -1,4 +1,4 @@
-"""Random numbers of a run: each stream follows from the run's seed and numbers of its own."""
+"""Seeds of a run: each stream of random numbers is seeded by the run's seed and numbers of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["derived", "seed"]
 
 
 def derived(*numbers: int) -> int:
-    """A seed that follows from numbers; as many of them as elsewhere, or it may be the same."""
+    """A seed derived from `numbers`. Trailing zeros do not count, so all streams should use as many numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 

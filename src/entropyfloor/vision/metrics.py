@@ -14,6 +14,7 @@ from torch import Tensor
 
 from entropyfloor.extras import require
 from entropyfloor.torch import functional as F
+from entropyfloor.torch.numerics import as_float
 
 require("vision", "torchmetrics")
 
@@ -71,7 +72,7 @@ def predict(
         ValueError: No sample, fewer than two classes, shapes that do not fit, a class that does not exist, or
             logits that give no finite loss, as those of a diverged model.
     """
-    logits, raw = F._floating(logits, "logits"), F._floating(raw_logits, "raw_logits")
+    logits, raw = as_float(logits, "logits"), as_float(raw_logits, "raw_logits")
     if logits.ndim != 2 or not len(logits) or logits.shape[1] < 2:
         raise ValueError(f"logits {tuple(logits.shape)} must be [samples, classes], with two classes at least")
     if raw.shape != logits.shape:
@@ -110,7 +111,7 @@ def top_confidence(logits: Float[Tensor, "B n"]) -> Float[Tensor, " B"]:
     """Largest probability, on the CPU: all that is asked of samples from elsewhere, which have no right class."""
     # To the last bit as `predict` computes it: under a floor many samples have the largest confidence that it
     # allows, and a difference in rounding would decide what are ties.
-    return F._floating(logits, "logits").softmax(1).amax(1).cpu()
+    return as_float(logits, "logits").softmax(1).amax(1).cpu()
 
 
 def concatenate(batches: Sequence[Predictions]) -> Predictions:

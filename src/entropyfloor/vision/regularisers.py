@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from entropyfloor import targets
 from entropyfloor.torch import functional as F
+from entropyfloor.torch.numerics import as_float
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -38,7 +39,7 @@ def classification_loss(
         focal_gamma: γ of the focal loss (Lin et al. 2017, arXiv 1708.02002, Eq. 4, without α).
         confidence_penalty: β, what a nat of entropy is worth (Pereyra et al. 2017, arXiv 1701.06548, Sec. 3).
     """
-    logits = F._floating(logits, "logits")
+    logits = as_float(logits, "logits")
     n = logits.shape[-1]
     q = target if target.is_floating_point() else nn.functional.one_hot(target, n)
     q = (1.0 - label_smoothing) * q.to(logits.dtype) + label_smoothing / n
@@ -60,7 +61,7 @@ def jensen_shannon(logits: Float[Tensor, "B n"], splits: int) -> Float[Tensor, "
         logits: Of all first copies, then of all second ones, ….
         splits: How many copies there are.
     """
-    log_p = F._floating(logits, "logits").log_softmax(-1).unflatten(0, (splits, -1))
+    log_p = as_float(logits, "logits").log_softmax(-1).unflatten(0, (splits, -1))
     log_mean = log_p.logsumexp(0) - math.log(splits)
     return (log_p.exp() * (log_p - log_mean)).sum(-1).mean()
 
@@ -80,7 +81,7 @@ def temperature_floor(logits: Float[Tensor, "*batch n"], min_entropy: float) -> 
         ValueError: The floor is out of reach.
     """
     _check_floor(logits.shape[-1], min_entropy)
-    z = F._floating(logits, "logits")
+    z = as_float(logits, "logits")
     z = z - z.amax(-1, keepdim=True).detach()
     with torch.no_grad():
         below = F.entropy_from_logits(z) < min_entropy

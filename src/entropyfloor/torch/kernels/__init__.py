@@ -1,1 +1,1 @@
-"""What is too slow or too large as plain tensor code. `functional` calls it; nothing else needs to."""
+"""Token log-probabilities in tiles of logits, by PyTorch or Triton. `entropyfloor.torch.tokens` calls them."""

@@ -1,4 +1,4 @@
-"""The steps of `tokens` on one tile as Triton kernels: each reads and writes the tile once.
+"""The steps of `tiles` on one tile as Triton kernels, each of which reads and writes the tile once.
 
 A program takes one row. The matrix products around the kernels are PyTorch's.
 """
@@ -7,9 +7,11 @@ A program takes one row. The matrix products around the kernels are PyTorch's.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
+
+from entropyfloor.torch.kernels.bundles import Options, Rates, State, Used
 
 try:
     import triton  # type: ignore[import-untyped, unused-ignore]
@@ -17,12 +19,9 @@ try:
 except ImportError:  # PyTorch brings it on Linux only
     triton = None
 
-if TYPE_CHECKING:
-    from entropyfloor.torch.kernels.tokens import Shape
-
 
 def problem(device_type: str) -> str | None:
-    """Why the kernels cannot run there, None if they can."""
+    """Why the kernels cannot run on a type of device, None if they can."""
     if triton is None:
         return "Triton is not installed"
     if device_type == "cuda" or triton.knobs.runtime.interpret:
@@ -32,51 +31,44 @@ def problem(device_type: str) -> str | None:
 
 def fold(
     tile: Tensor,
-    room: Tensor,  # noqa: ARG001
+    buffer: Tensor,  # noqa: ARG001
     targets: Tensor,
     scales: Tensor,
-    chosen: Tensor,
-    top: Tensor,
-    sums: Tensor,
-    moment: Tensor,
-    shape: Shape,
-    masked: bool,  # noqa: ARG001
+    state: State,
+    options: Options,
+    has_bias: bool,  # noqa: ARG001
 ) -> None:
-    """As `tokens._fold`, but the tile stays."""
+    """`tiles._fold`, but the tile stays as it is."""
     height, width = tile.shape
     block = triton.next_power_of_2(width)
     _fold_row[(height,)](
-        tile, targets, scales, chosen, top, sums, moment, width, scales.stride(0), sums.stride(0), *shape,
-        COUNT=len(scales), SOFTCAP=bool(shape.softcap), BLOCK=block, num_warps=_warps(block),
+        tile, targets, scales, *state, width, scales.stride(0), state.sums.stride(0), *options[:2],
+        COUNT=len(scales), SOFTCAP=bool(options.softcap), BLOCK=block, num_warps=_warps(block),
     )  # fmt: skip
 
 
 def gradient(
     tile: Tensor,
-    rooms: tuple[Tensor, ...],  # noqa: ARG001
+    buffers: list[Tensor],  # noqa: ARG001
     scales: Tensor,
-    top: Tensor,
-    dense: Tensor,
-    by_moment: Tensor,
-    mean: Tensor,
-    used: tuple[bool, bool, bool],
-    shape: Shape,
-    masked: bool,  # noqa: ARG001
+    rates: Rates,
+    options: Options,
+    used: Used,
+    has_bias: bool,  # noqa: ARG001
 ) -> Tensor:
-    """As `tokens._gradient`, in place."""
+    """`tiles._gradient`, in place."""
     height, width = tile.shape
     block = triton.next_power_of_2(width)
-    unit, scaled, entropy = used
     _gradient_row[(height,)](
-        tile, scales, top, dense, by_moment, mean, width, scales.stride(0), dense.stride(0), *shape,
-        COUNT=len(scales) if scaled else 1, UNIT=unit, ENTROPY=entropy, SOFTCAP=bool(shape.softcap), BLOCK=block,
-        num_warps=_warps(block),
+        tile, scales, *rates, width, scales.stride(0), rates.dense.stride(0), *options[:2],
+        COUNT=len(scales) if used.scaled else 1, UNIT=used.unit, ENTROPY=used.entropy,
+        SOFTCAP=bool(options.softcap), BLOCK=block, num_warps=_warps(block),
     )  # fmt: skip
     return tile
 
 
 def _warps(block: int) -> int:
-    """Sixteen numbers a thread."""
+    """Number of warps: sixteen numbers a thread."""
     return min(max(block // 512, 1), 16)
 
 
@@ -85,8 +77,8 @@ def _jit(function: Any) -> Any:
 
 
 @_jit
-def _bent(x, softcap):  # type: ignore[no-untyped-def]
-    """tanh(x / softcap), which neither overflows nor needs a library."""
+def _tanh(x, softcap):  # type: ignore[no-untyped-def]
+    """tanh(x / softcap) without overflow, and without the libraries that Triton's tanh needs."""
     u = tl.abs(x) / softcap
     t = 1 - 2 / (tl.exp(2 * u) + 1)
     return tl.where(x < 0, -t, t)
@@ -94,7 +86,7 @@ def _bent(x, softcap):  # type: ignore[no-untyped-def]
 
 @_jit
 def _fold_row(  # type: ignore[no-untyped-def]
-    tile, targets, scales, chosen, top, sums, moment, width, scales_stride, sums_stride, temperature, softcap,
+    tile, targets, scales, top, chosen, sums, moment, width, scales_stride, sums_stride, temperature, softcap,
     COUNT: tl.constexpr, SOFTCAP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -102,7 +94,7 @@ def _fold_row(  # type: ignore[no-untyped-def]
     inside = columns < width
     z = tl.load(tile + row * width + columns, mask=inside, other=0.0)
     if SOFTCAP:
-        z = softcap * _bent(z, softcap)
+        z = softcap * _tanh(z, softcap)
     z = tl.where(inside, z / temperature, -float("inf"))
     target = tl.load(targets + row)
     if (target >= 0) & (target < width):
@@ -132,10 +124,10 @@ def _gradient_row(  # type: ignore[no-untyped-def]
     columns = tl.arange(0, BLOCK)
     inside = columns < width
     z = tl.load(tile + row * width + columns, mask=inside, other=0.0)
-    bent = tl.zeros((BLOCK,), tl.float32)
+    tanh = tl.zeros((BLOCK,), tl.float32)
     if SOFTCAP:
-        bent = _bent(z, softcap)
-        z = softcap * bent
+        tanh = _tanh(z, softcap)
+        z = softcap * tanh
     below = tl.maximum(z / temperature - tl.load(top + row), -1e30)
     gradient = tl.zeros((BLOCK,), tl.float32)
     for j in tl.static_range(1, COUNT):
@@ -147,5 +139,5 @@ def _gradient_row(  # type: ignore[no-untyped-def]
             rate += tl.load(by_moment + row) * (below - tl.load(mean + row))
         gradient += rate * tl.exp(below)
     if SOFTCAP:
-        gradient *= 1 - bent * bent
+        gradient *= 1 - tanh * tanh
     tl.store(tile + row * width + columns, gradient, mask=inside)

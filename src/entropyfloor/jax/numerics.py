@@ -1,0 +1,31 @@
+"""Numerical parts that the modules share, for JAX. `entropyfloor.torch.numerics` is the same page for PyTorch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jax import Array
+
+
+def as_float(x: Array, name: str) -> Array:
+    """`x` in float32 or wider.
+
+    Raises:
+        ValueError: `x`, which the message calls `name`, does not hold floating-point values.
+    """
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"{name} has dtype {x.dtype}: pass floating-point values, such as {name}.astype(float)")
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def constant(values: Sequence[float], like: Array) -> Array:
+    """`values` in the dtype of `like`."""
+    return jnp.asarray(values, like.dtype)
+
+
+def log_sech_squared(u: Array) -> Array:
+    """log(1 - tanh² u) without cancellation: `2 (log 2 - |u| - log(1 + e^{-2|u|}))`."""
+    return 2 * (math.log(2) - jnp.abs(u) - jnp.log1p(jnp.exp(-2 * jnp.abs(u))))

@@ -1,0 +1,37 @@
+"""Numerical parts that the modules share, for PyTorch. `entropyfloor.jax.numerics` is the same page for JAX."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def as_float(x: Tensor, name: str) -> Tensor:
+    """`x` in float32 or wider.
+
+    Raises:
+        ValueError: `x`, which the message calls `name`, does not hold floating-point values.
+    """
+    if not x.is_floating_point():
+        raise ValueError(f"{name} has dtype {x.dtype}: pass floating-point values, such as {name}.float()")
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def constant(values: Sequence[float], like: Tensor) -> Tensor:
+    """`values` in the dtype and on the device of `like`."""
+    return torch.tensor(values, dtype=like.dtype, device=like.device)
+
+
+def implicit(value: Tensor, *slopes: tuple[Tensor, Tensor]) -> Tensor:
+    """`value` with the derivative `slope` by `x`, for each pair `(x, slope)`."""
+    for x, slope in slopes:
+        value = value + slope * (x - x.detach())
+    return value
+
+
+def log_sech_squared(u: Tensor) -> Tensor:
+    """log(1 - tanh² u) without cancellation: `2 (log 2 - |u| - log(1 + e^{-2|u|}))`."""
+    return 2 * (math.log(2) - u.abs() - torch.log1p(torch.exp(-2 * u.abs())))
