@@ -41,6 +41,10 @@ class Loop:
         """Whether Ctrl-C or SIGTERM has asked the loop to end."""
         return self._stop.is_set()
 
+    def stop(self) -> None:
+        """Ask the loop to end, because a signal has reached another process of the same run."""
+        self._stop.set()
+
 
 @contextmanager
 def training_loop(
