@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -137,13 +138,7 @@ def test_a_resumed_run_is_the_run_that_was_left_alone(optimiser, folder, tmp_pat
     shutil.rmtree(newest)
     moved = home.rename(tmp_path / "there")
     resume(halted, data_dir=str(moved))
-    a, b = (
-        [
-            {k: v for k, v in line.items() if k not in ("seconds", "images_per_second")}
-            for line in read_run(path).lines
-        ]
-        for path in (whole, halted)
-    )
+    a, b = history(whole), history(halted)
     assert a == b
     assert [line["step"] for line in a] == [0, 1, 2, 3]
     ends = [(path / "checkpoints" / newest.name / "arrays.safetensors").read_bytes() for path in (whole, halted)]
@@ -323,28 +318,117 @@ def test_a_test_image_that_cannot_be_read_costs_no_training(folder, tmp_path):
     assert read_run(tmp_path / "run").lines == []  # it was found before training began
 
 
+def history(path):
+    """What a run has logged, without times."""
+    return [
+        {k: v for k, v in line.items() if k not in ("seconds", "images_per_second")}
+        for line in read_run(path).lines
+    ]
+
+
+def interrupted(folder, tmp_path, monkeypatch, signals, **settings):
+    """A run of four epochs whose second epoch is interrupted by SIGTERM."""
+    updates, update = [], Trainer._update
+
+    def send(self, *batch):
+        updates.append(update(self, *batch))
+        if len(updates) == 7:  # of five in an epoch
+            for _ in range(signals):
+                os.kill(os.getpid(), signal.SIGTERM)
+        return updates[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_update", send)
+        with pytest.raises(KeyboardInterrupt, match=f"--resume {tmp_path / 'run'}") as error:
+            run(folder, tmp_path, epochs=4, checkpoint_every=9, **settings)
+    return tmp_path / "run", str(error.value)
+
+
+def test_a_signal_ends_the_run_after_the_epoch(folder, tmp_path, monkeypatch):
+    settings = {"min_entropy": 0.2, "mixup": 0.2, "ema": 0.5, "optimiser": "adamw"}
+    path, message = interrupted(folder, tmp_path, monkeypatch, 1, **settings)
+    assert "saved at step 2" in message
+    assert [line["step"] for line in read_run(path).lines] == [0, 1, 2]
+    assert read_run(path).status["state"] == "interrupted"
+    resume(path)
+    whole = run(folder, tmp_path / "whole", epochs=4, checkpoint_every=9, **settings)
+    assert history(path) == history(whole)
+    name = "checkpoints/000000000004/arrays.safetensors"
+    assert (path / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_second_signal_ends_the_run_at_once(folder, tmp_path, monkeypatch):
+    path, message = interrupted(folder, tmp_path, monkeypatch, 2)
+    assert "nothing is saved yet" in message
+    assert [line["step"] for line in read_run(path).lines] == [0, 1]
+    assert read_run(path).status["state"] == "interrupted"
+
+
+TWO = ["-m", "torch.distributed.run", "--nproc-per-node=2"]
+"""Starts two processes. `accelerate launch` starts one on a machine without an accelerator."""
+ON_CPUS = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+SIGNALLED = """
+import os, signal, sys
+import psutil
+from entropyfloor.cli import main
+from entropyfloor.vision.trainer import Trainer
+update = Trainer._update
+def send(self, *batch):
+    if self.accelerator.process_index == int(sys.argv[1]):
+        Trainer._update = update
+        os.kill(os.getpid(), signal.SIGTERM)
+        for child in psutil.Process().children():
+            child.terminate()
+    return update(self, *batch)
+Trainer._update = send
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def signalled(tmp_path, launcher, process, options):
+    """Run `train vision` in a script that sends SIGTERM to a process and its children in the first update."""
+    (tmp_path / "script.py").write_text(SIGNALLED)
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    command = [sys.executable, *launcher, str(tmp_path / "script.py"), process, "train", "vision", *words]
+    return subprocess.run(command, env=ON_CPUS, capture_output=True, text=True, timeout=400, check=False)
+
+
+def test_a_signal_that_ends_the_workers_too_is_no_failure(folder, tmp_path):
+    options = {**TINY, "data_dir": folder, "out": tmp_path / "run", "epochs": 2, "workers": 1, "batch_size": 2}
+    done = signalled(tmp_path, [], "0", options)
+    assert done.returncode == 130, done.stderr
+    assert read_run(tmp_path / "run").status["state"] == "interrupted"
+
+
+@pytest.mark.slow
+def test_processes_stop_together(folder, tmp_path):
+    """A signal reaches only the process that writes nothing."""
+    options = {**TINY, "data_dir": folder, "out": tmp_path / "run", "epochs": 3, "checkpoint_every": 9}
+    done = signalled(tmp_path, TWO, "1", options)
+    assert "saved at step 1" in done.stderr
+    assert "another process writes the run" in done.stderr
+    assert read_run(tmp_path / "run").status["state"] == "interrupted"
+    assert [line["step"] for line in read_run(tmp_path / "run").lines] == [0, 1]
+
+
 @pytest.mark.slow
 def test_two_processes_train_one_model(folder, tmp_path):
-    """With `accelerate`, on CPUs: the run is written once, the floor holds, and it goes on."""
+    """On CPUs: the run is written once, the floor holds, and it is resumed."""
     options = {**TINY, "data_dir": folder, "out": tmp_path / "run", "min_entropy": 0.1, "ema": 0.9, "epochs": 2}
     options["workers"] = 1  # which fork; beside JAX, as in this process, that is warned of
     words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--module"]
-    command = [*launch, "entropyfloor.cli", "train", "vision"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, timeout=400)
+    command = [sys.executable, *TWO, "-m", "entropyfloor.cli", "train", "vision"]
+    done = subprocess.run([*command, *words], env=ON_CPUS, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
-    before = read_run(tmp_path / "run")
-    assert [line["step"] for line in before.lines] == [0, 1, 2]
-    assert before.lines[-1]["realised_entropy/min"] > 0.1 - 1e-4
+    before = history(tmp_path / "run")
+    assert [line["step"] for line in before] == [0, 1, 2]
+    assert "4/4 updates" in done.stdout  # half as many as of one process
+    assert before[-1]["realised_entropy/min"] > 0.1 - 1e-4
     shutil.rmtree(sorted((tmp_path / "run" / "checkpoints").iterdir())[-1])
     resumed = [*command, "--resume", str(tmp_path / "run")]
-    done = subprocess.run(resumed, env=environment, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(resumed, env=ON_CPUS, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
-    after = read_run(tmp_path / "run")
-    assert {k: v for k, v in after.lines[-1].items() if k not in ("seconds", "images_per_second")} == {
-        k: v for k, v in before.lines[-1].items() if k not in ("seconds", "images_per_second")
-    }
+    assert history(tmp_path / "run")[-1] == before[-1]
 
 
 # --- weights that come and go ----------------------------------------------------------------------------

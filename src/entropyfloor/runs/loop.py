@@ -89,6 +89,8 @@ def training_loop(
 
 def resume_hint(runs: Sequence[Run], domain: str) -> str:
     """Where interrupted runs are, and the commands that continue them."""
+    if not runs:
+        return "another process writes the run"
     saved = [int(run.checkpoints()[-1].name) for run in runs if run.checkpoints()]
     where = f"saved at step {min(saved):,}" if saved else "nothing is saved yet"
     commands = "; ".join(f"entropyfloor train {domain} --resume {run.path}" for run in runs)

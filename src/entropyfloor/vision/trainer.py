@@ -131,6 +131,7 @@ class Trainer:
                 stopping = self._stopping(loop)
                 if run and (stopping or self.epoch == config.epochs or self.epoch % config.checkpoint_every == 0):
                     self.save(run)
+            self.accelerator.wait_for_everyone()  # launchers stop all processes when the first one has stopped
 
     def _stopping(self, loop: Loop) -> bool:
         """Whether a signal has reached any of the processes, which stop together."""
