@@ -39,8 +39,7 @@ class VisionConfig:
     dataset: DatasetName = "digits"
     """Dataset: cifar10 or cifar100 (torchvision's), digits (scikit-learn's), or folder (ImageNet, or your own)."""
     data_dir: Annotated[str, Effect.PLACE] = "data"
-    """Directory of the dataset. For `folder` it holds train and test (or val): directories or tar files of class
-    directories."""
+    """Directory of the dataset. For `folder`: train and test (or val), as directories or tar files of classes."""
     download: Annotated[bool, Effect.SPEED] = False
     """Download CIFAR if it is missing."""
     num_classes: Annotated[int | None, CLASSES] = None
@@ -59,8 +58,7 @@ class VisionConfig:
     min_entropy: Annotated[float | None, POSITIVE] = None
     """ERA: minimum entropy of every prediction in nats. The paper uses 0.6 (CIFAR-10) and 1.2 (ImageNet)."""
     floor: Literal["calibrated", "paper"] = "calibrated"
-    """ERA: whether `min_entropy` is the minimum entropy itself (calibrated, ours) or H0 of Eq. 15 (paper), whose
-    minimum is far above H0."""
+    """ERA: `min_entropy` is the minimum entropy itself (calibrated, ours) or H0 of Eq. 15 (paper), far below it."""
     tau: Annotated[float, TAU] = 4.0
     """ERA: temperature τ of Eq. 15."""
     inverse: Literal["exact", "paper"] = "exact"
@@ -77,8 +75,7 @@ class VisionConfig:
     """Confidence penalty β: the loss falls by β for each nat of entropy."""
 
     augmentation: Augmentation = "light"
-    """Augmentation: none, light (padded crop and flip), or timm (random resized crop, flip, and colour jitter or a
-    policy)."""
+    """Augmentation: none, light (padded crop, flip), or timm (random resized crop, flip, colours or a policy)."""
     auto_augment: str | None = None
     """Augmentation policy of timm, such as rand-m9-mstd0.5-inc1. Needs augmentation timm."""
     erase: Annotated[float, SHARE] = 0.0
@@ -107,7 +104,7 @@ class VisionConfig:
     weight_decay: Annotated[float, NATURAL] = 2e-5
     """Weight decay. Biases and norms have none."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """Learning rate schedule."""
+    """Schedule of the learning rate: cosine falls to 0, constant does not fall."""
     warmup_epochs: Annotated[int, WARMUP] = 0
     """Number of epochs in which the learning rate rises from 1e-5."""
     batch_size: Annotated[int, WHOLE_COUNT] = 128
@@ -123,8 +120,7 @@ class VisionConfig:
     compile: Annotated[bool, Effect.SPEED] = False
     """Compile the model with `torch.compile`."""
     checkpoint: str | None = None
-    """File of weights to start from, as timm reads them: those of the plain model. The last layer starts random if
-    they are for other classes."""
+    """File of weights to start from. The last layer starts random if they are for other classes."""
     pretrained: bool = False
     """Start from timm's weights for the model. The last layer starts random if they are for other classes."""
 
