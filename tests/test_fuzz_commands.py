@@ -382,9 +382,10 @@ def ppo(tmp_path):
 
 
 def vision(tmp_path):
+    from entropyfloor.vision.train import complete
     from entropyfloor.vision.trainer import Trainer
 
-    trainer = Trainer(VisionConfig(model="test_resnet", batch_size=8, ema=0.5))
+    trainer = Trainer(*complete(VisionConfig(model="test_resnet", batch_size=8, ema=0.5)))
     return trainer, trainer.save, trainer.restore
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from entropyfloor.vision import data
+from entropyfloor.vision import sources
 from entropyfloor.vision.images import FORMATS, OTHER_SUFFIXES, SUFFIXES, open_image, to_rgb
 
 X, Y = np.meshgrid(np.linspace(0, 1, 16), np.linspace(0, 1, 16))
@@ -170,8 +170,8 @@ def test_a_name_does_not_make_a_program_start(place, tmp_path, monkeypatch):
         root = tmp_path / "all.tar"
         with tarfile.open(root, "w") as tar:
             tar.add(tmp_path / "train", "train")
-    source = data.load("folder", root, "train")
-    with pytest.raises(data.UnreadableImageError, match=r"x\.png.* cannot be read as an image"):
+    source = sources.load("folder", root, "train")
+    with pytest.raises(sources.UnreadableImageError, match=r"x\.png.* cannot be read as an image"):
         source.read(0)
 
 

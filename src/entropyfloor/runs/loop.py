@@ -41,6 +41,10 @@ class Loop:
         """Whether Ctrl-C or SIGTERM has asked the loop to end."""
         return self._stop.is_set()
 
+    def stop(self) -> None:
+        """Ask the loop to end, because a signal has reached another process of the same run."""
+        self._stop.set()
+
 
 @contextmanager
 def training_loop(
@@ -85,6 +89,8 @@ def training_loop(
 
 def resume_hint(runs: Sequence[Run], domain: str) -> str:
     """Where interrupted runs are, and the commands that continue them."""
+    if not runs:
+        return "another process writes the run"
     saved = [int(run.checkpoints()[-1].name) for run in runs if run.checkpoints()]
     where = f"saved at step {min(saved):,}" if saved else "nothing is saved yet"
     commands = "; ".join(f"entropyfloor train {domain} --resume {run.path}" for run in runs)

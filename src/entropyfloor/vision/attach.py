@@ -1,4 +1,4 @@
-"""A floor on a classifier that exists: `attach_era(model, 0.6)`, and the plain model back: `detach_era(model)`."""
+"""`attach_era(model, 0.6)` gives an existing classifier a minimum entropy; `detach_era(model)` takes it away."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Model = TypeVar("Model", bound=nn.Module)
 L = TypeVar("L", bound=nn.Linear)
 
 _LINEAR = ("torch.nn.modules.linear.Linear", "timm.layers.linear.Linear")
-"""timm's own differs from PyTorch's in what a script does with it. Others may do anything behind the product."""
+"""Layers that compute the product and nothing else. timm's differs from PyTorch's only in TorchScript."""
 _MEANS = ("CrossVit", "EfficientFormer", "EfficientFormerV2", "SwiftFormer", "VisionTransformerDistilled")
-"""Models of timm whose prediction is the plain mean of their heads' logits: a test holds them to it."""
+"""Models of timm whose prediction is the plain mean of their heads' logits, which a test checks."""
 
 
 def attach_era(model: Model, min_entropy: float, *, head: str | None = None, **options: Any) -> Model:
@@ -71,16 +71,16 @@ def detach_era(model: Model) -> Model:
 
 
 class _ResetClassifier:
-    """Stands before a model's own `reset_classifier`, which would drop the floor and not say so.
+    """Replacement for a model's own `reset_classifier`, which would silently drop the floor.
 
-    An object and not a closure, so that copies and pickles of the model have one that belongs to them.
+    It is an object rather than a closure, so that copies and pickles of the model refer to themselves.
     """
 
     def __init__(self, model: nn.Module, min_entropy: float, head: str | None, options: dict[str, Any]) -> None:
         self._model, self._min_entropy, self._head, self._options = model, min_entropy, head, options
 
     def __call__(self, num_classes: int, *args: Any, **kwargs: Any) -> None:
-        """A new head of `num_classes` with the same floor; 0 takes the head away, as ever.
+        """Make a new head of `num_classes` with the same floor; 0 removes the head, as in timm.
 
         Raises:
             ValueError: The floor is out of reach for so few classes; the model is then as it was.
@@ -96,7 +96,7 @@ class _ResetClassifier:
 
 
 def _head_names(model: Any) -> list[str]:
-    """Where the classifier of a timm model is, under all its names."""
+    """All names of the last layers of a timm model."""
     kind = type(model).__name__
     if not callable(getattr(model, "get_classifier", None)):
         raise ValueError(f"{kind} is no timm model: name its last layer, attach_era(model, …, head='fc')")
@@ -120,10 +120,10 @@ def _floored(linear: nn.Module, name: str, min_entropy: float, options: dict[str
     known = isinstance(linear, ERALinear) or f"{type(linear).__module__}.{type(linear).__name__}" in _LINEAR
     hooks = (linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks)
     if not known or any(hooks):
-        found = f"{type(linear).__name__}{' with hooks' if known else ''}"
-        raise ValueError(f"{name} is {found}, not a plain Linear: {_INSTEAD}")
+        layer = f"{type(linear).__name__}{' with hooks' if known else ''}"
+        raise ValueError(f"{name} is {layer}, not a plain Linear: {_INSTEAD}")
     assert isinstance(linear, nn.Linear)
-    ERASoftmax(linear.out_features, min_entropy, **options)  # refuses what is no option of its own
+    ERASoftmax(linear.out_features, min_entropy, **options)  # refuses unknown options
     return _with_parameters_of(linear, ERALinear, min_entropy=min_entropy, **options)
 
 
@@ -140,7 +140,7 @@ def _check_mean(floor: ERASoftmax) -> None:
 
 
 def _with_parameters_of(linear: nn.Linear, kind: type[L], **options: Any) -> L:
-    """A layer of another kind with the very parameters of `linear`."""
+    """A layer of another kind that shares the parameters of `linear`."""
     has_bias = linear.bias is not None
     layer = kind(linear.in_features, linear.out_features, bias=has_bias, device="meta", **options)
     layer.weight, layer.bias = linear.weight, linear.bias

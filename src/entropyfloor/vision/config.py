@@ -1,22 +1,26 @@
-"""Everything that a run of `entropyfloor train vision` can be told."""
+"""Settings of `entropyfloor train vision`."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from entropyfloor.runs.resume import config_of
 from entropyfloor.runs.settings import NATURAL, POSITIVE, SEED_RANGE, SHARE, THREADS, WORKERS, Effect, Range, check
-from entropyfloor.vision.data import Augmentation
 
 DatasetName = Literal["cifar10", "cifar100", "digits", "folder"]
+Augmentation = Literal["none", "light", "timm"]
 Precision = Literal["no", "bf16", "fp16"]
 
 NATIVE_SIZE = {"cifar10": 32, "cifar100": 32, "digits": 32, "folder": 224}
-"""Pixels of a side, unless something else was said; digits of 8×8 are enlarged, as models halve them often."""
+"""Default `input_size`. Digits of 8×8 pixels are enlarged, because models halve the resolution several times."""
+NAMES = ("domain", "env", "agent")
+"""Entries of `config.toml` that name the run in a report; they follow from the settings."""
 WHOLE = 2**31 - 1
-"""The largest whole number that everything which counts with it can hold."""
+"""Largest 32-bit integer, which libraries count images and pixels with."""
 WHOLE_COUNT = Range(1, WHOLE, "at least 1 and below 2**31")
 SIZE = Range(1, 2**14, "between 1 and 16384")
 WARMUP = Range(0, WHOLE, "at least 0 and below 2**31")
@@ -28,114 +32,113 @@ CLASSES = Range(2, WHOLE, "at least 2 and below 2**31")
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """A run of an image classifier. What is left at None follows from the rest."""
+    """Settings of an image classifier's run. A setting left at None follows from the others."""
 
     model: str = "resnet18"
-    """Any classifier of timm. Weights start random; `--checkpoint` takes them from a file."""
+    """Name of a timm classifier. Its weights start random, or from `--checkpoint` or `--pretrained`."""
     dataset: DatasetName = "digits"
-    """cifar10, cifar100 (torchvision's), digits (scikit-learn's, no download), folder (ImageNet, or any)."""
+    """Dataset: cifar10 or cifar100 (torchvision's), digits (scikit-learn's), or folder (ImageNet, or your own)."""
     data_dir: Annotated[str, Effect.PLACE] = "data"
-    """Where the dataset is. `folder`: train and test (or val), directories or tar files of class directories."""
+    """Directory of the dataset. For `folder`: train and test (or val), as directories or tar files of classes."""
     download: Annotated[bool, Effect.SPEED] = False
-    """Fetch CIFAR where it is missing."""
+    """Download CIFAR if it is missing."""
     num_classes: Annotated[int | None, CLASSES] = None
-    """Outputs of the model: as many as the dataset has classes, and checked against them."""
+    """Number of classes: by default that of the dataset, and checked against it."""
     input_size: Annotated[int | None, SIZE] = None
-    """Pixels of a side: 32 for CIFAR and digits, 224 for folders."""
+    """Height and width of the images in pixels: by default 32 for CIFAR and digits, 224 for folders."""
     seed: Annotated[int, SEED_RANGE, Effect.IDENTITY] = 0
-    """Everything random follows from it."""
+    """Seed of all random numbers."""
     epochs: Annotated[int, WHOLE_COUNT] = 200
-    """Passes over the training images."""
+    """Number of passes over the training images."""
     recipe: Annotated[str | None, Effect.IDENTITY] = None
-    """A remark: the recipe that asked for the run, its scale and its arm."""
+    """Remark for reports: the recipe of the run, its scale and its arm."""
     out: Annotated[str | None, Effect.IDENTITY] = None
-    """Run directory; by default runs/vision/<dataset>-<model>/<name of the regularisers>/seed-<seed>."""
+    """Run directory: by default runs/vision/<dataset>-<model>/<names of the regularisers>/seed-<seed>."""
 
     min_entropy: Annotated[float | None, POSITIVE] = None
-    """ERA: the floor under the entropy of every prediction, in nats. The paper: 0.6 (CIFAR-10), 1.2 (ImageNet)."""
+    """ERA: minimum entropy of every prediction in nats. The paper uses 0.6 (CIFAR-10) and 1.2 (ImageNet)."""
     floor: Literal["calibrated", "paper"] = "calibrated"
-    """ERA: what `min_entropy` is: the least entropy (ours), or the H0 of Eq. 15, whose floor is far above it."""
+    """ERA: `min_entropy` is the minimum entropy itself (calibrated, ours) or H0 of Eq. 15 (paper), far below it."""
     tau: Annotated[float, TAU] = 4.0
-    """ERA: τ of Eq. 15."""
+    """ERA: temperature τ of Eq. 15."""
     inverse: Literal["exact", "paper"] = "exact"
-    """ERA: h⁻¹ itself, or the approximation that the paper prints and its release has."""
+    """ERA: h⁻¹ computed exactly, or by the approximation of the paper and its released code."""
     temperature_floor: Annotated[float | None, POSITIVE] = None
-    """The same floor by a temperature, to compare with, in nats."""
+    """Minimum entropy of every prediction in nats, reached by a temperature instead of ERA, for comparison."""
     label_smoothing: Annotated[float, SHARE] = 0.0
-    """ε."""
+    """Label smoothing ε: the share of each target that is spread over all classes."""
     dropout: Annotated[float, SHARE] = 0.0
-    """Before the last layer."""
+    """Dropout probability before the last layer."""
     focal_gamma: Annotated[float, NATURAL] = 0.0
-    """γ of the focal loss."""
+    """Focal loss: exponent γ. 0 is cross-entropy."""
     confidence_penalty: Annotated[float, NATURAL] = 0.0
-    """β, what a nat of entropy is worth to the loss."""
+    """Confidence penalty β: the loss falls by β for each nat of entropy."""
 
     augmentation: Augmentation = "light"
-    """none, light (padded crop and flip), or timm (random resized crop, flip, and colour jitter or a policy)."""
+    """Augmentation: none, light (padded crop, flip), or timm (random resized crop, flip, colours or a policy)."""
     auto_augment: str | None = None
-    """A policy of timm, such as rand-m9-mstd0.5-inc1; needs augmentation timm."""
+    """Augmentation policy of timm, such as rand-m9-mstd0.5-inc1. Needs augmentation timm."""
     erase: Annotated[float, SHARE] = 0.0
-    """Probability of random erasing."""
+    """Random erasing: probability that a part of an image is erased."""
     erase_mode: Literal["const", "rand", "pixel"] = "pixel"
-    """What erased pixels become."""
+    """Random erasing: zeros (const), one random colour (rand), or a random colour for each pixel (pixel)."""
     mixup: Annotated[float, NATURAL] = 0.0
-    """α of Mixup."""
+    """Mixup: parameter α of the Beta distribution. 0 turns it off."""
     cutmix: Annotated[float, NATURAL] = 0.0
-    """α of CutMix."""
+    """CutMix: parameter α of the Beta distribution. 0 turns it off."""
     aug_splits: Annotated[int, SPLITS] = 0
-    """Copies of each image in a batch, the first one clean (AugMix); 0 for one."""
+    """AugMix: number of copies of each image in a batch, the first one without augmentation. 0 turns it off."""
     split_bn: bool = False
-    """Batch norm of its own for each copy."""
+    """AugMix: separate batch norms for the copies."""
     jsd: Annotated[float, NATURAL] = 0.0
-    """Weight of the Jensen-Shannon divergence between the copies; timm's is 12."""
+    """AugMix: weight of the Jensen-Shannon divergence between the copies. timm uses 12."""
     crop: Annotated[float | None, CROP] = None
-    """Share of a side that a test image is judged on: all of it below 96 pixels, else 0.875."""
+    """Share of a test image's height and width that is evaluated: by default 1 below 96 pixels, else 0.875."""
 
     optimiser: str = "sgd"
-    """Any of timm's, such as sgd (with Nesterov's momentum), adamw, lamb."""
+    """Optimiser of timm, such as sgd (with Nesterov momentum), adamw or lamb."""
     learning_rate: Annotated[float, POSITIVE] = 0.05
-    """At the start, of the whole batch on all devices."""
+    """Initial learning rate, for the whole batch on all devices."""
     momentum: Annotated[float, SHARE] = 0.9
-    """Of the optimisers that have one."""
+    """Momentum, for optimisers that have one."""
     weight_decay: Annotated[float, NATURAL] = 2e-5
-    """Not of biases and norms."""
+    """Weight decay. Biases and norms have none."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """How the learning rate falls."""
+    """Schedule of the learning rate: cosine falls to 0, constant does not fall."""
     warmup_epochs: Annotated[int, WARMUP] = 0
-    """In which it rises."""
+    """Number of epochs in which the learning rate rises from 1e-5."""
     batch_size: Annotated[int, WHOLE_COUNT] = 128
-    """Images in an update on each device."""
+    """Number of images in an update on each device."""
     clip_grad: Annotated[float | None, POSITIVE] = None
-    """Gradients are scaled down to this norm."""
+    """Maximum norm of the gradient; longer ones are scaled down."""
     ema: Annotated[float, SHARE] = 0.0
-    """Decay of the average of the weights that is judged instead of them; 0 for none."""
+    """Decay of the moving average of the weights, which is evaluated instead of them. 0 turns it off."""
     precision: Precision = "no"
-    """Mixed precision: no, bf16, fp16 (on accelerators). The floor is computed in float32 in any case."""
+    """Mixed precision: no, bf16, or fp16 (on accelerators). The floor is always computed in float32."""
     channels_last: Annotated[bool, Effect.SPEED] = False
-    """Memory layout; faster on some devices."""
+    """Use the channels-last memory layout, which is faster on some devices."""
     compile: Annotated[bool, Effect.SPEED] = False
-    """Through `torch.compile`."""
+    """Compile the model with `torch.compile`."""
     checkpoint: str | None = None
-    """Weights to start from, as timm reads them; those of the plain model fit the floored one. The last layer is
-    new where they are of other classes."""
+    """File of weights to start from. The last layer starts random if they are for other classes."""
     pretrained: bool = False
-    """Start from timm's weights for the model, with a new last layer for other classes than theirs."""
+    """Start from timm's weights for the model. The last layer starts random if they are for other classes."""
 
     ood: Literal["cifar10", "cifar100", "digits", "folder"] | None = None
-    """A dataset of other things, whose test images the model should be unsure of."""
+    """Out-of-distribution dataset, whose test images should be predicted with less confidence."""
     ood_dir: Annotated[str | None, Effect.PLACE] = None
-    """Where it is; by default `data_dir`."""
+    """Directory of the out-of-distribution dataset: by default `data_dir`."""
     checkpoint_every: Annotated[int, WHOLE_COUNT, Effect.SPEED] = 1
-    """Epochs between checkpoints; the end always saves one."""
+    """Number of epochs between checkpoints. The last epoch always saves one."""
     workers: Annotated[int, WORKERS, Effect.SPEED] = 0
-    """Processes that prepare images; 0 leaves it to the one that trains."""
+    """Number of processes that prepare images. 0: the training process prepares them."""
     threads: Annotated[int, THREADS, Effect.SPEED] = 0
-    """CPU threads of PyTorch; 0 leaves the choice to it."""
+    """Number of CPU threads of PyTorch. 0: PyTorch chooses."""
 
     def __post_init__(self) -> None:
         check(self)
         if self.pretrained and self.checkpoint is not None:
-            raise ValueError(f"pretrained and checkpoint={self.checkpoint} are two beginnings: choose one")
+            raise ValueError(f"pretrained and checkpoint={self.checkpoint} are two initial weights: choose one")
         if self.min_entropy is not None and self.temperature_floor is not None:
             raise ValueError("min_entropy and temperature_floor are two floors: choose one")
         if self.batch_size % 2 and (self.mixup or self.cutmix):
@@ -154,7 +157,7 @@ class VisionConfig:
             raise ValueError("jsd and split_bn compare the copies of an image: they need aug_splits of at least 2")
 
     def resolved(self) -> VisionConfig:
-        """The same run with nothing left at None that has a value; `num_classes` follows from the data."""
+        """The same settings with defaults filled in, except `num_classes`, which follows from the dataset."""
         size = self.input_size or NATIVE_SIZE[self.dataset]
         crop = self.crop or (1.0 if size < 96 else 0.875)
         out = self.out or f"runs/vision/{self.dataset}-{self.model}/{self.label}/seed-{self.seed}"
@@ -163,18 +166,37 @@ class VisionConfig:
     def moved(
         self, data_dir: Path | str | None = None, ood_dir: Path | str | None = None, **changes: Any
     ) -> VisionConfig:
-        """The same run with its images elsewhere, and with changes that say what to do with them."""
+        """The same settings with changes; `ood_dir` stays the same as `data_dir` where it was."""
         home = str(data_dir or self.data_dir)
-        others = home if self.ood_dir == self.data_dir else self.ood_dir
-        return replace(self, data_dir=home, ood_dir=others if ood_dir is None else str(ood_dir), **changes)
+        ood_home = home if self.ood_dir == self.data_dir else self.ood_dir
+        return replace(self, data_dir=home, ood_dir=ood_home if ood_dir is None else str(ood_dir), **changes)
 
     def restarted(self) -> VisionConfig:
-        """The same run without the weights that it began with: those of its checkpoint take their place."""
+        """The same settings without initial weights, for a run whose weights come from a checkpoint."""
         return replace(self, checkpoint=None, pretrained=False)
+
+    def with_classes(self, classes: Sequence[str]) -> VisionConfig:
+        """The same settings with the number of the dataset's classes.
+
+        Raises:
+            ValueError: `num_classes` is another number.
+        """
+        if self.num_classes not in (None, len(classes)):
+            raise ValueError(
+                f"num_classes={self.num_classes}, but {self.dataset} in {self.data_dir} has {len(classes)} "
+                "classes: leave it out, or choose other data"
+            )
+        return replace(self, num_classes=len(classes))
+
+    @property
+    def floor_metric(self) -> dict[str, float]:
+        """The minimum entropy in nats as the metric `floor`, if there is one; for `paper` it is H0 of Eq. 15."""
+        floor = self.min_entropy or self.temperature_floor
+        return {} if floor is None else {"floor": floor}
 
     @property
     def label(self) -> str:
-        """Names of the regularisers, `plain` where there is none."""
+        """Names of the regularisers, or `plain`."""
         era = self.floor if self.min_entropy is not None else None
         known = {
             f"era-{era}-{self.min_entropy}": era,
@@ -185,3 +207,12 @@ class VisionConfig:
             f"penalty-{self.confidence_penalty}": self.confidence_penalty,
         }
         return "-".join(name for name, used in known.items() if used) or "plain"
+
+
+def read_config(settings: dict[str, Any]) -> VisionConfig:
+    """The config of a run, from the entries of its `config.toml`.
+
+    Raises:
+        ValueError: It is not a run of an image classifier, or has settings that this version does not know.
+    """
+    return config_of(VisionConfig, settings, "vision", "an image classifier", NAMES)

@@ -1,4 +1,4 @@
-"""A trained classifier judged: accuracy, calibration and entropy with intervals."""
+"""Evaluation of a trained classifier: accuracy, calibration and entropy with intervals."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from entropyfloor.extras import out_of_memory_hint
-from entropyfloor.runs import Run
 from entropyfloor.vision import metrics
 from entropyfloor.vision.config import DatasetName
-from entropyfloor.vision.train import read_config
-from entropyfloor.vision.trainer import SMALLER, Trainer, recorded_classes
+from entropyfloor.vision.data import open_ood
+from entropyfloor.vision.load import read_trained
+from entropyfloor.vision.predict import OUT_OF_MEMORY_HINT, accelerator_of, evaluation_loaders, predict
+from entropyfloor.vision.sources import load
 
 _SHOWN = {
     "top1": ("top-1", 100, "%"),
@@ -22,54 +23,59 @@ _SHOWN = {
     "realised_entropy": ("entropy", 1, "nats"),
     "saturation": ("saturated", 100, "%"),
 }
+"""Name, factor and unit of each quantity in the summary."""
 
 
 def evaluate(
-    path: Path, *, data_dir: Path | None = None, ood: DatasetName | None = None, ood_dir: Path | None = None
+    run: Path, *, data_dir: Path | None = None, ood: DatasetName | None = None, ood_dir: Path | None = None
 ) -> str:
-    """Judge the last checkpoint of a run on its test images, and write `evaluation.json` into the run.
+    """Evaluate a classifier on its test images: accuracy, calibration and entropy with intervals.
+
+    Only the test images are read. The results are written to `evaluation.json` in the run. The 95 % bootstrap
+    intervals are over test images; they do not say how other seeds would differ.
 
     Args:
-        path: A run directory.
-        data_dir: Where the dataset is now, if it was moved.
-        ood: A dataset of other things, if not that of the run.
-        ood_dir: Where it is; by default where the dataset is.
+        run: Run directory, whose last checkpoint is evaluated, or a directory in its `checkpoints`.
+        data_dir: Directory of the dataset: by default that of the run.
+        ood: Out-of-distribution dataset, for the AUROC of the largest probability: by default that of the run.
+        ood_dir: Directory of the out-of-distribution dataset: by default `data_dir`.
 
     Returns:
-        What was found, in words: each quantity with its 95 % bootstrap interval over test images, which says
-        nothing of other seeds, and the least entropy beside the floor.
+        A summary: each quantity with its interval, and the minimum entropy beside the floor.
 
     Raises:
-        ValueError: No run, no checkpoint, or the data is not there, or has other classes than the run.
+        ValueError: There is no run or no checkpoint, or the images are not there or have other classes.
     """
-    run = Run.open(path)
-    checkpoint = run.trained()
-    config = read_config(run.config)
-    config = config.restarted().moved(data_dir, ood_dir, ood=ood or config.ood)
-    trainer = Trainer(config, recorded_classes(checkpoint))
-    trainer.restore(checkpoint)
-    with out_of_memory_hint(SMALLER):
-        judged = trainer.judge()
-    predictions, _ = judged
-    values, intervals = metrics.summarise(*judged), metrics.intervals(*judged)
-    edges, counts = metrics.entropy_histogram(predictions.entropy, int(trainer.config.num_classes or 0))
-    found: dict[str, Any] = {
-        "step": checkpoint.step,
+    trained = read_trained(run)
+    config = trained.config.moved(data_dir, ood_dir, ood=ood or trained.config.ood)
+    test = load(config.dataset, Path(config.data_dir), "test", download=config.download)
+    test = test.numbered_as(trained.label_names or test.classes)
+    config = config.with_classes(test.classes)
+    accelerator = accelerator_of(config)
+    classifier = trained.build().to(accelerator.device)
+    loaders = evaluation_loaders(test, open_ood(config), config, accelerator)
+    with out_of_memory_hint(OUT_OF_MEMORY_HINT):
+        predictions, ood_confidence = predict(classifier, accelerator, *loaders)
+    values = metrics.summarise(predictions, ood_confidence)
+    intervals = metrics.intervals(predictions, ood_confidence)
+    edges, counts = metrics.entropy_histogram(predictions.entropy, len(test.classes))
+    results: dict[str, Any] = {
+        "step": trained.step,
         "images": len(predictions.correct),
-        "ood": Path(str(trainer.config.ood_dir)).name if trainer.config.ood == "folder" else trainer.config.ood,
+        "ood": Path(str(config.ood_dir)).name if config.ood == "folder" else config.ood,
         "values": values,
         "intervals_95": intervals,
-        **trainer.promise,
+        **config.floor_metric,
         "entropy_histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
         "calibration_histogram": metrics.calibration_histogram(predictions),
     }
-    file = run.keep_evaluation(found)
-    lines = [f"epoch {checkpoint.step}, {len(predictions.correct):,} test images"]
+    file = trained.run.keep_evaluation(results)
+    lines = [f"epoch {trained.step}, {len(predictions.correct):,} test images"]
     for name, (label, factor, unit) in _SHOWN.items():
         if name in values:
             value, low, high = (factor * x for x in (values[name], *intervals[name]))
             lines.append(f"{label:<22}{value:.4g} [{low:.4g}, {high:.4g}] {unit}".rstrip())
-    aim = "".join(f" (floor {floor:g})" for floor in trainer.promise.values())
+    aim = "".join(f" (floor {floor:g})" for floor in config.floor_metric.values())
     lines.append(f"{'least entropy':<22}{values['realised_entropy/min']:.4f} nats{aim}")
     lines.append(f"{'written to':<22}{file}")
     return "\n".join(lines)

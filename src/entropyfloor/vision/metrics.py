@@ -1,6 +1,6 @@
-"""What a classifier's predictions are worth, with intervals. Entropies and losses are in nats.
+"""Metrics of a classifier's predictions, with intervals. Entropies and losses are in nats.
 
-`predict` keeps a few numbers of each sample; everything else is computed from them, in float64 on the CPU.
+`predict` reduces the logits of each sample to a few numbers; all metrics follow from them, in float64 on the CPU.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
 BINS = 15
-"""Of the calibration error."""
+"""Number of bins of the calibration error."""
 SATURATED = 10.0
-"""Gap of the raw logits above which a floored head passes hardly any gradient on."""
+"""Gap between the largest raw logits above which a floored head has hardly any gradient."""
 CONFIDENCE = 0.95
 """Share of the bootstrap distribution inside an interval."""
 CELLS = 2**20
-"""Samples that the bootstrap draws at once: some 8 MB for each of a handful of arrays."""
+"""Largest number of samples that the bootstrap draws at once, which bounds the memory: 8 MB for an array."""
 ROUNDING = 1e-4
-"""How far a quantity may be outside its range, in float32 and with many classes."""
+"""Tolerance for quantities outside their range, because of rounding in float32 with many classes."""
 
 
 class Predictions(NamedTuple):
-    """What is kept of each test sample: `[N]` each, on the CPU.
+    """Numbers of each test sample, `[N]` each, on the CPU.
 
-    Of equal logits the first class comes first, as for `argmax`.
+    Among equal logits the first class ranks first, as in `argmax`.
     """
 
     correct: Bool[Tensor, " N"]
-    """Whether the likeliest class is the right one."""
+    """Whether the most probable class is the right one."""
     correct5: Bool[Tensor, " N"]
-    """Whether the right class is among the five likeliest, or among all where there are fewer."""
+    """Whether the right class is among the five most probable ones."""
     confidence: Float[Tensor, " N"]
     """Largest probability."""
     nll: Float[Tensor, " N"]
@@ -52,20 +52,20 @@ class Predictions(NamedTuple):
     brier: Float[Tensor, " N"]
     """`Σ_i (p_i - y_i)²` over the classes, y one-hot: 0 to 2 (Brier 1950)."""
     entropy: Float[Tensor, " N"]
-    """Of the predicted distribution."""
+    """Entropy of the predicted distribution."""
     gap: Float[Tensor, " N"]
-    """Largest minus second largest raw logit: before any floor."""
+    """Largest minus second largest logit before the floor."""
 
 
 @torch.no_grad()
 def predict(
     logits: Float[Tensor, "B n"], raw_logits: Float[Tensor, "B n"], target: Int[Tensor, " B"]
 ) -> Predictions:
-    """Judge a batch, on its own device; half precision is computed in float32.
+    """Predictions of a batch, computed on its device; half precision is computed in float32.
 
     Args:
-        logits: What the model gives. Impossible classes may be -inf.
-        raw_logits: What they were before the floor; the same for a model that has none.
+        logits: Logits of the model. Impossible classes may be -inf.
+        raw_logits: Logits before the floor; the same for a model without one.
         target: The right classes.
 
     Raises:
@@ -85,7 +85,7 @@ def predict(
     if bool(((right < 0) | (right >= n)).any()):
         raise ValueError(f"target has classes {int(right.min())} to {int(right.max())}: they must be 0 to {n - 1}")
     own = logits.gather(1, right)
-    # Classes ahead of the right one. Unlike `topk` it says who wins a tie, and the same on every device.
+    # Classes that rank before the right one. Unlike `topk` this breaks ties in the same way on every device.
     before = torch.arange(n, device=logits.device) < right
     ahead = ((logits > own) | ((logits == own) & before)).sum(1)
     p = logits.softmax(1)
@@ -108,9 +108,9 @@ def predict(
 
 @torch.no_grad()
 def top_confidence(logits: Float[Tensor, "B n"]) -> Float[Tensor, " B"]:
-    """Largest probability, on the CPU: all that is asked of samples from elsewhere, which have no right class."""
-    # To the last bit as `predict` computes it: under a floor many samples have the largest confidence that it
-    # allows, and a difference in rounding would decide what are ties.
+    """Largest probability of out-of-distribution samples, which have no right class, on the CPU."""
+    # Equal to `predict` to the last bit: under a floor many samples have the largest confidence that it allows,
+    # and a difference in rounding would break ties.
     return as_float(logits, "logits").softmax(1).amax(1).cpu()
 
 
@@ -118,7 +118,7 @@ def concatenate(batches: Sequence[Predictions]) -> Predictions:
     """Predictions of all batches, in their order.
 
     Raises:
-        ValueError: There are none.
+        ValueError: There is no batch.
     """
     if not batches:
         raise ValueError("batches is empty: there are no predictions to concatenate")
@@ -129,27 +129,28 @@ def concatenate(batches: Sequence[Predictions]) -> Predictions:
 
 
 def summarise(predictions: Predictions, ood_confidence: Float[Tensor, " M"] | None = None) -> dict[str, float]:
-    """What the predictions are worth.
+    """Metrics of predictions.
 
-    `top1`, `top5`: accuracies. `nll`, `brier`: means. `ece`: expected calibration error of the likeliest class,
-    `Σ_b (n_b / N) |accuracy_b - confidence_b|` over 15 bins of equal width (Guo et al. 2017, arXiv 1706.04599,
-    Eq. 3). `realised_entropy`, and `/min` and `/q05` over samples. `saturation`: share of samples whose gap
-    exceeds 10. With `ood_confidence` also `auroc`: the probability that a test sample is more confident than one
-    from elsewhere, ties counting half (Hendrycks & Gimpel 2017, arXiv 1610.02136).
+    `top1`, `top5`: accuracies. `nll`, `brier`: means. `ece`: expected calibration error of the most probable
+    class, `Σ_b (n_b / N) |accuracy_b - confidence_b|` over 15 bins of equal width (Guo et al. 2017, arXiv
+    1706.04599, Eq. 3). `realised_entropy`: mean entropy; `/min`, `/q05`: its minimum and 5 % quantile over samples.
+    `saturation`: share of samples whose gap exceeds 10. With `ood_confidence` also `auroc`: the probability that a
+    test sample has more confidence than an out-of-distribution sample, ties counting half (Hendrycks & Gimpel
+    2017, arXiv 1610.02136).
 
     Args:
-        predictions: Of the test set.
-        ood_confidence: Largest probabilities of samples from another distribution: see `top_confidence`.
+        predictions: Predictions for the test set.
+        ood_confidence: Largest probabilities of out-of-distribution samples: see `top_confidence`.
 
     Raises:
-        ValueError: No sample, fields of different length, or a number that cannot be.
+        ValueError: No sample, fields of different length, or a value that is impossible.
     """
     confidence = _check(predictions)
-    # torchmetrics would put confidences of exactly 1 into a sixteenth bin of their own.
+    # torchmetrics would put confidences of exactly 1 into a sixteenth bin.
     certain = 1.0 - torch.finfo(torch.float64).eps
     ece = binary_calibration_error(confidence.clamp(max=certain), predictions.correct.long(), n_bins=BINS)
     entropy = predictions.entropy.double()
-    found = {
+    values = {
         "top1": predictions.correct.double().mean(),
         "top5": predictions.correct5.double().mean(),
         "nll": predictions.nll.double().mean(),
@@ -161,16 +162,16 @@ def summarise(predictions: Predictions, ood_confidence: Float[Tensor, " M"] | No
         "saturation": (predictions.gap > SATURATED).double().mean(),
     }
     if ood_confidence is not None:
-        elsewhere = _check_confidence(ood_confidence, "ood_confidence")
-        inside = torch.cat([torch.ones_like(confidence), torch.zeros_like(elsewhere)])
-        found["auroc"] = binary_auroc(torch.cat([confidence, elsewhere]), inside.long())
-    return {name: float(value) for name, value in found.items()}
+        outside = _check_confidence(ood_confidence, "ood_confidence")
+        is_test = torch.cat([torch.ones_like(confidence), torch.zeros_like(outside)])
+        values["auroc"] = binary_auroc(torch.cat([confidence, outside]), is_test.long())
+    return {name: float(value) for name, value in values.items()}
 
 
 def entropy_histogram(
     entropy: Float[Tensor, " N"], num_classes: int, bins: int = 50
 ) -> tuple[Float[Tensor, " bins+1"], Int[Tensor, " bins"]]:
-    """How many samples have which entropy: edges over [0, log n] in nats, and counts.
+    """Histogram of entropies: edges over [0, log n] in nats, and counts.
 
     Raises:
         ValueError: No sample, fewer than two classes or one bin, or entropies outside [0, log n].
@@ -191,12 +192,12 @@ def entropy_histogram(
 
 
 def calibration_histogram(predictions: Predictions, bins: int = BINS) -> dict[str, list[float]]:
-    """What a reliability diagram is drawn from: test samples by their confidence, in bins of equal width.
+    """Histogram of confidences in bins of equal width, for a reliability diagram.
 
     Returns:
-        `edges` over [0, 1], and in each bin `counts`, `correct` (how many were right) and `confidence` (the sum
-        of the largest probabilities). Several seeds add up; `Σ |correct - confidence| / Σ counts` over 15 bins is
-        the `ece` of `summarise`.
+        `edges` over [0, 1], and for each bin `counts`, `correct` (number of right predictions) and `confidence`
+        (sum of the largest probabilities). Histograms of several seeds can be added;
+        `Σ |correct - confidence| / Σ counts` over 15 bins is the `ece` of `summarise`.
 
     Raises:
         ValueError: As `summarise`, or fewer than one bin.
@@ -221,27 +222,26 @@ def intervals(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """95 % intervals of what `summarise` says, by a bootstrap over test samples: its percentiles, but for `ece`.
+    """95 % intervals of the metrics of `summarise` by a bootstrap over test samples: percentiles, but for `ece`.
 
-    They say how far a finite test set leaves the numbers of *one trained model* uncertain. What another training
-    seed would have given is not in them: for that, train several and use `report.statistics`.
+    They describe how uncertain the metrics of *one trained model* are because the test set is finite, not how much
+    training seeds differ. All metrics share the resamples, which is several times as fast as resampling for each.
 
     Noise never cancels in an absolute value, so a resample looks less calibrated than the sample does, and
     percentiles of `ece` may exclude it. Its interval is *ours*, from the resampled gaps g* between accuracy and
     confidence of the bins around those of the sample, g: with the estimate `Σ|g|` and the quantiles q at 97.5 %,
-    `[max(0, Σ|g| - q(Σ|g* - g|)), Σ|g| + q(Σ sign(g) (g - g*))]`. It contains the estimate, and it covers the
-    truth as often as it says or more often: below by the triangle inequality, above as `|g| ≥ sign(γ) g` for a
-    true gap γ.
+    `[max(0, Σ|g| - q(Σ|g* - g|)), Σ|g| + q(Σ sign(g) (g - g*))]`. It contains the estimate, and its coverage is at
+    least 95 %: below by the triangle inequality, above because `|g| ≥ sign(γ) g` for a true gap γ.
 
     Args:
-        predictions: Of the test set.
-        ood_confidence: Of samples from another distribution, which are drawn by themselves; adds `auroc`.
-        resamples: How many times the samples are drawn with replacement.
-        seed: Of the draws. The other intervals do not depend on whether there is an `ood_confidence`.
+        predictions: Predictions for the test set.
+        ood_confidence: Largest probabilities of out-of-distribution samples, drawn independently; adds `auroc`.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the draws. The other intervals do not depend on `ood_confidence`.
 
     Returns:
         Lower and upper bounds of `top1`, `top5`, `nll`, `brier`, `ece`, `realised_entropy`, `saturation`, and
-        `auroc`. The least entropy and its quantile have none: a resample has no sample that the test set lacks.
+        `auroc`. The minimum entropy and its quantile have none: no resample can be below the sample's minimum.
 
     Raises:
         ValueError: As `summarise`, or fewer than one resample.
@@ -251,7 +251,7 @@ def intervals(
     estimate, gaps = _estimator(predictions, ood_confidence), _gaps(predictions)
     inside = len(predictions.correct)
     outside = 0 if ood_confidence is None else len(ood_confidence)
-    # Two streams, so that the one does not move the other; ~seed is negative, and nobody's seed.
+    # Two independent streams; ~seed is negative, so it is never the seed of another call.
     drawn, drawn_ood = (torch.Generator().manual_seed(s) for s in (seed, ~seed))
     rows = max(1, CELLS // max(inside, outside))
     chunks = []
@@ -261,34 +261,34 @@ def intervals(
         chunk = estimate(weights, _draw(size, outside, drawn_ood) if outside else None)
         chunks.append({**chunk, "ece": weights @ gaps / inside})
     tails = torch.tensor([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], dtype=torch.float64)
-    found = {}
+    bounds = {}
     for name in chunks[0]:
         resampled = torch.cat([chunk[name] for chunk in chunks])
         if name == "ece":
-            found[name] = _calibration_interval(gaps.mean(0), resampled)
+            bounds[name] = _calibration_interval(gaps.mean(0), resampled)
         else:
             low, high = resampled.quantile(tails).tolist()
-            found[name] = (low, high)
-    return found
+            bounds[name] = (low, high)
+    return bounds
 
 
 def _calibration_interval(gaps: Tensor, resampled: Tensor) -> tuple[float, float]:
-    """Of the calibration error `Σ|gaps|`, from gaps of bins `[BINS]` and their resamples `[R, BINS]`."""
+    """Interval of the calibration error `Σ|gaps|`, from gaps of bins `[BINS]` and their resamples `[R, BINS]`."""
     noise, error = resampled - gaps, gaps.abs().sum()
     lower, upper = (x.sum(1).quantile((1 + CONFIDENCE) / 2) for x in (noise.abs(), -gaps.sign() * noise))
     return float((error - lower).clamp(min=0)), float((error + upper.clamp(min=0)).clamp(max=1))
 
 
 def _binned(confidence: Tensor, bins: int) -> tuple[Tensor, Tensor]:
-    """In which bin each confidence is, with 1 in the last one; and the edges."""
+    """Number of each confidence's bin, with 1 in the last one, and the edges."""
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
     return torch.bucketize(confidence, edges[1:-1], right=True), edges
 
 
 def _gaps(predictions: Predictions) -> Tensor:
-    """Right or wrong minus confidence of each sample, in the column of its bin: `[N, BINS]`.
+    """Correctness (0 or 1) minus confidence of each sample, in the column of its bin: `[N, BINS]`.
 
-    Accuracy and confidence of a bin have one denominator: Σ_b (n_b / N) |acc - conf| = Σ_b |Σ_i (y - c)| / N.
+    Accuracy and confidence of a bin have the same denominator: Σ_b (n_b / N) |acc - conf| = Σ_b |Σ_i (y - c)| / N.
     """
     confidence = _check(predictions)
     index, _ = _binned(confidence, BINS)
@@ -300,11 +300,11 @@ Estimator = Callable[[Tensor, Tensor | None], dict[str, Tensor]]
 
 
 def _estimator(predictions: Predictions, ood_confidence: Tensor | None) -> Estimator:
-    """What `summarise` computes, for samples that count several times or not at all.
+    """Metrics of `summarise` as a function of the weights of the samples.
 
     Returns:
-        A function of the weights of the samples `[R, N]` and of those from elsewhere `[R, M]`, in float64, to
-        estimates `[R]`. All weights 1 give what `summarise` gives.
+        A function of the weights of test samples `[R, N]` and of out-of-distribution samples `[R, M]`, in float64,
+        that returns estimates `[R]`. With weights of 1 they are those of `summarise`.
     """
     confidence = _check(predictions)
     means = {
@@ -317,29 +317,28 @@ def _estimator(predictions: Predictions, ood_confidence: Tensor | None) -> Estim
     }
     columns = torch.stack([values.double() for values in means.values()], dim=1)
     table = torch.cat([columns, _gaps(predictions)], dim=1)
-    elsewhere = None
     if ood_confidence is not None:
-        elsewhere = _check_confidence(ood_confidence, "ood_confidence").sort().values
-        below, upto = (torch.searchsorted(elsewhere, confidence, right=right) for right in (False, True))
+        outside = _check_confidence(ood_confidence, "ood_confidence").sort().values
+        below, upto = (torch.searchsorted(outside, confidence, right=right) for right in (False, True))
 
     def estimate(weights: Tensor, ood_weights: Tensor | None) -> dict[str, Tensor]:
         total = weights.sum(1)
         sums = weights @ table / total[:, None]
-        found = dict(zip(means, sums.unbind(1), strict=False))  # the bins stand behind the means
-        found["ece"] = sums[:, len(means) :].abs().sum(1)
-        if elsewhere is not None and ood_weights is not None:
-            # Weight of all that is less confident, and half of what ties. The weights from elsewhere belong to the
-            # sorted samples: which of them is drawn how often is chance anyway.
+        estimates = dict(zip(means, sums.unbind(1), strict=False))  # the columns of the bins follow the means
+        estimates["ece"] = sums[:, len(means) :].abs().sum(1)
+        if ood_weights is not None:
+            # The weight of all samples with less confidence, and half of that of ties. The weights belong to the
+            # sorted samples, which is right because all samples are equally likely to be drawn.
             reached = torch.nn.functional.pad(ood_weights.cumsum(1), (1, 0))
             wins = 0.5 * (reached[:, below] + reached[:, upto])
-            found["auroc"] = (weights * wins).sum(1) / (total * reached[:, -1])
-        return found
+            estimates["auroc"] = (weights * wins).sum(1) / (total * reached[:, -1])
+        return estimates
 
     return estimate
 
 
 def _draw(rows: int, size: int, generator: torch.Generator) -> Tensor:
-    """How often each of `size` samples is in each of `rows` resamples `[rows, size]`, in float64."""
+    """Number of times that each sample is drawn in each resample, `[rows, size]` in float64."""
     drawn = torch.randint(size, (rows, size), generator=generator)
     drawn += size * torch.arange(rows)[:, None]  # one count for all rows
     return drawn.view(-1).bincount(minlength=rows * size).view(rows, size).double()
@@ -349,7 +348,7 @@ def _draw(rows: int, size: int, generator: torch.Generator) -> Tensor:
 
 
 def _check(predictions: Predictions) -> Tensor:
-    """The confidences in float64, if the predictions fit together."""
+    """The confidences in float64, after a check of all fields."""
     n = len(predictions.correct)
     for name, field in predictions._asdict().items():
         if field.shape != (n,):
@@ -360,7 +359,7 @@ def _check(predictions: Predictions) -> Tensor:
 
 
 def _check_confidence(confidence: Tensor, name: str) -> Tensor:
-    """The confidences in float64; rounding may have taken them above 1."""
+    """The confidences in float64, at most 1 in spite of rounding."""
     if confidence.ndim != 1 or not len(confidence):
         raise ValueError(f"{name} {tuple(confidence.shape)} must be [samples], with one sample at least")
     confidence = confidence.double()

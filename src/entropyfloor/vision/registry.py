@@ -1,4 +1,4 @@
-"""`timm.create_model("resnet50_era", min_entropy=0.6)`: every model of timm, with a floor."""
+"""`timm.create_model("resnet50_era", min_entropy=0.6)`: every model of timm with a minimum entropy."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from entropyfloor.vision.attach import attach_era
 
 SUFFIX = "_era"
 __all__: list[str] = []
-"""timm appends the names that are registered here."""
+"""timm appends the names of the models that are registered here."""
 
 
 def register() -> None:
-    """Tell timm. A second call does nothing.
+    """Register the models with timm. A second call does nothing.
 
-    A tag stays behind the name, `resnet50_era.a1_in1k`, and pretrained weights are those of the plain model.
+    A tag follows the name, as in `resnet50_era.a1_in1k`; pretrained weights are those of the plain model.
     """
     known = set(timm.list_models())
     for name in known:

@@ -1,6 +1,6 @@
-"""What a classifier is kept uncertain with: losses to compare ERA with, and a floor by temperature.
+"""Regularisers to compare ERA with: losses, and a minimum entropy by temperature.
 
-ERA itself is in the model (`attach_era`); the losses here take the logits that it gives.
+ERA itself is part of the model (`attach_era`); the losses take the logits of the model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 HALVINGS = 40
-"""Of a bracket for log temperature that is at most 25 wide: 2e-11."""
+"""Number of bisections of the log temperature, whose bracket is at most 25 wide: an error of 2e-11."""
 
 
 def classification_loss(
@@ -33,11 +33,11 @@ def classification_loss(
     """`-Σ_i q_i (1 - p_i)^γ log p_i - β H(p)`, averaged over the batch; plain cross-entropy by default.
 
     Args:
-        logits: Whose softmax is p.
-        target: Classes, or probabilities of them (as Mixup makes).
+        logits: Logits; their softmax is p.
+        target: Classes, or probabilities of classes (as Mixup makes).
         label_smoothing: ε: `q = (1 - ε) target + ε / n` (Szegedy et al. 2016, arXiv 1512.00567, Sec. 7).
         focal_gamma: γ of the focal loss (Lin et al. 2017, arXiv 1708.02002, Eq. 4, without α).
-        confidence_penalty: β, what a nat of entropy is worth (Pereyra et al. 2017, arXiv 1701.06548, Sec. 3).
+        confidence_penalty: β, the reward for a nat of entropy (Pereyra et al. 2017, arXiv 1701.06548, Sec. 3).
     """
     logits = as_float(logits, "logits")
     n = logits.shape[-1]
@@ -46,7 +46,7 @@ def classification_loss(
     log_p = logits.log_softmax(-1)
     terms = q * log_p
     if focal_gamma:
-        # -expm1(log p) is 1 - p without cancelling; a power of 0 has an infinite slope for γ < 1.
+        # -expm1(log p) is 1 - p without cancellation; powers of 0 have an infinite slope for γ < 1.
         terms = terms * (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny) ** focal_gamma
     loss = -terms.sum(-1).mean()
     if confidence_penalty:
@@ -58,8 +58,8 @@ def jensen_shannon(logits: Float[Tensor, "B n"], splits: int) -> Float[Tensor, "
     """Mean KL divergence of each copy's prediction from their mean, in nats (AugMix: arXiv 1912.02781, Eq. 3).
 
     Args:
-        logits: Of all first copies, then of all second ones, ….
-        splits: How many copies there are.
+        logits: Logits of the first copies of all images, then of the second ones, ….
+        splits: Number of copies.
     """
     log_p = as_float(logits, "logits").log_softmax(-1).unflatten(0, (splits, -1))
     log_mean = log_p.logsumexp(0) - math.log(splits)
@@ -70,11 +70,11 @@ def temperature_floor(logits: Float[Tensor, "*batch n"], min_entropy: float) -> 
     """`logits / T` with the least T ≥ 1 whose softmax has an entropy of at least `min_entropy` nats.
 
     The simplest floor, to compare ERA with. The entropy of `softmax(z / T)` rises with T, so T is found by
-    halving; its gradient is that of one Newton step at the root. The order of the classes is kept, but under the
-    floor the distance between the logits says nothing any more: with two classes no gradient is left.
+    bisection; its gradient is that of one Newton step at the root. The order of the classes is kept, but at the
+    floor the scale of the logits has no effect: with two classes there is no gradient.
 
     Args:
-        logits: z. Equal largest logits, k of them, have an entropy of at least log k at any T.
+        logits: z. With k equal largest logits the entropy is at least log k at any T.
         min_entropy: H0 in nats, above 0 and below log n.
 
     Raises:
@@ -85,7 +85,7 @@ def temperature_floor(logits: Float[Tensor, "*batch n"], min_entropy: float) -> 
     z = z - z.amax(-1, keepdim=True).detach()
     with torch.no_grad():
         below = F.entropy_from_logits(z) < min_entropy
-        cold = torch.zeros_like(z[..., 0])  # log T; entropy too low from here on
+        cold = torch.zeros_like(z[..., 0])  # log T; the entropy is too low at it
         hot = torch.log1p(-z.amin(-1)) + math.log(1e6)  # the logits are all but equal
         for _ in range(HALVINGS):
             middle = 0.5 * (cold + hot)
@@ -95,8 +95,8 @@ def temperature_floor(logits: Float[Tensor, "*batch n"], min_entropy: float) -> 
         p = scaled.softmax(-1)
         mean = (p * scaled).sum(-1, keepdim=True)
         slope = (p * (scaled - mean) ** 2).sum(-1)  # dH / d log T, positive at the root
-        slope = torch.where(below, slope, 1.0)  # elsewhere it may be 0, and 0 · inf would reach the gradient
-    # Zero in value, the derivative of the implicit function in the gradient.
+        slope = torch.where(below, slope, 1.0)  # otherwise it may be 0, and 0 · inf would reach the gradient
+    # The correction has the value 0 and the gradient of the implicit function.
     entropy = F.entropy_from_logits(z * (-hot)[..., None].exp())
     log_temperature = hot - (entropy - entropy.detach()) / slope
     return torch.where(below[..., None], z * (-log_temperature)[..., None].exp(), z)
@@ -106,8 +106,8 @@ class TemperatureFloor(nn.Module):
     """`temperature_floor` as the last layer: `nn.Sequential(model, TemperatureFloor(10, 0.6))`.
 
     Args:
-        num_classes: n.
-        min_entropy: Floor in nats.
+        num_classes: Number of classes n.
+        min_entropy: Minimum entropy in nats.
 
     Raises:
         ValueError: The floor is out of reach.
@@ -119,11 +119,11 @@ class TemperatureFloor(nn.Module):
         self.num_classes, self.min_entropy = num_classes, min_entropy
 
     def forward(self, logits: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
-        """Logits with the floor under them."""
+        """Logits whose softmax has at least the minimum entropy."""
         return temperature_floor(logits, self.min_entropy)
 
     def extra_repr(self) -> str:
-        """The fields that decide the output."""
+        """Arguments, for the text of the module."""
         return f"num_classes={self.num_classes}, min_entropy={self.min_entropy}"
 
 
@@ -136,10 +136,10 @@ def smoothing_out_of_reach(
     floor: str = "calibrated",
     inverse: str = "exact",
 ) -> str | None:
-    """What to say where label smoothing asks for a top-1 probability that the floor does not allow, else None.
+    """Warning if label smoothing asks for a top-1 probability that the floor does not allow, else None.
 
-    Smoothing by ε has its optimum at `1 - ε + ε / n`. Under a lower cap it cannot be reached: the logits grow
-    for ever and saturate.
+    The optimum of label smoothing ε is `1 - ε + ε / n`. If the floor caps the probability below it, the logits
+    grow without end and saturate.
     """
     wanted = 1.0 - label_smoothing + label_smoothing / num_classes
     cap = targets.top1_cap(num_classes, min_entropy, tau, floor, inverse)

@@ -1,0 +1,100 @@
+"""Predictions of a classifier for a dataset, in training's evaluations and in `entropyfloor evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from entropyfloor.torch.nn import ERASoftmax
+from entropyfloor.vision import metrics
+from entropyfloor.vision.classifier import Classifier
+from entropyfloor.vision.config import VisionConfig
+from entropyfloor.vision.data import evaluation_loader
+from entropyfloor.vision.sources import Source
+
+OUT_OF_MEMORY_HINT = "choose a smaller batch_size or input_size"
+
+
+def accelerator_of(config: VisionConfig) -> Accelerator:
+    """Device, precision and processes of a run; also sets the number of CPU threads.
+
+    Raises:
+        ValueError: The device does not support the precision.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    AcceleratorState._reset_state()  # one process may train several runs in different precisions
+    accelerator = Accelerator(mixed_precision=config.precision)
+    if config.precision != "no" and not accelerator.native_amp:  # it would be ignored
+        kind = accelerator.device.type
+        raise ValueError(f"precision={config.precision!r} is not for a device of type {kind}: choose bf16 or no")
+    return accelerator
+
+
+def evaluation_loaders(
+    test: Source, ood: Source | None, config: VisionConfig, accelerator: Accelerator
+) -> tuple[DataLoader[Any], DataLoader[Any] | None]:
+    """Batches of test images and of out-of-distribution images, on the device of the accelerator."""
+
+    def prepared(source: Source) -> Any:
+        return accelerator.prepare(evaluation_loader(source, config, accelerator.device))
+
+    return prepared(test), prepared(ood) if ood else None
+
+
+def predict(
+    classifier: Classifier, accelerator: Accelerator, test: DataLoader[Any], ood: DataLoader[Any] | None
+) -> tuple[metrics.Predictions, Tensor | None]:
+    """Predictions for test images, and the largest probabilities for out-of-distribution images."""
+    batches = logits_of(classifier, accelerator, test)
+    predictions = metrics.concatenate([metrics.predict(*batch) for batch in batches])
+    if ood is None:
+        return predictions, None
+    confidence = [metrics.top_confidence(logits) for logits, _, _ in logits_of(classifier, accelerator, ood)]
+    return predictions, torch.cat(confidence)
+
+
+@torch.no_grad()
+def logits_of(
+    classifier: Classifier, accelerator: Accelerator, loader: DataLoader[Any]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Logits, logits before the floor, and labels of each batch, on the CPU.
+
+    Args:
+        classifier: The classifier; afterwards it is in evaluation mode.
+        accelerator: Device, precision and processes.
+        loader: Batches of bytes and labels, prepared by the accelerator.
+    """
+    classifier.eval()
+    raw = RawLogits(classifier)
+    for images, target in loader:
+        with accelerator.autocast(), raw:
+            logits = classifier(classifier.normalise(images))
+        before = logits if raw.last is None else raw.last
+        gathered = accelerator.gather_for_metrics((logits, before, target))
+        yield tuple(tensor.cpu() for tensor in gathered)
+
+
+class RawLogits:
+    """While it is entered: the input of the floor in the last forward pass, None for a model without one."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.last: Tensor | None = None
+        self._floor = next((module for module in model.modules() if isinstance(module, ERASoftmax)), None)
+
+    def __enter__(self) -> None:
+        if self._floor is not None:
+            self._hook = self._floor.register_forward_pre_hook(self._keep)
+
+    def __exit__(self, *_: object) -> None:
+        if self._floor is not None:
+            self._hook.remove()
+
+    def _keep(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.last = inputs[0]
