@@ -30,6 +30,12 @@ def test_plain_heads_of_discrete_actions_are_the_softmax(before):
     assert current(stored, discrete=True)["head"] == "softmax"
 
 
+def test_the_networks_of_control_were_called_settings():
+    stored = {"domain": "control", "agent": "sac", "settings": "release"}
+    assert current(stored) == {"domain": "control", "agent": "sac", "networks": "release"}
+    assert current({"domain": "vision", "settings": "release"})["settings"] == "release"
+
+
 @pytest.mark.parametrize("head", ["tanh", "clip", "softmax"])
 def test_runs_with_the_marker_have_todays_names_already(head):
     settings = {"domain": "control", "agent": "ppo", "head": head}

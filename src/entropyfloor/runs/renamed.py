@@ -23,6 +23,8 @@ def current(settings: Mapping[str, Any], *, discrete: bool = False) -> dict[str,
     renamed = dict(settings)
     if settings.get("domain", "control") != "control" or renamed.pop(MARKER, None) is not None:
         return renamed
+    if "settings" in renamed:
+        renamed["networks"] = renamed.pop("settings")
     head = settings.get("head")
     if isinstance(head, str) and head in HEADS:
         is_discrete = discrete or settings.get("min_entropy") is not None

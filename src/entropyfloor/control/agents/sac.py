@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from jaxtyping import Float, PRNGKeyArray
 
 EntropyTerm = Literal["auto", "fixed", "none"]
+"""Entropy term of the losses: α learned, α fixed, or none (ERA: the floor is in the policy already)."""
 AlphaWeight = Literal["alpha", "log-alpha"]
-"""What the losses add: α learned, α fixed, or nothing (ERA: the floor is in the policy already)."""
+"""Factor in the loss of α: α itself, or log α."""
 Metrics = dict[str, Array]
 Params = Any
 State = TypeVar("State", bound=Any)
