@@ -16,7 +16,7 @@ from entropyfloor.control.agents import build
 from entropyfloor.control.agents.ppo import PPO
 from entropyfloor.control.agents.sac import SAC, ActorState
 from entropyfloor.control.config import ControlConfig, PPOConfig, SACConfig, read_config
-from entropyfloor.control.heads import Distribution, HeadState
+from entropyfloor.control.heads import CategoricalPolicy, Distribution, HeadState
 from entropyfloor.control.normalise import RunningMoments
 from entropyfloor.runs.directory import Checkpoint, open_checkpoint
 
@@ -57,6 +57,11 @@ class Policy:
     def entropy(self, observation: ArrayLike) -> np.ndarray:
         """Entropy of the acting policy in each state, in nats."""
         return np.asarray(self._entropy(self.actor, self._input(observation)))
+
+    @property
+    def discrete(self) -> bool:
+        """Whether actions are discrete."""
+        return isinstance(self.agent.policy, CategoricalPolicy)
 
     @property
     def floor(self) -> float | None:
