@@ -40,9 +40,9 @@ class Evaluator:
     """Plays episodes with the mode action and measures the acting policy in every state that it visits.
 
     Args:
-        env: An environment of its own, so that training is not disturbed.
+        env: Environment that training does not use.
         distribution: `(actor, observations) → π(·|s)`.
-        seeds: One episode each, the same in every evaluation.
+        seeds: Seeds of the episodes, the same in every evaluation.
         log_std_min: Lower bound of log σ, to count how often it binds.
         normalise: From observations to the input of the networks.
         stopped: Called before each action; True stops the evaluation.
@@ -87,7 +87,7 @@ class Evaluator:
         }
 
     def play(self, actor: Params, seed: int, watch: Callable[[], None] = lambda: None) -> Episode:
-        """One episode with the mode action; `watch` is called in every state, with the simulator in it.
+        """Play an episode with the mode action; `watch` is called before every action.
 
         Raises:
             SimulatorError: The simulator raised, or the episode does not end.

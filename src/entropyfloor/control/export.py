@@ -64,10 +64,8 @@ def _onnx(policy: Policy) -> bytes:
         return mode.clip(-1.0, 1.0), distribution.loc, distribution.scale, entropy
 
     config, aims = policy.config, {"floor": policy.floor, "target_entropy": policy.target_entropy}
-    kinds = {
-        "head": policy.agent.policy.head,  # type: ignore[attr-defined]
-        "distribution": "categorical" if discrete else config.distribution,
-    }
+    acting: Any = policy.agent.policy
+    kinds = {"head": acting.head, "distribution": "categorical" if discrete else config.distribution}
     names = {"env": config.env, "agent": config.agent, "seed": config.seed, "step": policy.step}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a library that works around versions of other libraries
@@ -76,7 +74,7 @@ def _onnx(policy: Policy) -> bytes:
         logging.getLogger("jax2onnx.plugins").setLevel(logging.CRITICAL)
         require("onnx", "jax2onnx")
         import onnx_ir
-        from jax2onnx import to_onnx
+        from jax2onnx import to_onnx  # type: ignore[import-untyped]
 
         model: Any = to_onnx(
             forward,

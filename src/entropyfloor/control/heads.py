@@ -1,7 +1,7 @@
-"""From the raw outputs of a network to the policy that acts: a head and a distribution.
+"""Policies: from the raw outputs of a network, through a head, to the distribution that acts.
 
-The two are independent axes of a comparison. The *head* turns raw outputs into log σ, with or without a floor
-under the entropy; the *distribution* says what the actions are drawn from. Formulas:
+Head and distribution are independent axes of a comparison. The *head* turns raw outputs into log σ, with or
+without a floor under the entropy; actions are drawn from the *distribution*. Formulas:
 `entropyfloor.jax.functional`.
 """
 
@@ -136,14 +136,14 @@ class GaussianPolicy:
         return bounded if self.head == "tanh" else F.project_gaussian(bounded, target)
 
     def initial_state(self, residual_entropy: float | None = None) -> HeadState:
-        """δ̂ as given, and the M of a network whose raw outputs are all 0."""
+        """State before training: δ̂ as given, and the M of a network whose raw outputs are all 0."""
         running = math.log(self.action_dim) if self.head == "era-batch" else None
         return HeadState(
             *(None if x is None else jnp.asarray(x, jnp.float32) for x in (residual_entropy, running))
         )
 
     def observe(self, state: HeadState, raw_log_std: Float[Array, "batch D"]) -> HeadState:
-        """The state after a training batch: its log M moves the running one, as BatchNorm's statistics do."""
+        """State after a training batch, whose log M moves the running one, as BatchNorm's statistics do."""
         if state.log_mean_exp_sum is None:
             return state
         exp_sum = jax.nn.logsumexp(jax.lax.stop_gradient(raw_log_std), axis=-1)
@@ -192,7 +192,7 @@ def tanh_bounded(raw: Float[Array, "..."], low: float, high: float) -> Float[Arr
 
 
 def has_target(head: HeadName) -> bool:
-    """Whether the head itself steers an entropy."""
+    """Whether the head steers an entropy."""
     return head not in _NO_TARGET
 
 

@@ -54,7 +54,7 @@ class OffPolicyCollector:
         self.replay.add(Transition(observation, action, step.reward, step.terminated, step.observation))
 
     def normalise(self, observations: np.ndarray) -> np.ndarray:
-        """Observations as they are."""
+        """Observations as the networks take them: unchanged."""
         return observations
 
     def arrays(self) -> dict[str, np.ndarray]:

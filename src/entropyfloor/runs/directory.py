@@ -391,12 +391,12 @@ def open_checkpoint(path: Path, prefixes: tuple[str, ...] | None = None) -> tupl
 def _load(path: Path, settings: int, prefixes: tuple[str, ...] | None = None) -> Checkpoint:
     try:
         with files.mapped(path / ARRAYS) as arrays:
-            contents = {ARRAYS: arrays, STATE: files.read(path / STATE)}
-            header = json.loads(contents[STATE])
+            content = files.read(path / STATE)
+            header = json.loads(content)
             if header["format"] == ARRAYS_CHECKED:
                 intact = zlib.crc32(arrays) == header["checksum"]
             elif header["format"] == FORMAT:
-                intact = _checksums(contents) == files.read(path / SUMS)
+                intact = _checksums({ARRAYS: arrays, STATE: content}) == files.read(path / SUMS)
             else:
                 raise ValueError(
                     f"its format is {header['format']}, this version reads {ARRAYS_CHECKED} and {FORMAT}"

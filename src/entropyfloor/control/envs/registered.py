@@ -121,12 +121,12 @@ def _class(place: str) -> type[gymnasium.Env[Any, Any]]:
     if module in ("__main__", "__mp_main__"):
         raise ValueError(f"{place} is defined in a program, not in a module")
     try:
-        found = attrgetter(name)(_import(module))
+        kind = attrgetter(name)(_import(module))
     except AttributeError:
         raise ValueError(f"module {module!r} has no {name!r}") from None
-    if not (isinstance(found, type) and issubclass(found, gymnasium.Env)):
+    if not (isinstance(kind, type) and issubclass(kind, gymnasium.Env)):
         raise ValueError(f"{place} is no environment: it must be a subclass of gymnasium.Env")
-    return found
+    return kind
 
 
 def _import(module: str) -> ModuleType:
