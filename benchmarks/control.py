@@ -33,7 +33,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from entropyfloor.control import off_policy, on_policy
+from entropyfloor.control.agents.build import build_agent
 from entropyfloor.control.agents.ppo import Rollout
 from entropyfloor.control.config import configure
 from entropyfloor.control.envs import make
@@ -91,7 +91,7 @@ def our_updates(agent: Any, update: Callable, draw: Callable[[], Any], sizes: tu
 def our_sac_updates(name: str, sizes: Sizes, hidden: int, **settings: Any) -> Side:
     """SAC or OBAC on a full replay."""
     obs, act = sizes
-    agent = off_policy.build_agent(configure(name, hidden=hidden, **settings).resolved(), act)
+    agent = build_agent(configure(name, hidden=hidden, **settings).resolved(), act)
     rng = np.random.default_rng(0)
     replay = Replay(STORED, obs, act, rng)
     shapes = Transition((STORED, obs), (STORED, act), (STORED,), (STORED,), (STORED, obs))
@@ -104,7 +104,7 @@ def our_ppo_updates(name: str, sizes: Sizes, steps: int, **settings: Any) -> Sid
     """PPO on one rollout."""
     obs, act = sizes
     config = configure(name, rollout_steps=steps, minibatch_size=MINIBATCH, epochs=EPOCHS, **settings).resolved()
-    agent = on_policy.build_agent(config, Noise(sizes).action_space)
+    agent = build_agent(config, act)
     shapes = (obs,), (act,), (), (), (), (), (obs,)
     rng = np.random.default_rng(0)
     noise = Rollout(*(rng.standard_normal((steps, 1, *shape), np.float32) for shape in shapes))
@@ -205,7 +205,7 @@ def updates(rounds: int, steps: int) -> None:
         sides = {
             "sac": our_sac_updates("sac", sizes, hidden, **PLAIN_NETS),
             **{name: host_sac_updates(library, sizes, hidden) for name, library in HOSTS.items()},
-            "plain head": our_sac_updates("sac-era", sizes, hidden, head="clip", **PLAIN_NETS),
+            "plain head": our_sac_updates("sac-era", sizes, hidden, head="tanh", **PLAIN_NETS),
             "sac-era": our_sac_updates("sac-era", sizes, hidden, **PLAIN_NETS),
             "sac-era-exact": our_sac_updates("sac-era-exact", sizes, hidden, **PLAIN_NETS),
         }
@@ -222,7 +222,7 @@ def updates(rounds: int, steps: int) -> None:
     sides = {
         "ppo": our_ppo_updates("ppo", CHEETAH, steps),
         **{name: host_ppo_updates(library, CHEETAH, steps) for name, library in HOSTS.items()},
-        "plain head": our_ppo_updates("ppo-era", CHEETAH, steps, head="clip"),
+        "plain head": our_ppo_updates("ppo-era", CHEETAH, steps, head="tanh"),
         "ppo-era": our_ppo_updates("ppo-era", CHEETAH, steps),
     }
     title = f"PPO: observation 17, action 6, hidden 64, rollout {steps}, minibatch {MINIBATCH}"
@@ -264,7 +264,7 @@ def share(rounds: int, steps: int) -> None:
         # The raw log σ is near 0 at first: these bounds give the plain head the entropy that is the others' floor.
         low = -8.0
         high = 2 * (per_dim - 0.5 * math.log(2 * math.pi * math.e)) - low
-        plain = our_loop(names[0], turn, head="clip", log_std_min=low, log_std_max=high, **settings)
+        plain = our_loop(names[0], turn, head="tanh", log_std_min=low, log_std_max=high, **settings)
         sides = {"plain head": plain, **{name: our_loop(name, turn, **settings) for name in names}}
         pairs = [(name, "plain head") for name in names]
         compare(f"ERA's share of the loop: {TASK}", "environment steps", sides, pairs, MORE * rounds)

@@ -42,7 +42,7 @@ SHARED: dict[str, dict[str, Any]] = {
 """What both sides are told."""
 OURS: dict[str, dict[str, Any]] = {
     "sac": {
-        "head": "hard-clip",
+        "head": "clip",
         "alpha_weight": "log-alpha",
         "target_entropy": "-A",
         "activation": "relu",

@@ -5,8 +5,11 @@ import math
 import jax
 import numpy as np
 
+from entropyfloor.control.config import configure
 from entropyfloor.control.replay import Transition
+from entropyfloor.control.train import build
 from entropyfloor.runs import Run, read_run
+from entropyfloor.runs.resume import begin
 
 
 def random_batch(*shape, seed=2):
@@ -39,3 +42,23 @@ def assert_same_run(one, other):
     for name, array in first.arrays.items():
         assert array.dtype == second.arrays[name].dtype
         np.testing.assert_array_equal(array, second.arrays[name], err_msg=name)
+
+
+def save_untrained(path, agent, step=1, **settings):
+    """A run with a checkpoint, without the time that training takes: random networks, and some steps played.
+
+    Returns its trainer.
+    """
+    config = configure(agent, **settings, hidden=8, eval_episodes=1, out=str(path)).resolved()
+    trainer, rng = build([config]), np.random.default_rng(0)
+    for _ in range(5):
+        collector = trainer.collectors[0]
+        if agent.startswith(("ppo", "eapo")):
+            collector.observe()
+            collector.play(np.stack([collector.action_space.sample()]))
+        else:
+            collector.play(collector.random_action())
+    noisy = jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(x.dtype), trainer.state.actor)
+    trainer.state, trainer.step = trainer.state._replace(actor=noisy), step
+    trainer.save([begin(config, domain="control", names=2)])
+    return trainer

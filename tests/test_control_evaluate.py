@@ -11,7 +11,7 @@ import pytest
 
 from entropyfloor.cli import main
 from entropyfloor.control.config import configure
-from entropyfloor.control.evaluate import evaluate, interval
+from entropyfloor.control.evaluate import evaluate
 from entropyfloor.control.train import train
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -107,14 +107,6 @@ def test_a_run_without_a_checkpoint_is_refused(run, tmp_path):
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("checkpoints"))
     with pytest.raises(ValueError, match="has no checkpoint yet"):
         evaluate(copy)
-
-
-def test_the_interval_is_that_of_the_mean():
-    values = np.random.default_rng(0).normal(3.0, 2.0, 400)
-    low, high = interval(values)
-    half = 1.96 * values.std() / np.sqrt(len(values))
-    np.testing.assert_allclose([low, high], [values.mean() - half, values.mean() + half], atol=0.05)
-    assert interval(np.array([4.0])) == (4.0, 4.0)
 
 
 def test_a_limit_of_its_own_cuts_what_an_evaluation_plays(run):

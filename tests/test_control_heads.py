@@ -13,10 +13,10 @@ from entropyfloor.jax.distributions import Normal, TanhNormal, TruncatedNormal
 
 BOUNDS = {"log_std_min": -8.0, "log_std_max": 0.0}
 FAMILIES = {"truncated": TruncatedNormal, "tanh": TanhNormal, "normal": Normal}
-NO_FLOOR = ("clip", "hard-clip")
+NO_FLOOR = ("tanh", "clip")
 PAIRS = [
     (head, distribution)
-    for head in ("clip", "hard-clip", "era", "era-batch", "era-exact", "era-floor", "projection")
+    for head in ("tanh", "clip", "era", "era-batch", "era-exact", "era-floor", "projection")
     for distribution in FAMILIES
     if head != "era-exact" or distribution == "truncated"
 ]
@@ -67,7 +67,7 @@ def test_each_head_keeps_its_promise(head, distribution, dim):
 
 
 @pytest.mark.parametrize(
-    ("head", "distribution"), [p for p in PAIRS if p[0] not in ("clip", "hard-clip", "projection")]
+    ("head", "distribution"), [p for p in PAIRS if p[0] not in ("tanh", "clip", "projection")]
 )
 def test_a_residual_is_added_to_the_target(head, distribution):
     # one extreme state has all of Eq. 36's M to itself, and the others are at their bounds
@@ -109,13 +109,13 @@ def test_above_the_floor_the_entropy_is_free(distribution):
 
 
 def test_the_plain_head_runs_between_its_bounds():
-    clip = GaussianPolicy("clip", "tanh", action_dim=3, target_entropy=-1.5, log_std_min=-5.0, log_std_max=2.0)
+    clip = GaussianPolicy("tanh", "tanh", action_dim=3, target_entropy=-1.5, log_std_min=-5.0, log_std_max=2.0)
     scale = clip(jnp.zeros(3), jnp.asarray([-1e3, 0.0, 1e3])).scale
     np.testing.assert_allclose(np.log(scale), [-5.0, -1.5, 2.0], atol=1e-12)
 
 
 def test_the_hard_head_is_the_raw_output_between_its_bounds():
-    hard = GaussianPolicy("hard-clip", "normal", 4, target_entropy=-2.0, log_std_min=-5.0, log_std_max=2.0)
+    hard = GaussianPolicy("clip", "normal", 4, target_entropy=-2.0, log_std_min=-5.0, log_std_max=2.0)
     raw = jnp.asarray([-1e3, -4.9, 1.9, 1e3])
     np.testing.assert_allclose(np.log(hard(jnp.zeros(4), raw).scale), [-5.0, -4.9, 1.9, 2.0], atol=1e-12)
     slope = jax.grad(lambda raw: hard(jnp.zeros(4), raw).entropy())(raw)
@@ -127,7 +127,7 @@ def test_projection_leaves_alone_what_has_entropy_enough():
     mean, raw = (jnp.asarray(x) for x in rng.normal(size=(2, 200, 3)))
     options = {"action_dim": 3, "target_entropy": 0.0, "log_std_min": -5.0, "log_std_max": 2.0}
     plain, projected = (
-        GaussianPolicy(head, "tanh", **options)(mean, raw).scale for head in ("clip", "projection")
+        GaussianPolicy(head, "tanh", **options)(mean, raw).scale for head in ("tanh", "projection")
     )
     enough = reference.gaussian_entropy(np.log(plain)) >= 0.0
     assert 0 < enough.sum() < len(enough)
@@ -210,7 +210,7 @@ def test_a_residual_out_of_reach_stops_at_the_largest_scale_unless_it_is_let_go(
 @pytest.mark.parametrize(
     ("head", "distribution", "target", "message"),
     [
-        ("eraexact", "truncated", -1.0, r"head='eraexact' must be one of clip, hard-clip, era"),
+        ("eraexact", "truncated", -1.0, r"head='eraexact' must be one of tanh, clip, era"),
         ("era", "beta", -1.0, r"distribution='beta' must be one of truncated, tanh, normal"),
         ("era-exact", "tanh", -1.0, r"head='era-exact' is solved for distribution='truncated'"),
         ("era-exact", "normal", -1.0, r"head='era-exact' is solved for distribution='truncated'"),
@@ -228,7 +228,7 @@ def test_what_cannot_be_promised_is_refused(head, distribution, target, message)
 
 def test_crossed_bounds_are_refused():
     with pytest.raises(ValueError, match=r"log_std_min=1\.0"):
-        GaussianPolicy("clip", "tanh", action_dim=2, target_entropy=-1.0, log_std_min=1.0, log_std_max=0.0)
+        GaussianPolicy("tanh", "tanh", action_dim=2, target_entropy=-1.0, log_std_min=1.0, log_std_max=0.0)
 
 
 @pytest.mark.parametrize("head", ["era", "era-exact"])
@@ -243,12 +243,12 @@ def test_a_pin_over_one_dimension_warns(head):
 # --- discrete actions ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("head", ["clip", "era", "era-exact"])
+@pytest.mark.parametrize("head", ["softmax", "era", "era-exact"])
 def test_the_floor_of_discrete_actions(head):
     logits = jnp.concatenate([x[:, :4] for x in outputs(4)])
     policy = CategoricalPolicy(head, num_actions=4, min_entropy=0.3)(logits)
     least = reference.categorical_entropy(policy.logits).min()
-    if head == "clip":
+    if head == "softmax":
         np.testing.assert_array_equal(policy.logits, logits)
         assert least < 1e-6
     elif head == "era-exact":
@@ -259,7 +259,10 @@ def test_the_floor_of_discrete_actions(head):
 
 @pytest.mark.parametrize(
     ("head", "floor", "message"),
-    [("era-batch", 0.3, "head for discrete actions='era-batch' must be one of"), ("era", 1.5, "min_entropy=1.5")],
+    [
+        ("era-batch", 0.3, "head='era-batch' must be one of softmax, era, era-exact for discrete actions"),
+        ("era", 1.5, "min_entropy=1.5"),
+    ],
 )
 def test_what_discrete_actions_cannot_promise_is_refused(head, floor, message):
     with pytest.raises(ValueError, match=message):

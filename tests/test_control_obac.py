@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from control import distance, pairs, random_batch
+from entropyfloor.control.agents.build import build_agent
 from entropyfloor.control.agents.obac import (
     LOG_DENSITY_RANGE,
     OBAC,
@@ -22,7 +23,6 @@ from entropyfloor.control.agents.obac import (
 from entropyfloor.control.config import configure
 from entropyfloor.control.heads import GaussianPolicy
 from entropyfloor.control.networks import MLP, Critics, GaussianActor, Value
-from entropyfloor.control.off_policy import build_agent
 from entropyfloor.control.replay import Transition
 from entropyfloor.control.train import train
 from entropyfloor.jax.distributions import TanhNormal, TruncatedNormal
@@ -117,8 +117,8 @@ RATE, TAU, DISCOUNT, ALPHA, TARGET, BATCH = 0.01, 0.25, 0.9, 0.3, -1.0, 64
 EXPECTILE, CLONING = 0.8, 0.5
 OPTIMISERS = ("actor_optimiser", "critic_optimiser", "alpha_optimiser")
 KINDS = {
-    "sac's entropy": ("auto", "clip", "tanh"),
-    "none": ("none", "clip", "tanh"),
+    "sac's entropy": ("auto", "tanh", "tanh"),
+    "none": ("none", "tanh", "tanh"),
     "era-batch": ("none", "era-batch", "truncated"),
     "era-exact": ("none", "era-exact", "truncated"),
 }
@@ -362,7 +362,7 @@ def test_the_targets_start_as_copies_and_no_two_networks_are_alike():
 @pytest.mark.parametrize(
     ("name", "axes", "target"),
     [
-        ("obac", ("clip", "tanh", "auto"), -6.0),
+        ("obac", ("tanh", "tanh", "auto"), -6.0),
         ("obac-era", ("era", "truncated", "none"), -3.0),
         ("obac-era-exact", ("era-exact", "truncated", "none"), -3.0),
     ],

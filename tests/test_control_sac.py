@@ -18,6 +18,7 @@ import pytest
 
 import reference
 from control import assert_same_run, distance, metrics_of, pairs, random_batch
+from entropyfloor.control.agents.build import build_agent
 from entropyfloor.control.agents.sac import (
     SAC,
     actor_loss,
@@ -31,7 +32,6 @@ from entropyfloor.control.envs import make
 from entropyfloor.control.evaluator import CHUNK, Evaluator
 from entropyfloor.control.heads import MOMENTUM, GaussianPolicy, HeadState
 from entropyfloor.control.networks import MLP, Critics, GaussianActor
-from entropyfloor.control.off_policy import build_agent
 from entropyfloor.control.replay import Transition
 from entropyfloor.control.train import resume, train
 from entropyfloor.jax.distributions import TruncatedNormal
@@ -119,7 +119,7 @@ def compiled(entropy):
     return agent, jax.jit(agent.update, compiler_options=QUICK)
 
 
-def small_agent(entropy="auto", head="clip", distribution="tanh", bounds=(-3.0, 1.0), clamp=True, **settings):
+def small_agent(entropy="auto", head="tanh", distribution="tanh", bounds=(-3.0, 1.0), clamp=True, **settings):
     """Smooth networks and plain gradient descent, so that an update is minus `RATE` times the gradient."""
     return SAC(
         actor=GaussianActor(2, MLP((16,), "tanh")),
@@ -380,8 +380,8 @@ def test_without_the_clamp_tanh_runs_away_and_the_exact_head_meets_the_same_targ
 @pytest.mark.parametrize(
     ("agent", "axes", "bounds"),
     [
-        ("sac", ("clip", "tanh", "auto"), (-5.0, 2.0)),
-        ("sac-no-entropy", ("clip", "tanh", "none"), (-5.0, 2.0)),
+        ("sac", ("tanh", "tanh", "auto"), (-5.0, 2.0)),
+        ("sac-no-entropy", ("tanh", "tanh", "none"), (-5.0, 2.0)),
         ("sac-era", ("era", "truncated", "none"), (-8.0, 0.0)),
         ("sac-era-exact", ("era-exact", "truncated", "none"), (-8.0, 0.0)),
     ],
@@ -416,9 +416,9 @@ def test_the_target_follows_the_action_dimension():
     for rule, dim, expected in ((None, 6, -3.0), ("-A", 6, -6.0), ("-3", 2, -3.0), ("0.25*A", 2, 0.5)):
         config = configure("sac", hidden=4, target_entropy=rule).resolved()
         assert build_agent(config, dim).target_entropy == expected
-    release = configure("sac-era", settings="release", hidden=4).resolved()
+    release = configure("sac-era", networks="release", hidden=4).resolved()
     assert build_agent(release, 6).target_entropy == 1.5
-    assert configure("sac-era-exact", settings="release").resolved().target_entropy == "-A/2"
+    assert configure("sac-era-exact", networks="release").resolved().target_entropy == "-A/2"
     with pytest.raises(ValueError, match="target entropy rule 'A/B' cannot be read"):
         build_agent(configure("sac", target_entropy="A/B").resolved(), 6)
 
@@ -431,7 +431,7 @@ def test_the_configured_residual_lifts_the_policy_and_not_what_is_promised():
     np.testing.assert_allclose(entropy, -1.5, atol=1e-6)
 
 
-@pytest.mark.parametrize("head", ["clip", "hard-clip", "projection", "era-exact", "era-floor"])
+@pytest.mark.parametrize("head", ["tanh", "clip", "projection", "era-exact", "era-floor"])
 def test_a_residual_cannot_be_learned_where_no_head_needs_it(head):
     config = configure("sac-era", head=head, residual_entropy="learned", hidden=4).resolved()
     with pytest.raises(ValueError, match=f"residual_entropy=learned is for .*: '{head}' needs none"):

@@ -19,11 +19,12 @@ import pytest
 from gymnasium import spaces
 
 from control import assert_same_run, metrics_of
-from entropyfloor.control import evaluator as rollout
-from entropyfloor.control.config import CONFIGS, PRESETS, configure
+from entropyfloor.control import evaluator
+from entropyfloor.control.config import CONFIGS, PRESETS, configure, read_config
+from entropyfloor.control.envs import registered
 from entropyfloor.control.episodes import SimulatorError
 from entropyfloor.control.evaluate import evaluate
-from entropyfloor.control.train import _resume, _start, read_config, resume, train, train_seeds
+from entropyfloor.control.train import _resume, _start, resume, train, train_seeds
 from entropyfloor.runs import Run, read_run
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -56,7 +57,7 @@ ON_POLICY = {
 def test_a_run_directory_tells_its_settings_again(agent):
     config = configure(agent, env="gym/Reacher-v4", seed=3).resolved()
     settings = {name: value for name, value in asdict(config).items() if value is not None}
-    assert read_config({"domain": "control", **settings}) == config
+    assert read_config({"domain": "control", "names": 2, **settings}) == config
     assert config.resolved() == config
     assert type(config) is CONFIGS[agent]
 
@@ -73,7 +74,7 @@ def test_unknown_settings_and_agents_are_named():
     [
         ({"steps": 5e3}, r"steps=5000\.0 must be one of int"),
         ({"learning_rate": "3e-4"}, "learning_rate='3e-4' must be one of int, float"),
-        ({"head": "era2"}, "head='era2' must be one of clip, "),
+        ({"head": "era2"}, "head='era2' must be one of tanh, "),
         ({"seed": 2**32}, r"seed=4294967296 must be between 0 and 2\*\*32 - 1"),
     ],
 )
@@ -117,7 +118,7 @@ def test_what_no_run_can_have_is_refused_when_it_is_said(settings, message):
 @pytest.mark.parametrize(
     ("agent", "settings", "message"),
     [
-        ("sac", {"residual_entropy": 5.0, "env": "gym/Pendulum-v1"}, "has no use under head='clip'"),
+        ("sac", {"residual_entropy": 5.0, "env": "gym/Pendulum-v1"}, "has no use under head='tanh'"),
         ("ppo", {"min_entropy": 0.5, "env": "gym/Pendulum-v1"}, "is for discrete actions"),
         ("ppo-era", {"head": "era-batch", "env": "gym/Reacher-v4"}, "is for SAC and OBAC"),
         ("ppo", {"minibatch_size": 60, "env": "gym/Pendulum-v1"}, "must divide a rollout"),
@@ -504,7 +505,7 @@ def test_a_full_disk_is_named_and_what_was_saved_serves(tmp_path, cache):
     assert Run.open(out).latest().step == 1000
 
 
-def test_ctrl_c_before_the_first_step_says_that_there_is_nothing(tmp_path):
+def test_ctrl_c_before_the_first_step_says_that_nothing_is_saved(tmp_path):
     config = configure("sac", env="gym/Pendulum-v1", **OFF_POLICY, out=str(tmp_path / "run")).resolved()
     from entropyfloor.control.train import build
 
@@ -512,7 +513,7 @@ def test_ctrl_c_before_the_first_step_says_that_there_is_nothing(tmp_path):
     trainer.evaluators = [
         lambda actor: os.kill(os.getpid(), signal.SIGINT) or {"return": 0.0, "realised_entropy": 0.0}
     ]
-    with pytest.raises(KeyboardInterrupt, match="before the first step"):
+    with pytest.raises(KeyboardInterrupt, match="nothing is saved yet"):
         trainer.fit([Run.create(tmp_path / "run", {})])
     assert Run.open(tmp_path / "run").checkpoints() == []
 
@@ -522,7 +523,7 @@ def test_ctrl_c_before_the_first_step_says_that_there_is_nothing(tmp_path):
 
 def test_an_episode_of_an_evaluation_that_does_not_end_is_refused(tmp_path, monkeypatch):
     """CliffWalking ends at its goal only, to which no untrained policy walks."""
-    monkeypatch.setattr(rollout, "ENDLESS", 300)
+    monkeypatch.setattr(evaluator, "ENDLESS", 300)
     settings = {"env": "gym/CliffWalking-v1", **ON_POLICY, "steps": 64, "out": str(tmp_path / "run")}
     with pytest.raises(SimulatorError, match=r"not ended after 300 actions: .* needs --max-episode-steps\b"):
         train(configure("ppo", **settings))
@@ -568,7 +569,9 @@ def test_an_evaluation_that_is_interrupted_is_left_at_once_and_done_by_the_resum
         monkeypatch.setattr(Slow, "at", at)
         monkeypatch.setattr(Slow, "played", 0)
         part = tmp_path / "part"
-        with pytest.raises(KeyboardInterrupt, match="before the first step" if step == 0 else "saved at step"):
+        with pytest.raises(
+            KeyboardInterrupt, match="nothing is saved yet" if step == 0 else f"saved at step {step}"
+        ):
             train(replace(config, out=str(part)))
         assert Slow.played == at
         assert read_run(part).status["state"] == "interrupted"
@@ -667,7 +670,7 @@ def test_a_run_directory_cannot_call_what_is_no_environment(place, message, tmp_
     monkeypatch.syspath_prepend(tmp_path)
     how = json.dumps({"entry_point": place, "kwargs": {}, "max_episode_steps": None} if place else [])
     with pytest.raises((ValueError, ImportError), match=message):
-        read_config({"domain": "control", "agent": "sac", "env": "gym/Own-v0", "registered": how})
+        registered.register("gym/Own-v0", how)
     sys.modules.pop("own_env", None)
 
 

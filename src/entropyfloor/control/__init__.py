@@ -1,5 +1,18 @@
-"""Continuous control in JAX: environments, replay, agents and the trainer."""
+"""Continuous and discrete control in JAX: environments, replay, agents and trainers."""
+
+from typing import Any
 
 from entropyfloor.extras import require
 
 require("control", "jax", "flax", "optax", "gymnasium", "mujoco")
+
+__all__ = ["Policy", "load_policy"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what acts when it is first used."""
+    if name in __all__:
+        from entropyfloor.control import load
+
+        return getattr(load, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""One environment, episode after episode, in a way that a checkpoint can continue exactly.
+"""Episodes of one environment, one after another, which a checkpoint continues exactly.
 
 An exact continuation needs the simulator's state, and simulators do not agree on how to save it. So every episode
 has its own seed, which follows from the run's seed and the episode's number, and a checkpoint keeps the actions
@@ -20,14 +20,14 @@ Env = gymnasium.Env[Any, Any]
 
 
 class SimulatorError(RuntimeError):
-    """A simulator raised; the message says which, and when."""
+    """A simulator failed; the message says where and how."""
 
 
 class Step(NamedTuple):
-    """What an action led to."""
+    """Result of an action."""
 
     observation: np.ndarray
-    """What followed: at the end of an episode its last observation, never the first of the next one."""
+    """Observation after the action: at the end of an episode its last one, never the first of the next."""
     reward: float
     terminated: bool
     truncated: bool
@@ -37,7 +37,7 @@ def step(env: Env, action: Any, at: str) -> Step:
     """One step of a simulator.
 
     Raises:
-        SimulatorError: It raised, or what it gave is not finite: `at` is where that was.
+        SimulatorError: The simulator raised, or gave a value that is not finite; `at` is part of the message.
     """
     try:
         observation, reward, terminated, truncated, _ = env.step(action)
@@ -51,7 +51,7 @@ def reset(env: Env, seed: int, at: str) -> np.ndarray:
     """The first observation of an episode.
 
     Raises:
-        SimulatorError: It raised, or what it gave is not finite: `at` is where that was.
+        SimulatorError: The simulator raised, or gave a value that is not finite; `at` is part of the message.
     """
     try:
         observation, _ = env.reset(seed=seed)
@@ -62,18 +62,18 @@ def reset(env: Env, seed: int, at: str) -> np.ndarray:
 
 
 def _failure(error: Exception, at: str) -> SimulatorError:
-    """What a simulator raised, in one line that says where."""
+    """The error of a simulator in one line that says where it was raised."""
     return SimulatorError(f"the simulator failed at {at}: {type(error).__name__}: {brief(error)}")
 
 
 def _check_finite(observation: np.ndarray, reward: float, at: str) -> None:
     if not (np.isfinite(observation).all() and math.isfinite(reward)):
-        found = "NaN" if np.isnan(observation).any() or math.isnan(reward) else "infinity"
-        raise SimulatorError(f"the simulator gave {found} at {at}")
+        value = "NaN" if np.isnan(observation).any() or math.isnan(reward) else "infinity"
+        raise SimulatorError(f"the simulator gave {value} at {at}")
 
 
 class Episodes:
-    """Plays an environment without end, each episode from a seed of its own.
+    """Endless play of an environment, each episode from a seed of its own.
 
     Args:
         env: The environment.
@@ -86,7 +86,7 @@ class Episodes:
         self._actions: list[Any] = []  # of the episode in progress
         self._total = 0.0
         self.returns: list[float] = []
-        """Sums of rewards of the episodes that ended since somebody emptied the list."""
+        """Returns of the episodes that ended since the list was last emptied."""
         self.observation = self._reset()
 
     def step(self, action: Any) -> Step:
@@ -105,20 +105,20 @@ class Episodes:
         return result
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The actions of the episode in progress, and where they led: with `state`, all that `restore` needs."""
+        """The actions of the episode in progress and its last observation, for a checkpoint."""
         space = self._env.action_space
         actions = np.asarray(self._actions, space.dtype).reshape(-1, *(space.shape or ()))
         return {"actions": actions, "observation": self.observation}
 
     def state(self) -> dict[str, Any]:
-        """What JSON can hold of where this is."""
+        """The rest of a checkpoint, as JSON can hold it."""
         return {"number": self.number, "returns": self.returns}
 
     def restore(self, state: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-        """Go to where another one was when it gave this state and these arrays.
+        """Continue from the state and the arrays of another object, by playing its episode again.
 
         Raises:
-            SimulatorError: The same seed and actions lead elsewhere.
+            SimulatorError: The same seed and actions lead to another observation.
         """
         self.number, self.returns[:] = state["number"], state["returns"]
         self._actions, self._total = [], 0.0

@@ -1,4 +1,4 @@
-"""A trained policy at work: returns with intervals, its entropy beside its floor, and a film."""
+"""Evaluation of a trained policy: returns with intervals, its entropy beside its floor, and a film."""
 
 from __future__ import annotations
 
@@ -12,37 +12,38 @@ import gymnasium
 import numpy as np
 
 from entropyfloor.control import seeding
-from entropyfloor.control.config import set_
+from entropyfloor.control.agents.build import aim
+from entropyfloor.control.config import read_config, required
+from entropyfloor.control.envs import make, registered
 from entropyfloor.control.evaluator import Evaluator
-from entropyfloor.control.train import build, load_config
-from entropyfloor.control.trainer import make_env
+from entropyfloor.control.load import load_policy
+from entropyfloor.control.threads import limit_threads
 from entropyfloor.runs import Run
 from entropyfloor.runs.progress import Progress
-
-RESAMPLES = 10_000
-"""Of the bootstrap."""
+from entropyfloor.runs.statistics import bootstrap_interval
 
 
 def evaluate(
-    path: Path,
+    run: Path,
     *,
     episodes: int = 100,
     seed: int = 0,
     video: Path | None = None,
     max_episode_steps: int | None = None,
 ) -> str:
-    """Play `episodes` with the mode action of the last checkpoint, and write `evaluation.json` into the run.
+    """Play episodes with the mode action of a trained policy, and write `evaluation.json` into the run.
 
     Args:
-        path: A run directory.
-        episodes: How many.
-        seed: Their seeds follow from it; training and its evaluations use others, whatever their seed.
+        run: Run directory with a checkpoint.
+        episodes: Number of episodes.
+        seed: Seed of the episodes; training and its evaluations use others, whatever their seed.
         video: Film the first episode into this file, .mp4 (also where it has no ending) or .gif.
-        max_episode_steps: Environment steps after which an episode is cut off, instead of the run's own limit.
+        max_episode_steps: Number of environment steps after which an episode is cut off, instead of the run's own
+            limit.
 
     Returns:
-        What was found, in words: the mean return with a 95 % bootstrap interval over episodes, and the entropy of
-        the acting policy over visited states beside what was promised.
+        A summary: the mean return with a 95 % bootstrap interval over episodes, and the entropy of the acting
+        policy over visited states beside its floor or target.
 
     Raises:
         ValueError: No run, no checkpoint, no episode, or a video of another kind.
@@ -55,27 +56,31 @@ def evaluate(
             raise ValueError(f"video={video} must end in .mp4 or .gif")
     if video is not None and "DISPLAY" not in os.environ and find_library("EGL"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # the simulators read it when they are imported
-    run = Run.open(path)
-    config = load_config(run)
-    checkpoint = run.trained()
-    trainer = build([config])
-    trainer.restore([checkpoint])
-    env = make_env(config if max_episode_steps is None else replace(config, max_episode_steps=max_episode_steps))
-    play = Evaluator(env, trainer.agent.distribution, [], set_(config.log_std_min), view=trainer.seeds[0].view)
+    directory = Run.open(run)
+    registered.register_again(directory)
+    config = read_config(directory.config)
+    limit_threads(config.threads)
+    policy = load_policy(run)
+    limit = config.max_episode_steps if max_episode_steps is None else max_episode_steps
+    env = make(config.env, **replace(config, max_episode_steps=limit).env_options())
+    log_std_min = required(config.log_std_min)
+    player = Evaluator(env, policy.distribution, [], log_std_min, normalise=policy.normalise)
 
-    actor, played = trainer.state.actor, []
+    played = []
     with Progress(episodes, unit="episodes", every=1, evaluation="") as progress:
         film = _Film(env, video, config.action_repeat, progress)
         for i in range(episodes):
             number = seeding.episode(seed, seeding.PLAY_EPISODES, i)
-            played.append(play.play(actor, number, film.take if video is not None and i == 0 else lambda: None))
+            watch = film.take if video is not None and i == 0 else lambda: None
+            played.append(player.play(policy.actor, number, watch))
             progress.advance(i + 1)
     env.close()  # which frees what drew the film
     returns = np.array([episode.total for episode in played])
-    entropy, _ = play.measure(actor, np.concatenate([episode.observations for episode in played]))
-    low, high = interval(returns)
-    found: dict[str, Any] = {
-        "step": checkpoint.step,
+    entropy, _ = player.measure(policy.actor, np.concatenate([episode.observations for episode in played]))
+    low, high = bootstrap_interval(returns)
+    aims = aim(policy.agent)
+    results: dict[str, Any] = {
+        "step": policy.step,
         "seed": seed,
         "return": {"mean": float(returns.mean()), "interval_95": [low, high], "episodes": returns.tolist()},
         "episode_length": float(np.mean([len(episode.observations) for episode in played])),
@@ -84,15 +89,15 @@ def evaluate(
             "min": float(entropy.min()),
             "q05": float(np.quantile(entropy, 0.05)),
         },
-        **trainer.promise,
+        **aims,
     }
-    file = run.keep_evaluation(found)
+    file = directory.keep_evaluation(results)
     lines = [
-        f"step {checkpoint.step:,}, {episodes} episodes",
+        f"step {policy.step:,}, {episodes} episodes",
         f"return            {returns.mean():.1f} [{low:.1f}, {high:.1f}], least {returns.min():.1f}, "
         f"most {returns.max():.1f}",
         f"realised entropy  {entropy.mean():.3f} nats on average, {entropy.min():.3f} at the least"
-        + "".join(f" ({name.replace('_', ' ')} {value:.3f})" for name, value in trainer.promise.items()),
+        + "".join(f" ({name.replace('_', ' ')} {value:.3f})" for name, value in aims.items()),
         f"written to        {file}",
     ]
     if video is not None:
@@ -100,15 +105,8 @@ def evaluate(
     return "\n".join(lines)
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean, by percentiles; of one value, that value twice."""
-    index = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.quantile(values[index].mean(axis=1), [0.025, 0.975])
-    return float(low), float(high)
-
-
 class _Film:
-    """Frames of an episode; a machine that cannot draw loses the film, not the evaluation."""
+    """Frames of an episode. Where they cannot be drawn, there is no film, and the evaluation goes on."""
 
     def __init__(
         self, env: gymnasium.Env[Any, Any], path: Path | None, action_repeat: int, progress: Progress
@@ -119,7 +117,7 @@ class _Film:
         self._failure: str | None = None
 
     def take(self) -> None:
-        """A frame of where the simulator is."""
+        """Take a frame of the simulator."""
         if self._failure is None:
             try:
                 self._frames.append(np.asarray(self._env.render()))
@@ -128,7 +126,7 @@ class _Film:
                 self._failure = f"{type(error).__name__}: {error}"
 
     def save(self) -> str:
-        """Write the file; a line that says where, or why not."""
+        """Write the file; returns a line that says where it is, or why there is none."""
         if self._failure is not None:  # of whatever kind: drivers fail in their own ways
             hint = "without a display, try MUJOCO_GL=egl or MUJOCO_GL=osmesa"
             return f"no video         this machine cannot draw it ({self._failure}); {hint}"

@@ -1,4 +1,4 @@
-"""Evaluation: what the policy earns, and how much entropy it really has."""
+"""Evaluation of a policy: its return, and its entropy in the states that it visits."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from entropyfloor.jax.distributions import Categorical
 
 Params = Any
 CHUNK = 1024
-"""States per call when entropies are measured: one shape, one compilation."""
+"""Number of states per call when entropies are measured: one shape, one compilation."""
 ENDLESS = 100_000
-"""Actions after which an episode without a time limit counts as endless."""
+"""Number of actions after which an episode without a time limit counts as endless."""
 
 
 class Episode(NamedTuple):
-    """What happened in one."""
+    """An episode that was played."""
 
     total: float
     """Sum of rewards."""
@@ -40,11 +40,11 @@ class Evaluator:
     """Plays episodes with the mode action and measures the acting policy in every state that it visits.
 
     Args:
-        env: An environment of its own, so that training is not disturbed.
+        env: Environment that training does not use.
         distribution: `(actor, observations) → π(·|s)`.
-        seeds: One episode each, the same in every evaluation.
+        seeds: Seeds of the episodes, the same in every evaluation.
         log_std_min: Lower bound of log σ, to count how often it binds.
-        view: Observations as the networks take them.
+        normalise: From observations to the input of the networks.
         stopped: Called before each action; True stops the evaluation.
     """
 
@@ -54,13 +54,13 @@ class Evaluator:
         distribution: Callable[[Params, Array], Distribution],
         seeds: Sequence[int],
         log_std_min: float,
-        view: Callable[[np.ndarray], np.ndarray] = lambda observations: observations,
+        normalise: Callable[[np.ndarray], np.ndarray] = lambda observations: observations,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self._env = env
         self._limited = has_time_limit(env)
         self._seeds = seeds
-        self._view = view
+        self._normalise = normalise
         self._stopped = stopped
         self._mode = jax.jit(lambda actor, observation: distribution(actor, observation).mode())
 
@@ -87,7 +87,7 @@ class Evaluator:
         }
 
     def play(self, actor: Params, seed: int, watch: Callable[[], None] = lambda: None) -> Episode:
-        """One episode with the mode action; `watch` is called in every state, with the simulator in it.
+        """Play an episode with the mode action; `watch` is called before every action.
 
         Raises:
             SimulatorError: The simulator raised, or the episode does not end.
@@ -105,7 +105,7 @@ class Evaluator:
                     f"{at} has not ended after {ENDLESS:,} actions: an environment without a time limit needs "
                     "--max-episode-steps"
                 )
-            visited.append(self._view(observation))
+            visited.append(self._normalise(observation))
             watch()
             action = np.asarray(self._mode(actor, visited[-1]))[()]  # a discrete one as a number
             result = step(self._env, action, f"action {len(visited)} of {at}")

@@ -1,7 +1,7 @@
-"""From the raw outputs of a network to the policy that acts: a head and a distribution.
+"""Policies: from the raw outputs of a network, through a head, to the distribution that acts.
 
-The two are independent axes of a comparison. The *head* turns raw outputs into log σ, with or without a floor
-under the entropy; the *distribution* says what the actions are drawn from. Formulas:
+Head and distribution are independent axes of a comparison. The *head* turns raw outputs into log σ, with or
+without a floor under the entropy; actions are drawn from the *distribution*. Formulas:
 `entropyfloor.jax.functional`.
 """
 
@@ -23,20 +23,21 @@ from entropyfloor.jax.distributions import Categorical, Normal, TanhNormal, Trun
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-HeadName = Literal["clip", "hard-clip", "era", "era-batch", "era-exact", "era-floor", "projection"]
+GaussianHeadName = Literal["tanh", "clip", "era", "era-batch", "era-exact", "era-floor", "projection"]
+CategoricalHeadName = Literal["softmax", "era", "era-exact"]
+HeadName = Literal[GaussianHeadName, CategoricalHeadName]
 DistributionName = Literal["truncated", "tanh", "normal"]
-CategoricalHeadName = Literal["clip", "era", "era-exact"]
 Gaussian = TanhNormal | TruncatedNormal | Normal
 Distribution = Gaussian | Categorical
 
 _PINS = ("era", "era-exact")
-_NO_TARGET = ("clip", "hard-clip")
+_NO_TARGET = ("tanh", "clip", "softmax")
 MOMENTUM = 0.1
 """Weight of a new batch in the running mean M of Eq. 36, as in `ERAGaussian`; the paper states none."""
 
 
 class HeadState(NamedTuple):
-    """What a head knows beside the outputs of the network: scalars, None where it has no use for them."""
+    """State of a head beside the outputs of the network: scalars, None where the head has no use for them."""
 
     residual_entropy: Any = None
     """A learned δ̂, in nats, which is added to H0."""
@@ -52,11 +53,11 @@ class GaussianPolicy:
     """The map from raw network outputs to the distribution over continuous actions.
 
     Args:
-        head: `clip`: tanh-bounded log σ, no floor. `hard-clip`: log σ cut at its bounds, no floor. `era`: Eq. 11,
-            a floor under the Gaussian *before* it is bounded. `era-batch`: Eq. 36, the same on average over the
-            batch. `era-exact` (*ours*): the floor is under the truncated policy itself. `era-floor` (*ours*): the
-            entropy may rise above the floor; exact where the distribution is truncated. `projection`: the
-            baseline, on top of `clip`.
+        head: `tanh`: log σ bounded by a tanh, no floor. `clip`: log σ clipped at its bounds, no floor. `era`:
+            Eq. 11, a floor under the Gaussian *before* it is bounded. `era-batch`: Eq. 36, the same on average
+            over the batch. `era-exact` (*ours*): the floor is under the truncated policy itself. `era-floor`
+            (*ours*): the entropy may rise above the floor; exact where the distribution is truncated.
+            `projection`: the baseline, on top of `tanh`.
         distribution: `truncated`: loc = tanh(mean), bounded by truncation. `tanh`: loc = mean, squashed.
             `normal`: loc = mean, unbounded; the environment clips.
         action_dim: D.
@@ -69,7 +70,7 @@ class GaussianPolicy:
         ValueError: Unknown names, a pair that does not exist, or a target that is out of reach.
     """
 
-    head: HeadName
+    head: GaussianHeadName
     distribution: DistributionName
     action_dim: int
     target_entropy: float
@@ -79,7 +80,7 @@ class GaussianPolicy:
 
     def __post_init__(self) -> None:
         head, low, high = self.head, self.log_std_min, self.log_std_max
-        _check_name("head", head, HeadName)
+        _check_name("head", head, GaussianHeadName, " for continuous actions")
         _check_name("distribution", self.distribution, DistributionName)
         if head == "era-exact" and not self._truncated:
             raise ValueError("head='era-exact' is solved for distribution='truncated': choose that, or head='era'")
@@ -128,20 +129,20 @@ class GaussianPolicy:
             rows = raw if running is None else jnp.atleast_2d(raw)  # one state is enough where M is known
             log_std, _ = F.era_gaussian_batch(rows, target, log_mean_exp_sum=running, **bounds)
             return log_std.reshape(raw.shape)
-        if self.head == "hard-clip":
+        if self.head == "clip":
             return raw.clip(self.log_std_min, self.log_std_max)
-        clipped = tanh_bounded(raw, self.log_std_min, self.log_std_max)
-        return clipped if self.head == "clip" else F.project_gaussian(clipped, target)
+        bounded = tanh_bounded(raw, self.log_std_min, self.log_std_max)
+        return bounded if self.head == "tanh" else F.project_gaussian(bounded, target)
 
     def initial_state(self, residual_entropy: float | None = None) -> HeadState:
-        """δ̂ as given, and the M of a network whose raw outputs are all 0."""
+        """State before training: δ̂ as given, and the M of a network whose raw outputs are all 0."""
         running = math.log(self.action_dim) if self.head == "era-batch" else None
         return HeadState(
             *(None if x is None else jnp.asarray(x, jnp.float32) for x in (residual_entropy, running))
         )
 
     def observe(self, state: HeadState, raw_log_std: Float[Array, "batch D"]) -> HeadState:
-        """The state after a training batch: its log M moves the running one, as BatchNorm's statistics do."""
+        """State after a training batch, whose log M moves the running one, as BatchNorm's statistics do."""
         if state.log_mean_exp_sum is None:
             return state
         exp_sum = jax.nn.logsumexp(jax.lax.stop_gradient(raw_log_std), axis=-1)
@@ -155,7 +156,7 @@ class CategoricalPolicy:
     """The map from logits to the distribution over discrete actions.
 
     Args:
-        head: `clip`: the softmax as it is. `era`: Eq. 15 as printed, whose floor is far above `min_entropy`.
+        head: `softmax`: no floor. `era`: Eq. 15 as printed, whose floor is far above `min_entropy`.
             `era-exact` (*ours*): calibrated, the floor is `min_entropy`.
         num_actions: n.
         min_entropy: The floor in nats, below log n.
@@ -169,8 +170,8 @@ class CategoricalPolicy:
     min_entropy: float
 
     def __post_init__(self) -> None:
-        _check_name("head for discrete actions", self.head, CategoricalHeadName)
-        if self.head != "clip":
+        _check_name("head", self.head, CategoricalHeadName, " for discrete actions")
+        if self.head != "softmax":
             targets.softmax_kappa_range(self.num_actions, self.min_entropy, 4.0, self._floor, "exact")
 
     @property
@@ -179,26 +180,26 @@ class CategoricalPolicy:
 
     def __call__(self, logits: Float[Array, "*batch n"]) -> Categorical:
         """π(·|s) from the outputs of the network."""
-        if self.head == "clip":
+        if self.head == "softmax":
             return Categorical(logits)
         return Categorical(F.era_softmax(logits, self.min_entropy, floor=self._floor))
 
 
 def tanh_bounded(raw: Float[Array, "..."], low: float, high: float) -> Float[Array, "..."]:
-    """The plain head: `low + (high - low) (tanh(raw) + 1) / 2`."""
+    """The head `tanh`: `low + (high - low) (tanh(raw) + 1) / 2`."""
     return low + 0.5 * (high - low) * (jnp.tanh(raw) + 1.0)
 
 
 def has_target(head: HeadName) -> bool:
-    """Whether the head itself steers an entropy."""
+    """Whether the head steers an entropy."""
     return head not in _NO_TARGET
 
 
 def promises_floor(head: HeadName) -> bool:
-    """Whether it puts a floor under an entropy in every state; `era-batch` meets its target on average only."""
+    """Whether the head puts a floor under the entropy in every state; `era-batch` meets its target on average."""
     return has_target(head) and head != "era-batch"
 
 
-def _check_name(what: str, name: str, names: Any) -> None:
+def _check_name(setting: str, name: str, names: Any, where: str = "") -> None:
     if name not in get_args(names):
-        raise ValueError(f"{what}={name!r} must be one of {', '.join(get_args(names))}")
+        raise ValueError(f"{setting}={name!r} must be one of {', '.join(get_args(names))}{where}")

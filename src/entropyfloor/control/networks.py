@@ -20,7 +20,7 @@ class MLP(nn.Module):
 
     Args:
         hidden: Width of each layer.
-        activation: Its name in `flax.linen`.
+        activation: Name of the activation in `flax.linen`.
         layer_norm: Whether each layer is normalised before its activation.
         tanh_first: Make the first layer `Dense` → `LayerNorm` → tanh, whatever the others are (OBAC).
     """

@@ -11,17 +11,17 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
 VARIANCE_FLOOR = 1e-8
-"""Added to a variance before it divides: a feature that never varies is rounding noise, and shall stay near 0."""
+"""Added to a variance before it divides, so that a feature that never varies stays near 0."""
 
 
 class RunningMoments:
-    """Mean and variance of all that was seen, per feature, exactly: `update` merges batches (Chan et al. 1979).
+    """Running mean and variance of each feature, exact, in float64: `update` merges batches (Chan et al. 1979).
 
-    Of n and m values with means μ, ν and variances v, w (population): with `δ = ν - μ`, the whole has the mean
-    `μ + δ m/(n+m)` and the variance `(n v + m w + δ² n m/(n+m)) / (n+m)`. In float64.
+    Two batches of n and m values have means μ, ν and population variances v, w. With `δ = ν - μ`, together they
+    have the mean `μ + δ m/(n+m)` and the variance `(n v + m w + δ² n m/(n+m)) / (n+m)`.
 
     Args:
-        shape: Of one value; `()` for scalars.
+        shape: Shape of one value; `()` for scalars.
     """
 
     def __init__(self, shape: tuple[int, ...] = ()) -> None:
@@ -30,10 +30,10 @@ class RunningMoments:
         self.variance = np.ones(shape)
 
     def update(self, batch: Float[ndarray, "n ..."]) -> None:
-        """Take in a batch.
+        """Merge a batch.
 
         Raises:
-            ValueError: A value has another shape than this was built for, or is not finite: one would spoil the
+            ValueError: A value has another shape than this was built for, or is not finite, which would spoil the
                 moments for good.
         """
         batch = np.asarray(batch, np.float64)
@@ -58,14 +58,14 @@ class RunningMoments:
         return scaled.clip(-clip, clip).astype(np.float32)
 
     def arrays(self) -> dict[str, ndarray]:
-        """Everything, for a checkpoint."""
+        """The moments, for a checkpoint."""
         return {"count": np.asarray(self.count), "mean": self.mean.copy(), "variance": self.variance.copy()}
 
     def load(self, arrays: dict[str, ndarray]) -> None:
-        """Continue from the `arrays()` of another.
+        """Continue from the `arrays()` of another object.
 
         Raises:
-            ValueError: The arrays are of another shape.
+            ValueError: The arrays have another shape.
         """
         for name in ("mean", "variance"):
             if arrays[name].shape != self.mean.shape:
@@ -93,7 +93,7 @@ class RewardScaler:
 
     @property
     def scale(self) -> float:
-        """What a reward is multiplied with now."""
+        """Factor of a reward now."""
         return float(1.0 / np.sqrt(self.moments.variance + VARIANCE_FLOOR))
 
     def __call__(
@@ -102,7 +102,7 @@ class RewardScaler:
         terminated: Bool[ndarray, " N"],
         truncated: Bool[ndarray, " N"],
     ) -> Float[ndarray, " N"]:
-        """Take in one step of every environment; the scaled rewards in float32.
+        """Merge one step of every environment; returns the scaled rewards in float32.
 
         Raises:
             ValueError: There are more or fewer rewards than environments.
@@ -119,14 +119,14 @@ class RewardScaler:
         return scaled.clip(-self.clip, self.clip).astype(np.float32)
 
     def arrays(self) -> dict[str, ndarray]:
-        """Everything, for a checkpoint."""
+        """The moments and the returns, for a checkpoint."""
         return {"returns": self.returns.copy(), **self.moments.arrays()}
 
     def load(self, arrays: dict[str, ndarray]) -> None:
-        """Continue from the `arrays()` of another.
+        """Continue from the `arrays()` of another object.
 
         Raises:
-            ValueError: The arrays are of another number of environments.
+            ValueError: The number of environments differs.
         """
         if arrays["returns"].shape != self.returns.shape:
             raise ValueError(f"returns has shape {arrays['returns'].shape}, this run needs {self.returns.shape}")

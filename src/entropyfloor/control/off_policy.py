@@ -1,4 +1,4 @@
-"""SAC and OBAC in progress: act, store, update."""
+"""Training of SAC and OBAC: act, store, update."""
 
 from __future__ import annotations
 
@@ -6,69 +6,28 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import optax
 from gymnasium import spaces
 
-from entropyfloor import targets
-from entropyfloor.control import heads, seeding
-from entropyfloor.control.agents.obac import OBAC
-from entropyfloor.control.agents.sac import SAC
-from entropyfloor.control.config import OBACConfig, SACConfig, set_
+from entropyfloor.control import seeding
+from entropyfloor.control.agents.build import build_agent
+from entropyfloor.control.config import SACConfig
+from entropyfloor.control.envs import make
 from entropyfloor.control.episodes import Episodes
-from entropyfloor.control.networks import MLP, Critics, GaussianActor, Value
 from entropyfloor.control.replay import Replay, Transition
-from entropyfloor.control.trainer import Metrics, Trainer, make_env
+from entropyfloor.control.trainer import Metrics, Trainer
 from entropyfloor.runs.memory import check_memory
 
 
-def build_agent(config: SACConfig, action_dim: int) -> SAC:
-    """The agent that a resolved config describes."""
-    target_entropy = targets.resolve(set_(config.target_entropy), action_dim)
-    learned = config.residual_entropy == "learned"
-    if learned and config.head not in ("era", "era-batch"):
-        raise ValueError(f"residual_entropy=learned is for head='era' or 'era-batch': {config.head!r} needs none")
-    if config.residual_entropy and not heads.has_target(set_(config.head)):
-        raise ValueError(f"residual_entropy={config.residual_entropy} has no use under head={config.head!r}")
-    policy = heads.GaussianPolicy(
-        set_(config.head),
-        set_(config.distribution),
-        action_dim,
-        target_entropy + (0.0 if isinstance(config.residual_entropy, str) else config.residual_entropy),
-        set_(config.log_std_min),
-        set_(config.log_std_max),
-        clamp=config.clamp_target,
-    )
-    obac = isinstance(config, OBACConfig)
+class OffPolicyCollector:
+    """Simulator, replay and random generator of one seed.
 
-    def body(layer_norm: bool | None) -> MLP:
-        return MLP((config.hidden, config.hidden), set_(config.activation), set_(layer_norm), tanh_first=obac)
-
-    parts: dict[str, Any] = {
-        "actor": GaussianActor(action_dim, body(config.actor_layer_norm)),
-        "critics": Critics(body(config.critic_layer_norm)),
-        "policy": policy,
-        "actor_optimiser": optax.adam(config.learning_rate),
-        "critic_optimiser": optax.adamw(config.learning_rate, weight_decay=config.weight_decay),
-        "alpha_optimiser": optax.adam(config.learning_rate),
-        "entropy": set_(config.entropy),
-        "target_entropy": target_entropy,
-        "initial_alpha": config.alpha,
-        "alpha_weight": config.alpha_weight,
-        "learn_residual": learned,
-        "discount": config.discount,
-        "tau": config.tau,
-    }
-    if not isinstance(config, OBACConfig):
-        return SAC(**parts)
-    value = Value(body(config.critic_layer_norm))
-    return OBAC(**parts, value=value, expectile=config.expectile, cloning_weight=config.cloning_weight)
-
-
-class OffPolicySeed:
-    """Simulator, replay and generator of one seed."""
+    Args:
+        config: Resolved settings.
+        seeds: Number of seeds in this process, which share its memory.
+    """
 
     def __init__(self, config: SACConfig, seeds: int = 1) -> None:
-        env = make_env(config)
+        env = make(config.env, **config.env_options())
         if not isinstance(env.action_space, spaces.Box):
             raise ValueError(
                 f"{config.env} has discrete actions: {config.agent} needs continuous ones, ppo takes both"
@@ -89,22 +48,22 @@ class OffPolicySeed:
         return self._rng.uniform(-1.0, 1.0, self.action_dim).astype(np.float32)
 
     def play(self, action: np.ndarray) -> None:
-        """Take one action and keep the transition."""
+        """Take one action and store the transition."""
         observation = self.episodes.observation
         step = self.episodes.step(action)
         self.replay.add(Transition(observation, action, step.reward, step.terminated, step.observation))
 
-    def view(self, observations: np.ndarray) -> np.ndarray:
-        """Observations as they are."""
+    def normalise(self, observations: np.ndarray) -> np.ndarray:
+        """Observations as the networks take them: unchanged."""
         return observations
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """With `state`, everything that `restore` needs."""
+        """Arrays of a checkpoint: with `state`, everything that `restore` needs."""
         stored = {f"replay/{name}": column for name, column in self.replay.arrays().items()}
         return stored | self.episodes.arrays()
 
     def state(self) -> dict[str, Any]:
-        """What JSON can hold of the rest."""
+        """The rest of a checkpoint, as JSON can hold it."""
         return {
             "episodes": self.episodes.state(),
             "added": self.replay.added,
@@ -112,39 +71,37 @@ class OffPolicySeed:
         }
 
     def restore(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
-        """Continue from where another one was."""
+        """Continue from the arrays and the state of another collector."""
         self.replay.load({name: arrays[f"replay/{name}"] for name in Transition._fields}, state["added"])
         self._rng.bit_generator.state = state["rng"]
         self.episodes.restore(state["episodes"], arrays)
 
 
-class OffPolicyTrainer(Trainer[SACConfig, OffPolicySeed]):
-    """SAC or OBAC."""
+class OffPolicyTrainer(Trainer[SACConfig, OffPolicyCollector]):
+    """Trainer of SAC and OBAC."""
 
     def __init__(self, configs: Sequence[SACConfig]) -> None:
         super().__init__(configs)
-        seeds = [OffPolicySeed(config, len(configs)) for config in configs]
-        agent = build_agent(self.config, seeds[0].action_dim)
-        self.begin(agent, seeds, (seeds[0].obs_dim, seeds[0].action_dim), agent.update_many)
-        if heads.promises_floor(set_(self.config.head)):
-            self.promise = {"floor": agent.target_entropy}
-        elif self.config.entropy == "auto" or self.config.head == "era-batch":
-            self.promise = {"target_entropy": agent.target_entropy}
+        collectors = [OffPolicyCollector(config, len(configs)) for config in configs]
+        sizes = collectors[0].obs_dim, collectors[0].action_dim
+        agent: Any = build_agent(self.config, sizes[1])
+        self.begin(agent, collectors, sizes, agent.update_many)
 
     def advance(self) -> tuple[Metrics | None, Any]:
         """One action of each seed, and as many updates as the config says."""
         config = self.config
-        for seed, action in zip(self.seeds, self._actions(), strict=True):
-            seed.play(action)
+        for collector, action in zip(self.collectors, self._actions(), strict=True):
+            collector.play(action)
         self.step += config.action_repeat
         if self.step < config.random_steps:
             return None, None
-        batches = self.stack([s.replay.sample(config.updates_per_step, config.batch_size) for s in self.seeds])
+        sizes = config.updates_per_step, config.batch_size
+        batches = self.stack([collector.replay.sample(*sizes) for collector in self.collectors])
         return self.learn(batches), batches
 
     def _actions(self) -> list[np.ndarray]:
         if self.step < self.config.random_steps:
-            return [seed.random_action() for seed in self.seeds]
-        observations = self.stack([seed.episodes.observation for seed in self.seeds])
+            return [collector.random_action() for collector in self.collectors]
+        observations = self.stack([collector.episodes.observation for collector in self.collectors])
         actions = np.asarray(self._act(self.state.actor, observations, self._act_keys, np.uint32(self.step)))
-        return [actions] if len(self.seeds) == 1 else list(actions)
+        return [actions] if len(self.collectors) == 1 else list(actions)

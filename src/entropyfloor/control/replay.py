@@ -8,10 +8,10 @@ import numpy as np
 
 
 class Transition(NamedTuple):
-    """What an agent learns from: one transition, or many along leading axes.
+    """One transition, or many along leading axes.
 
-    `terminated` says that the task ended, so that nothing follows. A time limit ends the episode without it: the
-    value of `next_observation` is still bootstrapped.
+    `terminated` says that the task ended, so that nothing follows. A time limit does not set it: the value of
+    `next_observation` is still bootstrapped.
     """
 
     observation: Any  # [..., obs_dim]
@@ -25,10 +25,10 @@ class Replay:
     """The last `capacity` transitions, sampled uniformly with replacement.
 
     Args:
-        capacity: Transitions that are kept.
+        capacity: Number of transitions that the buffer holds.
         obs_dim: Width of an observation.
         action_dim: Width of an action.
-        rng: Where the sampling draws from; its state is the caller's to save.
+        rng: Random generator of the sampling; the caller saves its state.
     """
 
     def __init__(self, capacity: int, obs_dim: int, action_dim: int, rng: np.random.Generator) -> None:
@@ -45,7 +45,7 @@ class Replay:
         return min(self.added, self.capacity)
 
     def add(self, transition: Transition) -> None:
-        """Keep a transition, in place of the oldest where the buffer is full."""
+        """Store a transition, in place of the oldest where the buffer is full."""
         slot = self.added % self.capacity
         for column, value in zip(self._storage, transition, strict=True):
             column[slot] = value
@@ -59,7 +59,7 @@ class Replay:
         return Transition(*(column.take(index, axis=0) for column in self._storage))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What is stored, without the part that is still empty."""
+        """The stored transitions, without the part of the buffer that is still empty."""
         return {name: column[: len(self)] for name, column in self._storage._asdict().items()}
 
     def load(self, arrays: dict[str, np.ndarray], added: int) -> None:

@@ -1,4 +1,4 @@
-"""Streams of random numbers of one run: each follows from the run's seed and its own number, none from another."""
+"""Streams of random numbers of a run: each follows from the run's seed and the number of the stream."""
 
 import jax
 import numpy as np
@@ -7,15 +7,15 @@ TRAIN_EPISODES, EVAL_EPISODES, HOST, ACT, UPDATE, INIT, PLAY_EPISODES = range(7)
 
 
 def key(seed: int, stream: int) -> jax.Array:
-    """For JAX."""
+    """Key of a stream for JAX."""
     return jax.random.fold_in(jax.random.key(seed), stream)
 
 
 def generator(seed: int, stream: int) -> np.random.Generator:
-    """For NumPy."""
+    """Generator of a stream for NumPy."""
     return np.random.default_rng([seed, stream])
 
 
 def episode(seed: int, stream: int, *numbers: int) -> int:
-    """The seed of one episode."""
+    """Seed of an episode."""
     return int(np.random.SeedSequence([seed, stream, *numbers]).generate_state(1)[0])

@@ -10,6 +10,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 from entropyfloor.runs.directory import Run
 from entropyfloor.runs.processes import each_in_its_process
+from entropyfloor.runs.renamed import current
 from entropyfloor.runs.run_reader import CONFIG, read_config, read_run
 from entropyfloor.runs.settings import changeable, not_results
 
@@ -60,7 +61,7 @@ def check_same(path: Path, settings: Mapping[str, Any], may_change: Collection[s
     """
     if not is_begun(path):
         return
-    before = read_config(path)
+    before = current(read_config(path))
     # A switch that the version before did not know was off.
     other = {
         name: now
@@ -75,6 +76,17 @@ def check_same(path: Path, settings: Mapping[str, Any], may_change: Collection[s
         hint += f"; or continue it with --resume {path} {changes}"
     differences = ", ".join(f"{name}={before.get(name)} (now {now})" for name, now in other.items())
     raise ValueError(f"{path} was begun with {differences}: {hint}")
+
+
+def changed(config: C, changes: Mapping[str, Any]) -> C:
+    """The config of a run that is resumed with other values of some settings.
+
+    Raises:
+        ValueError: A setting that would change results, or that does not exist.
+    """
+    if fixed := sorted(set(changes) - set(changeable(type(config)))):
+        raise ValueError(f"a resumed run keeps its {', '.join(fixed)}: begin another run")
+    return replace(config, **changes)  # type: ignore[type-var]
 
 
 def each_seed(

@@ -1,7 +1,7 @@
 """Offline-boosted actor-critic (Luo et al. 2024, arXiv 2405.18520), with and without ERA (arXiv 2510.08549).
 
-Beside SAC's critics of the learning policy π stand critics of μ, the policy that the replay holds: the best of
-its actions, by expectile regression. Where the replay is better than π on a batch, π is also drawn to its actions.
+Beside SAC's critics of the learning policy π there are critics of μ, the policy of the best actions in the replay,
+by expectile regression. Where the replay is better than π on a batch, π also clones its actions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, PRNGKeyArray
 
 LOG_DENSITY_RANGE = (-20.0, 2.0)
-"""Bounds of the log-density of each action dimension in behaviour cloning: one stored action must not rule."""
+"""Bounds of the log-density of each action dimension in behaviour cloning, against outliers."""
 
 
 # --- losses ----------------------------------------------------------------------------------------------
@@ -41,7 +41,7 @@ LOG_DENSITY_RANGE = (-20.0, 2.0)
 def expectile_loss(
     values: Float[Array, "..."], targets: Float[Array, "2 ..."], expectile: float
 ) -> Float[Array, ""]:
-    """`E[|ε - 1{u < 0}| u²]` with `u = min_k Q̄μ_k(s, a) - Vμ(s)`: for ε → 1, V is the best that the replay did."""
+    """`E[|ε - 1{u < 0}| u²]` with `u = min_k Q̄μ_k(s, a) - Vμ(s)`: for ε → 1, of the best stored actions."""
     gap = jax.lax.stop_gradient(targets.min(axis=0)) - values
     return (jnp.where(gap < 0, 1.0 - expectile, expectile) * gap**2).mean()
 
@@ -62,8 +62,8 @@ def replay_is_better(
 
 def cloning_loss(policy: Gaussian, action: Float[Array, "*batch D"]) -> Float[Array, ""]:
     """`-E[Σ_i log π_i(a_i|s)]` of the stored actions, each dimension cut to `LOG_DENSITY_RANGE`."""
-    each = jax.tree.map(lambda x: x[..., None], policy)  # every coordinate becomes an event of its own
-    return -each.log_prob(action[..., None]).clip(*LOG_DENSITY_RANGE).sum(axis=-1).mean()
+    coordinates = jax.tree.map(lambda x: x[..., None], policy)  # every coordinate becomes an event of its own
+    return -coordinates.log_prob(action[..., None]).clip(*LOG_DENSITY_RANGE).sum(axis=-1).mean()
 
 
 # --- the agent -------------------------------------------------------------------------------------------
@@ -89,12 +89,12 @@ class OBACState(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class OBAC(SAC):
-    """SAC's parts, and those of the behaviour policy μ. Both pairs of critics have the same shape and optimiser.
+    """The agent: SAC, and the behaviour policy μ. Both pairs of critics have the same shape and optimiser.
 
     Args:
         value: `observation → Vμ`.
-        expectile: ε of Vμ.
-        cloning_weight: λ of behaviour cloning.
+        expectile: Expectile ε of Vμ.
+        cloning_weight: Weight λ of behaviour cloning.
     """
 
     value: nn.Module

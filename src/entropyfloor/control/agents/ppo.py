@@ -1,8 +1,8 @@
 """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347), with or without ERA (arXiv 2510.08549).
 
-The page, top to bottom: advantages, the losses, PopArt, the state, the agent. The losses are functions of plain
-arrays; `update` is a pure function of (state, rollout, key). ERA is in the policy that is passed in: it needs no
-special case here, only `entropy_coef=0`. Details that the paper of PPO leaves open (one optimiser and one gradient
+From top to bottom: advantages, the losses, PopArt, the state, the agent. The losses are functions of plain arrays;
+`update` is a pure function of (state, rollout, key). ERA is part of the policy argument: it needs no special case
+here, only `entropy_coef=0`. Details that the paper of PPO leaves open (one optimiser and one gradient
 norm for all networks, Adam's ε of 1e-5, the normalisation of advantages) are those of Stable-Baselines3 2.x.
 
 Three ablations are arguments: `clip_high` above `clip_low` (clip-higher), `entropy_share` below 1 (selective
@@ -48,12 +48,12 @@ def gae(
     Args:
         rewards: r.
         values: V(s).
-        next_values: V(s') of the observation that really followed: at the end of an episode its last one, not the
-            first one of the next.
+        next_values: V(s') of the observation after the action: at the end of an episode its last one, not the
+            first of the next.
         terminated: Whether the task ended, so that nothing follows.
         ended: Whether the episode ended: terminated or truncated.
-        discount: γ.
-        lambda_: λ.
+        discount: Discount γ.
+        lambda_: Decay λ.
     """
     delta = rewards + discount * jnp.where(terminated > 0, 0.0, next_values) - values
 
@@ -120,7 +120,7 @@ def value_loss(
 
 
 class EntropyCritic(NamedTuple):
-    """What is learned of V_H: `(V_H - mean) / std = weight · body(s) + bias`."""
+    """Parameters of V_H: `(V_H - mean) / std = weight · body(s) + bias`."""
 
     body: Params
     weight: Float[Array, " h"]
@@ -128,7 +128,7 @@ class EntropyCritic(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Running mean and variance of the targets of V_H, and how often they moved."""
+    """Running mean and variance of the targets of V_H, and the number of their updates."""
 
     mean: Float[Array, ""]
     variance: Float[Array, ""]
@@ -172,12 +172,12 @@ class Rollout(NamedTuple):
     reward: Any  # [T, N]
     terminated: Any  # [T, N], the task ended
     truncated: Any  # [T, N], the time was over
-    next_observation: Any  # [T, N, obs_dim], what really followed: at an end the last one, not that of the reset
-    reward_scale: Any = 1.0  # [], what the task's rewards were multiplied with
+    next_observation: Any  # [T, N, obs_dim], after the action: at an end the last one, not that of the reset
+    reward_scale: Any = 1.0  # [], factor of the task's rewards
 
 
 class Networks(NamedTuple):
-    """All that the gradient moves, as one: one optimiser, one norm."""
+    """All parameters, which have one optimiser and one gradient norm."""
 
     actor: Params
     critic: Params
@@ -208,7 +208,7 @@ class Minibatch(NamedTuple):
 
 @dataclass(frozen=True)
 class PPO:
-    """The constant parts of the agent: networks, policy, optimiser and numbers.
+    """The agent: networks, policy, optimiser and hyperparameters, which training does not change.
 
     With an `entropy_body` it is EAPO (Choe & Kim 2024, arXiv 2407.18143): a second critic predicts the trajectory
     entropy `V_H(s_t) = E Σ_k γ_H^k (-log π(a_{t+k}|s_{t+k}))`, in nats, from the reward `-log π(a_t|s_t)` of the
@@ -223,11 +223,11 @@ class PPO:
         actor: `observation → outputs`, a tuple: `(mean, raw_log_std)`, or `(logits,)`.
         critic: `observation → value`, without a last axis.
         policy: From the actor's outputs to a distribution: `policy(*outputs)`.
-        optimiser: For all networks together, such as `adam(…)`.
-        epochs: Passes over a rollout.
-        minibatch_size: Samples in one gradient step; it must divide the T · N of a rollout.
-        discount: γ.
-        gae_lambda: λ.
+        optimiser: Optimiser of all networks together, such as `adam(…)`.
+        epochs: Number of passes over a rollout.
+        minibatch_size: Number of samples in one gradient step; it must divide the T · N of a rollout.
+        discount: Discount γ.
+        gae_lambda: Decay λ of the advantages.
         clip_low: The ratio of probabilities may fall by this where A < 0.
         clip_high: The ratio of probabilities may rise by this where A > 0.
         value_clip: How far V may move from the old one in the value loss; None for no bound.
@@ -235,9 +235,9 @@ class PPO:
         entropy_coef: Weight of the entropy bonus, over all samples of a minibatch; 0 with ERA.
         entropy_share: Share of a minibatch whose samples, those of highest entropy, move the policy.
         entropy_body: `observation → features [..., h]` of V_H; None is plain PPO.
-        entropy_weight: τ of EAPO.
-        entropy_discount: γ_H.
-        entropy_lambda: λ_H.
+        entropy_weight: Weight τ of the entropy's advantage.
+        entropy_discount: Discount γ_H of the entropy.
+        entropy_lambda: Decay λ_H of the entropy's advantage.
         pop_art_rate: Weight of new targets in the moments of V_H.
 
     Raises:
@@ -352,7 +352,7 @@ class PPO:
         return PPOState(*networks, moments, optimiser), metrics
 
     def prepare(self, state: PPOState, rollout: Rollout) -> tuple[Any, Any, Minibatch]:
-        """What an update learns from, samples along one axis, and the entropy critic with its moments moved."""
+        """The samples of an update along one axis, and the entropy critic with its moments moved."""
         ends = rollout.terminated, (rollout.terminated > 0) | (rollout.truncated > 0)
         value = self.values(state.critic, rollout.observation)
         next_value = self.values(state.critic, rollout.next_observation)
@@ -374,7 +374,7 @@ class PPO:
         return critic, moments, Minibatch(*flat)
 
     def loss(self, networks: Networks, batch: Minibatch) -> tuple[Float[Array, ""], Metrics]:
-        """`L_π - entropy_coef · H + value_coef (L_V + L_H)` of a minibatch, and what there is to log."""
+        """`L_π - entropy_coef · H + value_coef (L_V + L_H)` of a minibatch, and its metrics."""
         distribution = self.distribution(networks.actor, batch.observation)
         log_ratio = distribution.log_prob(batch.action) - batch.log_prob
         entropy = distribution.entropy()
@@ -422,10 +422,10 @@ def adam(
     """Adam (ε = 1e-5) behind a bound on the global norm of the gradient.
 
     Args:
-        learning_rate: That of the first gradient step.
-        decay_updates: Gradient steps after which it has fallen to 0, linearly: rollouts · epochs · minibatches.
-            None keeps it.
-        max_grad_norm: Longer gradients are shortened to this.
+        learning_rate: Learning rate of the first gradient step.
+        decay_updates: Number of gradient steps (rollouts · epochs · minibatches) after which it is 0, linearly;
+            None keeps it constant.
+        max_grad_norm: Largest norm of a gradient; longer ones are scaled down to it.
     """
     rate: Any = learning_rate
     if decay_updates is not None:
@@ -436,7 +436,7 @@ def adam(
 
 
 def _learning_rate(optimiser: optax.OptState) -> Array | None:
-    """That of the last gradient step; None where the optimiser does not keep it."""
+    """Learning rate of the last gradient step; None where the optimiser does not keep it."""
     for node in jax.tree.leaves(optimiser, is_leaf=lambda node: hasattr(node, "hyperparams")):
         if hasattr(node, "hyperparams"):
             return node.hyperparams.get("learning_rate")

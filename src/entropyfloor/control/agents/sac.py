@@ -1,7 +1,7 @@
 """Soft actor-critic (Haarnoja et al. 2018, arXiv 1812.05905), with and without ERA (arXiv 2510.08549).
 
-The page, top to bottom: the losses, the state, the agent. The losses are functions of plain arrays; `update` is a
-pure function of (state, batch, key). Nothing here knows of a config, a replay buffer or an environment.
+From top to bottom: the losses, the state, the agent. The losses are functions of plain arrays; `update` is a pure
+function of (state, batch, key). No config, replay buffer or environment is used here.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from jaxtyping import Float, PRNGKeyArray
 
 EntropyTerm = Literal["auto", "fixed", "none"]
+"""Entropy term of the losses: α learned, α fixed, or none (ERA: the floor is in the policy already)."""
 AlphaWeight = Literal["alpha", "log-alpha"]
-"""What the losses add: α learned, α fixed, or nothing (ERA: the floor is in the policy already)."""
+"""Factor in the loss of α: α itself, or log α."""
 Metrics = dict[str, Array]
 Params = Any
 State = TypeVar("State", bound=Any)
@@ -83,7 +84,7 @@ def residual_loss(raw: Float[Array, ""], entropy: Float[Array, "..."], target_en
 
 
 class ActorState(NamedTuple):
-    """Everything that the acting policy depends on."""
+    """State of the acting policy."""
 
     params: Params
     head: HeadState
@@ -105,21 +106,21 @@ class SACState(NamedTuple):
 
 @dataclass(frozen=True)
 class SAC:
-    """The constant parts of the agent: networks, policy, optimisers and numbers.
+    """The agent: networks, policy, optimisers and hyperparameters, which training does not change.
 
     Args:
         actor: `observation → (mean, raw_log_std)`.
         critics: `(observation, action) → values`, two along the first axis.
         policy: From the actor's outputs to a distribution.
-        actor_optimiser: For the actor.
-        critic_optimiser: For both critics.
-        alpha_optimiser: For log α, and for the learned δ̂.
-        entropy: What the losses add.
-        target_entropy: H0 in nats, which α steers to where `entropy="auto"`, and δ̂ where it is learned.
-        initial_alpha: α₀, or α itself where `entropy="fixed"`.
-        alpha_weight: Of the loss of α: see `alpha_loss`.
-        learn_residual: Learn δ̂ (Eq. 12), from softplus(0) = log 2 on; a constant one is in the policy's target.
-        discount: γ.
+        actor_optimiser: Optimiser of the actor.
+        critic_optimiser: Optimiser of both critics.
+        alpha_optimiser: Optimiser of log α, and of a learned δ̂.
+        entropy: Entropy term of the losses.
+        target_entropy: H0 in nats, the target of α where `entropy="auto"`, and of a learned δ̂.
+        initial_alpha: Initial α, or α itself where `entropy="fixed"`.
+        alpha_weight: Factor in the loss of α: see `alpha_loss`.
+        learn_residual: Learn δ̂ (Eq. 12), starting at softplus(0) = log 2; a constant one is part of the policy.
+        discount: Discount γ.
         tau: Polyak's τ: the target critics move this share of the way in each update.
     """
 
@@ -224,7 +225,7 @@ class SAC:
         return new, metrics | self.entropy_metrics(new)
 
     def tune(self, state: State, policy: Gaussian, raw_log_std: Array, log_prob: Array | float) -> State:
-        """One step of what steers the entropy, after one of the actor: α, δ̂ and the running M of Eq. 36."""
+        """One step of α, of δ̂ and of the running M of Eq. 36, after one of the actor."""
         if self.entropy == "auto":
             grad = jax.grad(alpha_loss)(state.log_alpha, log_prob, self.target_entropy, self.alpha_weight)
             log_alpha, optimiser = descend(self.alpha_optimiser, grad, state.alpha_optimiser, state.log_alpha)
@@ -260,13 +261,13 @@ class SAC:
     def sample(
         self, policy: Gaussian, key: PRNGKeyArray
     ) -> tuple[Float[Array, "*batch D"], Float[Array, "..."] | float]:
-        """An action and its log-density, which is 0 where the losses have no use for it."""
+        """An action and its log-density, which is 0 where the losses do not use it."""
         if self.entropy == "none":
             return policy.sample(seed=key), 0.0
         return policy.sample_and_log_prob(seed=key)
 
     def entropy_metrics(self, state: Any) -> Metrics:
-        """What steers the entropy: α, δ̂, and the share of its target that was clamped."""
+        """Metrics of what steers the entropy: α, δ̂, and the share of targets that was clamped."""
         metrics = {} if self.entropy == "none" else {"alpha": jnp.exp(state.log_alpha)}
         if self.learn_residual:
             metrics["residual_entropy"] = residual = self.head(state.actor).residual_entropy

@@ -1,4 +1,4 @@
-"""HumanoidBench (arXiv 2403.10506): `h1-walk-v0` and its like, on the library itself, none of its files changed.
+"""HumanoidBench (arXiv 2403.10506): `h1-walk-v0` and others, on the unchanged library.
 
 It was written against MuJoCo 3.1, Gymnasium 0.29 and NumPy 1. What this file does for it beyond that is said where
 it is done; all of it is confined to the environments built here. The physics is that of the installed MuJoCo.
@@ -201,5 +201,5 @@ def _constant_names() -> tuple[tuple[str, str], ...]:
 
 @functools.cache
 def _original_constants() -> _Constants:
-    """As they were before the first environment was built."""
+    """The constants as they were before the first environment was built."""
     return _constants()

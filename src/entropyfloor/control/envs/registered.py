@@ -1,7 +1,7 @@
 """Environments that people register with Gymnasium: found by their module, and registered again elsewhere.
 
 `my.module:Env-v0` names the module that registers one. If a program registers the class of an environment itself,
-its run keeps what `describe` returns, from which `again` registers the class without the program.
+its run keeps what `describe` returns, from which `register` registers the class without the program.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib.machinery import PathFinder
 from operator import attrgetter
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 import gymnasium
 
 from entropyfloor.extras import brief
+from entropyfloor.runs import Run
 
 
 def find(task: str) -> str:
@@ -59,7 +60,7 @@ def describe(name: str) -> str | None:
         return None
 
 
-def again(name: str, described: str) -> None:
+def register(name: str, described: str) -> None:
     """Register `gym/Env-v0` as it was when `describe` said this of it, unless it is registered.
 
     Raises:
@@ -79,17 +80,21 @@ def again(name: str, described: str) -> None:
         gymnasium.register(task, environment, kwargs=kwargs, max_episode_steps=limit)
 
 
-def check_outside(run: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse a run whose settings name a module inside its own directory: a run directory starts no code.
+def register_again(run: Run) -> None:
+    """Register the environment of a run as it was registered in the program that began the run.
 
     Raises:
-        ValueError: They do; the module is named. Nothing is imported.
+        ImportError: The module of its class is not there.
+        ValueError: The module lies in the run directory, from which no code is executed, or as `register`.
     """
-    task, _, _ = str(settings.get("env")).removeprefix("gym/").rpartition(":")
-    place, _, _ = _entry_point(str(settings.get("registered", ""))).partition(":")
+    env, described = str(run.config.get("env")), run.config.get("registered")
+    task, _, _ = env.removeprefix("gym/").rpartition(":")
+    place, _, _ = _entry_point(str(described)).partition(":")
     for module in filter(None, (task, place)):
-        if any(Path(found).resolve().is_relative_to(run.resolve()) for found in _files(module)):
+        if any(Path(file).resolve().is_relative_to(run.path.resolve()) for file in _files(module)):
             raise ValueError(f"module {module!r} lies in the run directory, where no code is executed: move it")
+    if described is not None:
+        register(env, str(described))
 
 
 def _entry_point(described: str) -> str:
@@ -116,12 +121,12 @@ def _class(place: str) -> type[gymnasium.Env[Any, Any]]:
     if module in ("__main__", "__mp_main__"):
         raise ValueError(f"{place} is defined in a program, not in a module")
     try:
-        found = attrgetter(name)(_import(module))
+        kind = attrgetter(name)(_import(module))
     except AttributeError:
         raise ValueError(f"module {module!r} has no {name!r}") from None
-    if not (isinstance(found, type) and issubclass(found, gymnasium.Env)):
+    if not (isinstance(kind, type) and issubclass(kind, gymnasium.Env)):
         raise ValueError(f"{place} is no environment: it must be a subclass of gymnasium.Env")
-    return found
+    return kind
 
 
 def _import(module: str) -> ModuleType:

@@ -76,7 +76,7 @@ def _fits(space: spaces.Space[Any], observation: Any) -> bool:
 
 
 class BoxActions:
-    """From [-1, 1] to the actions of a bounded Box.
+    """Map from [-1, 1] to the actions of a bounded Box.
 
     Real numbers are scaled. Whole numbers have equal shares of [-1, 1], so that each of them is reached.
 
@@ -108,7 +108,7 @@ class BoxActions:
 
 
 class DiscreteActions:
-    """From 0, 1, … n - 1 to the actions of a Discrete space, which may start elsewhere.
+    """Map from 0, 1, … n - 1 to the actions of a Discrete space, which may start elsewhere.
 
     Raises:
         ValueError: There is one action only.

@@ -1,4 +1,4 @@
-"""What `make` puts around every simulator."""
+"""Wrappers that `make` puts around every simulator."""
 
 from typing import Any, SupportsFloat
 

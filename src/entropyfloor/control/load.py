@@ -1,0 +1,172 @@
+"""A trained policy without its trainer, simulator or replay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike
+
+from entropyfloor.control.agents import build
+from entropyfloor.control.agents.ppo import PPO
+from entropyfloor.control.agents.sac import SAC, ActorState
+from entropyfloor.control.config import ControlConfig, PPOConfig, SACConfig, read_config
+from entropyfloor.control.heads import CategoricalPolicy, Distribution, HeadState
+from entropyfloor.control.normalise import RunningMoments
+from entropyfloor.runs.directory import Checkpoint, open_checkpoint
+
+ACTING = ("agent/actor/", "moments/", "0/actions")
+"""Names of the arrays of a checkpoint that act; the last one says whether PPO's actions are discrete."""
+
+
+@dataclass(frozen=True, eq=False)
+class Policy:
+    """A trained policy: from observations `[obs]` or `[B, obs]` to actions, in NumPy.
+
+    Observations are those of `entropyfloor.control.envs.make`, not normalised. Actions are in [-1, 1], or numbers
+    from 0 where they are discrete.
+    """
+
+    config: ControlConfig
+    """Settings of the run."""
+    step: int
+    """Environment steps that the policy was trained for."""
+    agent: SAC | PPO
+    """The agent, whose `distribution(actor, observations)` is π(·|s) of normalised observations."""
+    actor: Any
+    """Everything that the acting policy depends on: parameters, and the state of the head."""
+    moments: RunningMoments | None
+    """Mean and variance that observations are normalised by; None where they are not."""
+    observation_dim: int
+    action_dim: int
+    """Number of dimensions of an action, or of discrete actions."""
+
+    def __call__(self, observation: ArrayLike) -> np.ndarray:
+        """The mode action, as evaluations take it."""
+        return self._bounded(self._mode(self.actor, self._input(observation)))
+
+    def sample(self, observation: ArrayLike, seed: int) -> np.ndarray:
+        """An action drawn from the policy, the same for the same seed."""
+        return self._bounded(self._sample(self.actor, self._input(observation), jax.random.key(seed)))
+
+    def entropy(self, observation: ArrayLike) -> np.ndarray:
+        """Entropy of the acting policy in each state, in nats."""
+        return np.asarray(self._entropy(self.actor, self._input(observation)))
+
+    @property
+    def discrete(self) -> bool:
+        """Whether actions are discrete."""
+        return isinstance(self.agent.policy, CategoricalPolicy)
+
+    @property
+    def floor(self) -> float | None:
+        """Floor under the entropy of every state, in nats; None where none is promised."""
+        return build.aim(self.agent).get("floor")
+
+    @property
+    def target_entropy(self) -> float | None:
+        """Entropy that the head or α steers to, in nats: the floor, if there is one; None where nothing does."""
+        return next(iter(build.aim(self.agent).values()), None)
+
+    def normalise(self, observations: np.ndarray) -> np.ndarray:
+        """Observations as the network takes them."""
+        return observations if self.moments is None else self.moments.normalise(observations)
+
+    def distribution(self, actor: Any, observation: Any) -> Distribution:
+        """π(·|s) of normalised observations, to be traced by JAX."""
+        distribution: Distribution = self.agent.distribution(actor, observation)
+        return distribution
+
+    @cached_property
+    def _mode(self) -> Callable[..., jax.Array]:
+        return jax.jit(lambda actor, observation: self.distribution(actor, observation).mode())
+
+    @cached_property
+    def _sample(self) -> Callable[..., jax.Array]:
+        return jax.jit(lambda actor, observation, key: self.distribution(actor, observation).sample(seed=key))
+
+    @cached_property
+    def _entropy(self) -> Callable[..., jax.Array]:
+        return jax.jit(lambda actor, observation: self.distribution(actor, observation).entropy())
+
+    def _input(self, observation: ArrayLike) -> np.ndarray:
+        array = np.asarray(observation, np.float32)
+        if array.ndim not in (1, 2) or array.shape[-1] != self.observation_dim:
+            raise ValueError(
+                f"an observation of shape {list(array.shape)} must be [{self.observation_dim}] or "
+                f"[B, {self.observation_dim}], as {self.config.env} observes"
+            )
+        return self.normalise(array)
+
+    def _bounded(self, action: jax.Array) -> np.ndarray:
+        array = np.asarray(action)
+        # A normal distribution is unbounded: the environment clips its actions.
+        return array.clip(-1.0, 1.0) if array.dtype.kind == "f" else array
+
+
+def load_policy(run: Path) -> Policy:
+    """The policy of a run, from its last checkpoint.
+
+    It needs neither the environment nor its package, and reads only what acts: a replay in the checkpoint takes no
+    memory.
+
+    Example:
+        >>> policy = load_policy(Path("runs/gym-Reacher-v4/sac-era-exact/seed-0"))
+        >>> observation = np.zeros(policy.observation_dim)
+        >>> action = policy(observation)
+        >>> assert action.shape == (policy.action_dim,)
+        >>> assert policy.floor is None or policy.entropy(observation) > policy.floor - 1e-3
+
+    Args:
+        run: A run directory, or a directory in its `checkpoints`.
+
+    Raises:
+        ValueError: There is no run of a control agent or no checkpoint, or the checkpoint is damaged or belongs to
+            other settings.
+    """
+    opened, checkpoint = open_checkpoint(Path(run), ACTING)
+    config = read_config(opened.config)
+    with checkpoint.restoring():
+        return _policy(config, checkpoint)
+
+
+def _policy(config: ControlConfig, checkpoint: Checkpoint) -> Policy:
+    arrays = checkpoint.arrays
+    is_sac = isinstance(config, SACConfig)
+    discrete = not is_sac and arrays["0/actions"].ndim == 1
+    params = _nested(arrays, "agent/actor/params/" if is_sac else "agent/actor/")
+    outputs = params["params"]["Dense_0"]["bias"].size
+    one_each = discrete or (isinstance(config, PPOConfig) and config.global_log_std)  # else mean and log σ
+    action_dim = outputs if one_each else outputs // 2
+    head = HeadState(*(arrays.get(f"agent/actor/head/{name}") for name in HeadState._fields))
+    moments = None
+    if isinstance(config, PPOConfig) and config.normalise_observations:
+        moments = RunningMoments(arrays["moments/mean"].shape)
+        moments.load({name: arrays[f"moments/{name}"] for name in ("count", "mean", "variance")})
+    return Policy(
+        config,
+        checkpoint.step,
+        build.build_agent(config, action_dim, discrete=discrete),
+        ActorState(params, head) if is_sac else params,
+        moments,
+        observation_dim=params["params"]["body"]["Dense_0"]["kernel"].shape[0],
+        action_dim=action_dim,
+    )
+
+
+def _nested(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
+    """Parameters as Flax has them, from arrays whose names are paths."""
+    tree: dict[str, Any] = {}
+    for name, array in arrays.items():
+        if name.startswith(prefix):
+            *path, leaf = name.removeprefix(prefix).split("/")
+            node = tree
+            for part in path:
+                node = node.setdefault(part, {})
+            node[leaf] = array
+    return tree
