@@ -49,7 +49,7 @@ class Demo:
             "seed": seed,
             "steps": self.steps,
             "out": run,
-            "settings": "release",
+            "networks": "release",
             "target-entropy": "-A/2",
             "learning-rate": 1e-3,
             "action-repeat": 2,

@@ -86,7 +86,7 @@ class Instability:
             "seed": seed,
             "steps": self.steps,
             "target_entropy": self.target_entropy,
-            "settings": "release",
+            "networks": "release",
             "learning_rate": 1e-3,
             "action_repeat": 2,
             "hidden": 128,
