@@ -67,6 +67,23 @@ def test_commands_in_prose_exist(command):
     assert stopped.value.code == 0
 
 
+def test_options_in_prose_exist(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    commands = [command.split()[1:] for command in INLINE]
+    commands += [["train", "control", "--agent", agent] for agent in ("ppo", "obac")]
+    for domain in ("control", "vision", "language"):  # the options of `evaluate` follow from the run
+        Path(domain).mkdir()
+        Path(domain, "config.toml").write_text(f'domain = "{domain}"\n')
+        commands.append(["evaluate", domain])
+    for command in commands:
+        with pytest.raises(SystemExit):
+            cli.main([*command, "--help"])
+    known = {*re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out), "--help", "--module"}  # accelerate's
+    written = {page: re.findall(r"`[^`]*`", text) for page, text in PROSE.items()}
+    unknown = {page: set(re.findall(r"--[a-z][a-z-]*", " ".join(code))) - known for page, code in written.items()}
+    assert not any(unknown.values()), unknown
+
+
 def test_the_readme_is_short():
     assert len(TEXTS["README.md"].split()) <= 900
 
