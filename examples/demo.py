@@ -1,9 +1,10 @@
-"""Three agents, two seeds each, one page: the entropy that was promised, and what the acting policy had.
+"""Train three agents on two seeds each, and report the promised entropy and that of the policy that acts.
 
     make demo
 
-`sac` steers to −3 nats by its temperature, `sac-era` promises −3 nats before truncation, `sac-era-exact` promises
-them to the policy that acts. One process a core trains; Ctrl-C saves, and the same command goes on from there.
+All three have a target of −3 nats: `sac` on average, by its temperature; `sac-era` for the Gaussian before
+truncation; `sac-era-exact` for the policy that acts. One process per core trains. Ctrl-C saves, and the same
+command continues.
 """
 
 import asyncio
@@ -30,25 +31,25 @@ class Demo:
     steps: int = 36_000
     """Environment steps of each run; each action is applied twice."""
     seeds: int = 2
-    """Runs of each agent."""
+    """Number of seeds of each agent."""
     processes: int = min(os.cpu_count() or 1, len(AGENTS) * 2)
-    """Runs at a time, each on one core."""
+    """Number of runs at a time, each on one core."""
     out: Path = Path("runs/demo")
-    """Where the runs and the page go."""
+    """Directory of the runs and the report."""
 
     def command(self, agent: str, seed: int) -> list[str]:
-        """What starts a run, or goes on with it."""
+        """Command that starts or resumes a run."""
         run = self.path(agent, seed)
         train = [sys.executable, "-m", "entropyfloor.cli", "train", "control"]
         if (run / "config.toml").exists():
             return [*train, "--resume", str(run)]
-        settings = {  # small and quick; without them, those of the paper
+        settings = {  # small and quick; the defaults are the paper's
             "agent": agent,
             "env": self.env,
             "seed": seed,
             "steps": self.steps,
             "out": run,
-            "settings": "release",
+            "networks": "release",
             "target-entropy": "-A/2",
             "learning-rate": 1e-3,
             "action-repeat": 2,
@@ -63,13 +64,13 @@ class Demo:
         return [*train, *(f"--{name}={value}" for name, value in settings.items())]
 
     async def train(self, agent: str, seed: int, core: asyncio.Semaphore) -> None:
-        """Train one agent in a process of its own, and show what it says."""
+        """Train one agent in a process of its own, and show its output."""
         async with core:
             process = await asyncio.create_subprocess_exec(
                 *self.command(agent, seed),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C reaches it once, through us
+                start_new_session=True,  # so that a Ctrl-C reaches it once, through this program
             )
             assert process.stdout is not None
             try:
@@ -77,14 +78,14 @@ class Demo:
                     print(f"{agent:<13} seed {seed}  {line.decode()}", end="", flush=True)
                 code = await process.wait()
             except asyncio.CancelledError:
-                process.terminate()  # not SIGINT: a script starts what is in the background with that ignored
+                process.terminate()  # not SIGINT, which processes that a script starts in the background ignore
                 await process.communicate()
                 raise
             if code:
                 raise RuntimeError(f"{agent}, seed {seed}, ended with status {code}; its last lines are above")
 
     async def train_all(self) -> None:
-        """Train what is not finished yet."""
+        """Train the runs that are not finished."""
         core = asyncio.Semaphore(self.processes)
         async with asyncio.TaskGroup() as group:
             for seed in range(self.seeds):
@@ -93,14 +94,16 @@ class Demo:
                         group.create_task(self.train(agent, seed, core))
 
     def finished(self, agent: str, seed: int) -> bool:
-        """Whether an earlier call did this run already."""
+        """Whether an earlier call has finished this run.
+
+        Exits if the directory has a run with other settings.
+        """
         if not (self.path(agent, seed) / "config.toml").exists():
             return False
         run = read_run(self.path(agent, seed))
         if (run.config["env"], run.config["steps"]) != (self.env, self.steps):
-            sys.exit(
-                f"{run.path} is of {run.config['env']} over {run.config['steps']} steps: choose another --out"
-            )
+            settings = f"{run.config['env']} over {run.config['steps']} steps"
+            sys.exit(f"{run.path} has a run of {settings}: choose another --out")
         return run.status["state"] == "finished"
 
     def path(self, agent: str, seed: int) -> Path:
@@ -114,9 +117,9 @@ def main(demo: Demo) -> None:
         with terminated_as_interrupted():
             asyncio.run(demo.train_all())
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on from here")
+        sys.exit("stopped; the same command continues")
     page = write_report([demo.out], demo.out / "report")
-    print(f"\nThe page, to be opened in a browser: {page.resolve().as_uri()}")
+    print(f"\nReport, to be opened in a browser: {page.resolve().as_uri()}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The instability of the tanh-Gaussian policy (arXiv 2510.08549, C.1.1), and that the exact head has none.
+"""The instability of the tanh-Gaussian policy with a learned δ̂ (arXiv 2510.08549, C.1.1), and policies without it.
 
-    python examples/instability.py            # trains what is not trained yet, then draws
+    python examples/instability.py            # trains the runs that are missing, then draws
     python examples/instability.py --draw     # draws only
 
-A learned δ̂ answers "entropy too low" with "raise σ". For a tanh-Gaussian that is wrong once σ is large or the mean
-far out: its entropy *falls* as σ grows, so δ̂ grows without end. A truncated Gaussian's entropy rises with σ, and
-the exact head solves for it and needs no δ̂.
+A learned δ̂ raises σ where the entropy is too low. The entropy of a tanh Gaussian *falls* as σ grows, once σ is
+large or the mean is far out, so δ̂ grows without bound. The entropy of a truncated Gaussian rises with σ; the exact
+head solves for it and needs no δ̂.
 """
 
 import os
@@ -47,22 +47,22 @@ COLOURS = ("#D55E00", "#E69F00", "#0072B2", "#009E73")
 
 @dataclass
 class Instability:
-    """Train four policies with the same target, and draw what their entropy did."""
+    """Train four policies with the same target, and draw their entropies and returns."""
 
     env: str = "dmc/walker-run"
     """Environment, `suite/task`."""
     steps: int = 40_000
     """Environment steps of each run; each action is applied twice."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Runs of each arm."""
+    """Seeds of each policy."""
     target_entropy: str = "0.25*A"
-    """H0, the release's."""
+    """Target entropy H0, that of the paper's release."""
     out: Path = Path("runs/instability")
-    """Where the runs are."""
+    """Directory of the runs."""
     figure: Path = Path("docs/control/instability")
-    """Where the picture goes, without its suffix."""
+    """File of the figure, without its suffix."""
     draw: bool = False
-    """Draw what is there, train nothing."""
+    """Draw the existing runs, and train nothing."""
 
     def path(self, arm: str, seed: int) -> Path:
         """Directory of a run."""
@@ -70,7 +70,7 @@ class Instability:
         return self.out / name / f"seed-{seed}"
 
     def train(self) -> None:
-        """What is not finished yet, one after the other."""
+        """Train the runs that are not finished, one after the other."""
         for seed in self.seeds:
             for arm, options in ARMS.items():
                 path = self.path(arm, seed)
@@ -80,13 +80,13 @@ class Instability:
                     resume(path)
 
     def settings(self, seed: int) -> dict[str, Any]:
-        """Small and quick, the same for all arms."""
+        """Settings that all policies share: small and quick."""
         return {
             "env": self.env,
             "seed": seed,
             "steps": self.steps,
             "target_entropy": self.target_entropy,
-            "settings": "release",
+            "networks": "release",
             "learning_rate": 1e-3,
             "action_repeat": 2,
             "hidden": 128,
@@ -99,7 +99,7 @@ class Instability:
         }
 
     def draw_figure(self) -> Path:
-        """Left: entropy against σ. Middle: the realised entropy. Right: the return."""
+        """Draw entropy against σ (left), realised entropy (middle) and return (right)."""
         with matplotlib.rc_context(
             {"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "entropyfloor"}
         ):
@@ -115,7 +115,7 @@ class Instability:
                         axes.plot(steps / 1000, values, color=colour, lw=1.2, alpha=0.85, label=label)
             _, floor = read_run(self.path("truncated, exact head", self.seeds[0])).series("floor")
             middle.axhline(floor[-1], color="#1a1a1a", ls="--", lw=1)
-            middle.set_yscale("symlog", linthresh=10.0)  # what diverges leaves every other scale
+            middle.set_yscale("symlog", linthresh=10.0)  # one of the entropies diverges
             middle.set_ylim(top=100.0)
             middle.set(
                 xlabel="environment steps (thousands)", title=f"Realised entropy (nats), target {floor[-1]:g}"
@@ -128,7 +128,7 @@ class Instability:
         return self.figure.with_suffix(".png")
 
     def draw_curves(self, axes: Any) -> None:
-        """Entropy of one coordinate against σ, for means in the middle and far out."""
+        """Draw the entropy of one coordinate against σ, for means in the middle and far out."""
         log_std = np.linspace(np.log(0.05), np.log(6.0), 200).astype(np.float32)
         for (name, colour, entropy), (loc, style) in (
             (family, mean)

@@ -1,11 +1,11 @@
-"""What a minimum entropy does to a classifier: the paper's floor beside the calibrated one, and beside none.
+"""The effect of a minimum entropy on a classifier: the paper's floor, the calibrated floor, and no floor.
 
     entropyfloor reproduce vision/cifar10-min-entropy --set data_dir=/where/cifar10/is
     entropyfloor reproduce vision/cifar10-regularisers --arms none --set data_dir=/where/cifar10/is
     python examples/min_entropy.py
 
-Both are told the same number H0. The paper's constant (Eq. 15) puts its floor well above it, the calibrated one
-exactly there; so at the same *realised* least entropy, in the last panel, they are to be compared across.
+Both floors get the same number H0. The paper's constant (Eq. 15) puts its floor well above H0, the calibrated one
+puts it exactly there. The last panel shows the realised least entropy, at which the two should be compared.
 """
 
 from collections import defaultdict
@@ -33,38 +33,38 @@ INK = "#1a1a1a"
 
 @dataclass
 class MinEntropy:
-    """Draw finished runs of the two recipes."""
+    """Draw the finished runs of two recipes."""
 
     runs: tuple[Path, ...] = (Path("runs/vision/cifar10-min-entropy"), Path("runs/vision/cifar10-regularisers"))
-    """Directories that hold them; of the second recipe those without any regulariser, and those with ERA alone."""
+    """Directories of the runs; of the second recipe, runs without a regulariser and with ERA alone are drawn."""
     figure: Path = Path("docs/vision/min-entropy")
-    """Where the picture goes, without its suffix."""
+    """File of the figure, without its suffix."""
 
     def draw(self) -> Path:
-        """A panel for each quantity, against H0: means over seeds with 95 % intervals."""
-        found = self.read()
+        """Draw a panel for each quantity, against H0: means over seeds with 95 % intervals."""
+        values = self.read()
         with matplotlib.rc_context(
             {"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "entropyfloor"}
         ):
             figure = Figure(figsize=(15, 3.9), layout="constrained")
             for axes, (name, factor, title) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
                 for floor in COLOURS:
-                    targets = sorted(target for kind, target in found if kind == floor)
-                    ends = [mean_interval(factor * found[floor, target][name]) for target in targets]
+                    targets = sorted(target for kind, target in values if kind == floor)
+                    ends = [mean_interval(factor * values[floor, target][name]) for target in targets]
                     mean, low, high = (
                         np.array([getattr(end, part) for end in ends]) for part in ("value", "low", "high")
                     )
-                    around = np.stack([mean - low, high - mean])
-                    look = {"color": COLOURS[floor], "marker": MARKERS[floor], "ms": 5, "capsize": 3}
-                    axes.errorbar(targets, mean, np.where(np.isfinite(around), around, 0.0), label=floor, **look)
-                if ("none", 0.0) in found:
-                    end = mean_interval(factor * found["none", 0.0][name])
+                    errors = np.stack([mean - low, high - mean])
+                    style = {"color": COLOURS[floor], "marker": MARKERS[floor], "ms": 5, "capsize": 3}
+                    axes.errorbar(targets, mean, np.where(np.isfinite(errors), errors, 0.0), label=floor, **style)
+                if ("none", 0.0) in values:
+                    end = mean_interval(factor * values["none", 0.0][name])
                     axes.axhline(end.value, color=INK, lw=1.2, ls=":", label="no floor")
                     if np.isfinite(end.low):
                         axes.axhspan(end.low, end.high, color=INK, alpha=0.08, lw=0)
                 if name == "realised_entropy/min":
-                    reach = [target for _, target in found]
-                    axes.plot(reach, reach, color=INK, lw=0.8, zorder=0, label="$H_0$ itself")
+                    identity = [target for _, target in values]
+                    axes.plot(identity, identity, color=INK, lw=0.8, zorder=0, label="$H_0$ itself")
                 axes.set(xlabel="$H_0$ (nats)", title=title)
             axes.legend(frameon=False, fontsize=9)
             self.figure.parent.mkdir(parents=True, exist_ok=True)
@@ -73,12 +73,17 @@ class MinEntropy:
         return self.figure.with_suffix(".png")
 
     def read(self) -> dict[tuple[str, float], dict[str, np.ndarray]]:
-        """By kind of floor and H0: each quantity at the end, `[seeds]`; the least entropy of all epochs."""
+        """Read the runs.
+
+        Returns:
+            By kind of floor and H0: each quantity after the last epoch, `[seeds]`; the least entropy is over all
+            epochs.
+        """
         seeds: defaultdict[tuple[str, float], dict[int, dict[str, float]]] = defaultdict(dict)
         for record in map(read_run, find_runs(*self.runs)):
             config = record.config
             floored = "min_entropy" in config
-            if record.status.get("state") != "finished" or config["agent"] != _alone(config):
+            if record.status.get("state") != "finished" or config["agent"] != _era_only(config):
                 continue
             end = {name: float(record.series(name)[1][-1]) for name, _, _ in PANELS}
             end["realised_entropy/min"] = float(record.series("realised_entropy/min")[1].min())
@@ -90,8 +95,8 @@ class MinEntropy:
         }
 
 
-def _alone(config: dict[str, object]) -> str:
-    """What a run without any regulariser but ERA is called."""
+def _era_only(config: dict[str, object]) -> str:
+    """Name of a run that has no regulariser except ERA."""
     return f"era-{config['floor']}-{config['min_entropy']}" if "min_entropy" in config else "plain"
 
 

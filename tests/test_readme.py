@@ -1,35 +1,107 @@
-"""The examples of README.md and docs/ run as they stand, and their commands are understood."""
+"""README.md, CONTRIBUTING.md and docs/: examples run as they stand; commands, links and `make` targets exist."""
 
+import re
 import shlex
 from pathlib import Path
 
 import pytest
 
 from entropyfloor import cli
+from entropyfloor.control.train import configure
+from entropyfloor.control.train import train as train_control
+from entropyfloor.language.config import LanguageConfig
+from entropyfloor.language.train import train as train_language
+from entropyfloor.vision.config import VisionConfig
+from entropyfloor.vision.train import train as train_vision
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
 BLOCKS = [  # page, language, text
-    (page.stem, *block.split("\n", 1)) for page in PAGES for block in page.read_text().split("```")[1::2]
+    (page, *block.split("\n", 1)) for page, text in TEXTS.items() for block in text.split("```")[1::2]
 ]
+PROSE = {page: "".join(text.split("```")[::2]) for page, text in TEXTS.items()}
 EXAMPLES = [pytest.param(text, id=page) for page, language, text in BLOCKS if language == "python"]
 COMMANDS = [line for _, _, text in BLOCKS for line in text.splitlines() if line.startswith("entropyfloor ")]
+WORDS = r"`(entropyfloor\s(?:train\s\w+|evaluate\sbenchmark|\w+))[\s`]"
+INLINE = sorted({" ".join(found.split()) for text in PROSE.values() for found in re.findall(WORDS, text)})
+LINKS = [(page, link) for page, text in PROSE.items() for link in re.findall(r"\]\(([^)\s]+)\)", text)]
 
 
-class Understood(BaseException):
-    """A command has been parsed."""
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The runs that the examples load: those of the commands in README.md, made small."""
+    runs = tmp_path_factory.mktemp("trained") / "runs"
+    small = {"hidden": 16, "batch_size": 16, "steps": 60, "random_steps": 20, "eval_episodes": 1}
+    out = str(runs / "dmc-walker-run/sac-era-exact/seed-0")
+    limit = {"max_episode_steps": 20}
+    train_control(configure("sac-era-exact", env="dmc/walker-run", out=out, **small, **limit))
+    out = str(runs / "vision/digits-test_resnet/era-calibrated-0.6/seed-0")
+    train_vision(VisionConfig(model="test_resnet", dataset="digits", min_entropy=0.6, epochs=1, out=out))
+    out = str(runs / "language/countdown-3-tiny/grpo-era/seed-0")
+    small = {"layers": 1, "hidden": 16, "heads": 2, "warm_start_steps": 2, "steps": 1, "prompts": 2, "samples": 2}
+    train_language(LanguageConfig(head="era", eval_problems=2, eval_samples=2, out=out, **small))
+    return runs
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_example(example, tmp_path, monkeypatch):
+def test_example(example, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)  # some of them write
+    if re.search(r"load_\w+\(\"runs/", example):
+        (tmp_path / "runs").symlink_to(request.getfixturevalue("trained"))
     exec(compile(example, "example", "exec"), {})
 
 
 def test_there_are_examples_for_both_frameworks_and_every_room():
     written = "".join(str(parameter.values[0]) for parameter in EXAMPLES)
-    for room in ("torch", "jax", "control", "vision", "language", "report"):
+    for room in ("torch", "jax", "control", "vision", "language", "report", "runs"):
         assert f"entropyfloor.{room}" in written
+    for loader in ("control.load_policy", "vision.load_classifier", "language.load_language_model"):
+        assert loader in written
+
+
+@pytest.mark.parametrize("command", INLINE)
+def test_commands_in_prose_exist(command):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*command.split()[1:], "--help"])
+    assert stopped.value.code == 0
+
+
+def test_options_in_prose_exist(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    commands = [command.split()[1:] for command in INLINE]
+    commands += [["train", "control", "--agent", agent] for agent in ("ppo", "obac")]
+    for domain in ("control", "vision", "language"):  # the options of `evaluate` follow from the run
+        Path(domain).mkdir()
+        Path(domain, "config.toml").write_text(f'domain = "{domain}"\n')
+        commands.append(["evaluate", domain])
+    for command in commands:
+        with pytest.raises(SystemExit):
+            cli.main([*command, "--help"])
+    known = {*re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out), "--help", "--module"}  # accelerate's
+    written = {page: re.findall(r"`[^`]*`", text) for page, text in PROSE.items()}
+    unknown = {page: set(re.findall(r"--[a-z][a-z-]*", " ".join(code))) - known for page, code in written.items()}
+    assert not any(unknown.values()), unknown
+
+
+def test_the_readme_is_short():
+    assert len(TEXTS["README.md"].split()) <= 900
+
+
+@pytest.mark.parametrize(("page", "link"), [link for link in LINKS if ":" not in link[1]])
+def test_relative_links_lead_somewhere(page, link):
+    file, _, anchor = link.partition("#")
+    target = (ROOT / page).parent / file if file else ROOT / page
+    assert target.exists()
+    if anchor:
+        headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+        assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_make_targets_exist(page):
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", TEXTS[page], re.MULTILINE)) <= targets
 
 
 @pytest.mark.parametrize("command", COMMANDS)

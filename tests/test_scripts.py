@@ -35,14 +35,15 @@ def test_the_demo_trains_reports_and_does_nothing_twice(tmp_path):
     page = tmp_path / "report" / "index.html"
     assert first.stdout.endswith(f"{page.as_uri()}\n")
     for agent in ("sac", "sac-era", "sac-era-exact"):
-        assert f"{agent} promised" in page.read_text()
+        assert agent in page.read_text()
         assert read_run(tmp_path / agent / "seed-0").status["state"] == "finished"
     before = (tmp_path / "sac" / "seed-0" / "metrics.jsonl").read_bytes()
     assert run(*small).returncode == 0
     assert (tmp_path / "sac" / "seed-0" / "metrics.jsonl").read_bytes() == before
     other = run(*small, "--steps", "80")
     assert other.returncode == 1
-    assert "is of gym/Reacher-v4 over 60 steps: choose another --out" in other.stderr
+    for word in ("gym/Reacher-v4", "60 steps", "--out"):
+        assert word in other.stderr
 
 
 def test_floors_of_classifiers_are_drawn(tmp_path):
