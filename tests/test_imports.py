@@ -1,6 +1,7 @@
-"""The import graph keeps the directions of the house, and importing stays cheap."""
+"""The import graph is that of CONTRIBUTING's tables, files stay short, and importing stays cheap."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,47 +11,77 @@ import pytest
 import entropyfloor
 
 ROOT = Path(entropyfloor.__file__).parent
-
-# A room may import the rooms named here, and itself. Every room may import `extras` and the package's version.
-ALLOWED = {
-    "targets": set(),
-    "extras": set(),
-    "torchvision_shim": set(),
-    "torch": {"targets"},
-    "jax": {"targets"},
-    "runs": set(),
-    "control": {"targets", "jax", "runs"},
-    "vision": {"targets", "torch", "runs", "torchvision_shim"},
-    "language": {"targets", "torch", "runs", "torchvision_shim"},
-    "report": {"runs"},
-    "experiments": {"runs", "recipes"},
-    "recipes": set(),
-    "commands": {"runs", "control", "vision", "language", "experiments", "report"},
-    "cli": {"commands"},
-}
+CONTRIBUTING = ROOT.parents[1] / "CONTRIBUTING.md"
+LONGEST = 500
+"""Lines of a file of the package."""
 
 
-def imports(path):
-    """Rooms of ours that a file imports, wherever in it."""
+def tables():
+    """What each room may import, as CONTRIBUTING's tables say: of the package, and of `language/`."""
+    found = []
+    for line in CONTRIBUTING.read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("|---"):
+            found.append({})
+        elif line.startswith("| `") and found:
+            found[-1][cells[0].strip("`").rstrip("/")] = set(re.findall(r"`([a-z_]+)`", cells[2]))
+    return found
+
+
+ROOMS, LANGUAGE_ROOMS = tables()
+OPEN = {"extras", "__version__"}
+"""Names that every room may import."""
+OPEN_IN_LANGUAGE = {"config", "libraries", "support"}
+
+
+def imports(path, package):
+    """Names directly below `package` that a file imports, wherever in it."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: import absolutely"
             base = node.module or ""
-            names = [f"{base}.{alias.name}" for alias in node.names] if base == "entropyfloor" else [base]
+            names = [f"{base}.{alias.name}" for alias in node.names] if base == package else [base]
         else:
             continue
-        yield from (name.split(".")[1] for name in names if name.startswith("entropyfloor."))
+        yield from (
+            name.removeprefix(f"{package}.").split(".")[0] for name in names if name.startswith(f"{package}.")
+        )
 
 
-def test_data_flows_one_way():
-    for path in ROOT.rglob("*.py"):
-        room = path.relative_to(ROOT).parts[0].removesuffix(".py")
-        if room == "__init__":
-            continue
-        allowed = ALLOWED[room] | {room, "extras", "__version__"}
-        assert set(imports(path)) <= allowed, f"{path.relative_to(ROOT)} imports {set(imports(path)) - allowed}"
+def test_the_table_of_rooms_is_that_of_the_package():
+    modules = {path.stem for path in ROOT.glob("*.py")} | {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert set(ROOMS) == modules - {"__init__"}
+    assert set(LANGUAGE_ROOMS) == {path.parent.name for path in (ROOT / "language").glob("*/__init__.py")}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_data_flows_one_way(room):
+    for path in [*(ROOT / room).rglob("*.py"), *ROOT.glob(f"{room}.py")]:
+        used = set(imports(path, "entropyfloor"))
+        assert used <= ROOMS[room] | OPEN | {room}, f"{path.relative_to(ROOT)} imports {used - ROOMS[room]}"
+
+
+@pytest.mark.parametrize("room", LANGUAGE_ROOMS)
+def test_data_flows_one_way_in_language(room):
+    for path in (ROOT / "language" / room).rglob("*.py"):
+        used = set(imports(path, "entropyfloor.language"))
+        allowed = LANGUAGE_ROOMS[room] | OPEN_IN_LANGUAGE | {room}
+        assert used <= allowed, f"{path.relative_to(ROOT)} imports {used - allowed}"
+
+
+def test_no_room_imports_another_in_a_circle():
+    done: set[str] = set()
+    while rest := set(ROOMS) - done:
+        free = {room for room in rest if ROOMS[room] <= done}
+        assert free, f"a circle among {rest}"
+        done |= free
+
+
+def test_a_file_is_a_page_and_no_book():
+    lengths = {path.relative_to(ROOT): len(path.read_text().splitlines()) for path in ROOT.rglob("*.py")}
+    assert {path: length for path, length in lengths.items() if length > LONGEST} == {}
 
 
 def loaded_after(statement):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from entropyfloor.cli import main
-from entropyfloor.language.rewards.judge import Pair, judge, read_pairs
+from entropyfloor.language.judge import Pair, judge, read_pairs
 
 pytest.importorskip("math_verify")
 

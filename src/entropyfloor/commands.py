@@ -180,7 +180,7 @@ def evaluate_benchmark(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG
 
 def judge(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
     """Say whether an answer is right, and why, as training and evaluation judge it."""
-    from entropyfloor.language.rewards import judge as module
+    from entropyfloor.language import judge as module
 
     def command(
         answers: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ANSWER GOLD")] = (),
