@@ -102,7 +102,7 @@ def test_a_line_that_is_no_utf8_is_told(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "give two texts in quotes, SAID and GOLD"),
+        ([], "ANSWER and GOLD"),
         (["1"], "give two texts"),
         (["1", "2", "3"], "give two texts"),
         (["1", " "], "gold is empty"),
