@@ -95,7 +95,7 @@ class _TokenLogProbs(torch.autograd.Function):
 
 
 class _Backward(torch.autograd.Function):
-    """The backward sweep in eager mode. `torch.func.grad` differentiates it too, which is refused."""
+    """The backward sweep in eager mode, where `torch.func.grad` records it. It has no derivative of its own."""
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
