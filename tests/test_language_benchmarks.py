@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 
 import tiny_language
-from entropyfloor.language.benchmarks import registry as benchmarks
-from entropyfloor.language.benchmarks.registry import BENCHMARKS, IN_DOMAIN, PUBLISHED, load
-from entropyfloor.language.rewards import pool as rewards
-from entropyfloor.language.rewards.pool import is_correct
+from entropyfloor.language.benchmarks.registry import BENCHMARKS, IN_DOMAIN, PUBLISHED, load, named
+from entropyfloor.language.rewards import is_correct, letter
 
 SHARED = Path(os.environ.get("ENTROPYFLOOR_DATA", Path(__file__).parents[2] / "shared/data"))
 LOCAL = [name for name, benchmark in BENCHMARKS.items() if not benchmark.gated]
@@ -189,12 +187,12 @@ def test_a_row_that_is_none_is_told_by_its_number(tmp_path):
 
 
 def test_names_are_checked():
-    assert [benchmark.name for benchmark in benchmarks.named(["amc23", "aime24"])] == ["amc23", "aime24"]
+    assert [benchmark.name for benchmark in named(["amc23", "aime24"])] == ["amc23", "aime24"]
     with pytest.raises(ValueError, match="benchmark 'aime26' must be one of aime24, "):
-        benchmarks.named(["aime26"])
+        named(["aime26"])
     for names in ([], ["amc23", "amc23"]):
         with pytest.raises(ValueError, match="different ones, at least one"):
-            benchmarks.named(names)
+            named(names)
 
 
 def test_without_network_the_hub_says_what_to_do(monkeypatch, tmp_path):
@@ -243,7 +241,7 @@ def test_the_real_files_are_whole(shared, name):
     assert len(problems) == benchmark.problems
     if benchmark.kind == "choice":
         for problem in problems:
-            assert rewards.letter(f"\\boxed{{{problem.answer}}}") == problem.answer
+            assert letter(f"\\boxed{{{problem.answer}}}") == problem.answer
             assert f"\n{problem.answer}) " in problem.question
     else:
         assert len({problem.question for problem in problems}) == len(problems)

@@ -9,7 +9,8 @@ import tiny_language
 from entropyfloor.language.model import tiny
 from entropyfloor.language.sampling import decoding
 from entropyfloor.language.sampling.decoding import choose, decode
-from entropyfloor.language.sampling.engines import Request, Sampling, Transformers, template
+from entropyfloor.language.sampling.engines import Request, Sampling, template
+from entropyfloor.language.sampling.engines.transformers import Transformers
 from entropyfloor.language.sampling.rollout import sample
 from entropyfloor.torch.seeding import derived
 
@@ -123,7 +124,7 @@ def test_a_prompt_is_read_once_and_the_ended_leave(model, read):
     lengths = np.array([len(tokens) for tokens, _ in found])
     for step, (rows, width) in enumerate(read[1:], 1):
         assert width == 1
-        assert (lengths > step).sum() <= rows <= (lengths > step).sum() / decoding.KEPT + 1
+        assert (lengths > step).sum() <= rows <= (lengths > step).sum() / decoding.SHRINK_BELOW + 1
     assert len(read) == lengths.max()
 
 

@@ -46,7 +46,7 @@ def test_one_beginning_and_no_end(single, prompt, around):
 
 
 def test_what_is_dropped_is_said_once(caplog):
-    encoding._say.cache_clear()
+    encoding._warn_once.cache_clear()
     tokenizer = greedy_tokenizer(f"{BEGIN} $A {END}")
     for _ in range(3):
         encode(tokenizer, ["12"])

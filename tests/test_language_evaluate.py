@@ -11,12 +11,15 @@ import pytest
 
 import tiny_language
 from entropyfloor import cli
-from entropyfloor.language.benchmarks import evaluate as room
-from entropyfloor.language.benchmarks.evaluate import EvaluationConfig, evaluate, judge, seed_of
+from entropyfloor.language.benchmarks import results
+from entropyfloor.language.benchmarks.evaluate import EvaluationConfig, evaluate, seed_of
+from entropyfloor.language.benchmarks.judge import judge
 from entropyfloor.language.benchmarks.registry import BENCHMARKS
-from entropyfloor.language.rewards.pool import Answer, Reward
-from entropyfloor.language.sampling import engines as generation
+from entropyfloor.language.rewards import Answer, Reward
+from entropyfloor.language.sampling import engines
 from entropyfloor.language.sampling.engines import Response, Sampling, template
+from entropyfloor.language.sampling.engines.server import Server
+from entropyfloor.language.sampling.engines.transformers import Transformers
 
 pytest.importorskip("math_verify")
 
@@ -60,12 +63,12 @@ def equal():
         yield reward
 
 
-class Said(generation.Server):
+class Said(Server):
     """An engine that answers from a table, in place of what a model would say, and keeps what it was asked."""
 
-    def __init__(self, answers, room=lambda prompt: None):
+    def __init__(self, answers, tokens_left=lambda prompt: None):
         super().__init__("http://nowhere", "said", template("none"))
-        self._answers, self.room, self.asked, self.samplings = answers, room, [], []
+        self._answers, self.tokens_left, self.asked, self.samplings = answers, tokens_left, [], []
 
     def generate(self, requests, sampling):
         self.samplings.append(sampling)
@@ -81,7 +84,7 @@ def say(monkeypatch, answers, **options):
         engine.made = args, kwargs
         return engine
 
-    monkeypatch.setattr(generation, "engine", made)
+    monkeypatch.setattr(engines, "make_engine", made)
     return engine
 
 
@@ -138,7 +141,7 @@ def test_the_directory_has_everything(whole, home):
 def test_the_same_command_again_answers_nothing(whole, home, monkeypatch):
     out, text = whole
     before = {file.name: file.read_bytes() for file in out.iterdir()}
-    monkeypatch.setattr(generation, "engine", None)  # it would be called
+    monkeypatch.setattr(engines, "make_engine", None)  # it would be called
     assert evaluate(config_of(home, out)) == text
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 
@@ -184,7 +187,7 @@ class StoppedError(Exception):
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, StoppedError])
 def test_what_was_stopped_goes_on(whole, home, tmp_path, monkeypatch, stop):
     out, text = whole
-    inner = generation.Transformers.generate
+    inner = Transformers.generate
 
     def generate(self, requests, sampling):
         yield from islice(inner(self, requests, sampling), 40)  # two problems and a half
@@ -192,7 +195,7 @@ def test_what_was_stopped_goes_on(whole, home, tmp_path, monkeypatch, stop):
 
     config = config_of(home, tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr(generation.Transformers, "generate", generate)
+        patched.setattr(Transformers, "generate", generate)
         with pytest.raises(stop, match="same command goes on" if stop is KeyboardInterrupt else None):
             evaluate(config)
     assert len(lines_of(tmp_path)) == 2
@@ -268,7 +271,7 @@ def test_a_prompt_in_other_words_is_refused(home, tmp_path, monkeypatch):
     evaluate(config)
     file = tmp_path / "out/math500.jsonl"
     file.write_text(file.read_text().replace('"1+1"', '"1 + 1"').rsplit("\n", 2)[0] + "\n")
-    with pytest.raises(ValueError, match="problem 0 was asked in other words"):
+    with pytest.raises(ValueError, match="the prompt of problem 0 has changed"):
         evaluate(config)
 
 
@@ -291,8 +294,8 @@ def test_settings_reach_the_engine_and_each_request(home, tmp_path, monkeypatch)
 
 
 def test_a_prompt_that_leaves_just_max_tokens_is_not_confined(home, tmp_path, monkeypatch):
-    rooms = iter([20, 19, 21, 20])
-    say(monkeypatch, lambda request: Response("A", 1, cut=False), room=lambda prompt: next(rooms))
+    left = iter([20, 19, 21, 20])
+    say(monkeypatch, lambda request: Response("A", 1, cut=False), tokens_left=lambda prompt: next(left))
     evaluate(config_of(home, tmp_path, benchmarks="mmlu_pro", max_tokens=20))
     assert json.loads((tmp_path / "summary.json").read_text())["benchmarks"]["mmlu_pro"]["confined"] == 1 / 4
 
@@ -313,7 +316,7 @@ def test_choices_are_judged_by_their_letter(home, tmp_path, monkeypatch):
 def test_the_average_is_of_all_six(tmp_path, monkeypatch):
     for name in ("aime24", "aime25", "amc23", "math500", "minerva", "olympiadbench"):
         tiny_language.write_rows(tmp_path / f"data/{name}.jsonl", [{"problem": "1?", "answer": "1"}] * 2)
-    say(monkeypatch, lambda request: Response(r"\boxed{1}", 1, cut=False), room=lambda prompt: 100)
+    say(monkeypatch, lambda request: Response(r"\boxed{1}", 1, cut=False), tokens_left=lambda prompt: 100)
     config = EvaluationConfig(
         model="Qwen/Qwen2.5-Math-7B", data_dir=str(tmp_path / "data"), out=str(tmp_path / "o")
     )
@@ -331,12 +334,12 @@ def test_the_average_is_of_all_six(tmp_path, monkeypatch):
 def test_a_model_that_says_nothing_is_stopped(home, tmp_path, monkeypatch):
     engine = say(monkeypatch, lambda request: Response(" ", 1, cut=False))
     config = config_of(home, tmp_path, benchmarks="math500")
-    with pytest.raises(ValueError, match=r"answered 6 problems with nothing at all.*another --template"):
+    with pytest.raises(ValueError, match=r"responses to 6 problems are empty.*another --template"):
         evaluate(config)
-    monkeypatch.setattr(room, "SILENT", 2)
-    with pytest.raises(ValueError, match="answered 2 problems with nothing"):
+    monkeypatch.setattr(results, "SILENT", 2)
+    with pytest.raises(ValueError, match="responses to 2 problems are empty"):
         evaluate(replace(config, out=str(tmp_path / "two")))
-    with pytest.raises(ValueError, match="answered 6 problems with nothing"):
+    with pytest.raises(ValueError, match="responses to 6 problems are empty"):
         evaluate(config)  # again, with nothing left to ask
     assert len(engine.asked) == 6 + 2
     assert not (tmp_path / "summary.json").exists()
@@ -383,7 +386,7 @@ def test_samples_and_temperatures_are_the_benchmarks_own_unless_told():
     assert sampling("aime24", samples=64) == (64, 0.7)
     assert sampling("math500") == (1, 0.0)
     both = EvaluationConfig(model="m", samples=64)
-    assert [both.sampling(benchmark)[0] for benchmark in both.asked] == [64, 64, 64, 1, 1, 1]
+    assert [both.sampling(benchmark)[0] for benchmark in both.chosen] == [64, 64, 64, 1, 1, 1]
     assert sampling("math500", samples=4, temperature=1.0) == (4, 1.0)
     assert sampling("gpqa_diamond", temperature=0.6) == (1, 0.6)
 

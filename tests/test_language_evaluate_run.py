@@ -12,7 +12,8 @@ from entropyfloor.language import trainer as trainers
 from entropyfloor.language.benchmarks import scores
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.evaluate import evaluate, export
-from entropyfloor.language.sampling.engines import Request, Sampling, Transformers, template
+from entropyfloor.language.sampling.engines import Request, Sampling, template
+from entropyfloor.language.sampling.engines.transformers import Transformers
 from entropyfloor.language.train import train
 from entropyfloor.language.trainer import Trainer
 from entropyfloor.torch.seeding import derived

@@ -16,9 +16,10 @@ from transformers import GenerationConfig
 
 import tiny_language
 from entropyfloor.language.model import load
-from entropyfloor.language.sampling import engines as generation
 from entropyfloor.language.sampling.decoding import Written
-from entropyfloor.language.sampling.engines import NEUTRAL, Request, Sampling, Server, Transformers, template
+from entropyfloor.language.sampling.engines import Request, Sampling, Template, make_engine, template
+from entropyfloor.language.sampling.engines.server import NEUTRAL, Server
+from entropyfloor.language.sampling.engines.transformers import Transformers
 
 INSTRUCTION = "Say it."
 STOP = "\n\nQuestion:"
@@ -81,7 +82,7 @@ def test_ones_own_template_is_a_text_or_a_file(tmp_path):
     assert template("Q {question}\n").fill("1?", "") == "Q 1?\n"
     file = tmp_path / "mine.txt"
     file.write_text("{instruction} {question} A:")
-    assert template(str(file)) == generation.Template("mine.txt", "{instruction} {question} A:")
+    assert template(str(file)) == Template("mine.txt", "{instruction} {question} A:")
     file.write_text("nothing to fill")
     with pytest.raises(ValueError, match=r"no \{question\} in it"):
         template(str(file))
@@ -109,7 +110,7 @@ def test_a_prompt_begins_with_one_special_token_whoever_puts_it_there(tmp_path, 
     prompt = engine.prompt("1?", "")
     behind = engine.tokenizer(prompt.removeprefix(begin), add_special_tokens=False)["input_ids"]
     assert engine.encode(prompt) == [1, *behind]
-    assert engine.room(prompt) == 255 - len(behind)
+    assert engine.tokens_left(prompt) == 255 - len(behind)
 
 
 def test_a_chat_ends_where_its_template_ends_a_turn(tmp_path):
@@ -163,7 +164,7 @@ def test_a_taught_model_ends_by_itself(tmp_path):
 def test_a_response_ends_before_its_stop(model, engine):
     (whole,) = answers(engine, [Request("1?", 0)], GREEDY)
     stop = whole.text[5:8]
-    stopped = Transformers(model, generation.Template("own", "{question}", (stop,)))
+    stopped = Transformers(model, Template("own", "{question}", (stop,)))
     (found,) = answers(stopped, [Request("1?", 0)], GREEDY)
     assert found.text == whole.text[: whole.text.index(stop)]
     assert not found.cut
@@ -192,10 +193,10 @@ def test_the_context_limits_responses(model):
     engine = Transformers(model, template("none"), batch_size=2)
     (found,) = answers(engine, [Request("x" * 250, 0)], GREEDY)
     assert (found.length, found.cut) == (6, True)
-    assert engine.room("x" * 250) == 6
+    assert engine.tokens_left("x" * 250) == 6
     with pytest.raises(ValueError, match=r"256 tokens leaves no room in a context of 256.*--context"):
         list(engine.generate([Request("x" * 256, 0)], GREEDY))
-    assert Transformers(model, template("none"), context=300).room("x" * 250) == 50
+    assert Transformers(model, template("none"), context=300).tokens_left("x" * 250) == 50
 
 
 def test_a_model_that_is_not_there_says_so(tmp_path, monkeypatch):
@@ -211,7 +212,7 @@ def test_a_model_that_is_not_there_says_so(tmp_path, monkeypatch):
 def test_a_tilde_is_the_home_that_a_shell_leaves_to_us(model, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(Path(model).parent))
     name = f"~/{Path(model).name}"
-    assert generation.engine("transformers", name, template("none")).room("12") == 254
+    assert make_engine("transformers", name, template("none")).tokens_left("12") == 254
     assert load(name)[0].config.max_position_embeddings == 256
 
 
@@ -224,10 +225,10 @@ def test_a_model_without_weights_says_so(model, tmp_path):
 
 def test_an_engine_is_made_as_it_is_asked_for(model):
     options = {"batch_size": 3, "context": 300, "dtype": "bfloat16", "device": "cpu"}
-    engine = generation.engine("transformers", model, template("none"), **options)
+    engine = make_engine("transformers", model, template("none"), **options)
     assert (engine._model.dtype, engine._model.device) == (torch.bfloat16, torch.device("cpu"))
-    assert (engine.room("12"), engine._batch_size) == (298, 3)
-    assert generation.engine("transformers", model, template("none"), device="cpu")._model.dtype == torch.float32
+    assert (engine.tokens_left("12"), engine._batch_size) == (298, 3)
+    assert make_engine("transformers", model, template("none"), device="cpu")._model.dtype == torch.float32
 
 
 @dataclass(frozen=True)
@@ -261,7 +262,7 @@ def test_vllm_is_asked_in_token_ids_and_answers_in_order(model, monkeypatch, nam
     vllm.LLM, vllm.SamplingParams = LLM, SamplingParams
     monkeypatch.setitem(sys.modules, "vllm", vllm)
     options = {"batch_size": 2, "context": 200, "dtype": "bfloat16", "devices": 4}
-    engine = generation.engine("vllm", model, template(name), **options)
+    engine = make_engine("vllm", model, template(name), **options)
     prompts = ["1?", "2" * 190, "3?"]
     requests = [Request(prompt, seed) for seed, prompt in enumerate(prompts, start=7)]
     found = answers(engine, requests, Sampling(0.7, 0.8, 24))
@@ -282,7 +283,7 @@ def test_vllm_where_it_is_missing_names_the_ways_out(model):
         import vllm  # noqa: F401
     except ImportError:
         with pytest.raises(ImportError, match=r"pip install vllm.*--engine server.*--engine transformers"):
-            generation.engine("vllm", model, template("none"))
+            make_engine("vllm", model, template("none"))
     else:
         pytest.skip("vLLM is installed")
 
@@ -310,6 +311,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for seconds in after:
             self.send_header("Retry-After", seconds)
+        self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -352,9 +354,21 @@ def test_a_server_is_asked_in_the_protocol_and_answers_in_order(server, monkeypa
     assert bodies == [{**shared, "prompt": "q" if i else "slow", "seed": i} for i in range(6)]
 
 
+def test_without_a_key_none_is_sent(server, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert len(answers(Server(server.url, "mine", template("none")), [Request("q", 1)], GREEDY)) == 1
+    assert [key for _, _, key in server.seen] == [None]
+
+
+def test_without_the_client_the_extra_is_named(server, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ImportError, match=r"entropyfloor\[server\]"):
+        Server(server.url, "mine", template("none"))
+
+
 def test_with_the_chat_template_a_server_puts_its_own_around(server):
     engine = Server(server.url, "mine", template("chat"))
-    assert engine.room("x" * 10**6) is None
+    assert engine.tokens_left("x" * 10**6) is None
     (found,) = answers(engine, [Request(engine.prompt("1?", "Box."), 0)], GREEDY)
     assert found.text == "1?\nBox. 0"
     path, body, _ = server.seen[0]
@@ -373,6 +387,14 @@ def test_a_response_of_a_server_ends_before_its_stop(server):
 @pytest.mark.parametrize("status", [429, 500, 503, "cut off"])
 def test_a_server_that_is_busy_is_asked_again(server, status):
     server.script = [(status,), (status,)]
+    engine = Server(server.url, "mine", template("none"), wait=0.01)
+    assert [r.text for r in answers(engine, [Request("q", 1)], GREEDY)] == ["q 1"]
+    assert len(server.seen) == 3
+
+
+def test_an_answer_that_is_no_json_is_asked_for_again(server):
+    pages = [b"<html>starting</html>", b""]
+    server.answer = lambda path, body: pages.pop() if pages else echo(path, body)
     engine = Server(server.url, "mine", template("none"), wait=0.01)
     assert [r.text for r in answers(engine, [Request("q", 1)], GREEDY)] == ["q 1"]
     assert len(server.seen) == 3
@@ -448,7 +470,7 @@ def test_a_server_is_asked_to_draw_from_the_model_itself_if_it_knows_how(server,
     assert [r.text for r in answers(engine, [Request("q", 1), Request("q", 2)], GREEDY)] == ["q 1", "q 2"]
     assert ["top_k" in body for _, body, _ in server.seen] == [True, False, False]
     (warning,) = caplog.records
-    assert "completions does not know top_k, min_p, repetition_penalty: what it" in warning.getMessage()
+    assert "completions does not know top_k, min_p, repetition_penalty" in warning.getMessage()
 
 
 def test_a_refusal_is_told_at_once(server):
@@ -476,7 +498,7 @@ def test_an_answer_without_content_is_empty(server):
 
 
 def test_a_consumer_that_leaves_stops_the_asking(server):
-    engine = generation.engine("server", "mine", template("none"), url=server.url, batch_size=1)
+    engine = make_engine("server", "mine", template("none"), url=server.url, batch_size=1)
     responses = engine.generate([Request("slow", i) for i in range(50)], GREEDY)
     next(responses)
     responses.close()
@@ -488,4 +510,4 @@ def test_an_address_that_is_none_is_refused():
     with pytest.raises(ValueError, match="must be that of a server"):
         Server("localhost:8000", "mine", template("none"))
     with pytest.raises(ValueError, match="--engine server needs --url"):
-        generation.engine("server", "mine", template("none"))
+        make_engine("server", "mine", template("none"))

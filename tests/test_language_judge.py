@@ -32,7 +32,7 @@ def written(path, *lines):
         (["1011_3", "1011_2"], "wrong: base 3, not 2"),
         (["The answer is (B).", "B", "--choices", "4"], "correct: the letter B\n"),
         (["--choices=4", "B or C", "B"], "wrong: no letter from A to D is named\n"),
-        (["", "5"], "wrong: nothing is said"),
+        (["", "5"], "wrong: the answer is empty"),
     ],
 )
 def test_an_answer_is_judged_and_the_reason_told(capsys, words, verdict):

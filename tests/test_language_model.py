@@ -12,7 +12,8 @@ import tiny_language
 from entropyfloor.cli import main
 from entropyfloor.language import model as models
 from entropyfloor.language.model import describe, described, device_of, ends_of, load, save
-from entropyfloor.language.sampling.engines import Transformers, template
+from entropyfloor.language.sampling.engines import template
+from entropyfloor.language.sampling.engines.transformers import Transformers
 from entropyfloor.language.train import resume, train
 from entropyfloor.language.trainer import Trainer
 from entropyfloor.runs import read_run

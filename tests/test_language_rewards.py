@@ -21,8 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entropyfloor.language.rewards.pool import (
-    JUDGE,
+from entropyfloor.language.rewards import (
     Answer,
     Format,
     Reward,
@@ -454,10 +453,9 @@ def test_outside_the_main_thread_and_without_close():
 
 
 PROGRAM = """
-import multiprocessing, os, signal, sys
-multiprocessing.current_process().name = "entropyfloor-judge"  # it needs no torch, and this is quicker
+import os, signal, sys
 sys.path.insert(0, {tests!r})
-from entropyfloor.language.rewards.pool import Reward
+from entropyfloor.language.rewards import Reward
 from test_language_rewards import obey
 
 if __name__ == "__main__":
@@ -524,4 +522,3 @@ def test_errors_say_what_is_wrong(arguments, message):
 def test_a_row_for_each_response():
     with pytest.raises(ValueError, match="2 responses and 1 rows"):
         Reward(obey, workers=0)(["1", "2"], [{}])
-    assert JUDGE == "entropyfloor-judge"  # as the package's __init__ spells it

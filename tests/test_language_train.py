@@ -31,7 +31,8 @@ from entropyfloor.language.model import (
     tiny,
     weights_of,
 )
-from entropyfloor.language.sampling.engines import TEMPLATES, Transformers, template
+from entropyfloor.language.sampling.engines.base import TEMPLATES, template
+from entropyfloor.language.sampling.engines.transformers import Transformers
 from entropyfloor.language.sampling.rollout import joined, sample
 from entropyfloor.language.train import read_config, resume, train
 from entropyfloor.language.trainer import Batch, Trainer

@@ -14,7 +14,7 @@ from entropyfloor.language import trainer as trainers
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.model import tiny
 from entropyfloor.language.sampling import decoding, rollout
-from entropyfloor.language.tasks.base import Problem
+from entropyfloor.language.tasks import Problem
 from entropyfloor.language.train import train
 from entropyfloor.language.trainer import Trainer
 from entropyfloor.language.warm_start import imitation_loss, warm_start

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entropyfloor.language.rewards import latex
+from entropyfloor.language.rewards import is_correct, latex
 from entropyfloor.language.rewards.answers import Verdict, boxed, letter
-from entropyfloor.language.rewards.pool import is_correct
 from entropyfloor.language.rewards.verdicts import by_letter, by_mathematics, equal
 
 pytest.importorskip("math_verify")
@@ -331,7 +330,7 @@ def test_long_answers_take_no_time():
         (r"\boxed{1011_3}", "1011_2", False, "base 3, not 2"),
         (r"\boxed{B. y}", "B", True, "letter B"),
         (r"\boxed{B. y}", "C", False, "letter B, not C"),
-        (r"\boxed{}", "4", False, "nothing"),
+        (r"\boxed{}", "4", False, "empty"),
         ("4", "4", False, "no closed"),
     ],
 )

@@ -9,7 +9,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 import entropyfloor.language.libraries  # noqa: F401  before transformers, so that a broken torchvision does no harm
 from entropyfloor.language.config import LanguageConfig
-from entropyfloor.language.tasks.base import Problem
+from entropyfloor.language.tasks import Problem
+from entropyfloor.language.tasks.base import Generated
 
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM  # isort: skip
 
@@ -108,7 +109,7 @@ TINY = {
 
 
 @dataclass(frozen=True)
-class Evens:
+class Evens(Generated):
     """Say an even digit first: a task that a model of no size learns in no time."""
 
     name: str = "evens"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from entropyfloor.language import model
-from entropyfloor.language.tasks.base import Problem
+from entropyfloor.language.tasks import Problem
 from entropyfloor.language.train import description, read_config
 from entropyfloor.language.trainer import MODEL, Trainer
 from entropyfloor.runs import Run

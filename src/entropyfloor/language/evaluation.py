@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from entropyfloor.language.benchmarks import scores
-from entropyfloor.language.tasks.base import Problem
+from entropyfloor.language.tasks import Problem
 
 
 class Judgement(NamedTuple):

@@ -29,7 +29,7 @@ from entropyfloor.language.evaluation import Judgement
 from entropyfloor.language.sampling.encoding import encode, render
 from entropyfloor.language.sampling.rollout import Responses, joined, parts, sample
 from entropyfloor.language.support import check_training
-from entropyfloor.language.tasks.base import Problem, Questions, Task, task_of
+from entropyfloor.language.tasks import Problem, Questions, Task, task_of
 from entropyfloor.language.warm_start import IGNORED, warm_start
 from entropyfloor.runs import Checkpoint, Run
 from entropyfloor.runs.processes import terminated_as_interrupted
@@ -602,11 +602,7 @@ class Trainer:
 
     def _rewards(self, problems: Sequence[Problem], responses: Responses, samples: int) -> Float[Tensor, "P k"]:
         each = [problem for problem in problems for _ in range(samples)]
-        if isinstance(self.task, Questions):  # judged in processes of their own, which may hang or die
-            earned = self.task.rewards(each, responses.texts).tolist()
-        else:
-            earned = [self.task.reward(problem, text) for problem, text in zip(each, responses.texts, strict=True)]
-        return torch.tensor(earned).view(len(problems), samples)
+        return torch.tensor(self.task.rewards(each, responses.texts).tolist()).view(len(problems), samples)
 
     def _optimiser(self, learning_rate: float) -> torch.optim.AdamW:
         return torch.optim.AdamW(self.model.parameters(), learning_rate, weight_decay=self.config.weight_decay)

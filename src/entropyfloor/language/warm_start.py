@@ -22,7 +22,7 @@ from entropyfloor import __version__
 from entropyfloor.language import model as models
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.sampling.encoding import encode
-from entropyfloor.language.tasks.base import Task
+from entropyfloor.language.tasks import Task
 from entropyfloor.runs import files
 from entropyfloor.torch import functional as F
 from entropyfloor.torch.seeding import derived

@@ -1,6 +1,6 @@
-"""The benchmarks of the paper's language models: where they are, how their rows are read, what was published.
+"""Benchmarks of the paper's language models: their sources, how to read their rows, and the published scores.
 
-Nothing of a benchmark is part of this package: it is read from the hub by name, or from files of one's own.
+No benchmark is part of this package: they are read from the hub by name, or from files.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from entropyfloor.extras import require
-from entropyfloor.language.rewards.answers import LETTERS, boxed
-from entropyfloor.language.tasks.rows import Row, read_rows, text_of
+from entropyfloor.language.rewards import LETTERS, Row, boxed, text_of
+from entropyfloor.language.tasks.rows import read_rows
 
 Kind = Literal["math", "choice"]
 
 SHUFFLE_SEED = 0
-"""Of the order of GPQA's choices. It is no setting: everybody's A is the same."""
+"""Seed of the order of GPQA's choices. It is a constant, so that A is the same choice in all evaluations."""
 FOLDERS = ("", "math", "ood")
-"""Of a data directory, where the files may be."""
+"""Folders of a data directory in which files are looked for."""
 SUFFIXES = (".jsonl", ".json", ".parquet")
 
 INSTRUCTIONS: dict[Kind, str] = {
@@ -31,42 +31,46 @@ INSTRUCTIONS: dict[Kind, str] = {
 }
 
 
-class Problem(NamedTuple):
-    """One question of a benchmark."""
+class Example(NamedTuple):
+    """One question of a benchmark with its answer."""
 
     number: int
-    """Its place in the benchmark, from 0."""
+    """Index in the benchmark, from 0."""
     question: str
-    """As a model is asked it, with the choices behind it where there are any."""
+    """Question, with its choices behind it where there are any."""
     answer: str
-    """The right one, in LaTeX; a letter where there are choices."""
+    """Right answer, in LaTeX; a letter where there are choices."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What is asked, where it comes from, and how the paper samples it."""
+    """A benchmark: its source, how to read its rows, and how the paper samples responses."""
 
     name: str
     title: str
     kind: Kind
     problems: int
-    """How many it has."""
+    """Number of its problems."""
     hub: str
-    """Its name among the datasets of the hub, and what to load of it."""
+    """Name of its dataset on the hub."""
     subset: str | None
+    """Subset of the dataset, if it has several."""
     split: str
+    """Split of the dataset."""
     read: Callable[[Row], tuple[str, str]]
-    """From a row to the question and the answer."""
+    """Function from a row to the question and the answer."""
     samples: int = 1
+    """Number of responses to each problem."""
     temperature: float = 0.0
-    """0 is greedy."""
+    """Sampling temperature; 0 is greedy."""
     gated: bool = False
-    """Its authors ask that it not be copied: it is read from the hub, or from a file that is named outright."""
+    """Whether its authors ask not to copy it: it is read from the hub, or from a file given by its name."""
     remark: str = ""
+    """Remark for the summary."""
 
     @property
     def in_domain(self) -> bool:
-        """Whether it counts in the paper's average."""
+        """Whether it is part of the paper's average."""
         return self.kind == "math"
 
 
@@ -74,7 +78,7 @@ def named(names: Sequence[str]) -> list[Benchmark]:
     """Benchmarks by their names.
 
     Raises:
-        ValueError: None is named, one twice, or one that does not exist.
+        ValueError: There is no name, a repeated one, or one that does not exist.
     """
     if unknown := [name for name in names if name not in BENCHMARKS]:
         raise ValueError(f"benchmark {unknown[0]!r} must be one of {', '.join(BENCHMARKS)}")
@@ -83,19 +87,18 @@ def named(names: Sequence[str]) -> list[Benchmark]:
     return [BENCHMARKS[name] for name in names]
 
 
-def load(benchmark: Benchmark, data: Path | None = None, limit: int | None = None) -> list[Problem]:
-    """Every problem of a benchmark, in its order.
+def load(benchmark: Benchmark, data: Path | None = None, limit: int | None = None) -> list[Example]:
+    """Read the problems of a benchmark, in its order.
 
     Args:
-        benchmark: Which.
+        benchmark: The benchmark.
         data: A directory with `<name>.jsonl`, `.json` or `.parquet`, in itself or in its `math` and `ood`; or one
             such file. None reads the hub.
-        limit: Only the first so many.
+        limit: Number of problems to read, from the first; None reads all.
 
     Raises:
-        ValueError: It is not there, cannot be reached, or a row is not what it should be; the message says what to
-            do.
-        ImportError: The hub is asked, and its library is missing.
+        ValueError: The data is missing, cannot be reached, or has a wrong row; the message says what to do.
+        ImportError: The hub's library is not installed.
     """
     if data is None or (benchmark.gated and not data.is_file()):
         source, rows = benchmark.hub, _from_hub(benchmark)
@@ -104,7 +107,7 @@ def load(benchmark: Benchmark, data: Path | None = None, limit: int | None = Non
         source, rows = str(file), read_rows(file)
     if not rows:
         raise ValueError(f"{source} has no problem")
-    problems = []
+    examples = []
     for number, row in enumerate(rows[:limit]):
         try:
             question, answer = benchmark.read(row)
@@ -114,8 +117,8 @@ def load(benchmark: Benchmark, data: Path | None = None, limit: int | None = Non
                 f"{source}, row {number} is none of {benchmark.name} ({type(error).__name__}: {error}): "
                 f"it has {has}"
             ) from None
-        problems.append(Problem(number, question, answer))
-    return problems
+        examples.append(Example(number, question, answer))
+    return examples
 
 
 def _find(benchmark: Benchmark, data: Path) -> Path:
@@ -138,14 +141,14 @@ def _from_hub(benchmark: Benchmark) -> list[dict[str, Any]]:
         rows = datasets.load_dataset(
             benchmark.hub, benchmark.subset, split=benchmark.split, trust_remote_code=False
         )
-    except (OSError, ValueError, RuntimeError) as error:  # of several libraries, each with its own
-        way = (
+    except (OSError, ValueError, RuntimeError) as error:  # from several libraries
+        hint = (
             f"accept its terms at https://huggingface.co/datasets/{benchmark.hub} and log in with `hf auth login`"
             if benchmark.gated
             else f"without network, put {benchmark.name}.jsonl into a directory and give --data-dir"
         )
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{benchmark.hub} cannot be read from the hub ({first}): {way}") from None
+        raise ValueError(f"{benchmark.hub} cannot be read from the hub ({first}): {hint}") from None
     return [dict(row) for row in rows]
 
 
@@ -153,7 +156,7 @@ def _from_hub(benchmark: Benchmark) -> list[dict[str, Any]]:
 
 
 def _math(row: Row) -> tuple[str, str]:
-    """problem or question; answer, final_answer (a list of one), or what is boxed in the solution."""
+    """Columns problem or question; answer, final_answer (a list of one), or the box of the solution."""
     question = row["problem"] if "problem" in row else row["question"]
     if "answer" in row:
         answer = row["answer"]
@@ -171,20 +174,19 @@ def _math(row: Row) -> tuple[str, str]:
 
 
 def _latex(answer: str) -> str:
-    """Minerva writes 58 of its numbers as 4.5e33, which in LaTeX is a product with e, and three as Python does."""
-    found = re.fullmatch(r"([-+]?[0-9.]+)[eE]([-+]?[0-9]+)", answer)
-    if found:
-        return rf"{found[1]} \times 10^{{{int(found[2])}}}"
+    """An answer in LaTeX: Minerva writes 58 numbers as 4.5e33, and three answers as Python code."""
+    if number := re.fullmatch(r"([-+]?[0-9.]+)[eE]([-+]?[0-9]+)", answer):
+        return rf"{number[1]} \times 10^{{{int(number[2])}}}"
     return re.sub(r"(\d)\./", r"\1/", answer.replace("np.", "\\"))
 
 
 def _arc(row: Row) -> tuple[str, str]:
-    """As the hub has it; or a chat whose question ends in lines such as `A) …`, as the sets of some trainers."""
+    """Rows of the hub, or chats whose question ends in lines such as `A) …`, which some trainers use."""
     if "choices" in row:
         labels, options = list(row["choices"]["label"]), list(row["choices"]["text"])
         return _choice(row["question"], options, labels.index(row["answerKey"]))
-    (asked,) = (turn["content"] for turn in row["prompt"] if turn["role"] == "user")
-    parts = re.split(r"^([A-Z0-9])\) ", asked, flags=re.MULTILINE)
+    (content,) = (turn["content"] for turn in row["prompt"] if turn["role"] == "user")
+    parts = re.split(r"^([A-Z0-9])\) ", content, flags=re.MULTILINE)
     question, labels, options = parts[0], parts[1::2], parts[2::2]
     return _choice(question, options, labels.index(row["reward_model"]["ground_truth"]))
 
@@ -201,7 +203,7 @@ def _gpqa(row: Row) -> tuple[str, str]:
 
 
 def _choice(question: str, options: Sequence[str], right: int) -> tuple[str, str]:
-    """The choices below the question, lettered from A whatever they were called."""
+    """The question with its choices below, lettered from A, and the letter of the right one."""
     if not 0 <= right < len(options) <= len(LETTERS):
         raise ValueError(f"the right choice is number {right} of {len(options)}")
     lines = [f"{letter}) {_text(option)}" for letter, option in zip(LETTERS, options, strict=False)]
@@ -214,14 +216,14 @@ def _text(value: Any) -> str:
     return value.strip()
 
 
-# --- what there is ---------------------------------------------------------------------------------------
+# --- benchmarks and published scores ---------------------------------------------------------------------
 
 _OLYMPIAD = "the hub's subset has 674 problems, the copy that is usual among evaluations of Qwen2.5-Math 675"
 
 # "AIME'24, AIME'25, and AMC'23 are conducted with a decoding temperature of [0.7], and reported as the average
 # accuracy over [16] sampled responses. MATH500, Minerva, and OlympiadBench are conducted with greedy sampling. The
-# evaluation process is sampled on the original policy (before ERA)": section 5.3.1. Of sampling out of domain it
-# says nothing.
+# evaluation process is sampled on the original policy (before ERA)": section 5.3.1. The paper does not say how it
+# samples out of domain.
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
     for benchmark in (
@@ -246,7 +248,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     )
 }
 IN_DOMAIN = tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.in_domain)
-"""The six of the paper's tables, in their order."""
+"""Names of the six benchmarks of the paper's tables, in their order."""
 
 
 class Published(NamedTuple):
@@ -254,9 +256,9 @@ class Published(NamedTuple):
 
     title: str
     checkpoint: str | None
-    """On the hub, where it is public."""
+    """Name on the hub, where it is public."""
     scores: tuple[float, ...]
-    """Of `IN_DOMAIN`, in per cent."""
+    """Scores on `IN_DOMAIN`, in per cent."""
     average: float
 
 
@@ -285,4 +287,4 @@ PUBLISHED = (
     Published("1.5B GRPO", None, (11.1, 6.0, 40.2, 66.4, 25.0, 30.1), 29.8),
     Published("1.5B ERA", None, (12.1, 6.8, 49.5, 70.6, 30.5, 34.7), 34.0),
 )
-"""A checkpoint's own score need not agree: the paper does not say which template and length each row was given."""
+"""Scores may differ from those of the checkpoints: the paper does not say the template and length of each row."""

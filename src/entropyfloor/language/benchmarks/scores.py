@@ -1,4 +1,4 @@
-"""What responses to a benchmark are worth, with intervals over problems. Plain NumPy; shares, not per cents."""
+"""Scores of responses to a benchmark, with intervals over problems. Plain NumPy; shares, not per cents."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Score(NamedTuple):
 
     @property
     def record(self) -> dict[str, object]:
-        """As JSON has it."""
+        """The score as JSON."""
         return {"value": self.value, "interval_95": [self.low, self.high]}
 
 
@@ -30,23 +30,24 @@ class Score(NamedTuple):
 
 
 def pass_at_k(n: int, correct: ArrayLike, k: int) -> np.ndarray:
-    """Probability that of k responses, drawn without replacement from n, one is right at least.
+    """Probability that at least one of k responses, drawn without replacement from n, is right.
 
         1 - C(n-c, k) / C(n, k) = 1 - Π_{i=n-c+1}^{n} (1 - k/i)
 
-    Unbiased for the probability that one of k fresh responses is right; Chen et al. 2021 (arXiv 2107.03374), Eq.
-    1. No binomial is computed: they overflow for n of some hundreds, and their quotient loses digits before.
+    Unbiased for the probability that at least one of k new responses is right; Chen et al. 2021 (arXiv
+    2107.03374), Eq. 1. No binomial is computed: they overflow for n of some hundreds, and their quotient loses
+    digits before.
 
     Args:
-        n: Responses to each problem.
-        correct: `[problems]`, how many of them are right: c.
-        k: At most n.
+        n: Number of responses to each problem.
+        correct: `[problems]`, number of right responses: c.
+        k: Number of drawn responses, at most n.
 
     Returns:
         `[problems]` in [0, 1].
 
     Raises:
-        ValueError: k is not within 1 and n, or a count not within 0 and n.
+        ValueError: k is not within 1 and n, or a count is not within 0 and n.
     """
     counts = np.asarray(correct, np.int64)
     if not 1 <= k <= n:
@@ -63,21 +64,21 @@ def pass_at_k(n: int, correct: ArrayLike, k: int) -> np.ndarray:
 
 
 def majority(answers: Sequence[Hashable | None], correct: Sequence[bool]) -> float:
-    """How likely the commonest answer to a problem is right: 0 or 1, or between them where answers tie.
+    """Probability that the most common answer to a problem is right: 0 or 1, or between them where answers tie.
 
-    Equal answers form a group; responses without an answer form none, and lose where nobody else has one. Of
-    groups that tie, each is as likely to be chosen, so that the score does not depend on the order of responses.
+    Equal answers form a group; responses without an answer form none, and without any group the result
+    is 0. Groups that tie are equally likely to be chosen, so that the order of responses does not matter.
 
     Args:
-        answers: Of each response, normalised so that equal ones compare equal; None for none.
-        correct: Of each response; within a group their mean counts.
+        answers: Answer of each response, normalised so that equal ones compare equal; None for no answer.
+        correct: Whether each response is right; within a group their mean counts.
 
     Raises:
-        ValueError: No response, or lengths that differ.
+        ValueError: There is no response, or the lengths differ.
     """
     if not answers or len(answers) != len(correct):
         raise ValueError(
-            f"{len(answers)} answers and {len(correct)} verdicts: there must be one of each a response"
+            f"{len(answers)} answers and {len(correct)} verdicts: give one of each for every response"
         )
     groups: defaultdict[Hashable, list[bool]] = defaultdict(list)
     for answer, right in zip(answers, correct, strict=True):
@@ -93,19 +94,19 @@ def majority(answers: Sequence[Hashable | None], correct: Sequence[bool]) -> flo
 
 
 def accuracy(values: ArrayLike) -> Score:
-    """Mean over problems with a 95 % interval that says how far other problems of the kind would move it.
+    """Mean over problems with its 95 % interval over other problems of the kind.
 
-    Wilson's interval (1927), for as many trials as would spread as the problems do: n where each value is 0 or 1,
-    and more where they are shares, such as the mean of 16 responses. Counting each response would make it too
-    narrow, as those to a problem are alike. Where all values are equal nothing is known of their spread, and n
-    errs on the wide side. Where next to nothing is solved it says a little too much: with 30 problems and a mean
-    of 2 % it holds in 87 of 100.
+    Wilson's interval (1927), for the number of trials whose spread is that of the problems: n where each value is
+    0 or 1, and more where values are shares, such as the mean of 16 responses. Counting each response as a trial
+    would make it too narrow, since the responses to a problem are alike. Where all values are equal their spread
+    is unknown, and n makes the interval too wide rather than too narrow. Where very little is solved the interval
+    is a little too narrow: with 30 problems and a mean of 2 % it holds in 87 of 100 cases.
 
     Args:
         values: `[problems]` in [0, 1].
 
     Raises:
-        ValueError: No problem, or a value that is not in [0, 1].
+        ValueError: There is no problem, or a value is not in [0, 1].
     """
     shares = _checked(values)
     n, mean = len(shares), float(shares.mean())
@@ -114,14 +115,20 @@ def accuracy(values: ArrayLike) -> Score:
 
 
 def wilson(share: float, n: float) -> tuple[float, float]:
-    """95 % interval of a probability of which `share` was seen in n trials (Wilson 1927)."""
+    """95 % interval of a probability after `share` of n trials succeeded (Wilson 1927)."""
     centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * np.sqrt(share * (1 - share) / n + (Z / (2 * n)) ** 2)
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
 def pass_curve(n: int, correct: ArrayLike, ks: Sequence[int] = ()) -> dict[int, Score]:
-    """pass@k over problems, for `ks`, or else for 1, 2, 4, … and n."""
+    """pass@k over problems.
+
+    Args:
+        n: Number of responses to each problem.
+        correct: `[problems]`, number of right responses.
+        ks: Values of k; by default 1, 2, 4, … and n.
+    """
     chosen = ks or sorted({*(2**i for i in range(n.bit_length())), n})
     return {k: accuracy(pass_at_k(n, correct, k)) for k in chosen}
 

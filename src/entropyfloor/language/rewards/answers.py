@@ -1,19 +1,24 @@
-"""Extraction of answers from text: boxes, `####`, numbers, and letters of a multiple choice."""
+"""Extraction of answers from texts and rows: boxes, `####`, numbers, and letters of a multiple choice."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
+
+Row = Mapping[str, Any]
+"""A problem as its file has it: values by the names of their columns."""
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """Names of the choices of a multiple choice."""
 CHOICES = 10
 """Default number of choices: A to J."""
 NUMBER = r"(?:(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|\.\d+)"
-"""Digits, perhaps with commas between thousands and with decimals."""
+"""Digits, optionally with commas between thousands and with decimals."""
 ALONE = 60
-"""Characters in which a letter with the words around it must stand to be all that is said."""
+"""Longest text, in characters, that is read as nothing but a letter with a few words around it."""
 _DRESS = re.compile(
     r"\\(?:(?:text|math)(?:bf|rm|it|sf|tt|normal)?|bf|rm|it|boldsymbol|bm|left|right|displaystyle)(?![a-zA-Z])"
     r"|[{}$*\"\u201c\u201d]|\\[()\[\]!]"
@@ -24,11 +29,11 @@ _GAP = re.compile(r"\\[,;: ]|~|\\q?quad(?![a-zA-Z])")
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge says of a response; 1 or 0 as a number."""
+    """Judgement of a response; as a number 1 or 0."""
 
     correct: bool
     reason: str
-    """In a few words."""
+    """Reason, in a few words."""
 
     def __bool__(self) -> bool:
         return self.correct
@@ -38,63 +43,63 @@ class Verdict:
 
 
 def boxed(text: str) -> str | None:
-    r"""What the last `\\boxed{}` or `\\fbox{}` holds, without the space around it; None where none is closed."""
-    found, start = None, -1
-    opened: list[int | None] = []  # where a box begins; None for other braces
+    r"""Content of the last `\\boxed{}` or `\\fbox{}`, stripped; None where no box is closed."""
+    content, start = None, -1
+    opened: list[int | None] = []  # where each open box begins; None for other braces
     for token in re.finditer(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", text, re.DOTALL):
         if token[0] == "}":
             begin = opened.pop() if opened else None
             if begin is not None and begin > start:
-                found, start = text[begin : token.start()].removesuffix("\\ ").strip(), begin
+                content, start = text[begin : token.start()].removesuffix("\\ ").strip(), begin
         elif token[0].endswith("{") and token[0] != r"\{":
             opened.append(token.end() if token[0] != "{" else None)
-    return found
+    return content
 
 
 def after_hashes(text: str) -> str | None:
-    """What follows the last `####` on its line, as GSM8K marks answers; None where there is none."""
+    """Text behind the last `####` on its line, which is how GSM8K marks answers; None without a mark."""
     _, mark, rest = text.rpartition("####")
     return rest.strip().partition("\n")[0].strip() if mark else None
 
 
 def numbers_in(text: str) -> list[str]:
-    """All numbers in the text, as it writes them."""
+    """All numbers in the text, as they are written."""
     return re.findall(rf"(?:(?<![\w)])[-+])?{NUMBER}", text)  # the 3 of 2-3 has no sign
 
 
 def final_answer(text: str) -> str:
-    """The answer of a reference solution: what follows `####`, else what is boxed, else all of it."""
-    found = after_hashes(text)
-    if found is None:
-        found = boxed(text)
-    return text.strip() if found is None else found
+    """Answer of a reference solution: the text behind `####`, else the content of the box, else the whole text."""
+    answer = after_hashes(text)
+    if answer is None:
+        answer = boxed(text)
+    return text.strip() if answer is None else answer
 
 
 def letter(text: str, choices: int = CHOICES) -> str | None:
-    r"""The letter of a multiple choice: in the last box, or last named the answer; None without one.
+    r"""Letter of a multiple choice: in the last box, or the last one that is called the answer; None without one.
 
     `\\boxed{C}`, `\\boxed{\\text{Option C}}`, `\\boxed{C) what it says}`, "the answer is (C)", "the correct
     answer is option C", "(C) is the right choice" and a text that is nothing but "C", "(C)" or "$C$" are
-    understood. "B or C", "the answer I gave" and "answer: A particle" name none.
+    understood. "B or C", "the answer I gave" and "answer: A particle" name no letter.
 
     Args:
         text: A response, or an answer.
-        choices: How many letters there are, from A on.
+        choices: Number of choices, lettered from A.
     """
     box = boxed(text)
-    said = _GAP.sub(" ", _DRESS.sub("", text if box is None else box)).strip()
+    bare = _GAP.sub(" ", _DRESS.sub("", text if box is None else box)).strip()
     alone, marked, named = _patterns(LETTERS[choices - 1])
-    if found := alone.fullmatch(said[:ALONE]):
-        return found[1]
-    if box is not None and (found := marked.match(said)):
-        return None if found["other"] else found[1]
-    last = next(reversed([*named.finditer(said)]), None)
+    if match := alone.fullmatch(bare[:ALONE]):
+        return match[1]
+    if box is not None and (match := marked.match(bare)):
+        return None if match["other"] else match[1]
+    last = next(reversed([*named.finditer(bare)]), None)
     return None if last is None or last["other"] else last["sure"] or last["word"] or last["before"]
 
 
 @cache
 def _patterns(last: str) -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
-    """A letter alone, one before what it stands for, and one that is named the answer."""
+    """Patterns of a letter alone, of a letter before its choice, and of a letter that is called the answer."""
     letters = f"[A-{last}]"
     what, right = r"(?:answer|option|choice|letter)", r"(?:correct|right|best|final)"
     label = rf"(?i:(?:the\s+)?(?:{right}\s+)?{what}\b(?:\s+is\b)?[\s:]*){{0,2}}"
@@ -113,3 +118,27 @@ def _patterns(last: str) -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[s
         rf"|(?<![\w'\u2019])\(?(?P<before>{letters})\)?\s+is\s+the\s+{right}\s+{what}\b){other}"
     )
     return alone, marked, named
+
+
+def choices_of(row: Row) -> tuple[list[str], list[str]]:
+    """Choices of a question, from `options` or `choices`, and their labels; empty lists where there are none."""
+    choices = row.get("options") or row.get("choices")
+    labels: Any = None
+    if isinstance(choices, Mapping):  # as ARC has them
+        labels, choices = choices.get("label"), choices.get("text")
+    if not isinstance(choices, list | tuple):
+        return [], []
+    texts = [str(choice) for choice in choices]
+    labelled = isinstance(labels, list) and len(labels) == len(texts)
+    return texts, [text_of(label) for label in labels] if labelled else list(LETTERS[: len(texts)])
+
+
+def text_of(value: Any) -> str:
+    """A cell of a table as text; empty where the cell is empty."""
+    if value is None or value != value:  # NaN, by which a table marks an empty cell
+        return ""
+    if isinstance(value, list):
+        return ", ".join(text_of(part) for part in value)
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()

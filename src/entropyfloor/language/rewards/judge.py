@@ -1,4 +1,4 @@
-"""The command `judge`: verdicts, with their reasons, on one answer or on a file of them."""
+"""The command `judge`: verdicts with their reasons on one answer, or on a file of answers."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from entropyfloor.language.rewards import verdicts
-from entropyfloor.language.rewards.answers import LETTERS, Verdict, boxed, final_answer, letter
-from entropyfloor.language.rewards.pool import Reward
-from entropyfloor.language.tasks.rows import Row, lines_of
+from entropyfloor.language.rewards import LETTERS, Reward, Row, Verdict, boxed, final_answer, letter, verdicts
+from entropyfloor.language.tasks.rows import lines_of
 
 SECONDS = 5.0
-"""Time limit of an answer, as in training."""
-AT_ONCE = 256
-"""Pairs that are judged before their verdicts are returned."""
+"""Time limit of a check, as in training."""
+BATCH = 256
+"""Number of pairs that are judged together."""
 
 
 class Pair(NamedTuple):
-    """An answer and the right one."""
+    """An answer and the right answer."""
 
     said: str
     gold: str
@@ -28,58 +26,58 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Compare:
-    """The verdict on a response, as a function for `Reward`."""
+    """Verdict on a response, as a function for `Reward`."""
 
     choices: int | None = None
-    """Letters of a multiple choice; None compares by mathematics."""
+    """Number of choices of a multiple choice; None compares by mathematics."""
 
     def __call__(self, response: str, row: Row) -> Verdict:
-        """Whether the response has the row's `gold`; one without a box is an answer as it stands."""
+        """Whether the response has the row's `gold`; a response without a box is an answer as a whole."""
         gold = str(row["gold"])
         if self.choices is not None:
             return verdicts.by_letter(response, gold, self.choices)
-        found = boxed(response)
-        verdict = verdicts.equal(response if found is None else found, final_answer(gold))
-        read = "there is no box: all of it is the answer" if found is None else f"the box has {_line(found)}"
+        box = boxed(response)
+        verdict = verdicts.equal(response if box is None else box, final_answer(gold))
+        read = "there is no box: all of it is the answer" if box is None else f"the box has {_line(box)}"
         return Verdict(verdict.correct, f"{verdict.reason} ({read})")
 
     def prepare(self) -> None:
-        """Have the parser of mathematics ready."""
+        """Load the parser of mathematics."""
         if self.choices is None:
             verdicts.equal(r"x + \frac{1}{2}", r"\frac{1}{2} + x")
 
 
 def judge(pairs: Sequence[Pair], choices: int | None = None, seconds: float = SECONDS) -> Iterator[Verdict]:
-    """Verdicts on answers, in processes that are ended where they take too long.
+    """Verdicts on answers, from processes with a time limit.
 
     Args:
-        pairs: Answers, with a box or without, and the right ones.
-        choices: How many letters there are to choose from, A and so on; None compares by mathematics.
-        seconds: An answer may take; one that takes longer is undecided, which counts as wrong.
+        pairs: Answers, with a box or without, and the right answers.
+        choices: Number of choices, lettered from A; None compares by mathematics.
+        seconds: Time limit of a check; after it the answer is undecided, which counts as wrong.
 
     Raises:
-        ValueError: A right answer that is none, or a number of choices that there are no letters for.
+        ValueError: A right answer is empty or no letter, or `choices` is more than there are letters.
     """
     check(pairs, choices)
     with Reward(Compare(choices), seconds=seconds, quiet=True) as reward:
-        for start in range(0, len(pairs), AT_ONCE):
-            some = pairs[start : start + AT_ONCE]
-            scores = reward.score([pair.said for pair in some], [{"gold": pair.gold} for pair in some])
+        for start in range(0, len(pairs), BATCH):
+            batch = pairs[start : start + BATCH]
+            scores = reward.score([pair.said for pair in batch], [{"gold": pair.gold} for pair in batch])
             undecided = {index: f"undecided: {reason}" for index, _, reason in scores.failures}
             for index, reason in enumerate(scores.reasons["reward"]):
                 yield Verdict(bool(scores.total[index]), undecided.get(index, reason))
 
 
 def check(pairs: Sequence[Pair], choices: int | None, places: Sequence[str] | None = None) -> None:
-    """Refuse what cannot be judged.
+    """Refuse pairs that cannot be judged.
 
     Args:
-        pairs: What is to be judged.
-        choices: How many letters there are.
-        places: Where each pair stands, for the message.
+        pairs: Answers and right answers.
+        choices: Number of choices; None compares by mathematics.
+        places: Place of each pair, for the message.
 
     Raises:
-        ValueError: As `judge`.
+        ValueError: See `judge`.
     """
     if choices is not None and not 2 <= choices <= len(LETTERS):
         raise ValueError(f"choices={choices} must be from 2 to {len(LETTERS)}, the number of letters")
@@ -93,38 +91,42 @@ def check(pairs: Sequence[Pair], choices: int | None, places: Sequence[str] | No
 
 
 def read_pairs(path: Path, choices: int | None = None) -> list[Pair]:
-    """The pairs of a file with an object a line, each with `said` and `gold`, texts or numbers.
+    """Read a file with one object per line, each with `said` and `gold`, which are texts or numbers.
+
+    Args:
+        path: A jsonl file.
+        choices: Number of choices, for the check of the right answers.
 
     Raises:
         ValueError: The file is missing or empty, or a line is damaged or has no such pair; the message names it.
     """
     if not path.is_file():
-        raise ValueError(f"{path} is no file: give one with an object a line, with said and gold")
+        raise ValueError(f"{path} is no file: give one with an object per line that has said and gold")
     rows = list(lines_of(path, path.read_bytes(), "said and gold"))
     places = [place for place, _ in rows]
-    found = [Pair(*(_text(row, name, place) for name in Pair._fields)) for place, row in rows]
-    if not found:
+    pairs = [Pair(*(_text(row, name, place) for name in Pair._fields)) for place, row in rows]
+    if not pairs:
         raise ValueError(f"{path} has no pairs")
-    check(found, choices, places)
-    return found
+    check(pairs, choices, places)
+    return pairs
 
 
 def _text(row: dict[str, Any], name: str, place: str) -> str:
     value = row.get(name)
     infinite = isinstance(value, float) and not math.isfinite(value)
     if isinstance(value, bool) or not isinstance(value, str | int | float) or infinite:
-        has = f"is {value!r:.60}" if name in row else "is missing"
-        raise ValueError(f"{place}: {name} {has}: it must be a text or a number")
+        problem = f"is {value!r:.60}" if name in row else "is missing"
+        raise ValueError(f"{place}: {name} {problem}: it must be a text or a number")
     return str(value)
 
 
 def _line(text: str) -> str:
-    """The beginning of a text, on one line that can be printed."""
+    """The first 80 characters of a text, on one printable line."""
     return " ".join(text.split())[:80].encode("utf-8", "backslashreplace").decode()
 
 
 def summary(verdict: Verdict) -> str:
-    """A verdict in one line."""
+    """One line with a verdict and its reason."""
     if verdict.reason.startswith("undecided"):
         return verdict.reason
     return f"{'correct' if verdict.correct else 'wrong'}: {verdict.reason}"

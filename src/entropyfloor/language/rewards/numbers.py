@@ -1,4 +1,4 @@
-r"""Numbers as answers write them: `-1,234.5`, `4.5e33`, `4.5 \times 10^{33} \text{ J}`, `12.5\%`, `30^\circ`."""
+r"""Numbers in answers: `-1,234.5`, `4.5e33`, `4.5 \times 10^{33} \text{ J}`, `12.5\%`, `30^\circ`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 CLOSE = Decimal("1e-6")
-"""Difference up to which two numbers of about 1 are one."""
+"""Largest difference of two numbers of about 1 that count as equal."""
 _UNIT = r"\\(?:text|mathrm|textrm|rm|mbox)\{[^{}\d]*\}(?:\^\{?[-+]?\d\}?)?"
 _NUMBER = re.compile(
     r"(?P<plain>[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?)"
@@ -16,57 +16,58 @@ _NUMBER = re.compile(
     rf"(?:\^(?:\\circ|\{{\\circ\}}))?(?:(?:/|\\cdot)?{_UNIT})*(?P<percent>\\?%)?"
 )
 _SPACE = re.compile(r"\\[,;:!$ ]|[\s~$]")
-"""What says nothing, dollars among it."""
+"""Spaces and dollars, which do not change the value."""
 
 
 class Number(NamedTuple):
-    """What a text is worth."""
+    """Value of a text, and how it is written."""
 
     value: Decimal
     power: bool = False
     """Whether a power of ten was written."""
     percent: bool = False
-    """Whether there is a sign of per cent behind it, of which the value knows nothing."""
+    """Whether a per cent sign follows; `value` is the number before it."""
 
 
 def number(text: str) -> Number | None:
-    """The number that a text is, without the units behind it; None where it is none."""
+    """Read a text that is one number, without the units behind it; None for any other text."""
     match = _NUMBER.fullmatch(_SPACE.sub("", text))
     if match is None:
         return None
     plain, e, ten = match["plain"].replace(",", ""), match["e"], match["ten"] or match["one"]
     digits = any(character.isdigit() for character in plain)
     if not (digits or ten) or (ten and digits == (match["times"] is None)):
-        return None  # 210^3 is no power of ten, and neither is a factor without a number before it
+        return None  # neither 210^3 nor a factor without a number before it is a power of ten
     value = Decimal(f"{plain if digits else f'{plain}1'}E{e or ten or 0}")  # exact, as nothing is computed
     return Number(value, bool(e or ten), bool(match["percent"]))
 
 
-def same(one: Number, other: Number) -> bool:
-    """Whether two numbers are one, as numbers of physics are.
+def same(said: Number, gold: Number) -> bool:
+    """Whether two numbers are equal, within the precision of physical constants.
 
-    They may differ by 10⁻⁶ of the size of `other` where a power of ten was written; plain ones above 1 by no more
-    than 10⁻⁶, so that whole numbers are exact. (math-verify rounds to six decimals instead, which makes one of
-    1.6 · 10⁻¹⁹ and 2.6 · 10⁻¹⁹.) Per cent may be left out: 12.5 and 0.125 are 12.5 %.
+    Where a power of ten was written they may differ by 10⁻⁶ of the size of `gold`. Plain numbers above 1 may
+    differ by no more than 10⁻⁶, so whole numbers are compared exactly. (math-verify rounds to six decimals
+    instead, and calls 1.6 · 10⁻¹⁹ and 2.6 · 10⁻¹⁹ equal.) A per cent sign may be left out: 12.5 and 0.125 equal
+    12.5 %.
     """
-    power = one.power or other.power
-    if _close(one.value, other.value, power):
+    power = said.power or gold.power
+    if _close(said.value, gold.value, power):
         return True
-    if one.percent == other.percent:
+    if said.percent == gold.percent:
         return False
-    return _close(_share(one), _share(other), power)
+    return _close(_share(said), _share(gold), power)
 
 
-def _share(of: Number) -> Decimal:
-    return of.value.scaleb(-2) if of.percent else of.value
+def _share(number: Number) -> Decimal:
+    return number.value.scaleb(-2) if number.percent else number.value
 
 
-def _close(one: Decimal, other: Decimal, power: bool) -> bool:
-    if one == other:
+def _close(said: Decimal, gold: Decimal, power: bool) -> bool:
+    if said == gold:
         return True
-    size = abs(other)
+    size = abs(gold)
     if not power:
         size = min(Decimal(1), size)
-        if one == one.to_integral_value() and other == other.to_integral_value():
-            return False  # however many digits they have: a difference has 28
-    return abs(one - other) <= CLOSE * size
+        if said == said.to_integral_value() and gold == gold.to_integral_value():
+            return False  # decided before the difference, which is rounded to 28 digits
+    return abs(said - gold) <= CLOSE * size

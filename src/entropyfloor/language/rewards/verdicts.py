@@ -1,64 +1,77 @@
-"""Judges: whether the answer of a response is correct, and why."""
+"""Judges of answers, with a reason for each verdict, and rewards made of them."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from entropyfloor.language.rewards import algebra, latex
 from entropyfloor.language.rewards.answers import (
     CHOICES,
     LETTERS,
+    Row,
     Verdict,
     after_hashes,
     boxed,
+    choices_of,
     final_answer,
     letter,
     numbers_in,
 )
 from entropyfloor.language.rewards.numbers import number, same
 
+Judge = Callable[[str, str], bool]
+"""Whether a response has an answer."""
+
 _FORMULA = re.compile(r"\W*[-+|\u2212][A-Z]\W*")
 
 
 def by_mathematics(response: str, answer: str) -> Verdict:
-    r"""Whether the last box of the response is worth the answer; see `is_correct`."""
-    found = boxed(response)
-    return Verdict(False, r"no closed \boxed{}") if found is None else equal(found, final_answer(answer))
+    r"""Whether the last box of the response equals the answer; see `is_correct`."""
+    said = boxed(response)
+    return Verdict(False, r"no closed \boxed{}") if said is None else equal(said, final_answer(answer))
 
 
 def equal(said: str, gold: str) -> Verdict:
-    """Whether two answers are worth the same.
+    """Whether two answers are equal.
 
     Args:
-        said: Without the box around it.
-        gold: The right one.
+        said: The answer to judge, without the box around it.
+        gold: The right answer.
     """
     if not said.strip():
-        return Verdict(False, "nothing is said")
+        return Verdict(False, "the answer is empty")
     if _spaceless(said) == _spaceless(gold):
         return Verdict(True, "the same text")
-    if (found := _by_number(said, gold)) is not None:  # most are
-        return found
+    if (verdict := _by_number(said, gold)) is not None:  # most answers are numbers
+        return verdict
     right = _lone_letter(gold)
     if right and not _is_formula(said) and (chosen := letter(rf"\boxed{{{said}}}")):
         return _chosen(chosen, right)
     said, gold = latex.tidy(said), latex.tidy(gold)
     if latex.words(said) == latex.words(gold):
         return Verdict(True, "the same text")
-    if (found := _by_base(said, gold)) is not None:
-        return found
+    if (verdict := _by_base(said, gold)) is not None:
+        return verdict
     said, gold = latex.without_units(said, gold)
-    if (found := _by_number(said, gold)) is not None:
-        return found
+    if (verdict := _by_number(said, gold)) is not None:
+        return verdict
     verdict = algebra.compare(said, gold)
-    (bare, one_percent), (other_bare, other_percent) = map(latex.split_per_cent, (said, gold))
-    if not verdict and one_percent != other_percent:  # 12 is 12 %, as 0.12 is
-        return algebra.compare(bare, other_bare)
+    (said_bare, said_percent), (gold_bare, gold_percent) = map(latex.split_per_cent, (said, gold))
+    if not verdict and said_percent != gold_percent:  # both 12 and 0.12 equal 12 %
+        return algebra.compare(said_bare, gold_bare)
     return verdict
 
 
 def by_letter(response: str, answer: str, choices: int = CHOICES) -> Verdict:
-    """Whether the response chooses the letter that the answer is, of so many choices; see `letter`."""
+    """Whether the response chooses the letter of the answer; see `letter`.
+
+    Args:
+        response: A response.
+        answer: The right letter.
+        choices: Number of choices.
+    """
     chosen, right = letter(response, choices), letter(answer, choices)
     if chosen is None or right is None:
         return Verdict(False, f"no letter from A to {LETTERS[choices - 1]} is named")
@@ -66,64 +79,108 @@ def by_letter(response: str, answer: str, choices: int = CHOICES) -> Verdict:
 
 
 def is_correct(response: str, answer: str) -> bool:
-    r"""Whether the last `\\boxed{}` of the response is worth the answer, by mathematics: 1/2, 0.5, \\frac12.
+    r"""Whether the last `\\boxed{}` of the response equals the answer mathematically: 1/2, 0.5, \\frac12.
 
-    By math-verify, after equal texts and numbers (`numbers.same`), which need no algebra; what it calls equal
-    after rounding is compared exactly. An answer that is nothing but a letter from A to J is read as `letter`
-    reads. Some expressions take for ever, in code that nothing but the end of its process can stop: judge what a
-    model says through `Reward`.
+    Equal texts and numbers (`numbers.same`) need no algebra; math-verify compares the rest, and what it calls
+    equal after rounding is compared exactly. An answer that is one letter from A to J is read by `letter`. Some
+    expressions never end, in code that only the end of its process stops: judge responses of a model through
+    `Reward`.
 
     Args:
-        response: What counts is its last box.
+        response: A response; its last box counts.
         answer: LaTeX, with or without a box or dollars around it.
     """
     return by_mathematics(response, answer).correct
 
 
 def is_choice(response: str, answer: str, choices: int = CHOICES) -> bool:
-    """Whether the response chooses the letter that the answer is, of so many choices."""
+    """Whether the response chooses the letter of the answer; see `by_letter`."""
     return by_letter(response, answer, choices).correct
 
 
 def is_number(response: str, answer: str) -> bool:
-    """Whether the response gives the number that the answer is: after `####`, in a box, or the last one in it.
+    """Whether the response gives the number of the answer: after `####`, in a box, or as its last number.
 
-    What is marked may have a word or a unit beside its number, but no other number: 1/5 is not 5.
+    A marked answer may have a word or a unit beside its number, but no other number: 1/5 is not 5.
     """
-    found = after_hashes(response)
-    if found is None:
-        found = boxed(response)
-    said, wanted = None if found is None else number(found), number(final_answer(answer))
+    marked = after_hashes(response)
+    if marked is None:
+        marked = boxed(response)
+    said, gold = None if marked is None else number(marked), number(final_answer(answer))
     if said is None:
-        numbers = numbers_in(response if found is None else found)
-        said = number(numbers[-1]) if len(numbers) == 1 or (numbers and found is None) else None
-    return said is not None and wanted is not None and said.value == wanted.value
+        numbers = numbers_in(response if marked is None else marked)
+        said = number(numbers[-1]) if len(numbers) == 1 or (numbers and marked is None) else None
+    return said is not None and gold is not None and said.value == gold.value
 
 
 def is_exact(response: str, answer: str) -> bool:
-    """Whether the response is the answer: after `####`, in a box, or all of it; space at the ends is no part."""
+    """Whether the response is exactly the answer: after `####`, in a box, or all of its stripped text."""
     return final_answer(response) == final_answer(answer)
 
 
+# --- rewards: functions of a response and its row ---------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answer:
+    """1 where a judge finds the row's answer in the response, else 0.
+
+    Where the row has choices and its answer is one of their letters, `is_choice` judges instead of `is_correct`.
+    """
+
+    judge: Judge = is_correct
+    column: str = "answer"
+    """Column of the right answer."""
+
+    def __call__(self, response: str, row: Row) -> float:
+        """The reward of one response."""
+        answer, choices = str(row[self.column]), len(choices_of(row)[0])
+        if self.judge is is_correct and 2 <= choices <= len(LETTERS) and letter(answer, choices):
+            return float(is_choice(response, answer, choices))
+        return float(self.judge(response, answer))
+
+    def prepare(self) -> None:
+        """Load the parser of mathematics: the first expression takes as long as a hundred others."""
+        if self.judge is is_correct:
+            is_correct(r"\boxed{x + \frac{1}{2}}", r"\frac{1}{2} + x")
+
+
+@dataclass(frozen=True)
+class Format:
+    r"""1 where the response has a closed `\\boxed{}` that is not empty, or matches a pattern; else 0."""
+
+    pattern: str | None = None
+    """Regular expression that must match somewhere, such as `</think>.*\\\\boxed`; None asks for the box."""
+
+    def __call__(self, response: str, row: Row) -> float:  # noqa: ARG002 - all rewards take a row
+        """The reward of one response."""
+        if self.pattern is None:
+            return float(bool(boxed(response)))
+        return float(re.search(self.pattern, response, re.DOTALL) is not None)
+
+
+# --- parts of judges --------------------------------------------------------------------------------------
+
+
 def _by_number(said: str, gold: str) -> Verdict | None:
-    """None where one of them is no number."""
-    one = number(said)
-    other = None if one is None else number(gold)
-    if one is None or other is None:
+    """Comparison of two numbers; None where one of the answers is no number."""
+    ours = number(said)
+    theirs = None if ours is None else number(gold)
+    if ours is None or theirs is None:
         return None
-    correct = same(one, other)
+    correct = same(ours, theirs)
     return Verdict(correct, "the same number" if correct else "different numbers")
 
 
 def _lone_letter(answer: str) -> str | None:
-    """The letter of an answer that is nothing else, whatever its type."""
+    """Letter of an answer that is one letter, in any typeface; else None."""
     if len(answer) >= 20 or _is_formula(answer) or len(re.findall(r"[A-Za-z]", latex.words(answer))) != 1:
         return None
     return letter(answer)
 
 
 def _is_formula(answer: str) -> bool:
-    """Whether a letter has a sign or bars, as `-A` has: it names no choice."""
+    """Whether a letter has a sign or bars, such as `-A`: it names no choice."""
     return _FORMULA.fullmatch(latex.words(answer)) is not None
 
 
@@ -132,14 +189,14 @@ def _chosen(chosen: str, right: str) -> Verdict:
 
 
 def _by_base(said: str, gold: str) -> Verdict | None:
-    """None where no digits have a base; one of two numerals may leave it out, as the question has it."""
+    """Comparison of numerals with bases, which one of them may leave out; None where neither has a base."""
     used, needed = latex.bases(said), latex.bases(gold)
     if used and needed - used:
         return Verdict(False, f"base {', '.join(sorted(used))}, not {', '.join(sorted(needed))}")
-    one, other = latex.numeral(said), latex.numeral(gold)
-    if one is None or other is None or not (base := other.base or one.base):
+    ours, theirs = latex.numeral(said), latex.numeral(gold)
+    if ours is None or theirs is None or not (base := theirs.base or ours.base):
         return None
-    correct = one.digits == other.digits and one.base in (None, base)
+    correct = ours.digits == theirs.digits and ours.base in (None, base)
     return Verdict(correct, f"{'the same' if correct else 'different'} digits in base {base}")
 
 

@@ -1,4 +1,4 @@
-"""Tokens of prompts: chat templates, special tokens, and tokens outside of a model's embedding."""
+"""Encoding of prompts: chat templates, special tokens, and tokens outside of a model's embedding."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ANSWER = "forty-two"
-"""Placeholder, to find what a chat template puts around an answer."""
+"""Placeholder answer, by which the end of a turn is located in a chat template."""
 
 Turn = dict[str, str]
-"""Of a chat: its `role` and its `content`."""
+"""One turn of a chat: its `role` and its `content`."""
 
 log = logging.getLogger(__name__)
 
@@ -22,62 +22,68 @@ log = logging.getLogger(__name__)
 def encode(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, rows: int | None = None, special: bool = True
 ) -> list[list[int]]:
-    """Token ids of prompts, which a response can follow.
+    """Encode prompts that a response will follow.
 
-    Special tokens that the tokenizer adds are kept, except a second beginning of the sequence and an end of the
-    sequence behind the prompt. Each is logged once.
+    Special tokens that the tokenizer adds stay, except a second beginning of the sequence and an end of the
+    sequence behind the prompt; their removal is logged once.
 
     Args:
-        tokenizer: Of a model.
+        tokenizer: Tokenizer of the model.
         prompts: Texts.
-        rows: Tokens that the model has; None asks for no check.
-        special: Whether the tokenizer adds special tokens; a chat template has put them there itself.
+        rows: Number of tokens in the model's embedding; None skips the check.
+        special: Whether the tokenizer adds special tokens; a chat template has written them itself.
+
+    Returns:
+        Token ids of each prompt.
 
     Raises:
-        ValueError: A prompt has a token that the model does not have.
+        ValueError: A prompt has a token that is not in the embedding.
     """
     plain: list[list[int]] = tokenizer(list(prompts), add_special_tokens=False).input_ids
-    found = plain
+    encoded = plain
     if special:
         whole: list[list[int]] = tokenizer(list(prompts)).input_ids
         begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-        found = [_once(tokens, own, begin, end) for tokens, own in zip(whole, plain, strict=True)]
-        if found != whole:
-            _say(
+        encoded = [_once(tokens, own, begin, end) for tokens, own in zip(whole, plain, strict=True)]
+        if encoded != whole:
+            _warn_once(
                 f"the tokenizer of {tokenizer.name_or_path} puts {tokenizer.bos_token} before prompts that begin "
                 f"with it, or {tokenizer.eos_token} behind them: these are dropped"
             )
     if rows is not None:
-        for prompt, tokens in zip(prompts, found, strict=True):
+        for prompt, tokens in zip(prompts, encoded, strict=True):
             if tokens and max(tokens) >= rows:
                 raise ValueError(
                     f"token {max(tokens)} ({tokenizer.convert_ids_to_tokens(max(tokens))!r}) of the prompt "
                     f"{prompt[:80]!r} is outside of the model's embedding, which has {rows:,}: give the tokenizer "
                     f"that belongs to the model, or a prompt without it"
                 )
-    return found
+    return encoded
 
 
 def _once(tokens: list[int], own: list[int], begin: int | None, end: int | None) -> list[int]:
-    """`tokens` with no more beginnings than the text's `own`, if it has any, and no more ends."""
+    """`tokens` with no more beginnings and ends of the sequence than the text's `own` tokens.
+
+    Where the text has no beginning, the added one stays.
+    """
     first = _leading(tokens, begin) - _leading(own, begin) if own[:1] == [begin] else 0
     tokens = tokens[first:]
-    last = _leading(tokens[::-1], end) - _leading(own[::-1], end)
-    return tokens[: len(tokens) - last]
+    added_ends = _leading(tokens[::-1], end) - _leading(own[::-1], end)
+    return tokens[: len(tokens) - added_ends]
 
 
 def _leading(tokens: Sequence[int], token: int | None) -> int:
-    """How often `token` is there before any other."""
+    """Number of times that `tokens` begin with `token`."""
     return next((at for at, other in enumerate(tokens) if other != token), len(tokens))
 
 
 def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], *, answer: bool = True) -> str:
-    """A chat as the tokenizer's template has it.
+    """Write a chat by the tokenizer's template.
 
     Args:
-        tokenizer: Of a model.
-        turns: All of them.
-        answer: Whether the model is to answer behind them.
+        tokenizer: Tokenizer of the model.
+        turns: Turns of the chat.
+        answer: Whether the beginning of the model's turn is written behind them.
 
     Raises:
         ValueError: The tokenizer has no template, or the template refuses these turns.
@@ -86,7 +92,7 @@ def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], *, answer:
         raise ValueError(f"the tokenizer of {tokenizer.name_or_path} has no chat template: give another template")
     try:
         return str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=answer))
-    except Exception as error:  # a template is a program of its own
+    except Exception as error:  # a template is a program and may raise anything
         roles = ", ".join(str(turn["role"]) for turn in turns)
         raise ValueError(
             f"the chat template of {tokenizer.name_or_path} refuses the turns {roles} ({error}): repair the data, "
@@ -95,7 +101,7 @@ def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], *, answer:
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The token that ends a turn in the chat template, which may differ from the end of sequence.
+    """The token that ends a turn in the chat template, if there is one; it may not be the end of sequence.
 
     Raises:
         ValueError: The tokenizer has no template.
@@ -107,6 +113,6 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 
 @cache
-def _say(message: str) -> None:
-    """Once."""
+def _warn_once(message: str) -> None:
+    """Log a warning once per process."""
     log.warning("%s", message)

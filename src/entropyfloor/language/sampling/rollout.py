@@ -1,4 +1,4 @@
-"""Responses that a language model samples, and what the update needs to know of them."""
+"""Rollouts: responses sampled from a language model, as tensors for the update."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
 
 
 class Responses(NamedTuple):
-    """A batch of sampled responses, each behind its prompt."""
+    """A batch of sampled responses with their prompts."""
 
     tokens: Int[Tensor, "B P+T"]
-    """Prompts, padded on the left, and responses, padded on the right."""
+    """Tokens of prompts, padded on the left, and of responses, padded on the right."""
     mask: Bool[Tensor, "B P+T"]
-    """What is not padding."""
+    """True except at padding."""
     response_mask: Bool[Tensor, "B T"]
-    """Tokens of the response, the end of the sequence among them."""
+    """True at tokens of the response, with its end of sequence."""
     texts: list[str]
-    """Responses without their end."""
+    """Texts of the responses without the end of sequence."""
     ended: Bool[Tensor, " B"]
     """Whether the response ended by itself, before the limit."""
 
     @property
     def targets(self) -> Int[Tensor, "B T"]:
-        """The tokens of the responses."""
+        """Tokens of the responses."""
         return self.tokens[:, -self.response_mask.shape[1] :]
 
     def rows(self, index: Tensor | slice) -> Responses:
-        """Some of them."""
+        """Some of the responses."""
         numbers = torch.arange(len(self.texts))[index].tolist()
         return Responses(
             self.tokens[index],
@@ -63,72 +63,72 @@ def sample(
     precision: Precision = "no",
     special: bool = True,
 ) -> Responses:
-    """One response to each prompt, from the model itself: nothing is cut off its distribution.
+    """Sample one response to each prompt, from the whole distribution of the model.
 
     Args:
-        model: Put into evaluation mode while it samples; its generation config says which tokens end a response.
-        tokenizer: Has a token that pads.
-        prompts: Several times the same one for several responses to it, best side by side: a batch reads it once.
-        seed: The response to each prompt follows from it and the prompt's place.
-        first: The place of the first prompt, where these are a part of more.
-        max_new_tokens: Longest response, at least 1.
-        temperature: Of the logits; 0 takes the likeliest token each time.
-        batch_size: Sequences at a time.
-        precision: What the model runs in; its logits are float32 in any case, as in the update.
+        model: Model, in evaluation mode while it samples; its generation config names the tokens that end a
+            response.
+        tokenizer: Its tokenizer, with a padding token.
+        prompts: Prompts; repeated ones should stand side by side, since a batch reads them once.
+        seed: Seed; a response follows from it and the index of its prompt.
+        first: Index of the first prompt, where these are a part of more.
+        max_new_tokens: Length of the longest response, at least 1.
+        temperature: Temperature of the logits; 0 takes the likeliest token.
+        batch_size: Number of sequences at a time.
+        precision: Precision of the model; its logits are float32 in any case, as in the update.
         special: See `encode`.
 
     Raises:
-        ValueError: There is no prompt, one without a token or with one that the model does not have, or no room
-            for a response.
+        ValueError: There is no prompt, a prompt is empty or has an unknown token, or `max_new_tokens` is below 1.
     """
     if not prompts:
         raise ValueError("prompts is empty: there is nothing to respond to")
-    before = encode(tokenizer, prompts, rows=rows_of(model), special=special)
+    prompt_tokens = encode(tokenizer, prompts, rows=rows_of(model), special=special)
     training = model.training
     model.eval()
     policy, ends = Policy(model), ends_of(model)
     written: list[Written] = []
-    for some in parts(len(prompts), batch_size):
-        places = range(some.start, some.stop)
-        with autocast(model.device, precision):  # around all of it: weights are rounded once, not for each token
+    for batch in parts(len(prompts), batch_size):
+        indices = range(batch.start, batch.stop)
+        with autocast(model.device, precision):  # around the loop: weights are rounded once, not for each token
             written += decode(
                 policy,
-                before[some],
-                limits=[max_new_tokens] * len(places),
-                seeds=[derived(seed, first + place) for place in places],
+                prompt_tokens[batch],
+                limits=[max_new_tokens] * len(indices),
+                seeds=[derived(seed, first + index) for index in indices],
                 ends=ends,
                 temperature=temperature,
             )
     model.train(training)
-    after = [each.tokens for each in written]
-    width, length = max(map(len, before)), max(map(len, after))
+    response_tokens = [row.tokens for row in written]
+    width, length = max(map(len, prompt_tokens)), max(map(len, response_tokens))
     tokens = torch.full((len(prompts), width + length), int(tokenizer.pad_token_id or 0))
     mask = torch.zeros_like(tokens, dtype=torch.bool)
-    for i, (prompt, response) in enumerate(zip(before, after, strict=True)):
+    for i, (prompt, response) in enumerate(zip(prompt_tokens, response_tokens, strict=True)):
         span = slice(width - len(prompt), width + len(response))
         tokens[i, span] = torch.tensor(prompt + response)
         mask[i, span] = True
     tokens, mask = tokens.to(model.device), mask.to(model.device)
-    said = [each.tokens[: -1 if each.ended else None] for each in written]
-    texts = tokenizer.batch_decode(said, skip_special_tokens=True)
-    ended = torch.tensor([each.ended for each in written], device=model.device)
+    without_end = [row.tokens[: -1 if row.ended else None] for row in written]
+    texts = tokenizer.batch_decode(without_end, skip_special_tokens=True)
+    ended = torch.tensor([row.ended for row in written], device=model.device)
     return Responses(tokens, mask, mask[:, width:], texts, ended)
 
 
-def joined(drawn: Sequence[Responses], pad: int) -> Responses:
+def joined(batches: Sequence[Responses], pad: int) -> Responses:
     """Several batches as one, padded to the longest prompt and response."""
-    if len(drawn) == 1:
-        return drawn[0]
-    before = [each.tokens.shape[1] - each.response_mask.shape[1] for each in drawn]
-    after = [each.response_mask.shape[1] for each in drawn]
-    rooms = [(max(before) - b, max(after) - a) for b, a in zip(before, after, strict=True)]
+    if len(batches) == 1:
+        return batches[0]
+    lengths = [batch.response_mask.shape[1] for batch in batches]
+    widths = [batch.tokens.shape[1] - length for batch, length in zip(batches, lengths, strict=True)]
+    padding = [(max(widths) - w, max(lengths) - n) for w, n in zip(widths, lengths, strict=True)]
     padded = torch.nn.functional.pad
     return Responses(
-        torch.cat([padded(each.tokens, room, value=pad) for each, room in zip(drawn, rooms, strict=True)]),
-        torch.cat([padded(each.mask, room) for each, room in zip(drawn, rooms, strict=True)]),
-        torch.cat([padded(each.response_mask, (0, r)) for each, (_, r) in zip(drawn, rooms, strict=True)]),
-        [text for each in drawn for text in each.texts],
-        torch.cat([each.ended for each in drawn]),
+        torch.cat([padded(batch.tokens, sides, value=pad) for batch, sides in zip(batches, padding, strict=True)]),
+        torch.cat([padded(batch.mask, sides) for batch, sides in zip(batches, padding, strict=True)]),
+        torch.cat([padded(b.response_mask, (0, right)) for b, (_, right) in zip(batches, padding, strict=True)]),
+        [text for batch in batches for text in batch.texts],
+        torch.cat([batch.ended for batch in batches]),
     )
 
 

@@ -1,1 +1,51 @@
-"""What a language model is asked: tasks made from a seed, and questions with answers from files."""
+"""Tasks of a language model: problems generated from a seed, and questions with answers from files.
+
+Countdown, arithmetic and modular chains need no download. Their prompts and solutions are a few dozen characters
+from a small alphabet, so that a transformer of some 0.8M parameters, reading character by character, learns them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from entropyfloor.language.tasks.arithmetic import Arithmetic
+from entropyfloor.language.tasks.base import Problem, Task
+from entropyfloor.language.tasks.countdown import Countdown
+from entropyfloor.language.tasks.files import Questions
+from entropyfloor.language.tasks.modular import Modular
+
+if TYPE_CHECKING:
+    from entropyfloor.language.config import LanguageConfig
+
+__all__ = ["Arithmetic", "Countdown", "Modular", "Problem", "Questions", "Task", "task_of"]
+
+
+def task_of(config: LanguageConfig) -> Task:
+    """The task of a run.
+
+    Args:
+        config: Settings of the run.
+
+    Raises:
+        ValueError: There is no such task, or its files cannot be used.
+    """
+    name = config.task
+    if name in ("countdown-3", "countdown-4"):
+        return Countdown(int(name[-1]), largest=config.largest)
+    if name == "arithmetic":
+        return Arithmetic(config.digits)
+    if name == "modular":
+        return Modular(config.chain_length)
+    if name != "file":
+        raise ValueError(f"task={name!r} must be countdown-3, countdown-4, arithmetic, modular or file")
+    if config.data is None:
+        raise ValueError("task=file needs data, a jsonl, json or parquet file of questions with answers")
+    return Questions.read(
+        config.data,
+        config.test_data,
+        min_level=config.min_level,
+        prompt=config.prompt,
+        question=config.question_column,
+        answer=config.answer_column,
+        chat=config.template == "chat",
+    )

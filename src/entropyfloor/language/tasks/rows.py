@@ -1,4 +1,4 @@
-"""Rows of question files: columns, chats, choices and cells, whatever wrote them."""
+"""Rows of question files: reading them, and finding columns, chats and choices in them."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from entropyfloor.extras import require
-from entropyfloor.language.rewards.answers import LETTERS
+from entropyfloor.language.rewards import LETTERS, Row, choices_of, text_of
 from entropyfloor.language.sampling.encoding import Turn
-
-Row = Mapping[str, Any]
 
 QUESTION_COLUMNS = ("problem", "question", "prompt", "input")
 ANSWER_COLUMNS = ("answer", "final_answer", "reward_model.ground_truth", "ground_truth", "solution", "answerKey")
-"""Looked for in this order; a dot goes into a column of columns."""
+"""Usual names of columns, tried in this order; `a.b` is the value at `b` in column `a`."""
 BOM = b"\xef\xbb\xbf"
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a jsonl, json or parquet file as they are.
+    """Read the rows of a jsonl, json or parquet file.
 
-    A `.json` file may hold a list of objects, or an object a line as `.jsonl` does.
+    A `.json` file may hold a list of objects, or one object per line as `.jsonl` does.
 
     Raises:
         ValueError: The file is missing, of another kind, damaged (by its line), or has no rows.
@@ -44,22 +42,22 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 
 
 def at_level(rows: Sequence[Row], least: int, source: str = "the data") -> list[dict[str, Any]]:
-    """Rows whose `level`, `4` or `Level 4`, is at least so much; those without a number are left out.
+    """Rows whose `level`, such as `4` or `Level 4`, is at least `least`; a level without a number is left out.
 
     Raises:
         ValueError: There is no such column, or no row is left.
     """
     column_of(rows, "level", (), "level", source)
     levels = [re.search(r"[0-9]+", str(row.get("level"))) for row in rows]
-    found = [dict(row) for row, level in zip(rows, levels, strict=True) if level and int(level[0]) >= least]
-    if not found:
+    chosen = [dict(row) for row, level in zip(rows, levels, strict=True) if level and int(level[0]) >= least]
+    if not chosen:
         highest = max((int(level[0]) for level in levels if level), default=None)
         raise ValueError(f"{source} has no row of level {least} or above: its highest is {highest}")
-    return found
+    return chosen
 
 
 def value_of(row: Row, column: str) -> Any:
-    """What a column holds; a dot goes into a column of columns. None where there is nothing."""
+    """Value of a column, or None; `a.b` is the value at `b` in column `a`."""
     if column in row:
         return row[column]
     first, dot, rest = column.partition(".")
@@ -68,20 +66,35 @@ def value_of(row: Row, column: str) -> Any:
 
 
 def column_of(rows: Sequence[Row], wanted: str | None, usual: Sequence[str], what: str, source: str) -> str:
-    """The column that is asked for, or the first of the usual ones that some row has."""
+    """The wanted column, or the first of the usual ones with a value in some row.
+
+    Args:
+        rows: Rows of the data.
+        wanted: Name of the column; None tries the usual ones.
+        usual: Usual names.
+        what: What the column holds, for messages.
+        source: Name of the data, for messages.
+
+    Raises:
+        ValueError: There is no such column.
+    """
     for name in (wanted,) if wanted else usual:
         if any(text_of(value_of(row, name)) for row in rows):
             return name
-    there = sorted({name for row in rows for name in row})
-    asked = repr(wanted) if wanted else f"for the {what}, which would be one of {', '.join(usual)}"
-    raise ValueError(f"{source} has no column {asked}; it has {', '.join(there)}")
+    existing = sorted({name for row in rows for name in row})
+    missing = repr(wanted) if wanted else f"for the {what}, which would be one of {', '.join(usual)}"
+    raise ValueError(f"{source} has no column {missing}; it has {', '.join(existing)}")
 
 
 def turns_of(value: Any, *, chat: bool) -> list[Turn]:
-    """The turns of a question, of which the last one is the user's.
+    """The turns of a question; the last one is the user's.
+
+    Args:
+        value: A text, or a list of messages with roles.
+        chat: Whether a chat template will be given the turns.
 
     Raises:
-        ValueError: There are several and no template, the last one is not the user's, or one is not text alone.
+        ValueError: Several turns have no template, the last turn is not the user's, or a turn is not text alone.
     """
     if not (isinstance(value, list) and value and all(isinstance(message, Mapping) for message in value)):
         return [{"role": "user", "content": text_of(value)}]
@@ -107,84 +120,65 @@ def _content(value: Any) -> str:
     return "\n".join(text_of(part.get("text")) for part in value)
 
 
-def choices_of(row: Row) -> tuple[list[str], list[str]]:
-    """The choices of a question, in `options` or `choices`, and their marks; none where there are none."""
-    found = row.get("options") or row.get("choices")
-    marks: Any = None
-    if isinstance(found, Mapping):  # as ARC has them
-        marks, found = found.get("label"), found.get("text")
-    if not isinstance(found, list | tuple):
-        return [], []
-    texts = [str(choice) for choice in found]
-    named = isinstance(marks, list) and len(marks) == len(texts)
-    return texts, [text_of(mark) for mark in marks] if named else list(LETTERS[: len(texts)])
-
-
-def listed_of(row: Row) -> str:
-    """The choices of a question, as they stand behind it."""
+def choice_lines(row: Row) -> str:
+    """Lines with the choices of a question, to write behind it; empty where there are none."""
     return "".join(f"\n{mark}. {text}" for mark, text in zip(LETTERS, choices_of(row)[0], strict=False))
 
 
 def letters_of(rows: Sequence[Row], column: str, source: str) -> Callable[[Row], str | None]:
-    """From a row to the letter of its answer, where that is said by an index or by another mark of the choice.
+    """A function from a row to the letter of its answer, or None where the answer is no index and no label.
+
+    Args:
+        rows: Rows of the data.
+        column: Column of answers.
+        source: Name of the data, for messages.
 
     Raises:
-        ValueError: Whole numbers that may be indexes, and may be the choices themselves; or indexes from 1.
+        ValueError: Whole numbers may be indexes as well as the choices themselves, or indexes from 1.
     """
     numbers: list[tuple[int, list[str]]] = []
     for row in rows:
-        value, (texts, marks) = value_of(row, column), choices_of(row)
-        if texts and _is_whole(value) and str(int(value)) not in marks:
+        value, (texts, labels) = value_of(row, column), choices_of(row)
+        if texts and _is_whole(value) and str(int(value)) not in labels:
             numbers.append((int(value), texts))
-    inside = all(0 <= value < len(texts) for value, texts in numbers)
-    beside = all(0 <= value <= len(texts) for value, texts in numbers)
-    named = all(str(value) in map(str.strip, texts) for value, texts in numbers)
-    if numbers and beside and inside == named:
-        doubt = "choices as well as their indexes" if inside else "indexes that begin at 1"
+    from_zero = all(0 <= value < len(texts) for value, texts in numbers)
+    in_range = all(0 <= value <= len(texts) for value, texts in numbers)
+    are_choices = all(str(value) in map(str.strip, texts) for value, texts in numbers)
+    if numbers and in_range and from_zero == are_choices:
+        doubt = "choices as well as their indexes" if from_zero else "indexes that begin at 1"
         raise ValueError(
             f"{source}: the answers in {column!r} may be {doubt}: write the letter of the right choice, or its "
             f"index from 0"
         )
 
     def letter(row: Row) -> str | None:
-        value, (texts, marks) = value_of(row, column), choices_of(row)
+        value, (texts, labels) = value_of(row, column), choices_of(row)
         if not texts:
             return None
-        if text_of(value) in marks:
-            return LETTERS[marks.index(text_of(value))]
-        return LETTERS[int(value)] if inside and _is_whole(value) else None
+        if text_of(value) in labels:
+            return LETTERS[labels.index(text_of(value))]
+        return LETTERS[int(value)] if from_zero and _is_whole(value) else None
 
     return letter
 
 
 def _is_whole(value: Any) -> bool:
-    """Whether it is a whole number; beside NaN a table has floats of them."""
+    """Whether a value is a whole number; a column with NaN in it has them as floats."""
     return (isinstance(value, int) and not isinstance(value, bool)) or (
         isinstance(value, float) and value.is_integer()
     )
 
 
-def text_of(value: Any) -> str:
-    """A cell as text, which is empty where there is nothing in it."""
-    if value is None or value != value:  # NaN, which is how a table says that there is nothing
-        return ""
-    if isinstance(value, list):
-        return ", ".join(text_of(part) for part in value)
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
-
-
 # --- files -----------------------------------------------------------------------------------------------
 
 
-def lines_of(path: Path, data: bytes, has: str = "columns") -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a file with one a line, each with its place for messages.
+def lines_of(path: Path, data: bytes, contents: str = "columns") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Objects of a file with one per line, each with its place for messages.
 
     Args:
         path: The file, for messages.
-        data: Its content.
-        has: What the objects have, for messages.
+        data: Content of the file.
+        contents: What each object must have, for messages.
 
     Raises:
         ValueError: A line is damaged, or holds something else.
@@ -194,9 +188,9 @@ def lines_of(path: Path, data: bytes, has: str = "columns") -> Iterator[tuple[st
             place = f"{path}, line {number}"
             try:
                 row = json.loads(line)
-            except (ValueError, RecursionError) as error:  # of JSON, or of UTF-8
+            except (ValueError, RecursionError) as error:  # from JSON or UTF-8
                 raise ValueError(f"{place} is damaged ({error}): repair or remove it") from None
-            yield place, _object(row, place, has)
+            yield place, _object(row, place, contents)
 
 
 def _json(path: Path, data: bytes) -> list[dict[str, Any]]:
@@ -207,9 +201,9 @@ def _json(path: Path, data: bytes) -> list[dict[str, Any]]:
     return [_object(row, f"{path}, row {number}") for number, row in enumerate(rows)]
 
 
-def _object(row: Any, place: str, has: str = "columns") -> dict[str, Any]:
+def _object(row: Any, place: str, contents: str = "columns") -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise ValueError(f"{place} holds a {type(row).__name__}: it must be an object with {has}")
+        raise ValueError(f"{place} holds a {type(row).__name__}: it must be an object with {contents}")
     return row
 
 
@@ -222,5 +216,5 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
         table = parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read as parquet: {error}") from None
-    found: list[dict[str, Any]] = table.to_pylist()
-    return found
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
