@@ -15,7 +15,6 @@ from entropyfloor.language.model import describe, described, device_of, ends_of,
 from entropyfloor.language.sampling.engines import template
 from entropyfloor.language.sampling.engines.transformers import Transformers
 from entropyfloor.language.train import resume, train
-from entropyfloor.language.trainer import Trainer
 from entropyfloor.runs import read_run
 from tiny_families import MAMBA, build
 from tiny_language import config
@@ -315,4 +314,4 @@ def test_a_run_is_refused_before_it_begins(model, tmp_path):
     with pytest.raises(ValueError, match="device=cuda:99"):
         train(config(tmp_path, task="arithmetic", device="cuda:99"))
     assert not (tmp_path / "run").exists()
-    Trainer(config(tmp_path, **settings)).close()
+    tiny_language.trainer(tmp_path, **settings).task.close()

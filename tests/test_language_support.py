@@ -84,7 +84,7 @@ def test_families(family, options, expected):
 @pytest.mark.parametrize(
     ("family", "options", "reason"),
     [
-        ("falcon_h1", {**MAMBA, "lm_head_multiplier": 0.5}, "away from its last layer times what reaches it"),
+        ("falcon_h1", {**MAMBA, "lm_head_multiplier": 0.5}, "away from its last layer times"),
         ("bart", {}, "away from those of the same tokens behind padding"),
         ("mamba", {}, "AttributeError: 'MambaOutput' object has no attribute 'past_key_values'"),
     ],

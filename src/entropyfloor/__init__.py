@@ -9,7 +9,7 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-_ROOMS = ("control", "jax", "report", "runs", "targets", "torch", "vision")
+_ROOMS = ("control", "jax", "language", "report", "runs", "targets", "torch", "vision")
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""To be imported before transformers: says how to get it, and sees to torchvision, which it imports."""
+"""Import this before transformers: it names the extra that brings it, and replaces a broken torchvision."""
 
 from entropyfloor import torchvision_shim
 from entropyfloor.extras import require

@@ -1,4 +1,4 @@
-"""Causal language models and their tokenizers: somebody's weights, or a small model from nothing."""
+"""Causal language models of transformers: loading, saving, and a forward pass up to the last layer."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import filecmp
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -27,9 +26,6 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import logging as transformers_logging
@@ -42,15 +38,16 @@ from entropyfloor.runs.files import sync
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-PAD, END = "<pad>", "<end>"
 DESCRIPTION = ("config.json", "generation_config.json", "tokenizer_config.json")
-"""What a model is described by, beside the files that its tokenizer adds."""
+"""Files that describe every model; its tokenizer adds others."""
 OBJECTS = (*DESCRIPTION, "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
-"""Files that hold a JSON object, of those that transformers reads; somebody may keep others beside them."""
+"""Files of a model that must hold a JSON object; other files beside them may hold anything."""
 NO_CODE = {"trust_remote_code": False}
-"""For everything that loads: otherwise transformers asks on standard input whether to run code of the model."""
+"""Arguments of everything that loads: without them transformers asks on standard input whether to run code."""
+IGNORED = -100
+"""Target at padding."""
 
-WAY = "give a directory with weights and tokenizer, or a name on the hub, and network or a cache that has it"
+HINT = "give a directory with weights and tokenizer, or a name on the hub, and network or a cache that has it"
 
 
 class Head(NamedTuple):
@@ -62,7 +59,7 @@ class Head(NamedTuple):
 
 
 def device_of(name: str) -> torch.device:
-    """The device that is called so; `auto` is an accelerator where there is one.
+    """The device with a name; `auto` is an accelerator where there is one.
 
     Raises:
         ValueError: There is no such device here.
@@ -71,7 +68,7 @@ def device_of(name: str) -> torch.device:
         return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")  # type: ignore[return-value]
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()  # which needs the driver, and a place for the numbers
+        torch.zeros(1, device=device).item()  # needs the driver and memory
     except (RuntimeError, AssertionError, ImportError) as error:  # AssertionError: PyTorch is built without CUDA
         raise ValueError(
             f"device={name} cannot be used here ({brief(error)}): give --device cpu, or auto for what there is"
@@ -80,18 +77,18 @@ def device_of(name: str) -> torch.device:
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """What a model runs in: bf16 is mixed precision, no is the precision of its weights."""
+    """Context in which a model runs: mixed precision for bf16, the precision of its weights for no."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def context_of(config: PreTrainedConfig, given: int | None = None) -> int | None:
-    """Tokens of prompt and response together: as given, or what the config says; None where it sets no limit."""
+    """Limit of prompt and response together, in tokens: as given, or that of the config, which may have none."""
     return given or getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Files of weights are read and written without bars of transformers' own: there is one of ours."""
+    """Read and write weights without the progress bars of transformers."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -102,16 +99,16 @@ def without_bars() -> Iterator[None]:
 
 
 @contextmanager
-def reading(name: str | Path, failed: str, way: str = WAY) -> Iterator[None]:
+def reading(name: str | Path, failed: str, hint: str = HINT) -> Iterator[None]:
     """Turn any failure to read the files of a model into an error of one line.
 
     Args:
         name: A directory, or a name on the hub.
-        failed: What a message says of it.
-        way: The way out.
+        failed: What is wrong if it fails, such as "cannot be loaded".
+        hint: What to do if it fails.
 
     Raises:
-        ValueError: The body has failed, other than for lack of memory.
+        ValueError: The body failed, and not for lack of memory.
     """
     try:
         _check_files(Path(name))
@@ -119,36 +116,37 @@ def reading(name: str | Path, failed: str, way: str = WAY) -> Iterator[None]:
     except Exception as error:  # libraries raise whatever they stumble over
         if is_out_of_memory(error):
             raise
-        raise ValueError(f"model={name} {failed} ({brief(error)}): {way}") from None
+        raise ValueError(f"model={name} {failed} ({brief(error)}): {hint}") from None
 
 
 def _check_files(path: Path) -> None:
-    """Refuse `OBJECTS` that are damaged, by name: of some of them transformers would take no notice."""
+    """Refuse damaged `OBJECTS` by name: transformers would skip some of them silently."""
     for file in filter(Path.is_file, map(path.joinpath, OBJECTS)):
         try:
-            found = json.loads(file.read_bytes())
+            content = json.loads(file.read_bytes())
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{file.name} is damaged: {brief(error)}") from None
-        if not isinstance(found, dict):
-            raise ValueError(f"{file.name} is damaged: it holds a {type(found).__name__}, and no object")
+        if not isinstance(content, dict):
+            raise ValueError(f"{file.name} is damaged: it holds a {type(content).__name__}, and no object")
 
 
 def checkpoint_layers(model: PreTrainedModel) -> None:
-    """Let each layer of a model that learns keep no more than its input for the way back.
+    """Turn on gradient checkpointing: each layer keeps only its input for the backward pass.
 
     Raises:
-        ValueError: The model does not know how.
+        ValueError: The model does not support it.
     """
     now, before = "activation_checkpointing_enable", "gradient_checkpointing_enable"  # transformers has renamed it
     getattr(model, now if hasattr(model, now) else before)({"use_reentrant": False})
     for layer in _checkpointed(model):
-        layer._gradient_checkpointing_func = _as_it_acts(layer, layer._gradient_checkpointing_func)
+        layer._gradient_checkpointing_func = _without_dropout(layer, layer._gradient_checkpointing_func)
 
 
 def learning(model: PreTrainedModel) -> None:
-    """Prepare `model` for an update without dropout, which would change the policy in each forward pass.
+    """Prepare a model for an update without dropout, which would make another policy of each forward pass.
 
-    Layers that are checkpointed only in training mode are put into it themselves, without their parts.
+    Layers with gradient checkpointing use it in training mode only, so they alone, without their modules, are put
+    into it.
     """
     model.eval()
     for layer in _checkpointed(model):
@@ -156,7 +154,7 @@ def learning(model: PreTrainedModel) -> None:
 
 
 def _checkpointed(model: PreTrainedModel) -> list[Any]:
-    """Layers that keep only their input for the backward pass."""
+    """Layers with gradient checkpointing."""
     return [
         module
         for module in model.modules()
@@ -164,18 +162,18 @@ def _checkpointed(model: PreTrainedModel) -> list[Any]:
     ]
 
 
-def _as_it_acts(layer: Any, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """A checkpoint in which `layer`, which has to be in training to be checkpointed, computes as in evaluation."""
+def _without_dropout(layer: Any, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """A checkpointing function in which `layer`, which is in training mode, computes as in evaluation mode."""
 
     def checkpointed(forward: Callable[..., Any], *inputs: Any) -> Any:
-        def acting(*inputs: Any) -> Any:
+        def evaluated(*inputs: Any) -> Any:
             layer.training = False
             try:
                 return forward(*inputs)
             finally:
                 layer.training = True
 
-        return checkpoint(acting, *inputs)
+        return checkpoint(evaluated, *inputs)
 
     return checkpointed
 
@@ -183,16 +181,15 @@ def _as_it_acts(layer: Any, checkpoint: Callable[..., Any]) -> Callable[..., Any
 def load(
     name: str, stop_token: str | None = None, *, chat: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model and its tokenizer, by hub name or path, in float32.
+    """Load a causal language model in float32, and its tokenizer.
 
     Args:
-        name: On the hub, or a directory.
-        stop_token: Ends a response too, beside the tokenizer's end of sequence and what the checkpoint ends at.
+        name: A name on the hub, or a directory.
+        stop_token: Token that ends a response, beside the ends of the tokenizer and of the checkpoint.
         chat: Whether prompts are chats: a response also ends where the tokenizer's template ends a turn.
 
     Raises:
-        ValueError: There is none, and the message says what was tried; or `stop_token` is no token of it, or it
-            has no chat template.
+        ValueError: There is no such model, `stop_token` is no token of it, or it has no chat template.
     """
     name = os.path.expanduser(name)  # a shell leaves --model=~/mine as it is
     failed = "cannot be loaded"
@@ -221,42 +218,60 @@ def load(
             f"model={name}: responses end at {sorted(ends)}, and its embedding has {rows:,} tokens, so none would "
             f"ever end: give the tokenizer that belongs to it, or --stop-token"
         )
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:  # masked, so any token will do
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:  # it is masked: any token will do
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(min(ends))
-    # What a checkpoint recommends for sampling, such as a repetition penalty, would make another policy of it.
-    model.generation_config = _generation(tokenizer, ends)
+    # Recommendations of a checkpoint, such as a repetition penalty, would make another policy of the model.
+    model.generation_config = generation_config(tokenizer, ends)
     return model, tokenizer
 
 
 def ends_of(model: PreTrainedModel) -> set[int]:
-    """Tokens at which a response of `model` ends; those that chat are often taught several.
+    """Tokens that end a response of a model; chat models often have several.
 
     Raises:
-        ValueError: Its generation config has something else there.
+        ValueError: The generation config has something other than tokens.
     """
     given = model.generation_config.eos_token_id
     ends = given if isinstance(given, list) else [] if given is None else [given]
     if not all(isinstance(end, int) for end in ends):
-        raise ValueError(f"the generation config has eos_token_id={given!r}, which are no tokens")
+        raise ValueError(f"the generation config has eos_token_id={given!r}: it must be tokens")
     return set(ends)
 
 
 def rows_of(model: PreTrainedModel) -> int:
-    """Tokens that `model` can read; a tokenizer may have more."""
+    """Number of tokens that a model can read; its tokenizer may have more."""
     embedding: Any = model.get_input_embeddings()
     return int(embedding.weight.shape[0])
 
 
-def save(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-    """Write all of a model where transformers can load it; its tokenizer may be there already."""
+def save(
+    path: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    description: Path | None = None,
+) -> None:
+    """Write a model where transformers can load it.
+
+    Args:
+        path: A directory, made if it is not there.
+        model: The model.
+        tokenizer: Its tokenizer; None if its files are in `path` already.
+        description: Directory that `describe` may have written. If it has, its files are copied as they are:
+            transformers may write a tokenizer that it has read in another form.
+    """
     with _placed(path) as beside, without_bars():
-        model.save_pretrained(beside)
-        if tokenizer is not None:
+        if description is not None and is_described(description):
+            for file in description.iterdir():
+                if file.is_file() and ".safetensors" not in file.name:
+                    shutil.copyfile(file, beside / file.name)
+        elif tokenizer is not None:
             tokenizer.save_pretrained(beside)
+        model.save_pretrained(beside)
 
 
 def describe(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write everything about a model but its weights where transformers reads it, as `save` does."""
+    """Write what `save` writes, without the weights."""
     config = copy.deepcopy(model.config)
     config.architectures, config.dtype = [type(model).__name__], model.dtype
     with _placed(path) as beside:
@@ -267,18 +282,18 @@ def describe(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
 
 @contextmanager
 def _placed(path: Path) -> Iterator[Path]:
-    """A directory that is renamed to `path` once its files are whole; if `path` exists, they are moved into it.
+    """Yield a directory that is renamed to `path` once its files are whole, or moved into it if it exists.
 
-    A file that exists with the same content stays.
+    Files of `path` with the same content are not touched.
     """
     path = path.resolve()  # "." has no name
-    # Inside of `path` if it exists, which may be a mount point, or all that may be written to.
+    # Inside `path` if it exists: it may be a mount point, or its parent may be read-only.
     beside = path / ".partial" if path.is_dir() else path.with_name(f".{path.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)  # of a kill
+    shutil.rmtree(beside, ignore_errors=True)  # left by a killed process
     beside.mkdir(parents=True)
     try:
         yield beside
-        written = sorted(beside.iterdir(), key=lambda file: file.name in DESCRIPTION)  # which vouches for the rest
+        written = sorted(beside.iterdir(), key=lambda file: file.name in DESCRIPTION)  # last: see `is_described`
         for file in written:
             sync(file)
         if not path.exists():
@@ -295,20 +310,18 @@ def _placed(path: Path) -> Iterator[Path]:
 
 
 def is_described(path: Path) -> bool:
-    """Whether everything is there that `described` reads."""
+    """Whether `described` can read a model from `path`."""
     return all((path / name).exists() for name in DESCRIPTION)
 
 
 def described(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model of the architecture that is described in `path`, with weights of no meaning, and its tokenizer.
+    """The model that `describe` has written, with random weights, and its tokenizer.
 
     Raises:
-        ValueError: There is no description, or it is damaged.
+        ValueError: The description is damaged.
     """
-    if missing := [name for name in DESCRIPTION if not (path / name).exists()]:
-        raise ValueError(f"{path} has no {' and no '.join(missing)}: a run writes them when it begins or goes on")
-    way = "delete this directory, and it is written again from the model that the run began with"
-    with reading(path, "is damaged", way):
+    hint = "delete this directory, and it is written again from the model that the run began with"
+    with reading(path, "is damaged", hint):
         config = AutoConfig.from_pretrained(path, **NO_CODE)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **NO_CODE)
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", **NO_CODE)
@@ -318,94 +331,33 @@ def described(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def weights_of(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Parameters, tied ones once, and what a model keeps beside them, such as scales of its layers."""
-    kept = model.state_dict().keys()
-    return {**dict(model.named_parameters()), **{n: b for n, b in model.named_buffers() if n in kept}}
+    """Parameters, tied ones once, and persistent buffers, such as scales of layers."""
+    persistent = model.state_dict().keys()
+    return {**dict(model.named_parameters()), **{n: b for n, b in model.named_buffers() if n in persistent}}
 
 
 @torch.no_grad()
 def load_weights(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
-    """Take everything of `weights_of` from `weights`.
+    """Copy weights with the names of `weights_of` into a model.
 
     Raises:
-        ValueError: Some of it is not there.
+        ValueError: One is missing or has another shape.
     """
     into = weights_of(model)
     if missing := sorted(into.keys() - weights.keys()):
         raise ValueError(f"the checkpoint has no {', '.join(missing[:3])}: it is of another model")
     for name, tensor in into.items():
         if weights[name].shape != tensor.shape:
-            found, needed = (list(each.shape) for each in (weights[name], tensor))
-            raise ValueError(f"{name} is {found} and should be {needed}: it is of another model")
+            given, needed = list(weights[name].shape), list(tensor.shape)
+            raise ValueError(f"{name} is {given} and should be {needed}: it is of another model")
         tensor.copy_(weights[name])
 
 
-def tiny(
-    alphabet: Sequence[str], *, layers: int, hidden: int, heads: int, length: int
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A small model of the Qwen2 architecture with random weights, and a tokenizer of single characters.
-
-    Args:
-        alphabet: The characters that there are.
-        layers: Transformer layers.
-        hidden: Width; the inner width of a layer is three times that.
-        heads: Attention heads; must divide `hidden`.
-        length: Longest sequence, in tokens.
-
-    Raises:
-        ValueError: `heads` does not divide `hidden` into even parts.
-    """
-    if hidden % (2 * heads):
-        raise ValueError(f"hidden={hidden} must be a multiple of twice the number of heads, {2 * heads}")
-    tokenizer = characters(alphabet)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden,
-        intermediate_size=3 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        max_position_embeddings=length,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = Qwen2ForCausalLM(config)
-    model.generation_config = _generation(tokenizer, {int(tokenizer.eos_token_id)})
-    return model, tokenizer
-
-
-def characters(alphabet: Sequence[str]) -> PreTrainedTokenizerBase:
-    """A tokenizer with one token for each character, one that pads and one that ends.
-
-    It is one of bytes without merges, as Qwen2 has one with: whatever its files say, `AutoTokenizer`
-    would make that of it, beside a model of this architecture.
-
-    Raises:
-        ValueError: Something in `alphabet` is no single ASCII character, or is there twice.
-    """
-    if len(set(alphabet)) < len(alphabet) or any(len(c) != 1 or not c.isascii() for c in alphabet):
-        raise ValueError(f"alphabet={list(alphabet)} must be different single ASCII characters")
-    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    letters = [bytes_.pre_tokenize_str(character)[0][0] for character in alphabet]  # a space is written Ġ
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate((PAD, END, *letters))}, []))
-    tokenizer.pre_tokenizer, tokenizer.decoder = bytes_, decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        unk_token=PAD,
-        eos_token=END,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
-
-
 def head_of(model: PreTrainedModel) -> Head:
-    """The last layer of `model`.
+    """The last layer of a model.
 
     Raises:
-        ValueError: It is no linear layer.
+        ValueError: It is not a linear layer.
     """
     layer: Any = model.get_output_embeddings()
     if not isinstance(layer, torch.nn.Linear):
@@ -415,31 +367,31 @@ def head_of(model: PreTrainedModel) -> Head:
     return Head(layer.weight, layer.bias, getattr(model.config.get_text_config(), "final_logit_softcapping", None))
 
 
-def _generation(tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> GenerationConfig:
-    """Until one of `ends`, and else as the model is."""
+def generation_config(tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> GenerationConfig:
+    """Settings of sampling from the model itself until one of the tokens `ends`."""
     return GenerationConfig(eos_token_id=sorted(ends), pad_token_id=tokenizer.pad_token_id)
 
 
 def hidden_states(
     model: PreTrainedModel, tokens: Int[Tensor, "B L"], mask: Float[Tensor, "B L"]
 ) -> Float[Tensor, "B L D"]:
-    """What reaches the last layer, of left-padded sequences: positions count from the first real token."""
+    """Input of the last layer for left-padded sequences; positions count from the first real token."""
     positions = (mask.long().cumsum(1) - 1).clamp(min=0)
     backbone: Any = model.get_decoder()
-    found: Tensor = backbone(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False)[0]
-    return found
+    hidden: Tensor = backbone(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False)[0]
+    return hidden
 
 
 def logits_of(hidden: Float[Tensor, "*B D"], head: Head) -> Float[Tensor, "*B V"]:
-    """What the last layer makes of what reaches it, in the precision of its weights."""
+    """Logits of the last layer, in the precision of its weights."""
     logits = torch.nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias)
     return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
 
 
 class Policy:
-    """A model as `decode` calls it, whose logits have the precision of its head whatever it runs in.
+    """A model as `decode` calls it. Under mixed precision its logits still have the precision of its last layer.
 
-    So has an update. Logits of a head in bf16 are rounded by up to 0.06, which makes another policy of them.
+    So have those of an update: rounding logits to bf16 changes them by up to 0.06, which makes another policy.
 
     Args:
         model: A causal language model.
@@ -451,10 +403,10 @@ class Policy:
         self._head = head_of(model)
 
     def forward(self, **inputs: Any) -> CausalLMOutputWithPast:
-        """Logits of what comes next, and the cache."""
-        found = self._backbone(**inputs)
+        """Logits of the next token, and the cache."""
+        output = self._backbone(**inputs)
         with torch.autocast(self.device.type, enabled=False):
-            logits = logits_of(found[0][:, -1:], self._head)
-        return CausalLMOutputWithPast(logits=logits, past_key_values=found.past_key_values)
+            logits = logits_of(output[0][:, -1:], self._head)
+        return CausalLMOutputWithPast(logits=logits, past_key_values=output.past_key_values)
 
     __call__ = forward

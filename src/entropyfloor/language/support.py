@@ -1,8 +1,7 @@
-"""Checks at load that a model can be trained or sampled: every path must compute the model's own logits.
+"""Checks that a model can be trained or sampled: padding, a cache and our last layer must keep its logits.
 
-Which families scale their logits, count positions through padding or keep another kind of cache changes with every
-release of transformers. So no names are looked up: a few tokens go through the model alone, padded, with a cache
-and through the last layer, and the logits are compared.
+Some families scale their logits, count positions through padding or keep another kind of cache, and which ones
+changes with every release of transformers. So no names are listed: logits of a few tokens are compared.
 """
 
 from __future__ import annotations
@@ -22,22 +21,22 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LONG, SHORT = 5, 3
-"""Tokens of two sequences that are compared; in a batch the shorter one is padded."""
-ALLOWED = 3.0
-"""Difference in square roots of the precision, of the largest logit: 1e-3 in float32; rounding makes 1e-5."""
+"""Lengths of the two sequences that are compared; in a batch the shorter one is padded."""
+TOLERANCE = 3.0
+"""Limit of differences, in square roots of the machine epsilon, relative to the largest logit: 1e-3 in float32."""
 
 
 @torch.no_grad()
 def check_training(model: PreTrainedModel) -> None:
-    """Refuse a model of which an update would see another policy than its own.
+    """Refuse a model whose logits in an update would not be its own.
 
     Args:
-        model: In evaluation mode, on its device.
+        model: A causal language model in evaluation mode, on its device.
 
     Raises:
         ValueError: Its last layer does not give its logits, or `check_sampling` refuses it.
     """
-    head, long, used = head_of(model), _tokens(model), "trained"
+    head, long, use = head_of(model), _tokens(model), "trained"
     gap = LONG - SHORT
 
     def in_a_batch() -> Tensor:
@@ -46,24 +45,24 @@ def check_training(model: PreTrainedModel) -> None:
         mask[1, :gap] = False
         return logits_of(hidden_states(model, tokens, mask), head)
 
-    alone = _asked(model, used, lambda: [model(input_ids=row[None]).logits[0] for row in (long, long[:SHORT])])
-    batched = _asked(model, used, in_a_batch)
-    _compare(model, used, alone[0], batched[0], "its last layer times what reaches it")
-    _compare(model, used, alone[1], batched[1, gap:], "those of the same tokens behind padding")
-    check_sampling(model, Policy(model), used)
+    alone = _logits(model, use, lambda: [model(input_ids=row[None]).logits[0] for row in (long, long[:SHORT])])
+    batched = _logits(model, use, in_a_batch)
+    _compare(model, use, alone[0], batched[0], "its last layer times the hidden states")
+    _compare(model, use, alone[1], batched[1, gap:], "those of the same tokens behind padding")
+    check_sampling(model, Policy(model), use)
 
 
 @torch.no_grad()
-def check_sampling(model: PreTrainedModel, policy: Any = None, used: str = "sampled from") -> None:
-    """Refuse a model whose logits with a cache, in a batch, are not those that it has alone.
+def check_sampling(model: PreTrainedModel, policy: Any = None, use: str = "sampled from") -> None:
+    """Refuse a model whose logits with a cache, in a batch, are not those of the same tokens alone.
 
     Args:
-        model: In evaluation mode, on its device.
-        policy: What `decode` is given, if it is not the model itself.
-        used: What it would be.
+        model: A causal language model in evaluation mode, on its device.
+        policy: Argument of `decode`, if it is not the model itself.
+        use: Use of the model, for the message.
 
     Raises:
-        ValueError: They are not, or it has no cache.
+        ValueError: The logits differ, or the model has no cache.
     """
     long = _tokens(model)
     rows = (long[:SHORT], long)
@@ -77,34 +76,34 @@ def check_sampling(model: PreTrainedModel, policy: Any = None, used: str = "samp
         batch.append([int(row[-1]) for row in rows], [True, True])
         return batch.logits
 
-    alone = _asked(model, used, lambda: torch.stack([model(input_ids=row[None]).logits[0, -1] for row in rows]))
-    _compare(model, used, alone, _asked(model, used, with_a_cache), "those of the same tokens one by one")
+    alone = _logits(model, use, lambda: torch.stack([model(input_ids=row[None]).logits[0, -1] for row in rows]))
+    _compare(model, use, alone, _logits(model, use, with_a_cache), "those of the same tokens one by one")
 
 
 def _tokens(model: PreTrainedModel) -> Tensor:
-    """Some, from the middle of the vocabulary: special ones stand at its ends."""
+    """Tokens from the middle of the vocabulary: special ones are at its ends."""
     rows = rows_of(model)
     return (rows // 2 + torch.arange(LONG, device=model.device)) % rows
 
 
-def _asked(model: PreTrainedModel, used: str, question: Callable[[], T]) -> T:
-    """The answer of `model`; what it fails at is a reason to refuse it."""
+def _logits(model: PreTrainedModel, use: str, compute: Callable[[], T]) -> T:
+    """Logits of a model; an error is a reason to refuse it."""
     try:
-        return question()
-    except Exception as error:  # of code that is not ours, in a way that it was not written for
+        return compute()
+    except Exception as error:  # architectures fail in different ways
         if is_out_of_memory(error):
             raise
         reason = f"it has no such interface ({type(error).__name__}: {brief(error)})"
-        raise ValueError(_refusal(model, used, reason)) from None
+        raise ValueError(_refusal(model, use, reason)) from None
 
 
-def _compare(model: PreTrainedModel, used: str, alone: Tensor, other: Tensor, what: str) -> None:
+def _compare(model: PreTrainedModel, use: str, alone: Tensor, other: Tensor, name: str) -> None:
     alone, other = alone.float(), other.float()
-    most, apart = float(alone.abs().max()), float((alone - other).abs().max())
-    if not apart <= ALLOWED * torch.finfo(model.dtype).eps ** 0.5 * most:
-        reason = f"its logits, {most:.3g} at most, are up to {apart:.3g} away from {what}"
-        raise ValueError(_refusal(model, used, reason))
+    largest, difference = float(alone.abs().max()), float((alone - other).abs().max())
+    if not difference <= TOLERANCE * torch.finfo(model.dtype).eps ** 0.5 * largest:
+        reason = f"its logits, {largest:.3g} at most, are up to {difference:.3g} away from {name}"
+        raise ValueError(_refusal(model, use, reason))
 
 
-def _refusal(model: PreTrainedModel, used: str, reason: str) -> str:
-    return f"{type(model).__name__} cannot be {used} here: {reason}. Give a model of another architecture"
+def _refusal(model: PreTrainedModel, use: str, reason: str) -> str:
+    return f"{type(model).__name__} cannot be {use} here: {reason}. Give a model of another architecture"
