@@ -1,8 +1,10 @@
 """The language trainer on a real small transformer: what it samples, what it learns, and that it resumes."""
 
 import math
+import os
 import re
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +16,8 @@ from tokenizers.processors import TemplateProcessing
 import tiny_language
 from entropyfloor.cli import main
 from entropyfloor.experiments import recipe
-from entropyfloor.language import prepare
-from entropyfloor.language import trainer as trainers
+from entropyfloor.language import groups, prepare
+from entropyfloor.language import model as models
 from entropyfloor.language.benchmarks.registry import INSTRUCTIONS
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.evaluate import evaluate
@@ -31,12 +33,13 @@ from entropyfloor.language.model import (
     load_weights,
     weights_of,
 )
-from entropyfloor.language.prepare import complete, read_config
+from entropyfloor.language.prepare import complete, read_config, sampling_of
 from entropyfloor.language.sampling.engines.base import TEMPLATES, template
 from entropyfloor.language.sampling.engines.transformers import Transformers
 from entropyfloor.language.sampling.rollout import joined, sample
+from entropyfloor.language.tasks import Arithmetic
 from entropyfloor.language.tiny import characters, tiny
-from entropyfloor.language.train import resume, train
+from entropyfloor.language.train import resume, train, train_seeds
 from entropyfloor.language.trainer import Trainer
 from entropyfloor.language.update import Batch
 from entropyfloor.language.warm_start import file_of
@@ -347,6 +350,91 @@ def test_a_resumed_run_is_the_run_that_was_left_alone(settings, evens, tmp_path,
     a, b = (Run.open(path).latest().arrays for path in (whole, tmp_path / "part" / "run"))
     assert set(a) == set(b)
     assert all(np.array_equal(a[name], b[name]) for name in a)
+    assert model_files(whole) == model_files(tmp_path / "part" / "run")
+
+
+def model_files(run):
+    return {file.name: file.read_bytes() for file in (run / "model").iterdir()}
+
+
+def test_a_signal_ends_a_run_after_the_step_that_is_computed(evens, tmp_path, monkeypatch, capfd):
+    settings = {"steps": 5, "eval_every": 3}
+    whole = train(config(tmp_path / "whole", **settings))
+    with monkeypatch.context() as patch:
+        step = Trainer._train_step
+
+        def signalled(self):
+            if self.step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(self)
+
+        patch.setattr(Trainer, "_train_step", signalled)
+        with pytest.raises(KeyboardInterrupt, match=r"saved at step 3; .*--resume .*part"):
+            train(config(tmp_path / "part", **settings))
+    path = tmp_path / "part" / "run"
+    assert read_run(path).status["state"] == "interrupted"
+    assert [line["step"] for line in lines(path) if "avg_at_k" in line] == [0, 3]
+    assert not (path / "model" / "model.safetensors").exists()
+    resume(path)
+    assert lines(path) == lines(whole)
+    assert model_files(path) == model_files(whole)
+
+
+def test_a_signal_ends_a_warm_start_with_nothing_saved(evens, tmp_path, monkeypatch):
+    solved = []
+
+    def solution(self, problem, rng, *, wander=False):
+        solved.append(problem)
+        if len(solved) == 9:  # the first of the second step
+            os.kill(os.getpid(), signal.SIGINT)
+        return "0"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evens, "solution", solution)
+        with pytest.raises(KeyboardInterrupt, match="nothing is saved"):
+            train(config(tmp_path))
+    assert len(solved) == 16
+    path = tmp_path / "run"
+    assert not Run.open(path).checkpoints()
+    assert read_run(resume(path)).status["state"] == "finished"
+
+
+def test_a_second_signal_stops_at_once(evens, tmp_path, monkeypatch):
+    def signalled(self):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the second one stops before")
+
+    monkeypatch.setattr(Trainer, "_train_step", signalled)
+    with pytest.raises(KeyboardInterrupt, match="saved at step 0"):
+        train(config(tmp_path))
+
+
+def test_speed_and_memory_may_change_when_a_run_is_resumed(evens, tmp_path):
+    settings = {"steps": 2, "checkpoint_every": 1, "learning_rate": 1e-3}
+    path = train(config(tmp_path, **settings))
+    weights = load(str(path / "model"))[0].state_dict()
+    shutil.rmtree(path / "checkpoints" / f"{2:012d}")
+    resume(path, micro_batch=3, sample_batch=5, gradient_checkpointing=True)
+    for name, tensor in load(str(path / "model"))[0].state_dict().items():
+        torch.testing.assert_close(tensor, weights[name], atol=2e-5, rtol=1e-3)
+
+
+def test_the_length_of_responses_is_known_before_a_trainer_is_built(tmp_path, monkeypatch):
+    """So the same command finds runs that were begun: `max_new_tokens` of the task is in their settings."""
+    settings = {"task": "arithmetic", "digits": 1, "out": str(tmp_path)}
+    completed, task = complete(config(tmp_path, **settings))
+    assert completed.max_new_tokens == task.max_new_tokens
+    path = train(config(tmp_path, **settings | {"out": str(tmp_path / "seed-0")}))
+    assert read_run(path).config["max_new_tokens"] == task.max_new_tokens
+    monkeypatch.setattr(
+        "entropyfloor.runs.resume.each_in_its_process", lambda work, configs, *_: list(map(work, configs))
+    )
+    before = lines(path)
+    assert train_seeds(config(tmp_path, **settings), [0]) == [path]
+    assert lines(path) == before  # it has finished
+    with pytest.raises(ValueError, match="max_new_tokens="):
+        train_seeds(config(tmp_path, **settings, max_new_tokens=3), [0])
 
 
 def test_samples_follow_from_seed_and_step_alone(evens, tmp_path):
@@ -648,7 +736,7 @@ def test_a_chat_is_trained_as_it_is_evaluated(chats, tmp_path):
     engine = Transformers(chats["model"], template("chat"))
     (problem,) = trainer.task.problems("train", 1, 0)
     assert problem.prompt == engine.prompt(problem.row["question"], "Box it.")
-    drawn = trainer._sample([problem], 0)
+    drawn = groups.respond(trainer.model, trainer.tokenizer, [problem], seed=0, **sampling_of(trainer.config))
     width = drawn.tokens.shape[1] - drawn.response_mask.shape[1]
     assert drawn.tokens[0, :width].tolist() == engine.encode(problem.prompt)
     assert ends_of(trainer.model) == engine.ends == {0, 2}  # where a turn ends, too
@@ -689,7 +777,7 @@ def test_rollouts_with_something_to_learn_from_are_not(evens, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
-def test_the_policy_of_an_update_is_the_one_that_sampled(checkpointed, tmp_path):
+def test_the_policy_of_an_update_is_the_one_that_sampled(checkpointed, tmp_path, monkeypatch):
     """A model with dropout: at a learning rate of nothing every ratio is 1, in all updates of a rollout."""
     model = tmp_path / "model"
     build("gpt2", vocab_size=99, resid_pdrop=0.3, embd_pdrop=0.3, attn_pdrop=0.3).save_pretrained(model)
@@ -697,7 +785,7 @@ def test_the_policy_of_an_update_is_the_one_that_sampled(checkpointed, tmp_path)
     settings = {"model": str(model), "loss": "gspo", "minibatches": 2, "learning_rate": 1e-12}
     settings |= {"gradient_checkpointing": checkpointed, "max_new_tokens": 8, "warm_start_steps": 0}
     trainer = tiny_language.trainer(tmp_path, task="arithmetic", **settings)
-    trainer._rewards = lambda asked, drawn: (drawn.response_mask.sum(1).cpu() % 2).float().view(len(asked), -1)
+    monkeypatch.setattr(Arithmetic, "reward", lambda self, problem, response: float(len(response) % 2))
     found = trainer._train_step()
     assert found["usable_groups"] > 0
     assert found["clip_fraction"] == 0
@@ -720,7 +808,7 @@ def test_a_memory_that_is_too_small_names_the_way_out(error, part, way, evens, t
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(trainers if part == "sample" else trainers.model, part, fail)
+    monkeypatch.setattr(groups if part == "sample" else models, part, fail)
     with pytest.raises(type(error)) as told:
         trainer._train_step()
     notes = getattr(told.value, "__notes__", [])

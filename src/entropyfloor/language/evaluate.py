@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from entropyfloor.extras import out_of_memory_hint
+from entropyfloor.language import groups
 from entropyfloor.language.benchmarks import scores
 from entropyfloor.language.load import read_trained
 from entropyfloor.language.model import device_of
 from entropyfloor.language.prepare import adapt_task, complete, hyperparameters_of, sampling_of
-from entropyfloor.language.sampling.rollout import Responses, joined, sample
+from entropyfloor.language.sampling.rollout import Responses, joined
 from entropyfloor.language.tasks import Problem, Task
 from entropyfloor.language.update import Hyperparameters, log_probs_of
 from entropyfloor.runs.progress import Progress
@@ -111,19 +111,18 @@ def evaluate_model(
         sampling: Other arguments of `sample`: `max_new_tokens`, `batch_size`, `precision` and `special`.
         advance: Called with the number of problems that are answered.
     """
-
-    def respond(problems: Sequence[Problem], temperature: float, first: int) -> Responses:
-        prompts = [problem.prompt for problem in problems]
-        with out_of_memory_hint(f"give a --sample-batch below {sampling['batch_size']}"):
-            return sample(model, tokenizer, prompts, seed=seed, first=first, temperature=temperature, **sampling)
-
+    settings = {**sampling, "seed": seed}
     asked: list[Problem] = []
     several: list[Responses] = []
     likeliest: list[Responses] = []
     for some in _held_out(task, problems, sampling["batch_size"]):
         repeated = [problem for problem in some for _ in range(samples)]
-        several.append(respond(repeated, temperature, len(asked) * samples))
-        likeliest.append(respond(some, 0.0, len(asked)))
+        several.append(
+            groups.respond(
+                model, tokenizer, repeated, temperature=temperature, first=len(asked) * samples, **settings
+            )
+        )
+        likeliest.append(groups.respond(model, tokenizer, some, temperature=0.0, first=len(asked), **settings))
         asked += some
         if advance is not None:
             advance(len(asked))

@@ -10,7 +10,6 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from entropyfloor.extras import out_of_memory_hint
 from entropyfloor.language import losses, model, update
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.evaluate import STREAM, Evaluation, evaluate_model
+from entropyfloor.language.groups import draw_problems, sample_groups
 from entropyfloor.language.prepare import (
     MODEL,
     adapt_task,
@@ -31,9 +31,9 @@ from entropyfloor.language.prepare import (
     hyperparameters_of,
     sampling_of,
 )
-from entropyfloor.language.sampling.rollout import Responses, joined, parts, sample
+from entropyfloor.language.sampling.rollout import parts
 from entropyfloor.language.support import check_training
-from entropyfloor.language.tasks import Problem, Task
+from entropyfloor.language.tasks import Task
 from entropyfloor.language.warm_start import warm_start
 from entropyfloor.runs import Checkpoint, Run
 from entropyfloor.runs.loop import Loop, check_finite, training_loop
@@ -41,13 +41,12 @@ from entropyfloor.torch.checkpoint import arrays_of, pack, tensors_below, unpack
 from entropyfloor.torch.seeding import derived, seed
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
     from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
-INIT, PROBLEMS, SAMPLE, UPDATE = 0, 2, 3, 4
-"""Streams of random numbers; 1 is that of the warm start, 5 that of evaluations."""
+INIT, UPDATE = 0, 4
+"""Streams of random numbers; the warm start, groups and evaluations have other ones."""
 IDLE_ROLLOUTS = 3
 """Number of first rollouts without different rewards in any group, after which a run warns."""
 
@@ -91,7 +90,7 @@ class Trainer:
             ValueError: There are too few, or one has a token that the model does not have.
         """
         try:
-            problems = self._problems()
+            problems = draw_problems(self.task, self.config, self.step)
         except ValueError as error:
             raise ValueError(f"prompts={self.config.prompts} for each rollout: {error}") from None
         encode_prompts(self.config, self.model, self.tokenizer, [problem.prompt for problem in problems])
@@ -229,29 +228,9 @@ class Trainer:
     def _rollout(self) -> tuple[update.Batch | None, dict[str, float]]:
         """Sampled responses with their advantages and scales; None where no group has different rewards."""
         config = self.config
-        usable: list[Responses] = []
-        usable_rewards: list[Tensor] = []
-        all_rewards: list[Tensor] = []
-        for refill in range(1 + (config.max_refills if config.dynamic_sampling else 0)):
-            problems = self._problems(refill)
-            responses = self._sample(problems, SAMPLE, self.step, refill)
-            rewards = self._rewards(problems, responses)
-            use = torch.ones(len(problems), dtype=torch.bool)
-            if config.dynamic_sampling:
-                use = ~losses.equal_rewards(rewards)
-            usable.append(responses.rows(use.repeat_interleave(config.samples)))
-            usable_rewards.append(rewards[use])
-            all_rewards.append(rewards)
-            if sum(map(len, usable_rewards)) >= config.prompts:
-                break
-        everything = torch.cat(all_rewards)
-        share = (~losses.equal_rewards(everything)).double().mean()
-        metrics = {"usable_groups": float(share), "reward": float(everything.mean())}
-        groups = min(sum(map(len, usable_rewards)), config.prompts) // config.minibatches * config.minibatches
-        if not groups:
+        responses, rewards, metrics = sample_groups(self.model, self.tokenizer, self.task, config, self.step)
+        if responses is None:
             return None, metrics
-        responses = joined(usable, self.tokenizer.pad_token_id).rows(slice(groups * config.samples))
-        rewards = torch.cat(usable_rewards)[:groups]
         advantages = losses.group_advantages(rewards, std=config.loss != "dr-grpo").flatten().to(self.device)
         rollout = update.evaluate_rollout(self.model, self.reference, responses, advantages, self.hyperparameters)
         if self.thresholds is None:
@@ -306,31 +285,6 @@ class Trainer:
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         return {name: float(value) for name, value in total.items()} | {"grad_norm": float(norm)}
-
-    def _problems(self, refill: int = 0) -> list[Problem]:
-        return self.task.problems(
-            "train", self.config.prompts, derived(self.config.seed, PROBLEMS, self.step, refill)
-        )
-
-    def _sample(self, problems: Sequence[Problem], *stream: int) -> Responses:
-        """A group of responses to each problem."""
-        config = self.config
-        prompts = [problem.prompt for problem in problems for _ in range(config.samples)]
-        with out_of_memory_hint(f"give a --sample-batch below {config.sample_batch}"):
-            return sample(
-                self.model,
-                self.tokenizer,
-                prompts,
-                seed=derived(config.seed, *stream),
-                temperature=config.temperature,
-                **sampling_of(config),
-            )
-
-    def _rewards(self, problems: Sequence[Problem], responses: Responses) -> Float[Tensor, "P k"]:
-        samples = self.config.samples
-        repeated = [problem for problem in problems for _ in range(samples)]
-        rewards = self.task.rewards(repeated, responses.texts)
-        return torch.tensor(rewards.tolist()).view(len(problems), samples)
 
     def _evaluate(self, run: Run, loop: Loop) -> None:
         config, evaluation = self.config, self.evaluate()

@@ -12,10 +12,10 @@ the policy that samples and is evaluated is the model itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -360,18 +360,11 @@ def forward(
     return Forward(F.log_probs_at(all_scales, scale), unscaled, entropies, advantages)
 
 
-class LastLayer(Protocol):
-    """`token_log_probs`, or `token_log_probs_all_scales` with its scale."""
-
-    def __call__(self, **arguments: Any) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies."""
-
-
 def log_probs_of(
     policy: PreTrainedModel,
     responses: Responses,
     hyperparameters: Hyperparameters,
-    last_layer: LastLayer = F.token_log_probs,
+    last_layer: Callable[..., tuple[Tensor, Tensor]] = F.token_log_probs,
     advantages: Float[Tensor, " B"] | None = None,
 ) -> tuple[Float[Tensor, "*S B T"], Float[Tensor, "B T"]]:
     """Log-probabilities and entropies of all responses, micro-batch by micro-batch.
@@ -380,7 +373,7 @@ def log_probs_of(
         policy: A model.
         responses: Sampled responses.
         hyperparameters: Hyperparameters.
-        last_layer: Function of the arguments from `head_arguments`.
+        last_layer: `token_log_probs`, or `token_log_probs_all_scales` with its scale.
         advantages: See `head_arguments`.
     """
     results = []
