@@ -14,8 +14,8 @@ from entropyfloor.extras import require
 
 require("runs", "safetensors", "tomli_w", "psutil")
 
-from entropyfloor.runs.directory import Checkpoint, Run, open_trained  # noqa: E402
+from entropyfloor.runs.directory import Checkpoint, Run  # noqa: E402
 from entropyfloor.runs.run_reader import Record, find_runs, read_run  # noqa: E402
 from entropyfloor.runs.vocabulary import QUANTITIES, Quantity  # noqa: E402
 
-__all__ = ["QUANTITIES", "Checkpoint", "Quantity", "Record", "Run", "find_runs", "open_trained", "read_run"]
+__all__ = ["QUANTITIES", "Checkpoint", "Quantity", "Record", "Run", "find_runs", "read_run"]

@@ -11,16 +11,16 @@ import shutil
 import time
 import traceback
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import tomli_w
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as dump_arrays
 
 from entropyfloor.runs import files, machine, schema
@@ -197,25 +197,22 @@ class Run:
         home = self.path / "checkpoints"
         return sorted(path for path in home.glob("[0-9]*") if path.is_dir())
 
-    def latest(self, prefixes: Sequence[str] = ("",)) -> Checkpoint | None:
+    def latest(self) -> Checkpoint | None:
         """The last checkpoint, or None.
-
-        Args:
-            prefixes: Only arrays whose names begin with one of these are read.
 
         Raises:
             ValueError: It is damaged, of another format, or of a run with other settings.
         """
         saved = self.checkpoints()
-        return _load(saved[-1], _fingerprint(self.config), prefixes) if saved else None
+        return _load(saved[-1], _fingerprint(self.config)) if saved else None
 
-    def trained(self, prefixes: Sequence[str] = ("",)) -> Checkpoint:
-        """The last checkpoint, of a run that is to be evaluated or exported.
+    def trained(self) -> Checkpoint:
+        """The last checkpoint, of a run that is to be judged or given away.
 
         Raises:
             ValueError: There is none yet, or as `latest`.
         """
-        if (checkpoint := self.latest(prefixes)) is None:
+        if (checkpoint := self.latest()) is None:
             raise ValueError(f"{self.path} has no checkpoint yet: train on, or choose another run")
         return checkpoint
 
@@ -304,26 +301,6 @@ class Run:
         files.replace(self.path / STATUS, _json(status))
 
 
-def open_trained(path: Path, prefixes: Sequence[str] = ("",)) -> tuple[Run, Checkpoint]:
-    """What a run has trained, to be evaluated, exported or used.
-
-    Args:
-        path: A run directory, whose last checkpoint is read, or the directory of one of its checkpoints.
-        prefixes: Only arrays whose names begin with one of these are read.
-
-    Returns:
-        The run and the checkpoint.
-
-    Raises:
-        ValueError: There is no run or no checkpoint, or as `Run.latest`.
-    """
-    if (path / STATE).exists():
-        run = Run.open(path.resolve().parent.parent)
-        return run, _load(path, _fingerprint(run.config), prefixes)
-    run = Run.open(path)
-    return run, run.trained(prefixes)
-
-
 def _check_free(path: Path) -> None:
     """Refuse to begin a run where there is one, or what is left of one."""
     if (path / CONFIG).exists():
@@ -382,20 +359,19 @@ def _dump(
         ARRAYS: dump_arrays({name: np.asarray(array, order="C") for name, array in arrays.items()}),
         STATE: _json(header),
     }
-    sums = _checksums({name: [data] for name, data in contents.items()})
-    for name, data in {**contents, SUMS: sums}.items():
+    for name, data in {**contents, SUMS: _checksums(contents)}.items():
         files.write(path / name, data)
     files.sync(path)
 
 
-def _load(path: Path, settings: int, prefixes: Sequence[str]) -> Checkpoint:
+def _load(path: Path, settings: int) -> Checkpoint:
     try:
-        header = json.loads(content := files.read(path / STATE))
-        chunks = files.chunks(path / ARRAYS)  # checked part by part: whole, arrays may not fit into memory
+        contents = {name: files.read(path / name) for name in (ARRAYS, STATE)}
+        header = json.loads(contents[STATE])
         if header["format"] == ARRAYS_CHECKED:
-            intact = reduce(lambda crc, chunk: zlib.crc32(chunk, crc), chunks, 0) == header["checksum"]
+            intact = zlib.crc32(contents[ARRAYS]) == header["checksum"]
         elif header["format"] == FORMAT:
-            intact = _checksums({ARRAYS: chunks, STATE: [content]}) == files.read(path / SUMS)
+            intact = _checksums(contents) == files.read(path / SUMS)
         else:
             raise ValueError(f"its format is {header['format']}, this version reads {ARRAYS_CHECKED} and {FORMAT}")
         if not intact:
@@ -405,9 +381,7 @@ def _load(path: Path, settings: int, prefixes: Sequence[str]) -> Checkpoint:
         step, state = header["step"], header["state"]
         if type(step) is not int or not isinstance(state, dict):
             raise TypeError(f"{STATE} has a step or a state of another type")
-        with safe_open(path / ARRAYS, "numpy") as file:
-            names = [name for name in file.keys() if name.startswith(tuple(prefixes))]  # noqa: SIM118
-            return Checkpoint(step, {name: file.get_tensor(name) for name in names}, state, path)
+        return Checkpoint(step, load_arrays(contents[ARRAYS]), state, path)
     except (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError) as error:
         raise _unusable(path, error) from error
 
@@ -419,14 +393,8 @@ def _unusable(path: Path, error: Exception) -> ValueError:
     )
 
 
-def _checksums(contents: Mapping[str, Iterable[bytes]]) -> bytes:
-    """Content of `SUMS`: the checksums of files, given part by part."""
-    lines = []
-    for name, chunks in contents.items():
-        checksum = hashlib.sha256()
-        for chunk in chunks:
-            checksum.update(chunk)
-        lines.append(f"{checksum.hexdigest()}  {name}\n")
+def _checksums(contents: Mapping[str, bytes]) -> bytes:
+    lines = [f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in contents.items()]
     return "".join(lines).encode()
 
 

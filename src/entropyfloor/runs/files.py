@@ -3,7 +3,6 @@
 import os
 import secrets
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -15,30 +14,12 @@ def read(path: Path, most: int | None = None) -> bytes:
         ValueError: It is a pipe, a device or a directory, for which a reader might wait for ever, or has more than
             `most` bytes.
     """
-    size = _regular(path).st_size
-    if most is not None and size > most:
-        raise ValueError(f"{path.name} has {size:,} bytes, more than {most:,}")
-    return path.read_bytes()
-
-
-def chunks(path: Path, size: int = 2**20) -> Iterator[bytes]:
-    """The content of a file, part by part.
-
-    Raises:
-        OSError: There is none, or it cannot be read.
-        ValueError: It is a pipe, a device or a directory.
-    """
-    _regular(path)
-    with path.open("rb") as file:
-        while chunk := file.read(size):
-            yield chunk
-
-
-def _regular(path: Path) -> os.stat_result:
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
         raise ValueError(f"{path.name} is no regular file")
-    return status
+    if most is not None and found.st_size > most:
+        raise ValueError(f"{path.name} has {found.st_size:,} bytes, more than {most:,}")
+    return path.read_bytes()
 
 
 def write(path: Path, data: bytes) -> None:
