@@ -14,13 +14,13 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from mmap import mmap
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import tomli_w
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_arrays
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as dump_arrays
 
 from entropyfloor.runs import files, machine, schema
@@ -197,22 +197,28 @@ class Run:
         home = self.path / "checkpoints"
         return sorted(path for path in home.glob("[0-9]*") if path.is_dir())
 
-    def latest(self) -> Checkpoint | None:
+    def latest(self, prefixes: tuple[str, ...] | None = None) -> Checkpoint | None:
         """The last checkpoint, or None.
+
+        Args:
+            prefixes: Read only the arrays whose names begin with one of these. The checksums cover all of them.
 
         Raises:
             ValueError: It is damaged, of another format, or of a run with other settings.
         """
         saved = self.checkpoints()
-        return _load(saved[-1], _fingerprint(self.config)) if saved else None
+        return _load(saved[-1], _fingerprint(self.config), prefixes) if saved else None
 
-    def trained(self) -> Checkpoint:
-        """The last checkpoint, of a run that is to be judged or given away.
+    def trained(self, prefixes: tuple[str, ...] | None = None) -> Checkpoint:
+        """The last checkpoint, of a run that is evaluated or exported.
+
+        Args:
+            prefixes: As `latest` takes them.
 
         Raises:
             ValueError: There is none yet, or as `latest`.
         """
-        if (checkpoint := self.latest()) is None:
+        if (checkpoint := self.latest(prefixes)) is None:
             raise ValueError(f"{self.path} has no checkpoint yet: train on, or choose another run")
         return checkpoint
 
@@ -364,16 +370,37 @@ def _dump(
     files.sync(path)
 
 
-def _load(path: Path, settings: int) -> Checkpoint:
+def open_checkpoint(path: Path, prefixes: tuple[str, ...] | None = None) -> tuple[Run, Checkpoint]:
+    """A run with its last checkpoint, or with the one that `path` names.
+
+    Args:
+        path: A run directory, or a directory in its `checkpoints`.
+        prefixes: Read only the arrays whose names begin with one of these.
+
+    Raises:
+        ValueError: There is no run or no checkpoint, or the checkpoint is damaged, of another format, or of a run
+            with other settings.
+    """
+    if not (path / STATE).exists():
+        run = Run.open(path)
+        return run, run.trained(prefixes)
+    run = Run.open(path.absolute().parent.parent)
+    return run, _load(path, _fingerprint(run.config), prefixes)
+
+
+def _load(path: Path, settings: int, prefixes: tuple[str, ...] | None = None) -> Checkpoint:
     try:
-        contents = {name: files.read(path / name) for name in (ARRAYS, STATE)}
-        header = json.loads(contents[STATE])
-        if header["format"] == ARRAYS_CHECKED:
-            intact = zlib.crc32(contents[ARRAYS]) == header["checksum"]
-        elif header["format"] == FORMAT:
-            intact = _checksums(contents) == files.read(path / SUMS)
-        else:
-            raise ValueError(f"its format is {header['format']}, this version reads {ARRAYS_CHECKED} and {FORMAT}")
+        with files.mapped(path / ARRAYS) as arrays:
+            contents = {ARRAYS: arrays, STATE: files.read(path / STATE)}
+            header = json.loads(contents[STATE])
+            if header["format"] == ARRAYS_CHECKED:
+                intact = zlib.crc32(arrays) == header["checksum"]
+            elif header["format"] == FORMAT:
+                intact = _checksums(contents) == files.read(path / SUMS)
+            else:
+                raise ValueError(
+                    f"its format is {header['format']}, this version reads {ARRAYS_CHECKED} and {FORMAT}"
+                )
         if not intact:
             raise ValueError("the checksum of its files is wrong")
         if header["settings"] != settings:
@@ -381,9 +408,15 @@ def _load(path: Path, settings: int) -> Checkpoint:
         step, state = header["step"], header["state"]
         if type(step) is not int or not isinstance(state, dict):
             raise TypeError(f"{STATE} has a step or a state of another type")
-        return Checkpoint(step, load_arrays(contents[ARRAYS]), state, path)
+        return Checkpoint(step, _arrays(path / ARRAYS, prefixes), state, path)
     except (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError) as error:
         raise _unusable(path, error) from error
+
+
+def _arrays(file: Path, prefixes: tuple[str, ...] | None) -> dict[str, np.ndarray]:
+    with safe_open(file, framework="numpy") as stored:
+        names = [name for name in stored.keys() if prefixes is None or name.startswith(prefixes)]  # noqa: SIM118
+        return {name: stored.get_tensor(name) for name in names}
 
 
 def _unusable(path: Path, error: Exception) -> ValueError:
@@ -393,7 +426,7 @@ def _unusable(path: Path, error: Exception) -> ValueError:
     )
 
 
-def _checksums(contents: Mapping[str, bytes]) -> bytes:
+def _checksums(contents: Mapping[str, bytes | mmap]) -> bytes:
     lines = [f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in contents.items()]
     return "".join(lines).encode()
 

@@ -1,8 +1,11 @@
 """Files that are whole, whenever the process or the machine stops."""
 
+import mmap
 import os
 import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -14,12 +17,32 @@ def read(path: Path, most: int | None = None) -> bytes:
         ValueError: It is a pipe, a device or a directory, for which a reader might wait for ever, or has more than
             `most` bytes.
     """
+    size = _size(path)
+    if most is not None and size > most:
+        raise ValueError(f"{path.name} has {size:,} bytes, more than {most:,}")
+    return path.read_bytes()
+
+
+@contextmanager
+def mapped(path: Path) -> Iterator[mmap.mmap]:
+    """A file as a buffer whose pages are read as they are needed, so that a large one takes no memory.
+
+    Raises:
+        OSError: There is none, or it cannot be read.
+        ValueError: It is a pipe, a device or a directory, or it is empty.
+    """
+    if not _size(path):
+        raise ValueError(f"{path.name} is empty")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        yield content
+
+
+def _size(path: Path) -> int:
+    """Bytes of a regular file."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise ValueError(f"{path.name} is no regular file")
-    if most is not None and found.st_size > most:
-        raise ValueError(f"{path.name} has {found.st_size:,} bytes, more than {most:,}")
-    return path.read_bytes()
+    return found.st_size
 
 
 def write(path: Path, data: bytes) -> None:
