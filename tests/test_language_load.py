@@ -57,7 +57,7 @@ def test_the_model_of_a_run_or_of_a_checkpoint_is_loaded(run):
 def test_only_the_weights_of_the_policy_are_read(run, monkeypatch):
     read, latest = [], Run.latest
 
-    def spied(self, prefixes=("",)):
+    def spied(self, prefixes=None):
         checkpoint = latest(self, prefixes)
         read.extend(checkpoint.arrays)
         return checkpoint

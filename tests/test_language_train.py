@@ -37,7 +37,7 @@ from entropyfloor.language.prepare import complete, read_config, sampling_of
 from entropyfloor.language.sampling.engines.base import TEMPLATES, template
 from entropyfloor.language.sampling.engines.transformers import Transformers
 from entropyfloor.language.sampling.rollout import joined, sample
-from entropyfloor.language.tasks import Arithmetic
+from entropyfloor.language.tasks import Arithmetic, Questions
 from entropyfloor.language.tiny import characters, tiny
 from entropyfloor.language.train import resume, train, train_seeds
 from entropyfloor.language.trainer import Trainer
@@ -762,9 +762,8 @@ def test_a_chat_needs_a_template(sums, tmp_path):
 )
 def test_rollouts_without_anything_to_learn_from_are_told(kind, reward, way, chats, tmp_path, monkeypatch, caplog):
     settings = chats if kind == "file" else {"task": kind, "warm_start_steps": 0}
-    monkeypatch.setattr(
-        Trainer, "_rewards", lambda self, asked, _: torch.full((len(asked), self.config.samples), reward)
-    )
+    for task in (Arithmetic, Questions):
+        monkeypatch.setattr(task, "rewards", lambda self, problems, _: np.full(len(problems), reward))
     train(config(tmp_path, **settings, steps=5))
     (line,) = [line for line in caplog.messages if "different rewards" in line]
     assert line.startswith(f"no group of the first 3 rollouts has different rewards (their mean is {reward:g})")

@@ -279,6 +279,36 @@ def test_an_update_is_that_of_full_logits(name, tmp_path, monkeypatch):
         assert float((gradients[1] - gradient).norm()) > 1e-2 * float(gradient.norm())
 
 
+def test_an_update_needs_model_batch_and_hyperparameters_only():
+    """No run and no optimiser; nothing is changed, and micro-batches add up."""
+    torch.manual_seed(0)
+    model, tokenizer = tiny("0123?", layers=1, hidden=16, heads=2, length=20)
+    moved(model, 0.5)
+    responses = rollout.sample(model, tokenizer, ["0?", "12?"] * 8, seed=0, max_new_tokens=6)
+    advantages = torch.linspace(-1.0, 1.0, 16)
+    found = {}
+    for size in (256, 3):
+        hyperparameters = update.Hyperparameters(
+            micro_batch=size, era=True, omega_low=1.2, omega_high=1.6, top_k=4, clip_cov=0.5, entropy_coef=0.1
+        )
+        evaluated = update.evaluate_rollout(model, None, responses, advantages, hyperparameters)
+        batch, metrics = update.batch_of(evaluated, hyperparameters)
+        assert 0 < metrics["scaled_share"] < 1
+        before, mode = flat(model.parameters()), model.training
+        generator = torch.Generator().manual_seed(0)
+        parts = list(update.policy_losses(model, batch, hyperparameters, generator, on_policy=False))
+        assert len(parts) == math.ceil(16 / size)
+        assert torch.equal(flat(model.parameters()), before)
+        assert model.training == mode
+        assert all(p.grad is None for p in model.parameters())
+        gradient = flat(torch.autograd.grad(sum(loss for loss, _ in parts), model.parameters()))
+        totals = {name: sum(float(values[name]) for _, values in parts) for name in parts[0][1]}
+        found[size] = (totals, gradient)
+    (metrics, gradient), (more, small) = found.values()
+    assert more == pytest.approx(metrics, rel=1e-5, abs=1e-7)
+    torch.testing.assert_close(small, gradient, atol=1e-6, rtol=1e-4)
+
+
 def test_advantages_are_compared_before_they_are_scaled(tmp_path):
     """With k = 4 an advantage of 1.5 is scaled to less than `min_advantage` = 1; it is scaled all the same."""
     for freeze in (True, False):

@@ -194,7 +194,13 @@ def evaluate(
     model, tokenizer = trained.model.to(device_of("auto")), trained.tokenizer  # type: ignore[arg-type]
     try:
         adapt_task(task, config, model, tokenizer)
-        with Progress(problems, unit="problems", every=1, evaluation="responses") as progress:
+        with Progress(problems, unit="problems", every=1, evaluation="responding") as progress:
+
+            def advance(done: int) -> None:
+                progress.report(done, "answered")
+                if done < problems:
+                    progress.busy(done, "drawing more problems")
+
             evaluation = evaluate_model(
                 model,
                 tokenizer,
@@ -205,7 +211,7 @@ def evaluate(
                 seed=derived(config.seed, STREAM, trained.step),
                 temperature=config.eval_temperature,
                 sampling=sampling_of(config),
-                advance=progress.advance,
+                advance=advance,
             )
     finally:
         task.close()

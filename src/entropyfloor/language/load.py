@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from entropyfloor.language import model as models
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.prepare import MODEL, build_model, read_config
-from entropyfloor.runs import Run, open_trained
+from entropyfloor.runs import Run
+from entropyfloor.runs.directory import open_checkpoint
 from entropyfloor.torch.checkpoint import tensors_below
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def load_language_model(run: Path | str) -> tuple[PreTrainedModel, PreTrainedTok
 
 def read_trained(path: Path) -> Trained:
     """Load the language model of a run or a checkpoint; see `load_language_model`."""
-    run, checkpoint = open_trained(path, ["model/"])
+    run, checkpoint = open_checkpoint(path, ("model/",))
     config = read_config(run.config)
     description = run.path / MODEL
     if models.is_described(description):

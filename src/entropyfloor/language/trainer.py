@@ -102,10 +102,8 @@ class Trainer:
         has no checkpoints, and stops at once.
         """
         config, total = self.config, self.config.warm_start_steps + self.config.steps
-        with (
-            closing(self.task),
-            training_loop([run], total=total, domain="language", seed=config.seed, every=1) as loop,
-        ):
+        frame = training_loop([run], total=total, domain="language", seed=config.seed, every=1)
+        with closing(self.task), frame as loop:
             if not (run.checkpoints() and model.is_described(run.path / MODEL)):
                 model.describe(run.path / MODEL, self.model, self.tokenizer)
             if not run.checkpoints():
@@ -123,11 +121,11 @@ class Trainer:
                 run.log(self.step, metrics)
                 check_finite(metrics, self.step, run, self._arrays)
                 loop.progress.advance(config.warm_start_steps + self.step)
-                last = self.step == config.steps
-                if last or self.step % config.eval_every == 0:
+                if self.step == config.steps or self.step % config.eval_every == 0:
                     self._evaluate(run, loop)
-                if last or loop.stopping or self.step % config.checkpoint_every == 0:
+                if self.step % config.checkpoint_every == 0:
                     self.save(run)
+            self.save(run)
             if self.step == config.steps:
                 model.save(run.path / MODEL, self.model)
 
