@@ -5,7 +5,8 @@ import re
 import pytest
 import torch
 
-from entropyfloor.language.model import checkpoint_layers, head_of, hidden_states, learning, logits_of
+from entropyfloor.language.learning import checkpoint_layers, prepare_update
+from entropyfloor.language.model import head_of, hidden_states, logits_of
 from entropyfloor.language.support import check_sampling, check_training
 from tiny_families import MAMBA, build
 
@@ -124,7 +125,7 @@ def test_a_model_learns_as_it_acts(family, options):
         model = build(family, **options)
         if checkpointed:
             checkpoint_layers(model)
-        learning(model)
+        prepare_update(model)
         kept = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: (kept.append(x), x)[1], lambda x: x):
             logits = model(input_ids=tokens, use_cache=False).logits

@@ -23,6 +23,7 @@ from entropyfloor.language import losses, model, update
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.evaluate import STREAM, Evaluation, evaluate_model
 from entropyfloor.language.groups import draw_problems, sample_groups
+from entropyfloor.language.learning import checkpoint_layers, prepare_update
 from entropyfloor.language.prepare import (
     MODEL,
     adapt_task,
@@ -75,7 +76,7 @@ class Trainer:
         check_training(self.model)
         adapt_task(task, config, self.model, self.tokenizer)
         if config.gradient_checkpointing:
-            model.checkpoint_layers(self.model)
+            checkpoint_layers(self.model)
         self.reference: PreTrainedModel | None = None
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(), config.learning_rate, weight_decay=config.weight_decay
@@ -259,7 +260,7 @@ class Trainer:
         seed(config.seed, UPDATE, self.step)
         for group in self.optimiser.param_groups:
             group["lr"] = min(1.0, (self.step + 1) / max(1, config.warmup)) * config.learning_rate
-        model.learning(self.model)
+        prepare_update(self.model)
         size = len(batch.advantages) // config.minibatches
         minibatches = [
             self._minibatch(batch.rows(rows), on_policy=rows.start == 0)
