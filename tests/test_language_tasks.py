@@ -5,6 +5,8 @@ import math
 import operator
 import os
 import re
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -162,6 +164,15 @@ def test_generated_problems_come_from_no_file(task):
     with pytest.raises(ValueError, match="--max-prompt"):
         task.leave_out({}, 1)
     task.close()
+
+
+def test_tasks_and_benchmarks_are_imported_without_torch():
+    code = "import sys; import entropyfloor.language.{}; print('torch' in sys.modules or 'transformers' in sys.modules)"
+    for module in ("tasks", "rewards.judge", "benchmarks.evaluate"):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(module)], check=True, capture_output=True, text=True
+        )
+        assert done.stdout == "False\n", module
 
 
 # --- countdown -------------------------------------------------------------------------------------------

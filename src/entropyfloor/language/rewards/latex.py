@@ -1,4 +1,4 @@
-r"""Normalisation of answers to LaTeX that math-verify parses: signs of Unicode, spaces, units, bases."""
+r"""Normalisation of answers to LaTeX that math-verify parses: Unicode signs, spaces, units, bases."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import unicodedata
 from typing import NamedTuple
 
 ENDS = 200
-"""Characters in which a unit or a sign behind an answer is looked for."""
+"""Length of the end of an answer, in characters, in which a unit or a sign is looked for."""
 _SIGNS = {
     "\u2044": "/",
     "°": r"^\circ ",
@@ -41,7 +41,7 @@ _NOTHING = re.compile(
 _THOUSANDS = re.compile(r"(?<=\d)(?:,\\!\s*|\{,\}|\\,)(?=\d{3}(?!\d))")
 _IN_BRACES = re.compile(r"(?<![\\_])\{\d{1,3}(?:,\d{3})+\}")
 _END = re.compile(r"(?:(?<![.\\])\s*\.{1,2}|\s*[,;])\s*$")
-"""A period that ends a sentence, and no ellipsis."""
+"""A period, comma or semicolon that ends a sentence; an ellipsis does not."""
 _NEAR = re.compile(r"\\(?:approx|simeq|sim)(?![a-zA-Z])\s*")
 _COMMAND = r"\\(?!sqrt|[dtc]?frac)[a-zA-Z]+(?![a-zA-Z{\[])"
 _ABOVE = re.compile(rf"(\\[dtc]?frac)\s*({_COMMAND})")
@@ -56,7 +56,7 @@ _TEXT = r"\\(?:text|textrm|textnormal|textbf|textit|mathrm|mbox|rm)\s*\{(?!\s*-?
 _POWER = r"(?:\s*\^\s*(?:\{\s*[-+]?\d\s*\}|\d))?"
 _SCALE = re.compile(r"(?<=\\circ)\s*(?:[CF]|\\(?:text|mathrm)\s*\{\s*[CF]\s*\})$")
 _WORDS = re.compile(rf"(?!.*\b(?:and|or)\b)(?:\s*(?:/|\\cdot)?\s*{_TEXT}{_POWER})+$")
-"""Units between braces, and no second answer."""
+"""Units between braces; `and` and `or` would introduce a second answer."""
 _SYMBOL = (
     r"(?:(?:(?:[kcmdhMGTnpf]|\\mu\s*)?(?:m|g|s|L|l|J|N|W|V|A|Hz|Pa|eV|F|T|K|H|mol|cal|bar|rad|\\Omega))"
     r"|ft|in|lb|oz|yd|mi|mph|kmh|h|hr|min|sec|yr|gm|cc|erg|dyn|AU|pc|amu|atm|C)(?![a-zA-Z])"
@@ -67,22 +67,22 @@ _UNIT = re.compile(
     rf"|(?<=\s)(?P<words>[a-zA-Z]{{3,}}\.?(?:\s+[a-zA-Z]+\.?)*{_POWER}))",
     re.DOTALL,
 )
-"""Units without braces behind a value: those of physics, or words."""
+"""Units without braces behind a value: symbols of physics, or words."""
 _NAMED = re.compile(r"^\s*\\?[a-zA-Z]+(?:_(?:\{[^{}]*\}|\w))?\s*(?:=|\\approx)")
 
 
 class Numeral(NamedTuple):
-    """Digits in a base, as `1011_2`."""
+    """Digits in a base, such as `1011_2`."""
 
     digits: str
     base: str | None
 
 
 def tidy(text: str) -> str:
-    r"""The same answer in LaTeX's own signs, without what does not change its value.
+    r"""Normalise the notation of an answer without changing its value.
 
-    Without dollars, spaces of LaTeX, commas between thousands, a final period, a leading `\\approx`, and units
-    in `\\text{}`; `90°`, `2√2` and `x²` are LaTeX, `\\frac\\pi 2` has its braces, "percent" is `\\%`.
+    Dollars, LaTeX spaces, commas between thousands, a final period, a leading `\\approx`, and units in `\\text{}`
+    are removed; `90°`, `2√2` and `x²` become LaTeX, `\\frac\\pi 2` gets its braces, and "percent" becomes `\\%`.
     """
     if not text.isascii():
         text = _from_unicode(text)
@@ -101,25 +101,25 @@ def tidy(text: str) -> str:
 
 
 def split_per_cent(text: str) -> tuple[str, bool]:
-    """What stands before a final sign of per cent, and whether there is one."""
+    """The text before a final per cent sign, and whether there is one."""
     value = _cut(_PER_CENT, text)
     return value, value != text.strip()
 
 
 def _cut(end: re.Pattern[str], text: str) -> str:
-    """Without an end of some characters, if anything is left then."""
+    """Remove a matching end, if anything is left without it."""
     text = text.strip()
     found = end.search(text, max(0, len(text) - ENDS))
     return text[: found.start()].strip() or text if found else text
 
 
 def words(text: str) -> str:
-    r"""Without spaces, and without the `\\text{}` around words."""
+    r"""Remove spaces, and `\\text{}` around words."""
     return re.sub(r"\s+", "", _WRAPPED.sub(lambda found: found[1] or found[2] or "", text))
 
 
 def numeral(text: str) -> Numeral | None:
-    """The digits and the base of a text that is such a number, or digits without one; None where it is neither."""
+    """Read a text that is digits, with a base or without one; None for any other text."""
     text = words(text)
     found = _NUMERAL.fullmatch(text)
     if found is None:
@@ -133,26 +133,28 @@ def numeral(text: str) -> Numeral | None:
 
 
 def bases(text: str) -> set[str]:
-    """All bases that digits in it are written in."""
+    """All bases of digits in a text."""
     return set(re.findall(r"(?<![A-Za-z0-9\\_{])\d+_\{?(\d+)", text))
 
 
 def without_units(said: str, gold: str) -> tuple[str, str]:
-    """Both without a unit behind a number, such as `J`, `m/s^2` or `apples`.
+    """Remove a unit behind a number from both answers, such as `J`, `m/s^2` or `apples`.
 
-    Where both have letters of their own, these count: `5 m` is not `5 s`. A single letter right behind the gold's
-    value is a factor: `4` is not `4t`.
+    Units that differ stay: `5 m` is not `5 s`. A single letter right behind the value of `gold` is a factor: `4`
+    is not `4t`.
     """
-    (one, unit, symbol), (other, its, also) = _split_unit(said), _split_unit(gold)
-    if re.fullmatch(r"[a-zA-Z]\s*(\^.*)?", gold[len(other) :]):  # 4t and 3s^2 are products
-        other, also = gold, False
-    if not (_is_constant(one) and _is_constant(other)) or (symbol and also and words(unit) != words(its)):
+    said_value, said_unit, said_symbol = _split_unit(said)
+    gold_value, gold_unit, gold_symbol = _split_unit(gold)
+    if re.fullmatch(r"[a-zA-Z]\s*(\^.*)?", gold[len(gold_value) :]):  # 4t and 3s^2 are products
+        gold_value, gold_symbol = gold, False
+    differ = said_symbol and gold_symbol and words(said_unit) != words(gold_unit)
+    if differ or not (_is_constant(said_value) and _is_constant(gold_value)):
         return said, gold
-    return one, other
+    return said_value, gold_value
 
 
 def _split_unit(text: str) -> tuple[str, str, bool]:
-    """Value, unit, and whether that is a symbol that may be a variable too."""
+    """Value, unit, and whether the unit is a symbol, which may also be a variable."""
     found = _UNIT.fullmatch(text)
     if found is None:
         return text, "", False
@@ -160,12 +162,12 @@ def _split_unit(text: str) -> tuple[str, str, bool]:
 
 
 def _is_constant(text: str) -> bool:
-    """Whether no letter of it can be a variable, but for the name in front."""
+    """Whether a text has no variable, apart from a name before an equals sign."""
     return re.search(r"[a-zA-Z]", re.sub(r"\\[a-zA-Z]+|(?<=\d)[eE](?=[-+]?\d)", "", _NAMED.sub("", text))) is None
 
 
 def _from_unicode(text: str) -> str:
-    """Signs as LaTeX has them."""
+    """Replace Unicode signs by LaTeX."""
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda found: f"^{{{found[0].translate(_RAISED)}}}", text)
     text = re.sub("[₀-₉]+", lambda found: f"_{{{found[0].translate(_LOWERED)}}}", text)
     text = re.sub("[¼-¾⅐-⅞]", _fraction, text)
