@@ -7,17 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from entropyfloor.language.tasks.base import (
-    DIGITS,
-    LONGEST,
-    OPERATORS,
-    STEP,
-    Generated,
-    Problem,
-    Split,
-    check_at_least,
-    draw_distinct,
-)
+from entropyfloor.language.tasks.base import LONGEST, OPERATORS, STEP, Generated, Problem, Split, draw_distinct
 
 SIGNS = "+-*"
 
@@ -36,19 +26,12 @@ class Arithmetic(Generated):
     """
 
     digits: int = 2
+    name = "arithmetic"
+    alphabet = "0123456789+-*=,:"
 
     def __post_init__(self) -> None:
-        check_at_least("digits", self.digits, 1)
-
-    @property
-    def name(self) -> str:
-        """`arithmetic`."""
-        return "arithmetic"
-
-    @property
-    def alphabet(self) -> str:
-        """Digits, operators and punctuation."""
-        return DIGITS + "+-*=,:"
+        if self.digits < 1:
+            raise ValueError(f"digits={self.digits} must be at least 1")
 
     @property
     def max_prompt(self) -> int:

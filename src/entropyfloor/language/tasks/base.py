@@ -20,7 +20,6 @@ from entropyfloor.language.sampling.encoding import Turn
 
 Split = Literal["train", "test"]
 
-DIGITS = "0123456789"
 HELD_OUT = 10
 """One problem in this many is held out for testing."""
 LONGEST = 4000
@@ -162,18 +161,9 @@ def draw_distinct(
     *,
     or_fewer: bool,
 ) -> list[Problem]:
-    """Draw different problems of a split.
+    """`Task.problems` by a function that draws a problem with its key, or None to be called again.
 
-    Args:
-        name: Name of the task, for messages.
-        draw: Draws a key and its problem, or None to be called again; problems with the same key are the same.
-        split: See `Task.problems`, also for the following arguments.
-        count: Number of problems.
-        seed: Seed of the draw.
-        or_fewer: Return all problems where there are fewer.
-
-    Raises:
-        ValueError: There are fewer problems than `count`, or none.
+    Problems with the same key are the same, and the key decides about their split.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split={split!r} must be train or test")
@@ -203,13 +193,3 @@ def draw_distinct(
 def is_held_out(key: str) -> bool:
     """Whether a problem is held out, by a hash of its key that is the same on every machine."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") % HELD_OUT == 0
-
-
-def check_at_least(name: str, value: int, least: int) -> None:
-    """Refuse a value that is too small.
-
-    Raises:
-        ValueError: `value` is below `least`.
-    """
-    if value < least:
-        raise ValueError(f"{name}={value} must be at least {least}")

@@ -9,17 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from entropyfloor.language.tasks.base import (
-    DIGITS,
-    LONGEST,
-    OPERATORS,
-    STEP,
-    Generated,
-    Problem,
-    Split,
-    check_at_least,
-    draw_distinct,
-)
+from entropyfloor.language.tasks.base import LONGEST, OPERATORS, STEP, Generated, Problem, Split, draw_distinct
 
 LARGEST_TARGET = 99
 """Targets are from 1 to this."""
@@ -42,20 +32,17 @@ class Countdown(Generated):
 
     numbers: int = 3
     largest: int = 20
+    alphabet = "0123456789+-*/=,:"
 
     def __post_init__(self) -> None:
-        check_at_least("numbers", self.numbers, 2)
-        check_at_least("largest", self.largest, 2)
+        for name in ("numbers", "largest"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 2")
 
     @property
     def name(self) -> str:
         """`countdown-3`, with the number of numbers."""
         return f"countdown-{self.numbers}"
-
-    @property
-    def alphabet(self) -> str:
-        """Digits, operators and punctuation."""
-        return DIGITS + "+-*/=,:"
 
     @property
     def largest_result(self) -> int:

@@ -9,16 +9,7 @@ from typing import Any
 import numpy as np
 
 from entropyfloor.language.rewards import Row
-from entropyfloor.language.tasks.base import (
-    DIGITS,
-    OPERATORS,
-    STEP,
-    Generated,
-    Problem,
-    Split,
-    check_at_least,
-    draw_distinct,
-)
+from entropyfloor.language.tasks.base import OPERATORS, STEP, Generated, Problem, Split, draw_distinct
 
 MODULUS = 7
 """A number is one digit."""
@@ -40,19 +31,12 @@ class Modular(Generated):
     """
 
     length: int = 5
+    name = "modular"
+    alphabet = "0123456789+-*=,%:"
 
     def __post_init__(self) -> None:
-        check_at_least("length", self.length, 1)
-
-    @property
-    def name(self) -> str:
-        """`modular`."""
-        return "modular"
-
-    @property
-    def alphabet(self) -> str:
-        """Digits, operators and punctuation."""
-        return DIGITS + "+-*=,%:"
+        if self.length < 1:
+            raise ValueError(f"length={self.length} must be at least 1")
 
     @property
     def max_prompt(self) -> int:

@@ -39,10 +39,6 @@ class Response(NamedTuple):
     """Whether the response was cut off at the limit."""
 
 
-Answered = tuple[int, Response]
-"""Index of a request, and the response to it."""
-
-
 class Engine(Protocol):
     """A model that responds to prompts."""
 
@@ -52,8 +48,8 @@ class Engine(Protocol):
     def tokens_left(self, prompt: str) -> int | None:
         """Number of tokens that the context leaves for a response; None where only a server knows."""
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Answered]:
-        """One response to each request, in the order in which they arrive."""
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Response]]:
+        """One response to each request, behind the request's index, in the order in which they arrive."""
 
 
 # --- prompts ---------------------------------------------------------------------------------------------

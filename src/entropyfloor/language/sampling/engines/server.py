@@ -11,14 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from entropyfloor.extras import require
-from entropyfloor.language.sampling.engines.base import (
-    Answered,
-    Request,
-    Response,
-    Sampling,
-    Template,
-    before_stop,
-)
+from entropyfloor.language.sampling.engines.base import Request, Response, Sampling, Template, before_stop
 
 NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 """Sampling parameters beyond OpenAI's protocol that turn off a checkpoint's or server's own defaults."""
@@ -93,7 +86,7 @@ class Server:
         """See `Engine`; the server refuses prompts that are too long."""
         return None
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Answered]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Response]]:
         """See `Engine`. Where a request fails for good, the responses until then come before the error."""
         waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
         results: queue.SimpleQueue[tuple[int, Response | BaseException]] = queue.SimpleQueue()

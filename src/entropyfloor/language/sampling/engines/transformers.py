@@ -15,7 +15,6 @@ from entropyfloor.extras import out_of_memory_hint
 from entropyfloor.language.model import NO_CODE, device_of, ends_of, reading, rows_of, without_bars
 from entropyfloor.language.sampling.decoding import Written, decode
 from entropyfloor.language.sampling.engines.base import (
-    Answered,
     DtypeName,
     Request,
     Response,
@@ -63,7 +62,7 @@ class Transformers(LocalEngine):
         check_sampling(self._model)
         self._batch_size = batch_size
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Answered]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Response]]:
         """See `Engine`."""
         for start in range(0, len(requests), self._batch_size):
             with out_of_memory_hint(f"give a --batch-size below {self._batch_size}; the same command goes on"):

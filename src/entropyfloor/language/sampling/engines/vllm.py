@@ -7,14 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from entropyfloor.language.model import NO_CODE
-from entropyfloor.language.sampling.engines.base import (
-    Answered,
-    DtypeName,
-    Request,
-    Response,
-    Sampling,
-    Template,
-)
+from entropyfloor.language.sampling.engines.base import DtypeName, Request, Response, Sampling, Template
 from entropyfloor.language.sampling.engines.local import LocalEngine
 
 
@@ -24,8 +17,7 @@ class VLLM(LocalEngine):
     Args:
         model: A directory, or a name on the hub.
         template: Text around each question.
-        batch_size: Number of responses that are requested, and returned, together; vLLM decides how many it
-            generates at once.
+        batch_size: Number of responses that are requested together; vLLM decides how many it generates at once.
         context: Number of tokens of prompt and response together; fewer take less memory.
         dtype: Precision of the weights.
         devices: Number of GPUs that the model is split over.
@@ -59,7 +51,7 @@ class VLLM(LocalEngine):
         )
         self._batch_size = batch_size
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Answered]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[int, Response]]:
         """See `Engine`."""
         for start in range(0, len(requests), self._batch_size):
             batch = requests[start : start + self._batch_size]
