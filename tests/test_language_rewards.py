@@ -58,7 +58,8 @@ def obey(response, row):
     if response == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if response == "child":
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1e6)"])
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1e6)"])
+        Path(row["file"]).write_text(str(child.pid))
         time.sleep(1e6)
     if response == "nan":
         return float("nan")
@@ -423,13 +424,22 @@ def test_expressions_without_end():
         assert sum(reward.failures.values()) == 1
 
 
-def test_processes_stay_are_light_and_end_with_the_rest(reward):
+def wait_for_end(pid):
+    """Of a process that may be nobody's child, and so stay a zombie."""
+    until = time.monotonic() + 30
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until, "the process is still there"
+        time.sleep(0.1)
+
+
+def test_processes_stay_are_light_and_end_with_the_rest(reward, tmp_path):
     first = reward(["where"] * 8, [{}] * 8)
     second = reward(["where"] * 8, [{}] * 8)
     assert set(second) <= {p.pid for p in judges()}
     assert set(first) & set(second)
     assert reward(["modules"], [{}]) == 0  # neither torch nor transformers
-    reward(["child"], [{}])
+    reward(["child"], [{"file": str(tmp_path / "pid")}])
+    wait_for_end(int((tmp_path / "pid").read_text()))
     mine = {p.pid for p in multiprocessing.active_children()}
     assert {p.pid for p in judges()} <= mine  # what a function had started went with it
     reward.close()
@@ -476,10 +486,7 @@ def test_no_process_is_left_behind(how, tmp_path):
     done = subprocess.run([sys.executable, file, how], capture_output=True, text=True, timeout=500)
     assert done.returncode == (0 if how == "ends" else -signal.SIGKILL)
     assert done.stderr == ""
-    worker, until = int(done.stdout), time.monotonic() + 30
-    while psutil.pid_exists(worker) and psutil.Process(worker).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < until, "the process that judged is still there"
-        time.sleep(0.1)
+    wait_for_end(int(done.stdout))
 
 
 def test_an_interrupt_leaves_no_answers_behind(reward, monkeypatch):

@@ -42,7 +42,6 @@ def test_pass_at_1_is_the_mean_and_the_curve_rises():
     values = [score.value for score in curve.values()]
     assert values == sorted(values)
     assert list(scores.pass_curve(12, [3])) == [1, 2, 4, 8, 12]
-    assert list(scores.pass_curve(12, [3], ks=(3,))) == [3]
 
 
 def test_pass_at_k_refuses_what_cannot_be():

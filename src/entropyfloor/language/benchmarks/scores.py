@@ -121,16 +121,10 @@ def wilson(share: float, n: float) -> tuple[float, float]:
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
-def pass_curve(n: int, correct: ArrayLike, ks: Sequence[int] = ()) -> dict[int, Score]:
-    """pass@k over problems.
-
-    Args:
-        n: Number of responses to each problem.
-        correct: `[problems]`, number of right responses.
-        ks: Values of k; by default 1, 2, 4, … and n.
-    """
-    chosen = ks or sorted({*(2**i for i in range(n.bit_length())), n})
-    return {k: accuracy(pass_at_k(n, correct, k)) for k in chosen}
+def pass_curve(n: int, correct: ArrayLike) -> dict[int, Score]:
+    """pass@k over problems, for k = 1, 2, 4, … and n; see `pass_at_k` for the arguments."""
+    ks = sorted({*(2**i for i in range(n.bit_length())), n})
+    return {k: accuracy(pass_at_k(n, correct, k)) for k in ks}
 
 
 def _checked(values: ArrayLike) -> np.ndarray:
