@@ -6,15 +6,15 @@ import torch
 from scipy.stats import chisquare
 
 import tiny_language
+from entropyfloor.language.model.tiny import tiny
 from entropyfloor.language.sampling import decoding
 from entropyfloor.language.sampling.decoding import choose, decode
 from entropyfloor.language.sampling.engines import Request, Sampling, template
 from entropyfloor.language.sampling.engines.transformers import Transformers
 from entropyfloor.language.sampling.rollout import sample
-from entropyfloor.language.tiny import tiny
 from entropyfloor.torch.seeding import derived
 
-import transformers  # isort: skip  behind libraries, which sees to torchvision
+import transformers  # isort: skip  behind entropyfloor.language.model, which repairs torchvision
 
 SIZES = {
     "vocab_size": 30,

@@ -14,7 +14,7 @@ import tiny_language
 from entropyfloor.language.evaluate import evaluate
 from entropyfloor.language.export import export
 from entropyfloor.language.load import load_language_model
-from entropyfloor.language.model import load
+from entropyfloor.language.model.files import load
 from entropyfloor.language.train import train
 from entropyfloor.runs import Run
 from tiny_language import config

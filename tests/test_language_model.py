@@ -10,8 +10,9 @@ import torch
 
 import tiny_language
 from entropyfloor.cli import main
-from entropyfloor.language import model as models
-from entropyfloor.language.model import describe, described, device_of, ends_of, load, save
+from entropyfloor.language.model import files
+from entropyfloor.language.model.files import describe, described, load, save
+from entropyfloor.language.model.forward import device_of, ends_of
 from entropyfloor.language.sampling.engines import template
 from entropyfloor.language.sampling.engines.transformers import Transformers
 from entropyfloor.language.train import resume, train
@@ -19,6 +20,7 @@ from entropyfloor.runs import read_run
 from tiny_families import MAMBA, build
 from tiny_language import config
 
+import transformers  # isort: skip
 from transformers import GenerationConfig  # isort: skip
 
 
@@ -183,7 +185,7 @@ WRITERS = ("PreTrainedTokenizerBase", "GenerationConfig", "PreTrainedConfig", "P
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_kill_while_a_model_is_written_leaves_a_run_that_goes_on(writer, run, tmp_path, monkeypatch):
     """As it begins, as it goes on and as it ends: what is there stays whole, and what is not is written again."""
-    expected, kind = lines(run), getattr(models, writer)
+    expected, kind = lines(run), getattr(transformers, writer)
     cut = cutting(kind.save_pretrained)
     settings = {"task": "arithmetic"}
     with monkeypatch.context() as patch:
@@ -208,7 +210,7 @@ def test_a_kill_while_a_model_is_written_leaves_a_run_that_goes_on(writer, run, 
 
 def test_nothing_of_a_description_is_written_again(run, monkeypatch):
     """A run that goes on reads it, whatever else is killed meanwhile."""
-    monkeypatch.setattr(models, "describe", lambda *_: pytest.fail("it is there"))
+    monkeypatch.setattr(files, "describe", lambda *_: pytest.fail("it is there"))
     shutil.rmtree(run / "checkpoints" / f"{2:012d}")
     resume(run)
 
@@ -240,7 +242,7 @@ def test_a_model_is_written_wherever_it_is_asked_for(there, model, tmp_path, mon
 
 def test_nothing_is_written_beside_a_directory_that_exists(model, tmp_path):
     """It may be a mount point, or its parent may be read-only."""
-    with models._placed(model) as found:
+    with files._placed(model) as found:
         assert found.parent == model
         (found / "config.json").write_text("{}")
     assert (model / "config.json").read_text() == "{}"

@@ -16,29 +16,19 @@ from tokenizers.processors import TemplateProcessing
 import tiny_language
 from entropyfloor.cli import main
 from entropyfloor.experiments import recipe
-from entropyfloor.language import groups, prepare
-from entropyfloor.language import model as models
+from entropyfloor.language import groups, prepare, update
 from entropyfloor.language.benchmarks.registry import INSTRUCTIONS
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.evaluate import evaluate
 from entropyfloor.language.export import export
-from entropyfloor.language.model import (
-    Policy,
-    describe,
-    described,
-    ends_of,
-    head_of,
-    hidden_states,
-    load,
-    load_weights,
-    weights_of,
-)
+from entropyfloor.language.model.files import describe, described, load, load_weights, weights_of
+from entropyfloor.language.model.forward import Policy, ends_of, head_of, hidden_states
+from entropyfloor.language.model.tiny import characters, tiny
 from entropyfloor.language.prepare import complete, read_config, sampling_of
 from entropyfloor.language.sampling.engines.base import TEMPLATES, template
 from entropyfloor.language.sampling.engines.transformers import Transformers
 from entropyfloor.language.sampling.rollout import joined, sample
 from entropyfloor.language.tasks import Arithmetic, Questions
-from entropyfloor.language.tiny import characters, tiny
 from entropyfloor.language.train import resume, train, train_seeds
 from entropyfloor.language.trainer import Trainer
 from entropyfloor.language.update import Batch
@@ -807,7 +797,7 @@ def test_a_memory_that_is_too_small_names_the_way_out(error, part, way, evens, t
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(groups if part == "sample" else models, part, fail)
+    monkeypatch.setattr(groups if part == "sample" else update, part, fail)
     with pytest.raises(type(error)) as told:
         trainer._train_step()
     notes = getattr(told.value, "__notes__", [])

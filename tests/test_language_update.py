@@ -13,9 +13,9 @@ import reference
 import tiny_language
 from entropyfloor.language import groups, prepare, update
 from entropyfloor.language.config import LanguageConfig
+from entropyfloor.language.model.tiny import tiny
 from entropyfloor.language.sampling import decoding, rollout
 from entropyfloor.language.tasks import Problem
-from entropyfloor.language.tiny import tiny
 from entropyfloor.language.train import train
 from entropyfloor.language.trainer import Trainer
 from entropyfloor.language.warm_start import imitation_loss, warm_start

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-import entropyfloor.language.libraries  # noqa: F401  before transformers, so that a broken torchvision does no harm
+import entropyfloor.language.model  # noqa: F401  before transformers, so that a broken torchvision does no harm
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.prepare import complete
 from entropyfloor.language.tasks import Problem

@@ -14,7 +14,7 @@ import torch
 from entropyfloor.language import groups
 from entropyfloor.language.benchmarks import scores
 from entropyfloor.language.load import read_trained
-from entropyfloor.language.model import device_of
+from entropyfloor.language.model.forward import device_of
 from entropyfloor.language.prepare import adapt_task, complete, hyperparameters_of, sampling_of
 from entropyfloor.language.sampling.rollout import Responses, joined
 from entropyfloor.language.tasks import Problem, Task

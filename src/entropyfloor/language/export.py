@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from entropyfloor.language import model
 from entropyfloor.language.load import read_trained
+from entropyfloor.language.model import files
 from entropyfloor.language.prepare import MODEL
 
 
@@ -25,5 +25,5 @@ def export(run: Path, out: Path) -> str:
     if out.is_file():
         raise ValueError(f"out={out} is a file: a language model is a directory of several")
     trained = read_trained(run)
-    model.save(out, trained.model, trained.tokenizer, description=trained.run.path / MODEL)
+    files.save(out, trained.model, trained.tokenizer, description=trained.run.path / MODEL)
     return f"model = transformers.AutoModelForCausalLM.from_pretrained({str(out)!r})"

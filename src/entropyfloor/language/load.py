@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from entropyfloor.language import model as models
 from entropyfloor.language.config import LanguageConfig
+from entropyfloor.language.model import files
 from entropyfloor.language.prepare import MODEL, build_model, read_config
 from entropyfloor.runs import Run
 from entropyfloor.runs.directory import open_checkpoint
@@ -53,10 +53,10 @@ def read_trained(path: Path) -> Trained:
     run, checkpoint = open_checkpoint(path, ("model/",))
     config = read_config(run.config)
     description = run.path / MODEL
-    if models.is_described(description):
-        model, tokenizer = models.described(description)
+    if files.is_described(description):
+        model, tokenizer = files.described(description)
     else:  # it was deleted, or an early version did not write it
         model, tokenizer = build_model(config)
     with checkpoint.restoring():
-        models.load_weights(model, tensors_below("model/", checkpoint.arrays))
+        files.load_weights(model, tensors_below("model/", checkpoint.arrays))
     return Trained(model.eval(), tokenizer, checkpoint.step, run, config)

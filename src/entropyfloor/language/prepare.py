@@ -7,12 +7,13 @@ from dataclasses import fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from entropyfloor.language import model as models
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.losses import Mean
+from entropyfloor.language.model import files
+from entropyfloor.language.model.forward import context_of, rows_of
+from entropyfloor.language.model.tiny import tiny
 from entropyfloor.language.sampling.encoding import encode, render
 from entropyfloor.language.tasks import Task, task_of
-from entropyfloor.language.tiny import tiny
 from entropyfloor.language.update import Hyperparameters
 from entropyfloor.runs.resume import config_of
 
@@ -58,7 +59,7 @@ def build_model(
         ValueError: There is no such model.
     """
     if config.model != "tiny":
-        return models.load(config.model, config.stop_token, chat=config.template == "chat")
+        return files.load(config.model, config.stop_token, chat=config.template == "chat")
     task = task or task_of(config)
     return tiny(
         task.alphabet,
@@ -92,7 +93,7 @@ def adapt_task(
         if config.max_prompt is not None:
             task.leave_out(lengths, config.max_prompt)
         longest = max(lengths[prompt] for prompt in task.prompts)
-    context = models.context_of(model.config, config.context)
+    context = context_of(model.config, config.context)
     if context is not None and longest + int(config.max_new_tokens or 0) > context:
         raise ValueError(
             f"a prompt of {longest} tokens and max_new_tokens={config.max_new_tokens} do not fit into the "
@@ -109,7 +110,7 @@ def encode_prompts(
     Raises:
         ValueError: A prompt has a token that the model does not have.
     """
-    return encode(tokenizer, prompts, rows=models.rows_of(model), special=sampling_of(config)["special"])
+    return encode(tokenizer, prompts, rows=rows_of(model), special=sampling_of(config)["special"])
 
 
 def sampling_of(config: LanguageConfig) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from entropyfloor.language.config import LanguageConfig
-from entropyfloor.language.model import is_described
+from entropyfloor.language.model.files import is_described
 from entropyfloor.language.prepare import MODEL, NAMES, complete, read_config
 from entropyfloor.language.trainer import Trainer
 from entropyfloor.runs import Run

@@ -19,11 +19,14 @@ import torch
 from torch import Tensor
 
 from entropyfloor.extras import out_of_memory_hint
-from entropyfloor.language import losses, model, update
+from entropyfloor.language import losses, update
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.evaluate import STREAM, Evaluation, evaluate_model
 from entropyfloor.language.groups import draw_problems, sample_groups
-from entropyfloor.language.learning import checkpoint_layers, prepare_update
+from entropyfloor.language.model import files
+from entropyfloor.language.model.checks import check_training
+from entropyfloor.language.model.forward import device_of
+from entropyfloor.language.model.learning import checkpoint_layers, prepare_update
 from entropyfloor.language.prepare import (
     MODEL,
     adapt_task,
@@ -33,7 +36,6 @@ from entropyfloor.language.prepare import (
     sampling_of,
 )
 from entropyfloor.language.sampling.rollout import parts
-from entropyfloor.language.support import check_training
 from entropyfloor.language.tasks import Task
 from entropyfloor.language.warm_start import warm_start
 from entropyfloor.runs import Checkpoint, Run
@@ -68,9 +70,9 @@ class Trainer:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.config, self.task, self.step = config, task, 0
-        self.device = model.device_of(config.device)
+        self.device = device_of(config.device)
         seed(config.seed, INIT)
-        built = build_model(config, task) if described is None else model.described(described)
+        built = build_model(config, task) if described is None else files.described(described)
         self.model, self.tokenizer = built
         self.model.to(self.device).eval()  # type: ignore[arg-type]
         check_training(self.model)
@@ -105,8 +107,8 @@ class Trainer:
         config, total = self.config, self.config.warm_start_steps + self.config.steps
         frame = training_loop([run], total=total, domain="language", seed=config.seed, every=1)
         with closing(self.task), frame as loop:
-            if not (run.checkpoints() and model.is_described(run.path / MODEL)):
-                model.describe(run.path / MODEL, self.model, self.tokenizer)
+            if not (run.checkpoints() and files.is_described(run.path / MODEL)):
+                files.describe(run.path / MODEL, self.model, self.tokenizer)
             if not run.checkpoints():
                 self._begin(run, loop)
             if config.kl_coef and self.reference is None:
@@ -128,7 +130,7 @@ class Trainer:
                     self.save(run)
             self.save(run)
             if self.step == config.steps:
-                model.save(run.path / MODEL, self.model)
+                files.save(run.path / MODEL, self.model)
 
     def evaluate(self) -> Evaluation:
         """Evaluate the model as it samples, without ERA, on held-out problems, which are always the same."""
@@ -147,9 +149,9 @@ class Trainer:
 
     def save(self, run: Run) -> None:
         """Write everything that `restore` needs."""
-        tensors = {f"model/{name}": tensor for name, tensor in model.weights_of(self.model).items()}
+        tensors = {f"model/{name}": tensor for name, tensor in files.weights_of(self.model).items()}
         if self.reference is not None:
-            tensors |= {f"reference/{name}": tensor for name, tensor in model.weights_of(self.reference).items()}
+            tensors |= {f"reference/{name}": tensor for name, tensor in files.weights_of(self.reference).items()}
         state = {
             "optimiser": pack(self.optimiser.state_dict(), "optimiser", tensors),
             "thresholds": None if self.thresholds is None else [str(value) for value in self.thresholds],
@@ -168,10 +170,10 @@ class Trainer:
         if checkpoint.state.get("data", checksum) != checksum:
             raise ValueError(f"the problems of data={self.config.data} are not those that the run began with")
         with checkpoint.restoring():
-            model.load_weights(self.model, tensors_below("model/", checkpoint.arrays))
+            files.load_weights(self.model, tensors_below("model/", checkpoint.arrays))
             if reference := tensors_below("reference/", checkpoint.arrays):
                 self.reference = copy.deepcopy(self.model).eval()
-                model.load_weights(self.reference, reference)
+                files.load_weights(self.reference, reference)
             everything = tensors_below("", checkpoint.arrays)
             self.optimiser.load_state_dict(unpack_optimiser(checkpoint.state["optimiser"], everything))
             if (thresholds := checkpoint.state["thresholds"]) is not None:
@@ -302,4 +304,4 @@ class Trainer:
 
     def _arrays(self) -> dict[str, np.ndarray]:
         """Weights of the model, for a failure to be examined."""
-        return arrays_of({f"model/{name}": tensor for name, tensor in model.weights_of(self.model).items()})
+        return arrays_of({f"model/{name}": tensor for name, tensor in files.weights_of(self.model).items()})

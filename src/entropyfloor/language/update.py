@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from entropyfloor.language import losses, model
+from entropyfloor.language import losses
 from entropyfloor.language.config import Precision, Threshold
-from entropyfloor.language.model import IGNORED
+from entropyfloor.language.model.forward import IGNORED, autocast, head_of, hidden_states
 from entropyfloor.language.sampling.rollout import Responses, parts
 from entropyfloor.torch import functional as F
 
@@ -399,9 +399,9 @@ def head_arguments(
         advantages: Where they are positive, only `top_k` logits stay; None keeps all.
     """
     hp, length = hyperparameters, responses.response_mask.shape[1]
-    with model.autocast(policy.device, hp.precision):
-        hidden = model.hidden_states(policy, responses.tokens, responses.mask)
-    head = model.head_of(policy)
+    with autocast(policy.device, hp.precision):
+        hidden = hidden_states(policy, responses.tokens, responses.mask)
+    head = head_of(policy)
     arguments = {
         "hidden": hidden[:, -length - 1 : -1],
         "weight": head.weight,

@@ -19,9 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from entropyfloor import __version__
-from entropyfloor.language import model as models
 from entropyfloor.language.config import LanguageConfig
-from entropyfloor.language.model import IGNORED
+from entropyfloor.language.model.files import load_weights, weights_of
+from entropyfloor.language.model.forward import IGNORED, head_of, hidden_states, rows_of
 from entropyfloor.language.sampling.encoding import encode
 from entropyfloor.language.tasks import Task
 from entropyfloor.runs import files
@@ -95,7 +95,7 @@ def warm_start(
             f"the loss of the warm start is {last}: give a smaller --warm-start-learning-rate"
         )
     if file is not None:
-        weights = {name: p.detach().cpu().contiguous() for name, p in models.weights_of(model).items()}
+        weights = {name: p.detach().cpu().contiguous() for name, p in weights_of(model).items()}
         file.parent.mkdir(parents=True, exist_ok=True)
         files.replace(file, save(weights, {"loss": repr(last)}))
     return last
@@ -112,7 +112,7 @@ def imitation_loss(
         prompts: Prompts.
         responses: A response to each, with its end of sequence.
     """
-    rows = models.rows_of(model)
+    rows = rows_of(model)
     before = encode(tokenizer, prompts, rows=rows)
     after = encode(tokenizer, responses, rows=rows, special=False)  # a response does not begin a text
     start = max(map(len, before))  # position of the first token of responses
@@ -125,7 +125,7 @@ def imitation_loss(
         mask[i, span] = True
         targets[i, start : start + len(response)] = torch.tensor(response)
     tokens, mask, targets = (x.to(model.device) for x in (tokens, mask, targets))
-    hidden, head = models.hidden_states(model, tokens, mask), models.head_of(model)
+    hidden, head = hidden_states(model, tokens, mask), head_of(model)
     log_probs, _ = F.token_log_probs(
         hidden[:, start - 1 : -1],
         head.weight,
@@ -150,7 +150,7 @@ def _load(model: PreTrainedModel, file: Path) -> float:
     """Load the weights of a file and return their loss."""
     try:
         with safe_open(file, "pt") as saved:
-            models.load_weights(model, {name: saved.get_tensor(name) for name in saved.keys()})  # noqa: SIM118
+            load_weights(model, {name: saved.get_tensor(name) for name in saved.keys()})  # noqa: SIM118
             return float(saved.metadata()["loss"])
     except (SafetensorError, RuntimeError, TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{file} is damaged ({error}): delete it, and it is made again") from None

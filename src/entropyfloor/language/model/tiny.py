@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from entropyfloor.language import libraries  # noqa: F401
-
-# isort: split
-
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -17,7 +13,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from entropyfloor.language.model import generation_config
+from entropyfloor.language.model.files import generation_config
 
 PAD, END = "<pad>", "<end>"
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from entropyfloor.language import libraries  # noqa: F401
-
-# isort: split
-
 from collections.abc import Callable
 from typing import Any
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from entropyfloor.extras import brief, is_out_of_memory
-from entropyfloor.language.model import Policy, head_of, hidden_states, logits_of, rows_of
+from entropyfloor.language.model.forward import Policy, head_of, hidden_states, logits_of, rows_of
 from entropyfloor.language.sampling.decoding import Batch
 
 if TYPE_CHECKING:
