@@ -390,9 +390,7 @@ def vision(tmp_path):
 
 
 def language(tmp_path):
-    from entropyfloor.language.trainer import Trainer
-
-    trainer = Trainer(tiny_language.config(tmp_path))
+    trainer = tiny_language.trainer(tmp_path)
     return trainer, trainer.save, trainer.restore
 
 

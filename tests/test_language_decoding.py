@@ -6,7 +6,7 @@ import torch
 from scipy.stats import chisquare
 
 import tiny_language
-from entropyfloor.language.model import tiny
+from entropyfloor.language.model.tiny import tiny
 from entropyfloor.language.sampling import decoding
 from entropyfloor.language.sampling.decoding import choose, decode
 from entropyfloor.language.sampling.engines import Request, Sampling, template
@@ -14,7 +14,7 @@ from entropyfloor.language.sampling.engines.transformers import Transformers
 from entropyfloor.language.sampling.rollout import sample
 from entropyfloor.torch.seeding import derived
 
-import transformers  # isort: skip  behind libraries, which sees to torchvision
+import transformers  # isort: skip  behind entropyfloor.language.model, which repairs torchvision
 
 SIZES = {
     "vocab_size": 30,

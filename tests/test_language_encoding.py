@@ -4,7 +4,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 import tiny_language
-from entropyfloor.language.model import load
+from entropyfloor.language.model.files import load
 from entropyfloor.language.sampling import encoding
 from entropyfloor.language.sampling.encoding import encode, render, turn_end
 from entropyfloor.language.sampling.rollout import sample

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 
 import tiny_language
-from entropyfloor.language import trainer as trainers
+from entropyfloor.language import evaluate as evaluation
+from entropyfloor.language import groups
 from entropyfloor.language.benchmarks import scores
 from entropyfloor.language.config import LanguageConfig
-from entropyfloor.language.evaluate import evaluate, export
+from entropyfloor.language.evaluate import evaluate, evaluate_model
+from entropyfloor.language.export import export
+from entropyfloor.language.prepare import sampling_of
 from entropyfloor.language.sampling.engines import Request, Sampling, template
 from entropyfloor.language.sampling.engines.transformers import Transformers
 from entropyfloor.language.train import train
-from entropyfloor.language.trainer import Trainer
 from entropyfloor.torch.seeding import derived
 from tiny_language import PROBLEMS
 
@@ -122,9 +124,9 @@ def test_what_cannot_be_judged_is_refused(run, options, message):
 def test_an_evaluation_begins_before_all_problems_are_drawn(tmp_path, monkeypatch):
     """And says of them what it would say if they were drawn and sampled at once."""
     settings = {"task": "arithmetic", "digits": 1, "sample_batch": 2, "max_new_tokens": 6}
-    trainer = Trainer(tiny_language.config(tmp_path, **settings, warm_start_steps=0))
+    trainer = tiny_language.trainer(tmp_path, **settings, warm_start_steps=0)
     everything = trainer.task.problems("test", 9_999_999, 0, or_fewer=True)
-    events, problems, draw = [], type(trainer.task).problems, trainers.sample
+    events, problems, draw = [], type(trainer.task).problems, groups.sample
 
     def drawn(self, split, count, seed, **options):
         events.append(count)
@@ -135,21 +137,23 @@ def test_an_evaluation_begins_before_all_problems_are_drawn(tmp_path, monkeypatc
         return draw(*args, **options)
 
     monkeypatch.setattr(type(trainer.task), "problems", drawn)
-    monkeypatch.setattr(trainers, "sample", sampled)
+    monkeypatch.setattr(groups, "sample", sampled)
+    stream = derived(trainer.config.seed, evaluation.STREAM, 0)
+    model = (trainer.model, trainer.tokenizer, trainer.task, trainer.hyperparameters)
+    settings = {"samples": 3, "seed": stream, "temperature": 1.0, "sampling": sampling_of(trainer.config)}
     told = []
-    found = trainer.judge(9_999_999, 3, told.append)
+    found = evaluate_model(*model, problems=9_999_999, **settings, advance=told.append)
     assert events[:4] == [2, "sample", "sample", 4]
     assert list(found.problems) == everything
     assert told[-1] == len(everything) > 4
 
     asked = [problem.prompt for problem in everything for _ in range(3)]
-    stream = derived(trainer.config.seed, trainers.EVALUATE, 0)
     sizes = {"batch_size": 2, "max_new_tokens": 6}
     at_once = draw(trainer.model, trainer.tokenizer, asked, seed=stream, **sizes)
     assert found.texts == at_once.texts
     assert np.array_equal(found.lengths, at_once.response_mask.sum(1))
     for most in (1, 2, 3, 4, 5, len(everything), len(everything) + 1):
-        judged = trainer.judge(most, 3)
+        judged = evaluate_model(*model, problems=most, **settings)
         assert list(judged.problems) == everything[:most]
         assert judged.texts == found.texts[: 3 * most]
         np.testing.assert_allclose(judged.entropies, found.entropies[: 3 * most], atol=1e-6)

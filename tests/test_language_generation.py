@@ -15,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import GenerationConfig
 
 import tiny_language
-from entropyfloor.language.model import load
+from entropyfloor.language.model.files import load
 from entropyfloor.language.sampling.decoding import Written
 from entropyfloor.language.sampling.engines import Request, Sampling, Template, make_engine, template
 from entropyfloor.language.sampling.engines.server import NEUTRAL, Server

@@ -643,7 +643,7 @@ TRL = {
 @pytest.mark.parametrize("name", TRL)
 def test_losses_are_those_of_trl(name):
     """Without the response that has no token: TRL's mean over sequences counts it."""
-    from entropyfloor.language import libraries  # noqa: F401  # a torchvision that TRL can import
+    import entropyfloor.language.model  # noqa: F401  # a torchvision that TRL can import
 
     options, terms, mean = TRL[name]
     full = MASK.any(1)

@@ -10,16 +10,17 @@ import torch
 
 import tiny_language
 from entropyfloor.cli import main
-from entropyfloor.language import model as models
-from entropyfloor.language.model import describe, described, device_of, ends_of, load, save
+from entropyfloor.language.model import files
+from entropyfloor.language.model.files import describe, described, load, save
+from entropyfloor.language.model.forward import device_of, ends_of
 from entropyfloor.language.sampling.engines import template
 from entropyfloor.language.sampling.engines.transformers import Transformers
 from entropyfloor.language.train import resume, train
-from entropyfloor.language.trainer import Trainer
 from entropyfloor.runs import read_run
 from tiny_families import MAMBA, build
 from tiny_language import config
 
+import transformers  # isort: skip
 from transformers import GenerationConfig  # isort: skip
 
 
@@ -184,7 +185,7 @@ WRITERS = ("PreTrainedTokenizerBase", "GenerationConfig", "PreTrainedConfig", "P
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_kill_while_a_model_is_written_leaves_a_run_that_goes_on(writer, run, tmp_path, monkeypatch):
     """As it begins, as it goes on and as it ends: what is there stays whole, and what is not is written again."""
-    expected, kind = lines(run), getattr(models, writer)
+    expected, kind = lines(run), getattr(transformers, writer)
     cut = cutting(kind.save_pretrained)
     settings = {"task": "arithmetic"}
     with monkeypatch.context() as patch:
@@ -209,7 +210,7 @@ def test_a_kill_while_a_model_is_written_leaves_a_run_that_goes_on(writer, run, 
 
 def test_nothing_of_a_description_is_written_again(run, monkeypatch):
     """A run that goes on reads it, whatever else is killed meanwhile."""
-    monkeypatch.setattr(models, "describe", lambda *_: pytest.fail("it is there"))
+    monkeypatch.setattr(files, "describe", lambda *_: pytest.fail("it is there"))
     shutil.rmtree(run / "checkpoints" / f"{2:012d}")
     resume(run)
 
@@ -241,7 +242,7 @@ def test_a_model_is_written_wherever_it_is_asked_for(there, model, tmp_path, mon
 
 def test_nothing_is_written_beside_a_directory_that_exists(model, tmp_path):
     """It may be a mount point, or its parent may be read-only."""
-    with models._placed(model) as found:
+    with files._placed(model) as found:
         assert found.parent == model
         (found / "config.json").write_text("{}")
     assert (model / "config.json").read_text() == "{}"
@@ -315,4 +316,4 @@ def test_a_run_is_refused_before_it_begins(model, tmp_path):
     with pytest.raises(ValueError, match="device=cuda:99"):
         train(config(tmp_path, task="arithmetic", device="cuda:99"))
     assert not (tmp_path / "run").exists()
-    Trainer(config(tmp_path, **settings)).close()
+    tiny_language.trainer(tmp_path, **settings).task.close()

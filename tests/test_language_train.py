@@ -1,8 +1,10 @@
 """The language trainer on a real small transformer: what it samples, what it learns, and that it resumes."""
 
 import math
+import os
 import re
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,28 +16,22 @@ from tokenizers.processors import TemplateProcessing
 import tiny_language
 from entropyfloor.cli import main
 from entropyfloor.experiments import recipe
-from entropyfloor.language import trainer as trainers
+from entropyfloor.language import groups, prepare, update
 from entropyfloor.language.benchmarks.registry import INSTRUCTIONS
 from entropyfloor.language.config import LanguageConfig
-from entropyfloor.language.evaluate import evaluate, export
-from entropyfloor.language.model import (
-    Policy,
-    characters,
-    describe,
-    described,
-    ends_of,
-    head_of,
-    hidden_states,
-    load,
-    load_weights,
-    tiny,
-    weights_of,
-)
+from entropyfloor.language.evaluate import evaluate
+from entropyfloor.language.export import export
+from entropyfloor.language.model.files import describe, described, load, load_weights, weights_of
+from entropyfloor.language.model.forward import Policy, ends_of, head_of, hidden_states
+from entropyfloor.language.model.tiny import characters, tiny
+from entropyfloor.language.prepare import complete, read_config, sampling_of
 from entropyfloor.language.sampling.engines.base import TEMPLATES, template
 from entropyfloor.language.sampling.engines.transformers import Transformers
 from entropyfloor.language.sampling.rollout import joined, sample
-from entropyfloor.language.train import read_config, resume, train
-from entropyfloor.language.trainer import Batch, Trainer
+from entropyfloor.language.tasks import Arithmetic, Questions
+from entropyfloor.language.train import resume, train, train_seeds
+from entropyfloor.language.trainer import Trainer
+from entropyfloor.language.update import Batch
 from entropyfloor.language.warm_start import file_of
 from entropyfloor.runs import Run, read_run
 from entropyfloor.torch import functional as F
@@ -48,7 +44,7 @@ from transformers.utils import logging  # isort: skip
 
 @pytest.fixture
 def evens(monkeypatch):
-    monkeypatch.setattr(trainers, "task_of", lambda config: Evens())
+    monkeypatch.setattr(prepare, "task_of", lambda config: Evens())
 
 
 def lines(path):
@@ -271,7 +267,7 @@ def test_micro_batches_change_nothing(settings, evens, tmp_path):
 
 def test_the_scale_is_that_of_the_response(evens, tmp_path):
     """ERA's log-probabilities are those of k z where the entropy is low and the advantage positive."""
-    trainer = Trainer(config(tmp_path, head="era", omega_low=2.3, omega_high=2.35, warm_start_steps=0))
+    trainer = tiny_language.trainer(tmp_path, head="era", omega_low=2.3, omega_high=2.35, warm_start_steps=0)
     with torch.no_grad():
         batch, found = trainer._rollout()
         of_responses = F.response_entropy(batch.entropies, batch.responses.response_mask)
@@ -294,10 +290,10 @@ def test_the_scale_is_that_of_the_response(evens, tmp_path):
 
 
 def test_thresholds_follow_from_the_entropy_that_rl_begins_with(evens, tmp_path):
-    trainer = Trainer(config(tmp_path, head="era", warm_start_steps=0))
+    trainer = tiny_language.trainer(tmp_path, head="era", warm_start_steps=0)
     _, found = trainer._rollout()
     assert trainer.thresholds == pytest.approx((0.75 * found["response_entropy"], 5 * found["response_entropy"]))
-    trainer = Trainer(config(tmp_path, head="era", warm_start_steps=0, omega_low=0.3))
+    trainer = tiny_language.trainer(tmp_path, head="era", warm_start_steps=0, omega_low=0.3)
     trainer._rollout()
     assert trainer.thresholds[0] == 0.3
 
@@ -315,7 +311,7 @@ def test_the_second_stage_has_thresholds_of_its_own(evens, tmp_path):
 @pytest.mark.parametrize("settings", [{"omega_high": 0.1}, {"omega_high_2": 0.1}])
 def test_thresholds_that_cross_are_refused_when_they_are_known(settings, evens, tmp_path):
     """That is before the first update, and not where the second stage begins."""
-    trainer = Trainer(config(tmp_path, head="era", second_stage=0.5, warm_start_steps=0, **settings))
+    trainer = tiny_language.trainer(tmp_path, head="era", second_stage=0.5, warm_start_steps=0, **settings)
     with pytest.raises(ValueError, match=r"RL begins with an entropy of 2\.[0-9]+ nats.*ω_high=0.1 is not above"):
         trainer._rollout()
 
@@ -336,7 +332,7 @@ def test_a_resumed_run_is_the_run_that_was_left_alone(settings, evens, tmp_path,
 
     monkeypatch.setattr(Trainer, "_train_step", interrupted)
     part = config(tmp_path / "part", **settings)
-    with pytest.raises(KeyboardInterrupt, match=r"in step 4: continue with: entropyfloor train language --resume"):
+    with pytest.raises(KeyboardInterrupt, match=r"saved at step 2; .* --resume .*part"):
         train(part)
     monkeypatch.setattr(Trainer, "_train_step", step)
     resume(tmp_path / "part" / "run")
@@ -344,15 +340,100 @@ def test_a_resumed_run_is_the_run_that_was_left_alone(settings, evens, tmp_path,
     a, b = (Run.open(path).latest().arrays for path in (whole, tmp_path / "part" / "run"))
     assert set(a) == set(b)
     assert all(np.array_equal(a[name], b[name]) for name in a)
+    assert model_files(whole) == model_files(tmp_path / "part" / "run")
+
+
+def model_files(run):
+    return {file.name: file.read_bytes() for file in (run / "model").iterdir()}
+
+
+def test_a_signal_ends_a_run_after_the_step_that_is_computed(evens, tmp_path, monkeypatch, capfd):
+    settings = {"steps": 5, "eval_every": 3}
+    whole = train(config(tmp_path / "whole", **settings))
+    with monkeypatch.context() as patch:
+        step = Trainer._train_step
+
+        def signalled(self):
+            if self.step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(self)
+
+        patch.setattr(Trainer, "_train_step", signalled)
+        with pytest.raises(KeyboardInterrupt, match=r"saved at step 3; .*--resume .*part"):
+            train(config(tmp_path / "part", **settings))
+    path = tmp_path / "part" / "run"
+    assert read_run(path).status["state"] == "interrupted"
+    assert [line["step"] for line in lines(path) if "avg_at_k" in line] == [0, 3]
+    assert not (path / "model" / "model.safetensors").exists()
+    resume(path)
+    assert lines(path) == lines(whole)
+    assert model_files(path) == model_files(whole)
+
+
+def test_a_signal_ends_a_warm_start_with_nothing_saved(evens, tmp_path, monkeypatch):
+    solved = []
+
+    def solution(self, problem, rng, *, wander=False):
+        solved.append(problem)
+        if len(solved) == 9:  # the first of the second step
+            os.kill(os.getpid(), signal.SIGINT)
+        return "0"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evens, "solution", solution)
+        with pytest.raises(KeyboardInterrupt, match="nothing is saved"):
+            train(config(tmp_path))
+    assert len(solved) == 16
+    path = tmp_path / "run"
+    assert not Run.open(path).checkpoints()
+    assert read_run(resume(path)).status["state"] == "finished"
+
+
+def test_a_second_signal_stops_at_once(evens, tmp_path, monkeypatch):
+    def signalled(self):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the second one stops before")
+
+    monkeypatch.setattr(Trainer, "_train_step", signalled)
+    with pytest.raises(KeyboardInterrupt, match="saved at step 0"):
+        train(config(tmp_path))
+
+
+def test_speed_and_memory_may_change_when_a_run_is_resumed(evens, tmp_path):
+    settings = {"steps": 2, "checkpoint_every": 1, "learning_rate": 1e-3}
+    path = train(config(tmp_path, **settings))
+    weights = load(str(path / "model"))[0].state_dict()
+    shutil.rmtree(path / "checkpoints" / f"{2:012d}")
+    resume(path, micro_batch=3, sample_batch=5, gradient_checkpointing=True)
+    for name, tensor in load(str(path / "model"))[0].state_dict().items():
+        torch.testing.assert_close(tensor, weights[name], atol=2e-5, rtol=1e-3)
+
+
+def test_the_length_of_responses_is_known_before_a_trainer_is_built(tmp_path, monkeypatch):
+    """So the same command finds runs that were begun: `max_new_tokens` of the task is in their settings."""
+    settings = {"task": "arithmetic", "digits": 1, "out": str(tmp_path)}
+    completed, task = complete(config(tmp_path, **settings))
+    assert completed.max_new_tokens == task.max_new_tokens
+    path = train(config(tmp_path, **settings | {"out": str(tmp_path / "seed-0")}))
+    assert read_run(path).config["max_new_tokens"] == task.max_new_tokens
+    monkeypatch.setattr(
+        "entropyfloor.runs.resume.each_in_its_process", lambda work, configs, *_: list(map(work, configs))
+    )
+    before = lines(path)
+    assert train_seeds(config(tmp_path, **settings), [0]) == [path]
+    assert lines(path) == before  # it has finished
+    with pytest.raises(ValueError, match="max_new_tokens="):
+        train_seeds(config(tmp_path, **settings, max_new_tokens=3), [0])
 
 
 def test_samples_follow_from_seed_and_step_alone(evens, tmp_path):
-    trainer = Trainer(config(tmp_path, warm_start_steps=0))
+    trainer = tiny_language.trainer(tmp_path, warm_start_steps=0)
     drawn, judged = [], []
     for noise, trainer.step in enumerate((0, 0, 1)):
         torch.manual_seed(noise)
         drawn.append(trainer._rollout()[0].responses.texts)
-        judged.append(trainer.judge(4, 4))
+        judged.append(trainer.evaluate())
     assert drawn[0] == drawn[1] != drawn[2]
     assert judged[0].texts == judged[1].texts != judged[2].texts
 
@@ -360,7 +441,7 @@ def test_samples_follow_from_seed_and_step_alone(evens, tmp_path):
 def test_what_is_trained_can_be_loaded_and_read(evens, tmp_path):
     path = train(config(tmp_path))
     model, tokenizer = load(str(path / "model"))
-    trainer = Trainer(replace(read_config(read_run(path).config)))
+    trainer = Trainer(*complete(read_config(read_run(path).config)))
     trainer.restore(Run.open(path).latest())
     tokens = tokenizer("3?", return_tensors="pt").input_ids
     assert torch.equal(model(tokens).logits, trainer.model(tokens).logits)
@@ -371,7 +452,7 @@ def test_what_is_trained_can_be_loaded_and_read(evens, tmp_path):
 
 def test_a_number_that_is_not_finite_stops_the_run(evens, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "_minibatch", lambda self, batch, **_: {"loss": math.nan})
-    with pytest.raises(FloatingPointError, match="loss is nan in step 1: the run stops here"):
+    with pytest.raises(FloatingPointError, match="loss is nan at step 1: "):
         train(config(tmp_path))
     assert list((tmp_path / "run" / "failure").iterdir())
 
@@ -499,7 +580,7 @@ def test_a_run_outlives_its_data(sums, tmp_path):
     assert "avg@2" in evaluate(path, problems=4, samples=2, data=moved)
 
     (path / "model" / "generation_config.json").unlink()
-    with pytest.raises(ValueError, match=r"model has no generation_config\.json"):
+    with pytest.raises(ValueError, match="short is no directory"):  # nor is there the model that it began with
         export(path, tmp_path / "again")
 
 
@@ -520,24 +601,24 @@ def test_what_a_model_keeps_beside_its_parameters_is_loaded_too():
 
 
 def test_a_response_must_fit_into_the_model(sums, tmp_path):
-    trainer = Trainer(config(tmp_path, **sums, max_new_tokens=9))  # "99 + 99" has 7 tokens
-    trainer.close()
+    trainer = tiny_language.trainer(tmp_path, **sums, max_new_tokens=9)  # "99 + 99" has 7 tokens
+    trainer.task.close()
     with pytest.raises(ValueError, match=r"a prompt of 7 tokens and max_new_tokens=10 do not fit .*short, 16: "):
-        Trainer(config(tmp_path, **sums, max_new_tokens=10))
-    Trainer(config(tmp_path, **sums, max_new_tokens=10, context=17)).close()
+        tiny_language.trainer(tmp_path, **sums, max_new_tokens=10)
+    tiny_language.trainer(tmp_path, **sums, max_new_tokens=10, context=17).task.close()
     with pytest.raises(ValueError, match=r"max_new_tokens=9 do not fit .*short, 15: give"):
-        Trainer(config(tmp_path, **sums, max_new_tokens=9, context=15))
+        tiny_language.trainer(tmp_path, **sums, max_new_tokens=9, context=15)
 
 
 def test_prompts_that_are_too_long_are_left_out(sums, tmp_path, caplog):
-    trainer = Trainer(config(tmp_path, **sums, max_new_tokens=11, max_prompt=5))  # up to "9 + 9"
-    trainer.close()
+    trainer = tiny_language.trainer(tmp_path, **sums, max_new_tokens=11, max_prompt=5)  # up to "9 + 9"
+    trainer.task.close()
     found = [p.prompt for split in ("train", "test") for p in trainer.task.problems(split, 99, 0, or_fewer=True)]
     assert sorted(found) == [f"{i} + {i}" for i in range(10)]
     told = re.findall("data: ([0-9]+) of ([0-9]+) problems to .* more than 5 tokens", caplog.text)
     assert np.array(told, int).sum(0).tolist() == [90, 100]
     with pytest.raises(ValueError, match="data has no problem to train with: allow longer prompts"):
-        Trainer(config(tmp_path, **sums, max_new_tokens=11, max_prompt=4))
+        tiny_language.trainer(tmp_path, **sums, max_new_tokens=11, max_prompt=4)
 
 
 @pytest.mark.parametrize("name", ["language/dapo-7b", "language/math-1.5b"])
@@ -549,8 +630,8 @@ def test_recipes_of_mathematics_ask_for_a_box_and_fit_into_their_models(name, tm
     data = str(tiny_language.write_rows(tmp_path / "data.jsonl", rows))
     (planned, *_) = recipe.load(name).runs("paper", tmp_path, settings={"model": model, "data": data})
     asked = LanguageConfig(**planned.settings, out=str(tmp_path / "run"))
-    trainer = Trainer(asked)
-    trainer.close()
+    trainer = Trainer(*complete(asked))
+    trainer.task.close()
     assert "1 of" in caplog.text
     assert "more than 1024 tokens and are left out" in caplog.text
     (problem,) = trainer.task.problems("train", 1, 0)
@@ -559,7 +640,7 @@ def test_recipes_of_mathematics_ask_for_a_box_and_fit_into_their_models(name, tm
     ends = trainer.tokenizer.convert_ids_to_tokens(sorted(ends_of(trainer.model)))
     assert set(ends) == set(TEMPLATES["qwen-math"].stop)
     with pytest.raises(ValueError, match="do not fit into the context"):
-        Trainer(replace(asked, max_prompt=None))
+        Trainer(*complete(replace(asked, max_prompt=None)))
 
 
 def test_the_command_trains_goes_on_and_reports(tmp_path, monkeypatch, capsys):
@@ -591,8 +672,9 @@ def test_the_command_trains_goes_on_and_reports(tmp_path, monkeypatch, capsys):
     found = read_run(Path("runs/language/arithmetic-tiny/grpo-era-no-high/seed-0")).evaluation
     assert found["values"]["avg_at_k"] == sum(found["correct"]) / 40
     assert found["values"]["pass_at_1"] == pytest.approx(found["values"]["avg_at_k"])
-    assert main(["evaluate", "runs/language/arithmetic-tiny/grpo-era-no-high/seed-0", "--episodes=5"]) == 2
-    assert "--episodes is nothing that a run of domain='language' knows" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["evaluate", "runs/language/arithmetic-tiny/grpo-era-no-high/seed-0", "--episodes=5"])
+    assert "--episodes" in capsys.readouterr().err
     assert main(["export", "runs/language/arithmetic-tiny/grpo-era-no-high/seed-0", "--out=mine"]) == 0
     assert "from_pretrained('mine')" in capsys.readouterr().out
     weights = load("mine")[0].state_dict()
@@ -610,7 +692,7 @@ def test_the_command_trains_goes_on_and_reports(tmp_path, monkeypatch, capsys):
 
 
 def test_a_batch_is_taken_apart_by_rows(evens, tmp_path):
-    trainer = Trainer(config(tmp_path, warm_start_steps=0))
+    trainer = tiny_language.trainer(tmp_path, warm_start_steps=0)
     batch, _ = trainer._rollout()
     part = batch.rows(slice(2, 5))
     assert isinstance(part, Batch)
@@ -640,15 +722,15 @@ def chats(tmp_path):
 
 
 def test_a_chat_is_trained_as_it_is_evaluated(chats, tmp_path):
-    trainer = Trainer(config(tmp_path, **chats))
+    trainer = tiny_language.trainer(tmp_path, **chats)
     engine = Transformers(chats["model"], template("chat"))
     (problem,) = trainer.task.problems("train", 1, 0)
     assert problem.prompt == engine.prompt(problem.row["question"], "Box it.")
-    drawn = trainer._sample([problem], 1.0, 0)
+    drawn = groups.respond(trainer.model, trainer.tokenizer, [problem], seed=0, **sampling_of(trainer.config))
     width = drawn.tokens.shape[1] - drawn.response_mask.shape[1]
     assert drawn.tokens[0, :width].tolist() == engine.encode(problem.prompt)
     assert ends_of(trainer.model) == engine.ends == {0, 2}  # where a turn ends, too
-    trainer.close()
+    trainer.task.close()
     path = train(config(tmp_path, **chats, checkpoint_every=1))
     expected = lines(path)
     shutil.rmtree(path / "checkpoints" / f"{2:012d}")
@@ -659,7 +741,7 @@ def test_a_chat_is_trained_as_it_is_evaluated(chats, tmp_path):
 
 def test_a_chat_needs_a_template(sums, tmp_path):
     with pytest.raises(ValueError, match="has no chat template"):
-        Trainer(config(tmp_path, **sums, template="chat", max_new_tokens=4))
+        tiny_language.trainer(tmp_path, **sums, template="chat", max_new_tokens=4)
     with pytest.raises(ValueError, match="template='chat' would be ignored without task='file'"):
         LanguageConfig(template="chat").resolved()
 
@@ -670,7 +752,8 @@ def test_a_chat_needs_a_template(sums, tmp_path):
 )
 def test_rollouts_without_anything_to_learn_from_are_told(kind, reward, way, chats, tmp_path, monkeypatch, caplog):
     settings = chats if kind == "file" else {"task": kind, "warm_start_steps": 0}
-    monkeypatch.setattr(Trainer, "_rewards", lambda self, asked, _, k: torch.full((len(asked), k), reward))
+    for task in (Arithmetic, Questions):
+        monkeypatch.setattr(task, "rewards", lambda self, problems, _: np.full(len(problems), reward))
     train(config(tmp_path, **settings, steps=5))
     (line,) = [line for line in caplog.messages if "different rewards" in line]
     assert line.startswith(f"no group of the first 3 rollouts has different rewards (their mean is {reward:g})")
@@ -683,15 +766,15 @@ def test_rollouts_with_something_to_learn_from_are_not(evens, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
-def test_the_policy_of_an_update_is_the_one_that_sampled(checkpointed, tmp_path):
+def test_the_policy_of_an_update_is_the_one_that_sampled(checkpointed, tmp_path, monkeypatch):
     """A model with dropout: at a learning rate of nothing every ratio is 1, in all updates of a rollout."""
     model = tmp_path / "model"
     build("gpt2", vocab_size=99, resid_pdrop=0.3, embd_pdrop=0.3, attn_pdrop=0.3).save_pretrained(model)
     tiny_language.tokenizer().save_pretrained(model)
     settings = {"model": str(model), "loss": "gspo", "minibatches": 2, "learning_rate": 1e-12}
     settings |= {"gradient_checkpointing": checkpointed, "max_new_tokens": 8, "warm_start_steps": 0}
-    trainer = Trainer(config(tmp_path, task="arithmetic", **settings))
-    trainer._rewards = lambda asked, drawn, k: (drawn.response_mask.sum(1).cpu() % 2).float().view(len(asked), k)
+    trainer = tiny_language.trainer(tmp_path, task="arithmetic", **settings)
+    monkeypatch.setattr(Arithmetic, "reward", lambda self, problem, response: float(len(response) % 2))
     found = trainer._train_step()
     assert found["usable_groups"] > 0
     assert found["clip_fraction"] == 0
@@ -709,12 +792,12 @@ def test_the_policy_of_an_update_is_the_one_that_sampled(checkpointed, tmp_path)
     ],
 )
 def test_a_memory_that_is_too_small_names_the_way_out(error, part, way, evens, tmp_path, monkeypatch):
-    trainer = Trainer(config(tmp_path, warm_start_steps=0))
+    trainer = tiny_language.trainer(tmp_path, warm_start_steps=0)
 
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(trainers if part == "sample" else trainers.model, part, fail)
+    monkeypatch.setattr(groups if part == "sample" else update, part, fail)
     with pytest.raises(type(error)) as told:
         trainer._train_step()
     notes = getattr(told.value, "__notes__", [])

@@ -10,9 +10,10 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 import reference
-from entropyfloor.language import trainer as trainers
+import tiny_language
+from entropyfloor.language import groups, prepare, update
 from entropyfloor.language.config import LanguageConfig
-from entropyfloor.language.model import tiny
+from entropyfloor.language.model.tiny import tiny
 from entropyfloor.language.sampling import decoding, rollout
 from entropyfloor.language.tasks import Problem
 from entropyfloor.language.train import train
@@ -33,7 +34,7 @@ TASK = Parity(max_new_tokens=7)
 
 @pytest.fixture(autouse=True)
 def parity(monkeypatch):
-    monkeypatch.setattr(trainers, "task_of", lambda config: TASK)
+    monkeypatch.setattr(prepare, "task_of", lambda config: TASK)
 
 
 def moved(model, size, seed=0):
@@ -48,7 +49,7 @@ def moved(model, size, seed=0):
 def trainer_of(tmp_path, **settings):
     """A trainer whose model is sure enough of itself for entropies, ratios and covariances of all sizes."""
     settings = {"prompts": 8, "temperature": 0.7, "warm_start_steps": 0, "clip_grad": 1e9} | settings
-    trainer = Trainer(config(tmp_path, **settings))
+    trainer = tiny_language.trainer(tmp_path, **settings)
     with torch.no_grad():
         trainer.model.get_output_embeddings().weight.mul_(15)
     moved(trainer.model, 0.3)
@@ -278,6 +279,36 @@ def test_an_update_is_that_of_full_logits(name, tmp_path, monkeypatch):
         assert float((gradients[1] - gradient).norm()) > 1e-2 * float(gradient.norm())
 
 
+def test_an_update_needs_model_batch_and_hyperparameters_only():
+    """No run and no optimiser; nothing is changed, and micro-batches add up."""
+    torch.manual_seed(0)
+    model, tokenizer = tiny("0123?", layers=1, hidden=16, heads=2, length=20)
+    moved(model, 0.5)
+    responses = rollout.sample(model, tokenizer, ["0?", "12?"] * 8, seed=0, max_new_tokens=6)
+    advantages = torch.linspace(-1.0, 1.0, 16)
+    found = {}
+    for size in (256, 3):
+        hyperparameters = update.Hyperparameters(
+            micro_batch=size, era=True, omega_low=1.2, omega_high=1.6, top_k=4, clip_cov=0.5, entropy_coef=0.1
+        )
+        evaluated = update.evaluate_rollout(model, None, responses, advantages, hyperparameters)
+        batch, metrics = update.batch_of(evaluated, hyperparameters)
+        assert 0 < metrics["scaled_share"] < 1
+        before, mode = flat(model.parameters()), model.training
+        generator = torch.Generator().manual_seed(0)
+        parts = list(update.policy_losses(model, batch, hyperparameters, generator, on_policy=False))
+        assert len(parts) == math.ceil(16 / size)
+        assert torch.equal(flat(model.parameters()), before)
+        assert model.training == mode
+        assert all(p.grad is None for p in model.parameters())
+        gradient = flat(torch.autograd.grad(sum(loss for loss, _ in parts), model.parameters()))
+        totals = {name: sum(float(values[name]) for _, values in parts) for name in parts[0][1]}
+        found[size] = (totals, gradient)
+    (metrics, gradient), (more, small) = found.values()
+    assert more == pytest.approx(metrics, rel=1e-5, abs=1e-7)
+    torch.testing.assert_close(small, gradient, atol=1e-6, rtol=1e-4)
+
+
 def test_advantages_are_compared_before_they_are_scaled(tmp_path):
     """With k = 4 an advantage of 1.5 is scaled to less than `min_advantage` = 1; it is scaled all the same."""
     for freeze in (True, False):
@@ -291,9 +322,9 @@ def test_advantages_are_compared_before_they_are_scaled(tmp_path):
         batch, _ = trainer._rollout()
         high = batch.advantages > 1
         assert 0 < high.sum() < len(high)
-        seen = trainer._seen(batch)
-        torch.testing.assert_close(seen.advantages, torch.where(high, batch.advantages / 4, batch.advantages))
-        torch.testing.assert_close(seen.log_probs, batch.old, atol=1e-5, rtol=1e-5)
+        now = update.forward(trainer.model, batch, trainer.hyperparameters)
+        torch.testing.assert_close(now.advantages, torch.where(high, batch.advantages / 4, batch.advantages))
+        torch.testing.assert_close(now.log_probs, batch.old, atol=1e-5, rtol=1e-5)
 
 
 def test_rounding_is_no_distance_from_the_policy_that_sampled(tmp_path):
@@ -382,8 +413,8 @@ def test_mixed_precision_samples_from_the_policy_that_is_updated(tmp_path, monke
     batch, _ = trainer._rollout()
     ((dtype, sampled),) = drawn
     assert dtype == torch.float32
-    trainer.config = replace(trainer.config, precision="no")
-    exact, _ = trainer._swept(trainer.model, batch.responses)
+    full = replace(trainer.hyperparameters, precision="no")
+    exact, _ = update.log_probs_of(trainer.model, batch.responses, full)
     error = (batch.unscaled - exact).abs().max()
     assert 1e-4 < error < 0.1
     assert (batch.unscaled[:, 0] - sampled).abs().max() < 0.1 * error
@@ -407,7 +438,7 @@ def test_who_is_asked_what_and_how(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Parity, "problems", problems)
     monkeypatch.setattr(Parity, "reward", lambda *_: 0.0)  # no group is ever of use
-    monkeypatch.setattr(trainers, "sample", spied)
+    monkeypatch.setattr(groups, "sample", spied)
     settings = {"temperature": 0.7, "eval_temperature": 0.9, "sample_batch": 5, "precision": "bf16"}
     settings |= {"warm_start_steps": 0, "dynamic_sampling": True, "max_refills": 2, "eval_problems": 3}
     train(config(tmp_path, **settings, steps=2, eval_every=1))
@@ -506,7 +537,7 @@ def test_responses_that_end_at_once(tmp_path):
         head.weight.zero_()
         head.bias.copy_(20.0 * torch.nn.functional.one_hot(torch.tensor(1), len(trainer.tokenizer)))
     model.set_output_embeddings(head)
-    trainer.optimiser = trainer._optimiser(1e-2)
+    trainer.optimiser = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.0)
     before = weights(trainer)
     found = trainer._train_step()
     assert (found["response_length"], found["ended"], found["usable_groups"]) == (1, 1, 0)

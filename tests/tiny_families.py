@@ -2,7 +2,7 @@
 
 import torch
 
-import entropyfloor.language.libraries  # noqa: F401  before transformers, so that a broken torchvision does no harm
+import entropyfloor.language.model  # noqa: F401  before transformers, so that a broken torchvision does no harm
 
 from transformers import AutoConfig, AutoModelForCausalLM  # isort: skip
 

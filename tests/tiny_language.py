@@ -7,10 +7,12 @@ import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-import entropyfloor.language.libraries  # noqa: F401  before transformers, so that a broken torchvision does no harm
+import entropyfloor.language.model  # noqa: F401  before transformers, so that a broken torchvision does no harm
 from entropyfloor.language.config import LanguageConfig
+from entropyfloor.language.prepare import complete
 from entropyfloor.language.tasks import Problem
 from entropyfloor.language.tasks.base import Generated
+from entropyfloor.language.trainer import Trainer
 
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM  # isort: skip
 
@@ -135,3 +137,8 @@ def config(tmp_path, **settings):
     if found.get("model", "tiny") != "tiny":
         unused |= {"layers", "hidden", "heads"}
     return LanguageConfig(**{name: value for name, value in found.items() if name not in unused})
+
+
+def trainer(tmp_path, **settings):
+    """The trainer of a run in `tmp_path`."""
+    return Trainer(*complete(config(tmp_path, **settings)))

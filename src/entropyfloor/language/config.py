@@ -1,4 +1,4 @@
-"""Everything that a run of `entropyfloor train language` can be told."""
+"""Settings of `entropyfloor train language`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Precision = Literal["no", "bf16"]
 Threshold = float | Literal["auto"]
 
 ABOVE_ONE = Range(1, math.inf, "above 1", open=True)
-SOME = Range(math.ulp(0), 1, "above 0 and at most 1")
+FRACTION = Range(math.ulp(0), 1, "above 0 and at most 1")
 LENGTH = Range(1, 2**24, "between 1 and 2**24")
 AT_LEAST_2 = Range(2, math.inf, "at least 2")
 EVAL_SAMPLES = Range(1, 1024, "between 1 and 1024")
@@ -46,162 +46,161 @@ KL_COV = CountsIf("kl_cov", lambda config: config.kl_cov > 0)
 ERA = CountsIf("head='era'", lambda config: config.head == "era")
 
 CLIP: dict[LossName, tuple[float, float]] = {"grpo": (0.2, 0.2), "dr-grpo": (0.2, 0.2), "gspo": (3e-4, 4e-4)}
-"""Below and above 1, where nothing else is said."""
+"""Default distances of the bounds of ratios below and above 1."""
 
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """A language model, warmed up by supervision and trained by RL. What is left at None follows from the rest."""
+    """Settings of `entropyfloor train language`. None stands for a value that follows from other settings."""
 
     task: TaskName = "countdown-3"
-    """countdown (that is countdown-3), countdown-4, arithmetic, modular, which need no download; or file."""
+    """Task: countdown (short for countdown-3), countdown-4, arithmetic or modular, all generated, or file."""
     largest: Annotated[int, AT_LEAST_2, COUNTDOWN] = 20
-    """Task countdown: the largest of the numbers."""
+    """Task countdown: largest number."""
     digits: Annotated[int, COUNT, ARITHMETIC] = 2
     """Task arithmetic: digits of the larger numbers."""
     chain_length: Annotated[int, COUNT, MODULAR] = 5
-    """Task modular: operations of a chain."""
+    """Task modular: number of operations in a chain."""
     data: Annotated[str | None, Effect.PLACE, FILE] = None
-    """Task file: a jsonl, json or parquet file of questions with answers to train on."""
+    """Task file: a jsonl, json or parquet file with questions and answers to train on."""
     test_data: Annotated[str | None, Effect.PLACE, FILE] = None
-    """Task file: one to be judged on; by default a tenth of `data`."""
+    """Task file: a file to evaluate on; by default a tenth of `data` is held out."""
     min_level: Annotated[int, NATURAL, FILE] = 0
-    """Task file: only problems of at least this level; the paper trains on MATH from 3 on."""
+    """Task file: lowest level of problems to train on; the paper trains on levels 3 to 5 of MATH."""
     prompt: Annotated[str, FILE] = "{question}"
-    """Task file: what the model is given; {question} stands for the question."""
+    """Task file: text of a prompt, in which {question} stands for the question."""
     template: Annotated[Literal["chat"] | None, FILE] = None
-    """Task file: chat puts the tokenizer's own chat template around the prompt, and whole chats into it."""
+    """Task file: chat formats prompts by the tokenizer's own chat template, with all turns of a chat."""
     question_column: Annotated[str | None, FILE] = None
-    """Task file: what the column of questions is called, if not as usual; a dot goes into a column of columns."""
+    """Task file: column of the questions, if it has no usual name; a dot separates nested columns."""
     answer_column: Annotated[str | None, FILE] = None
-    """Task file: what the column of answers is called, if not as usual."""
+    """Task file: column of the answers, if it has no usual name."""
     max_prompt: Annotated[int | None, COUNT, FILE] = None
-    """Task file: longest prompt in tokens; problems with longer ones are left out, and their number is told."""
+    """Task file: longest prompt in tokens; problems with longer ones are left out, which is logged."""
     model: str = "tiny"
-    """Any causal language model, by hub name or path; tiny is one of the Qwen2 architecture made from nothing."""
+    """Any causal language model, by hub name or path; tiny is a random model of the Qwen2 architecture."""
     stop_token: Annotated[str | None, READ_MODEL] = None
-    """Ends a response beside what the model ends at, such as <|im_end|> where the prompt has turns."""
+    """Token that ends a response, beside the model's own ends, such as <|im_end|> where a prompt has turns."""
     context: Annotated[int | None, COUNT] = None
-    """Tokens of prompt and response together, if not what the model's config says."""
+    """Limit of prompt and response together in tokens, if it is not the one of the model's config."""
     layers: Annotated[int, COUNT, TINY] = 4
-    """Model tiny: transformer layers."""
+    """Model tiny: number of transformer layers."""
     hidden: Annotated[int, COUNT, TINY] = 128
     """Model tiny: width."""
     heads: Annotated[int, COUNT, TINY] = 4
-    """Model tiny: attention heads."""
+    """Model tiny: number of attention heads."""
     seed: Annotated[int, SEED_RANGE, Effect.IDENTITY] = 0
-    """Everything random follows from it."""
+    """Seed of everything random."""
     steps: Annotated[int, NATURAL] = 150
-    """Rollouts, each followed by `minibatches` updates."""
+    """Number of rollouts, each followed by `minibatches` updates."""
     recipe: Annotated[str | None, Effect.IDENTITY] = None
-    """A remark: the recipe that asked for the run, its scale and its arm."""
+    """Remark: the recipe that the run belongs to, with its scale and arm."""
     out: Annotated[str | None, Effect.IDENTITY] = None
-    """Run directory; by default runs/language/<task>-<model>/<name of what is compared>/seed-<seed>."""
+    """Run directory; by default runs/language/<task>-<model>/<loss and its variants>/seed-<seed>."""
 
     warm_start_steps: Annotated[int, NATURAL] = 400
-    """Supervised updates on solutions before RL; 0 for none."""
+    """Warm start: number of supervised updates on solutions before RL; 0 for none."""
     warm_start_batch: Annotated[int, NATURAL, WARM_START] = 128
-    """Solutions in each of them."""
+    """Warm start: solutions in an update."""
     warm_start_learning_rate: Annotated[float, POSITIVE, WARM_START] = 1e-3
-    """Of AdamW, falling as a cosine."""
+    """Warm start: learning rate of AdamW, which falls as a cosine."""
     warm_start_random: Annotated[float, SHARE, WARM_START] = 0.5
-    """Share of derivations that are well formed but may miss the answer, so that something is left to learn."""
+    """Warm start: share of derivations that are well formed but may miss the answer, so that RL can improve."""
     warm_starts: Annotated[str | None, Effect.PLACE, WARM_START] = None
-    """Directory of models warmed up: what a run with the same warm start has left there is not done again."""
+    """Warm start: directory in which runs with the same warm start share the model that it results in."""
 
     prompts: Annotated[int, COUNT] = 16
-    """Problems in a rollout."""
+    """Number of problems in a rollout."""
     samples: Annotated[int, COUNT] = 16
-    """Responses to each problem: a group."""
+    """Number of responses to each problem, which form a group."""
     temperature: Annotated[float, POSITIVE] = 1.0
-    """Of sampling."""
+    """Temperature of sampling in training."""
     max_new_tokens: Annotated[int | None, LENGTH] = None
-    """Longest response; the generated tasks know theirs."""
+    """Longest response in tokens; by default what the task needs."""
     dynamic_sampling: bool = False
-    """Drop groups whose responses all earned the same, and fill the rollout up with others."""
+    """Drop groups whose responses all earn the same reward, and sample others instead."""
     max_refills: Annotated[int, NATURAL, DYNAMIC] = 3
-    """How often it is filled up at most."""
+    """Dynamic sampling: limit of additional samplings in a rollout."""
     minibatches: Annotated[int, COUNT] = 1
-    """Updates that share a rollout; with 1 every ratio is 1, and no clip or covariance does anything."""
+    """Number of updates that share a rollout; with 1 all ratios are 1: clips and covariances have no effect."""
     sample_batch: Annotated[int, COUNT, Effect.SPEED] = 256
-    """Responses that are sampled at a time: what their keys and values take is memory."""
+    """Number of responses sampled at a time, which limits the memory of keys and values."""
     micro_batch: Annotated[int, COUNT, Effect.SPEED] = 256
-    """Responses in a forward pass; gradients add up, so it changes nothing but memory."""
+    """Number of responses in a forward pass, which limits its memory; gradients add up."""
     gradient_checkpointing: Annotated[bool, Effect.SPEED] = False
-    """Keep only what goes into each layer and compute the rest again on the way back: less memory, more time."""
+    """Keep only the inputs of layers and compute them again in the backward pass: less memory, more time."""
 
     loss: LossName = "grpo"
-    """grpo, dr-grpo (no standard deviation, constant length), gspo (ratio of whole responses)."""
+    """Loss: grpo, dr-grpo (no standard deviation, constant length) or gspo (ratio of whole responses)."""
     aggregate: Annotated[Literal["token-mean", "sequence-mean"], GRPO] = "token-mean"
-    """Loss grpo: the mean over all tokens of the batch, or over responses of their means."""
+    """Loss grpo: mean over all tokens of the batch, or over the means of the responses."""
     clip_low: Annotated[float | None, NATURAL] = None
-    """How far below 1 a ratio counts: 0.2, and 3e-4 for gspo; KL-Cov has no bounds."""
+    """Distance below 1 at which a ratio is clipped: 0.2 by default, 3e-4 for gspo; KL-Cov does not clip."""
     clip_high: Annotated[float | None, NATURAL] = None
-    """How far above: 0.2, and 4e-4 for gspo; clip-higher is 0.28."""
+    """Distance above 1 at which a ratio is clipped: 0.2 by default, 4e-4 for gspo; clip-higher is 0.28."""
     entropy_coef: float = 0.0
-    """What a nat of entropy is worth to the loss."""
-    forking: Annotated[float, SOME] = 1.0
-    """Share of tokens, those of highest entropy, that give a gradient; 0.2 for forking tokens."""
+    """Weight of an entropy bonus in the loss."""
+    forking: Annotated[float, FRACTION] = 1.0
+    """Share of the tokens that give a gradient, those of highest entropy; 0.2 for forking tokens."""
     kl_cov: Annotated[float, SHARE] = 0.0
-    """KL-Cov: share of tokens, those of highest covariance, with a penalty; the paper of KL-Cov has 2e-3."""
+    """KL-Cov: share of the tokens that are penalised, those of highest covariance; 2e-3 in its paper."""
     kl_cov_coef: Annotated[float, NATURAL, KL_COV] = 1.0
-    """KL-Cov: its weight."""
+    """KL-Cov: weight of the penalty."""
     clip_cov: Annotated[float, SHARE] = 0.0
-    """Clip-Cov: share of tokens, drawn among those of high covariance, that give no gradient; 2e-4."""
+    """Clip-Cov: share of the tokens without a gradient, drawn from those of high covariance; 2e-4 in its paper."""
     kl_coef: Annotated[float, NATURAL] = 0.0
-    """Weight of the KL divergence to the model as RL began with it."""
+    """Weight of the KL divergence to the model that RL begins with."""
 
     head: Literal["none", "era"] = "none"
-    """era: log-probabilities of the update are taken at scaled logits (Eq. 16)."""
+    """Head of the loss: era takes log-probabilities at scaled logits (Eq. 16)."""
     omega_low: Annotated[Threshold, NATURAL] = "auto"
-    """ω_low: responses of less entropy are made more random. auto: 0.75 of the entropy that RL begins with.
-    With head none the thresholds do no more than count responses."""
+    """ω_low in nats: ERA makes responses with less entropy more random; auto is 0.75 of the entropy before RL."""
     omega_high: Annotated[Threshold, UP_TO_INFINITY] = "auto"
-    """ω_high: those of more are made less random. auto: 5 times the entropy that RL begins with."""
+    """ω_high in nats: ERA makes responses with more entropy less random; auto is 5 times the entropy before RL."""
     second_stage: Annotated[float, SHARE] = 1.0
-    """Share of `steps` after which the second pair of thresholds holds; 1 for never."""
+    """Share of `steps` after which the thresholds of the second stage hold; 1 for never."""
     omega_low_2: Annotated[Threshold, NATURAL, SECOND_STAGE] = "auto"
-    """ω_low of the second stage. auto: 4/9 of the first one's, as the paper's 0.2 is of its 0.45."""
+    """Second stage: ω_low; auto is 4/9 of that of the first stage, as in the paper (0.2 after 0.45)."""
     omega_high_2: Annotated[float, UP_TO_INFINITY, SECOND_STAGE] = math.inf
-    """ω_high of the second stage."""
+    """Second stage: ω_high; inf for none."""
     k: Annotated[float, ABOVE_ONE, ERA] = 2.0
-    """Scale of Eq. 16."""
+    """ERA: scale k of Eq. 16."""
     min_advantage: Annotated[float, NATURAL, ERA] = 0.0
-    """Only positive advantages of at least this have their logits scaled; 1.0 mimics the release."""
+    """ERA: least positive advantage of a response whose logits are scaled; 1.0 mimics the authors' release."""
     top_k: Annotated[int | None, COUNT, ERA] = None
-    """Logits of the update outside the largest so many are dropped where the advantage is positive: 20."""
+    """ERA: number of largest logits that the first stage keeps where advantages are positive; 20 in the paper."""
     scale_advantages: Annotated[bool, ERA] = False
-    """Divide advantages by the scale (Eq. 17)."""
+    """ERA: divide advantages by the scale (Eq. 17)."""
     freeze_scale: Annotated[bool, ERA] = True
-    """Decide the scale once a rollout; False decides it again in each forward pass, as the release does."""
-    top_fraction: Annotated[float, SOME] = 0.2
+    """ERA: decide the scale once for a rollout; without it each forward pass decides, as in the release."""
+    top_fraction: Annotated[float, FRACTION] = 0.2
     """Share of a response's tokens, those of highest entropy, whose mean is the entropy of the response."""
 
     learning_rate: Annotated[float, POSITIVE] = 1e-4
-    """Of AdamW in RL; a small model is destroyed by 4e-4."""
+    """Learning rate of AdamW in RL; 4e-4 destroys a small model."""
     weight_decay: Annotated[float, NATURAL] = 0.0
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     warmup: Annotated[int, NATURAL] = 0
-    """Rollouts in which the learning rate rises; it is constant after."""
+    """Number of rollouts in which the learning rate rises; it is constant afterwards."""
     clip_grad: Annotated[float, POSITIVE] = 1.0
-    """Gradients are scaled down to this norm."""
+    """Largest norm of a gradient; larger ones are scaled down."""
     precision: Precision = "no"
-    """Mixed precision of the model in RL, as it samples and as it learns; its logits are float32 in any case."""
+    """Mixed precision of the model in sampling and learning; its logits are float32 in any case."""
     device: Annotated[str, Effect.SPEED] = "auto"
-    """Such as cuda or cpu; auto takes an accelerator where there is one."""
+    """Device such as cuda or cpu; auto takes an accelerator where there is one."""
 
     eval_every: Annotated[int, COUNT] = 25
-    """Rollouts between evaluations."""
+    """Number of rollouts between evaluations."""
     eval_problems: Annotated[int, COUNT] = 64
-    """Held-out problems of an evaluation, or all if they are fewer."""
+    """Number of held-out problems in an evaluation; all where there are fewer."""
     eval_samples: Annotated[int, EVAL_SAMPLES] = 16
-    """Responses to each: avg@k and pass@k up to this k."""
+    """Number of responses to each held-out problem, the largest k of avg@k and pass@k."""
     eval_temperature: Annotated[float, POSITIVE] = 1.0
-    """Of sampling; the policy that is judged is the original one, without ERA."""
+    """Temperature of sampling in evaluations, which sample from the model itself, without ERA."""
     checkpoint_every: Annotated[int, COUNT, Effect.SPEED] = 50
-    """Rollouts between checkpoints; the end always saves one."""
+    """Number of rollouts between checkpoints; one more is saved at the end."""
     threads: Annotated[int, THREADS, Effect.SPEED] = 0
-    """CPU threads of PyTorch; 0 leaves the choice to it."""
+    """CPU threads of PyTorch; 0 lets PyTorch choose."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -213,11 +212,9 @@ class LanguageConfig:
                 "--warm-start-steps 0"
             )
         if self.samples < 2:
-            raise ValueError(
-                f"samples={self.samples} must be at least 2: an advantage compares the responses of a group"
-            )
+            raise ValueError(f"samples={self.samples} must be at least 2: advantages compare responses of a group")
         if self.kl_cov and self.clip_cov:
-            raise ValueError("kl_cov and clip_cov are two answers to one question: choose one")
+            raise ValueError("kl_cov and clip_cov exclude each other: choose one")
         if (self.kl_cov or self.clip_cov) and self.minibatches == 1:
             raise ValueError(
                 "kl_cov and clip_cov do nothing where every ratio is 1: give --minibatches of at least 2"
@@ -235,7 +232,7 @@ class LanguageConfig:
                 raise ValueError(f"{low}={thresholds[0]} must be below {high}={thresholds[1]}")
 
     def resolved(self) -> LanguageConfig:
-        """The same run with nothing left at None that has a value; `max_new_tokens` follows from the task.
+        """The same settings with values for None where they follow from others; `max_new_tokens` needs the task.
 
         Raises:
             ValueError: A setting would be ignored.
@@ -262,9 +259,9 @@ class LanguageConfig:
 
     @property
     def label(self) -> str:
-        """What is compared: the loss, and what stands beside it."""
+        """Name of what is compared: the loss and its variants."""
         clip, era = self._clip, self.head == "era"
-        known = {
+        variants = {
             "era": era,
             f"low-{self.omega_low}": era and self.omega_low != "auto",
             f"high-{self.omega_high}": era and self.omega_high not in ("auto", math.inf),
@@ -279,4 +276,4 @@ class LanguageConfig:
             f"clip-cov-{self.clip_cov}": self.clip_cov,
             f"kl-{self.kl_coef}": self.kl_coef,
         }
-        return "-".join([self.loss, *(name for name, used in known.items() if used)])
+        return "-".join([self.loss, *(name for name, used in variants.items() if used)])

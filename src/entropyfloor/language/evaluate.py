@@ -1,27 +1,163 @@
-"""A trained language model judged on problems of its task that it never saw, and given to others."""
+"""Evaluation of a language model on held-out problems of its task: during training, and of a run."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from entropyfloor.language import model
-from entropyfloor.language.tasks import Problem
-from entropyfloor.language.train import description, read_config
-from entropyfloor.language.trainer import MODEL, Trainer
-from entropyfloor.runs import Run
+import numpy as np
+import torch
+
+from entropyfloor.language import groups
+from entropyfloor.language.benchmarks import scores
+from entropyfloor.language.load import read_trained
+from entropyfloor.language.model.forward import device_of
+from entropyfloor.language.prepare import adapt_task, complete, hyperparameters_of, sampling_of
+from entropyfloor.language.sampling.rollout import Responses, joined
+from entropyfloor.language.tasks import Problem, Task
+from entropyfloor.language.update import Hyperparameters, log_probs_of
 from entropyfloor.runs.progress import Progress
-from entropyfloor.torch.checkpoint import tensors_below
+from entropyfloor.torch import functional as F
+from entropyfloor.torch.seeding import derived
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+STREAM = 5
+"""Stream of random numbers of evaluations; those of training are other ones."""
 SHOWN = 4
 """Problems whose responses are written out to be read."""
 
 
+class Evaluation(NamedTuple):
+    """Responses to held-out problems, with their rewards and entropies."""
+
+    problems: Sequence[Problem]
+    texts: Sequence[str]
+    """Sampled responses; those to the same problem follow each other."""
+    rewards: np.ndarray
+    """`[problems, samples]`: rewards of the sampled responses."""
+    greedy: np.ndarray
+    """`[problems]`: rewards of the greedy responses."""
+    entropies: np.ndarray
+    """`[problems * samples]`: entropies of the responses, in nats: means over their tokens of highest entropy."""
+    lengths: np.ndarray
+    """`[problems * samples]`: lengths of the responses, in tokens."""
+
+    @property
+    def correct(self) -> np.ndarray:
+        """`[problems, samples]`: whether a response is right."""
+        correct: np.ndarray = self.rewards >= 1.0
+        return correct
+
+    def metrics(self) -> dict[str, float]:
+        """Quantities as a run records them."""
+        return {name: score.value for name, score in self.scores().items()} | {
+            "realised_entropy": float(self.entropies.mean()),
+            "realised_entropy/min": float(self.entropies.min()),
+            "realised_entropy/q05": float(np.quantile(self.entropies, 0.05)),
+            "response_length/eval": float(self.lengths.mean()),
+        }
+
+    def scores(self) -> dict[str, scores.Score]:
+        """avg@k, greedy accuracy and pass@k, with 95 % intervals over problems."""
+        correct = self.correct
+        samples = correct.shape[1]
+        curve = scores.pass_curve(samples, correct.sum(1))
+        return {
+            "avg_at_k": scores.accuracy(correct.mean(1)),
+            "greedy": scores.accuracy(self.greedy >= 1.0),
+            **{f"pass_at_{k}": score for k, score in curve.items()},
+        }
+
+    def examples(self, count: int = SHOWN) -> str:
+        """The responses to the first problems with their rewards, to be read."""
+        lines, samples = [], self.rewards.shape[1]
+        for i, problem in enumerate(self.problems[:count]):
+            lines.append(problem.prompt)
+            texts = self.texts[i * samples : (i + 1) * samples]
+            lines += [f"  {reward:g}  {text}" for text, reward in zip(texts, self.rewards[i], strict=True)]
+        return "\n".join(lines) + "\n"
+
+
+@torch.no_grad()
+def evaluate_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    hyperparameters: Hyperparameters,
+    *,
+    problems: int,
+    samples: int,
+    seed: int,
+    temperature: float,
+    sampling: Mapping[str, Any],
+    advance: Callable[[int], object] | None = None,
+) -> Evaluation:
+    """Evaluate a model on the first held-out problems of a task, or on all where there are fewer.
+
+    Args:
+        model: A causal language model, in evaluation mode.
+        tokenizer: Its tokenizer.
+        task: Problems and their rewards.
+        hyperparameters: Temperature, precision and share of tokens by which entropies are measured.
+        problems: Number of problems.
+        samples: Sampled responses to each, beside the greedy one.
+        seed: Seed of the responses.
+        temperature: Temperature of sampling.
+        sampling: Other arguments of `sample`: `max_new_tokens`, `batch_size`, `precision` and `special`.
+        advance: Called with the number of problems that are answered.
+    """
+    settings = {**sampling, "seed": seed}
+    asked: list[Problem] = []
+    several: list[Responses] = []
+    likeliest: list[Responses] = []
+    for some in _held_out(task, problems, sampling["batch_size"]):
+        repeated = [problem for problem in some for _ in range(samples)]
+        several.append(
+            groups.respond(
+                model, tokenizer, repeated, temperature=temperature, first=len(asked) * samples, **settings
+            )
+        )
+        likeliest.append(groups.respond(model, tokenizer, some, temperature=0.0, first=len(asked), **settings))
+        asked += some
+        if advance is not None:
+            advance(len(asked))
+    sampled, greedy = (joined(batches, int(tokenizer.pad_token_id or 0)) for batches in (several, likeliest))
+    _, entropies = log_probs_of(model, sampled, hyperparameters)
+    of_responses = F.response_entropy(entropies, sampled.response_mask, hyperparameters.top_fraction)
+    repeated = [problem for problem in asked for _ in range(samples)]
+    return Evaluation(
+        asked,
+        sampled.texts,
+        task.rewards(repeated, sampled.texts).reshape(len(asked), samples),
+        task.rewards(asked, greedy.texts),
+        of_responses.cpu().numpy(),
+        sampled.response_mask.sum(1).cpu().numpy(),
+    )
+
+
+def _held_out(task: Task, limit: int, batch_size: int) -> Iterator[list[Problem]]:
+    """At most `limit` held-out problems, in growing parts: a generated task may have more than can be listed.
+
+    A larger draw begins with the problems of a smaller one, so each draw asks for twice as many. Responses are the
+    same as if all were sampled at once, since batches are whole.
+    """
+    done, count = 0, batch_size
+    while True:
+        problems = task.problems("test", min(count, limit), 0, or_fewer=True)
+        if done < len(problems):
+            yield problems[done:]
+        if len(problems) < count:
+            return
+        done, count = count, 2 * count
+
+
 def evaluate(
-    path: Path,
+    run: Path,
     *,
     problems: int = 256,
     samples: int = 64,
@@ -29,86 +165,80 @@ def evaluate(
     data: Path | None = None,
     test_data: Path | None = None,
 ) -> str:
-    """Judge the last checkpoint of a run on held-out problems, and write `evaluation.json` into the run.
+    """Evaluate a language model on held-out problems of its task: avg@k, pass@k, greedy accuracy and entropy.
 
-    The policy that is judged is the model itself, without ERA.
+    The model is evaluated as it samples, without ERA. `evaluation.json` in the run has all numbers.
 
     Args:
-        path: A run directory.
-        problems: How many at most, always the same ones.
-        samples: Responses to each; pass@k reaches up to this k.
-        temperature: Of sampling, instead of the run's `eval_temperature`.
-        data: Where the task's file is now, if it was moved.
-        test_data: Where the file to be judged on is now.
+        run: Run directory with a checkpoint.
+        problems: Number of held-out problems, always the same ones; all where there are fewer.
+        samples: Responses to each problem; pass@k reaches up to this k.
+        temperature: Temperature of sampling instead of the run's `eval_temperature`.
+        data: File of training problems, if it was moved.
+        test_data: File of held-out problems, if it was moved, or another one.
 
     Returns:
-        What was found, in words: each quantity with its 95 % interval over problems, which says nothing of other
-        seeds.
+        A summary: each score with its 95 % interval over problems, which does not cover other seeds.
 
     Raises:
         ValueError: No run, no checkpoint, the task's files are not there, or a temperature that is not above 0.
     """
-    run = Run.open(path)
-    checkpoint = run.trained()
-    places = {"data": data, "test_data": test_data}
-    given: Any = {name: str(place) for name, place in places.items() if place is not None}
+    trained = read_trained(run)
+    moved = {"data": data, "test_data": test_data}
+    changes: dict[str, Any] = {name: str(place) for name, place in moved.items() if place is not None}
     if temperature is not None:
-        given["eval_temperature"] = temperature
-    trainer = Trainer(replace(read_config(run.config), **given), described=description(run))
+        changes["eval_temperature"] = temperature
+    config, task = complete(replace(trained.config, **changes))
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    model, tokenizer = trained.model.to(device_of("auto")), trained.tokenizer  # type: ignore[arg-type]
     try:
-        trainer.restore(checkpoint)
-        with Progress(problems, unit="problems", every=1) as progress:
-            found = trainer.judge(problems, samples, progress.advance)
+        adapt_task(task, config, model, tokenizer)
+        with Progress(problems, unit="problems", every=1, evaluation="responding") as progress:
+
+            def advance(done: int) -> None:
+                progress.report(done, "answered")
+                if done < problems:
+                    progress.busy(done, "drawing more problems")
+
+            evaluation = evaluate_model(
+                model,
+                tokenizer,
+                task,
+                hyperparameters_of(config),
+                problems=problems,
+                samples=samples,
+                seed=derived(config.seed, STREAM, trained.step),
+                temperature=config.eval_temperature,
+                sampling=sampling_of(config),
+                advance=advance,
+            )
     finally:
-        trainer.close()
-    scores = found.scores()
-    file = run.keep_evaluation(
+        task.close()
+    scores = evaluation.scores()
+    file = trained.run.keep_evaluation(
         {
-            "step": trainer.step,
-            "problems": len(found.problems),
-            "asked": _known_by(found.problems),
+            "step": trained.step,
+            "problems": len(evaluation.problems),
+            "asked": _checksum(evaluation.problems),
             "samples": samples,
-            "temperature": trainer.config.eval_temperature,
-            "values": found.values(),
+            "temperature": config.eval_temperature,
+            "values": evaluation.metrics(),
             "intervals_95": {name: [score.low, score.high] for name, score in scores.items()},
-            "correct": found.correct.sum(1).tolist(),
+            "correct": evaluation.correct.sum(1).tolist(),
         }
     )
-    run.keep_text("samples/evaluation.txt", found.told(SHOWN))
-    drawn = f"{samples} responses each at temperature {trainer.config.eval_temperature:g}"
-    lines = [f"step {trainer.step}, {len(found.problems):,} problems, {drawn}"]
+    trained.run.keep_text("samples/evaluation.txt", evaluation.examples())
+    count = f"{len(evaluation.problems):,} problems, {samples} responses each"
+    lines = [f"step {trained.step}, {count} at temperature {config.eval_temperature:g}"]
     for name, (value, low, high) in scores.items():
-        told = f"avg@{samples}" if name == "avg_at_k" else name.replace("_at_", "@")
-        lines.append(f"{told:<22}{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}] %")
-    lines.append(f"{'entropy':<22}{found.entropies.mean():.3f} nats, of the top tokens of a response")
+        label = f"avg@{samples}" if name == "avg_at_k" else name.replace("_at_", "@")
+        lines.append(f"{label:<22}{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}] %")
+    lines.append(f"{'entropy':<22}{evaluation.entropies.mean():.3f} nats, of the top tokens of a response")
     lines.append(f"{'written to':<22}{file}")
     return "\n".join(lines)
 
 
-def _known_by(problems: Sequence[Problem]) -> int:
-    """A number for these problems, in whatever order: a report must not compare what other files were given to."""
+def _checksum(problems: Sequence[Problem]) -> int:
+    """A number for these problems in any order, by which a report compares only evaluations of the same ones."""
     return zlib.crc32("\0".join(sorted(f"{problem.prompt}\0{problem.answer}" for problem in problems)).encode())
-
-
-def export(path: Path, out: Path) -> str:
-    """Write the model of a run's last checkpoint, with its tokenizer, where transformers can load it.
-
-    Args:
-        path: A run directory.
-        out: A directory, made if it is not there.
-
-    Returns:
-        The line of Python that loads it.
-
-    Raises:
-        ValueError: No run, no checkpoint, a run of a version that did not describe its model, or `out` is a file.
-    """
-    if out.is_file():
-        raise ValueError(f"out={out} is a file: a language model is a directory of several")
-    run = Run.open(path)
-    read_config(run.config)  # which refuses what is no language model
-    weights = tensors_below("model/", run.trained().arrays)
-    language_model, tokenizer = model.described(path / MODEL)
-    model.load_weights(language_model, weights)
-    model.save(out, language_model, tokenizer)
-    return f"model = transformers.AutoModelForCausalLM.from_pretrained({str(out)!r})"

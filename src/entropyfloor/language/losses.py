@@ -1,20 +1,14 @@
-"""Losses of language models in RL: GRPO and what is compared with it, as pure functions.
+"""Losses of language models in RL: GRPO and its rivals, as pure functions.
 
 Three kinds of functions make a loss:
 
 - *terms* `[B, T]`, one for each token, which are added: `policy_terms`, `kl_terms`, `entropy_terms`;
 - *choices* `[B, T]` of tokens, made over a whole batch: `forking_tokens`, `clip_cov_tokens`, `kl_cov_tokens`;
-- *weights* `[B, T]`, what a token counts for, made over a whole batch: `token_weights`.
+- *weights* `[B, T]` of tokens, made over a whole batch: `token_weights`.
 
 The loss is `weighted_sum(terms, weights)`. Choices and weights come from the whole batch before the first
 micro-batch. A micro-batch is some rows of everything, and the losses and gradients of micro-batches add up to
-those of the batch: nothing is divided by the size of a micro-batch.
-
-    weights = token_weights(mask)
-    chosen = forking_tokens(entropies, mask)
-    for rows in micro_batches:
-        terms = chosen[rows] * policy_terms(log_probs(rows), old_log_probs[rows], advantages[rows], mask[rows])
-        weighted_sum(terms, weights[rows]).backward()
+those of the batch: nothing is divided by the size of a micro-batch. `update.policy_losses` does all of this.
 
 | baseline | how |
 |---|---|
@@ -28,14 +22,14 @@ those of the batch: nothing is divided by the size of a micro-batch.
 | entropy bonus | `policy_terms(…) + entropy_terms(entropies, mask, c)` |
 | KL to a reference | `policy_terms(…) + β kl_terms(log_probs, reference_log_probs, mask)` |
 
-ERA needs no case here: the two log-probs of `policy_terms` are then those at the same row scales, and advantages
-may be scaled, `[B, T]`. Entropies, covariances and KL penalties, that of KL-Cov too, stay those of the unscaled
+ERA needs no function here: with it both log-probs of `policy_terms` are those at the scales of the responses, and
+advantages may be scaled. Entropies, covariances and KL penalties, with that of KL-Cov, stay those of the unscaled
 policy.
 
-`mask` is True, or not 0, at the tokens of the response. What stands at other places, NaN and inf included, changes
-neither a value nor a gradient, which is 0 there. A response without tokens counts for nothing, one with a single
-token is no special case, and a batch without tokens has the loss 0 with gradients of 0. Half-precision input is
-computed in float32. Log-probs, entropies and KL divergences are in nats.
+`mask` is True, or not 0, at the tokens of the response. Values at other places, NaN and inf included, change
+neither a value nor a gradient, which is 0 there. A response without tokens has no weight, and a batch without
+tokens has the loss 0 with gradients of 0. Half-precision input is computed in float32. Log-probs, entropies and KL
+divergences are in nats.
 """
 
 from __future__ import annotations
@@ -55,7 +49,7 @@ Mean = Literal["token", "sequence", "length"]
 Estimator = Literal["k1", "k2", "k3", "abs"]
 
 LOG_RATIO_MAX = 20.0
-"""Log ratios are kept within this, e^20 = 5e8: beyond it nothing is learned, and exponentials would overflow."""
+"""Limit of log ratios, e^20 = 5e8: beyond it nothing is learned, and exponentials would overflow."""
 
 
 # --- advantages ------------------------------------------------------------------------------------------
@@ -123,9 +117,9 @@ def policy_terms(
         old_log_probs: log π_old. On-policy, `log_probs.detach()`.
         advantages: A, of responses or of tokens.
         mask: Tokens of the response.
-        clip_low: How far the ratio counts downwards; `math.inf` for no bound.
-        clip_high: How far it counts upwards; clip-higher is 0.28 (Yu et al. 2025, arXiv 2503.14476, Sec. 3.1).
-        ratio: Of each token, or of the response.
+        clip_low: Distance of the lower bound of ratios from 1; `math.inf` for no bound.
+        clip_high: Distance of the upper bound from 1; 0.28 is clip-higher (Yu et al. 2025, arXiv 2503.14476).
+        ratio: Whether each token has its ratio, or each response.
 
     Returns:
         A term for each token, 0 outside `mask`.
@@ -147,7 +141,7 @@ def clipped_tokens(
     clip_high: float = 0.2,
     ratio: Ratio = "token",
 ) -> Bool[Tensor, "B T"]:
-    """Tokens whose ratio is past the bound that acts on them, so that `policy_terms` gives them no gradient."""
+    """Tokens whose ratio is beyond the bound that acts on them, so that `policy_terms` gives them no gradient."""
     with torch.no_grad():
         values, bounded = _surrogates(log_probs, old_log_probs, advantages, mask, clip_low, clip_high, ratio)
         return bounded < values
@@ -163,16 +157,16 @@ def kl_terms(
 
     With `d = log π - log π'`: k1 is d, k2 is d² / 2, k3 is `e^-d + d - 1` (Schulman 2020, "Approximating KL
     divergence"), and abs is |d|, no KL divergence but the penalty of KL-Cov (Cui et al. 2025, arXiv 2505.22617,
-    Sec. 4, in its authors' code). It is flat only at 0: where both are one policy, give `log_probs.detach()`, as
-    what two passes round differently has the full slope. k1 and k3 have the right mean. As a loss on the policy's
-    own samples only k2 has the gradient of KL(π ‖ π'): that of k1 is 0 on average, that of k3 is the one of
-    KL(π' ‖ π).
+    Sec. 4, in its authors' code). The gradient of abs is 0 only at d = 0: where both policies are the same, give
+    `log_probs.detach()`, since rounding differs between two passes. k1 and k3 have the right mean. As a loss on
+    the policy's own samples only k2 has the gradient of KL(π ‖ π'): that of k1 is 0 on average, that of k3 is the
+    one of KL(π' ‖ π).
 
     Args:
         log_probs: log π of the tokens.
         other_log_probs: log π', of a reference or of the old policy; no gradient flows through it.
-        mask: Tokens that get a penalty: those of the response, or a choice of them.
-        estimator: Which one; k3 is what GRPO uses.
+        mask: Tokens with a penalty: those of the response, or a choice of them.
+        estimator: Name of the estimator; GRPO uses k3.
 
     Returns:
         A term for each token, 0 outside `mask`; multiply it with β.
@@ -200,12 +194,12 @@ def entropy_terms(
     Args:
         entropies: H_t of the policy at each token, in nats, with their gradient.
         mask: Tokens of the response.
-        coefficient: c, what a nat is worth.
+        coefficient: Weight c.
 
     Raises:
         ValueError: Shapes that differ.
     """
-    return -coefficient * _kept(entropies, _mask(mask, entropies), "entropies")
+    return -coefficient * _masked(entropies, _mask(mask, entropies), "entropies")
 
 
 # --- choices of tokens, over the whole batch ------------------------------------------------------------
@@ -221,7 +215,7 @@ def forking_tokens(
     Args:
         entropies: H_t in nats, of the whole batch, by the policy at the start of the update.
         mask: Tokens of the response.
-        top_fraction: The share, above 0 and at most 1.
+        top_fraction: Share of the tokens, above 0 and at most 1.
 
     Raises:
         ValueError: Shapes that differ, or a share out of its range.
@@ -239,9 +233,9 @@ def token_covariances(
     Cui et al. 2025 (arXiv 2505.22617), Sec. 4. Where it is large, a step lowers the entropy most.
 
     Args:
-        log_probs: log π, of the whole batch. The authors take those of the policy as it is updated, which for
-            micro-batches costs a pass without gradients before the update; the old ones are at hand, and the same
-            in the first update after sampling.
+        log_probs: log π, of the whole batch. The authors take those of the policy that is updated, which costs a
+            pass before the update if there are micro-batches; those of the policy that sampled are known already,
+            and the same in the first update.
         advantages: A, of responses or of tokens.
         mask: Tokens of the response.
 
@@ -252,7 +246,7 @@ def token_covariances(
         ValueError: Shapes that differ.
     """
     mask = _mask(mask, log_probs)
-    log_probs = _kept(log_probs.detach(), mask, "log_probs")
+    log_probs = _masked(log_probs.detach(), mask, "log_probs")
     values = _advantages(advantages, log_probs, mask)
     count = mask.sum().clamp(min=1)
     product = (log_probs - log_probs.sum() / count) * (values - values.sum() / count)
@@ -269,16 +263,16 @@ def clip_cov_tokens(
     low: float = 1.0,
     high: float = 5.0,
 ) -> Bool[Tensor, "B T"]:
-    """Tokens that Clip-Cov leaves without a gradient: `max(1, ⌊fraction · N⌋)` of the N tokens, by chance.
+    """Tokens that Clip-Cov leaves without a gradient: `max(1, ⌊fraction · N⌋)` of the N tokens, at random.
 
-    They are drawn from those with `low < cov < high` that are not clipped already, and are all of them where there
-    are fewer. Cui et al. 2025 (arXiv 2505.22617), Sec. 4; bounds and share are those of the authors' code.
+    They are drawn from those with `low < cov < high` that are not clipped already; if there are fewer, all are
+    taken. Cui et al. 2025 (arXiv 2505.22617), Sec. 4; bounds and share are those of the authors' code.
 
     Args:
         covariances: `token_covariances` of the whole batch.
         clipped: `clipped_tokens` of the whole batch.
         mask: Tokens of the response.
-        generator: Decides.
+        generator: Source of randomness.
         fraction: Share of all tokens, above 0 and at most 1.
         low: Lower bound of the covariance.
         high: Upper bound of the covariance.
@@ -291,11 +285,11 @@ def clip_cov_tokens(
     mask = _mask(mask, covariances)
     share = _share(fraction, "fraction")
     candidates = mask & (covariances > low) & (covariances < high) & ~_mask(clipped, covariances, "clipped")
-    places = candidates.flatten().nonzero()[:, 0]  # drawn by their number, so that padding does not matter
-    order = torch.randperm(len(places), generator=generator, device=generator.device).to(places.device)
-    found = torch.zeros_like(mask).flatten()
-    found[places[order[: _count(share, mask)]]] = True
-    return found.view_as(mask)
+    indices = candidates.flatten().nonzero()[:, 0]  # so that padding does not change the draw
+    order = torch.randperm(len(indices), generator=generator, device=generator.device).to(indices.device)
+    drawn = torch.zeros_like(mask).flatten()
+    drawn[indices[order[: _count(share, mask)]]] = True
+    return drawn.view_as(mask)
 
 
 def kl_cov_tokens(
@@ -326,7 +320,7 @@ def token_weights(
     max_length: int | None = None,
     total: float | Tensor | None = None,
 ) -> Float[Tensor, "B T"]:
-    """What each token counts for in the loss; 0 outside `mask`.
+    """The weight of each token in the loss; 0 outside `mask`.
 
     - `token`: 1 / N, with the N tokens of the batch (Yu et al. 2025, arXiv 2503.14476, Sec. 3.3).
     - `sequence`: 1 / (B |o_i|), the mean over the |o_i| tokens of each of the B responses, then over responses
@@ -334,16 +328,16 @@ def token_weights(
     - `length`: 1 / (B L) with a constant L, which favours no length (Dr. GRPO: Liu et al. 2025, arXiv 2503.20783,
       Sec. 3.2).
 
-    Responses without tokens are not counted in B.
+    B does not count responses without tokens.
 
     Args:
         mask: Tokens of the response, of the whole batch.
-        mean: Which of the three.
-        max_length: L in tokens, the longest response that is allowed; for `length` only.
-        total: N, or B with the other two, where `mask` is only a part of the batch, such as that of one process.
+        mean: One of these means.
+        max_length: L, the longest response that is allowed, in tokens; for `length` only.
+        total: N, or B with the other two, if `mask` is only a part of the batch, such as that of one process.
 
     Returns:
-        Weights in float32. Their rows are those of micro-batches.
+        Weights in float32; a micro-batch takes its rows of them.
 
     Raises:
         ValueError: An unknown mean, `max_length` missing or out of place, or a mask that is not `[B, T]`.
@@ -367,7 +361,7 @@ def token_weights(
 
 
 def weighted_sum(terms: Float[Tensor, "B T"], weights: Float[Tensor, "B T"]) -> Float[Tensor, ""]:
-    """`Σ w_t x_t`: the loss of terms, or the mean of a quantity. Where a weight is 0, the term may be anything.
+    """`Σ w_t x_t`: the loss of terms, or the mean of a quantity. Where a weight is 0, the term has no effect.
 
     Raises:
         ValueError: Shapes that differ.
@@ -386,11 +380,11 @@ def policy_statistics(
     clip_high: float = 0.2,
     ratio: Ratio = "token",
 ) -> dict[str, Float[Tensor, ""]]:
-    """What to log of an update, without gradients; shares where `weights` add up to 1, as micro-batches do.
+    """Metrics of an update, without gradients: sums by `weights`, which are means if these add up to 1.
 
     Returns:
-        `clip_fraction`, of which `clip_fraction/low` and `clip_fraction/high`: tokens past the bound that acts on
-        them. `ratio`: mean of r. `approx_kl`: KL(π_old ‖ π) in nats, by k3 from the tokens that π_old sampled.
+        `clip_fraction`, the sum of `clip_fraction/low` and `clip_fraction/high`: tokens beyond the bound that acts
+        on them. `ratio`: mean of r. `approx_kl`: KL(π_old ‖ π) in nats, by k3 from the tokens that π_old sampled.
 
     Raises:
         ValueError: As `policy_terms`.
@@ -401,14 +395,14 @@ def policy_statistics(
         clipped = clipped_tokens(log_probs, old_log_probs, advantages, mask, **bounds)
         log_ratio = _log_ratio(log_probs, old_log_probs, mask)
         positive = _advantages(advantages, log_ratio, mask) > 0
-        found = {
+        metrics = {
             "clip_fraction": clipped,
             "clip_fraction/low": clipped & ~positive,
             "clip_fraction/high": clipped & positive,
-            "ratio": (_of_sequence(log_ratio, mask) if ratio == "sequence" else log_ratio).exp(),
+            "ratio": (_sequence_mean(log_ratio, mask) if ratio == "sequence" else log_ratio).exp(),
             "approx_kl": torch.expm1(log_ratio) - log_ratio,
         }
-        return {name: weighted_sum(value.to(log_ratio.dtype), weights) for name, value in found.items()}
+        return {name: weighted_sum(value.to(log_ratio.dtype), weights) for name, value in metrics.items()}
 
 
 # --- parts -----------------------------------------------------------------------------------------------
@@ -423,7 +417,7 @@ def _surrogates(
     clip_high: float,
     ratio: str,
 ) -> tuple[Tensor, Tensor]:
-    """`r A`, and the same with r inside its bounds."""
+    """`r A`, and the same with r clipped."""
     for name, value in (("clip_low", clip_low), ("clip_high", clip_high)):
         if not value >= 0:
             raise ValueError(f"{name}={value} must be at least 0, the distance of the bound from 1")
@@ -431,43 +425,43 @@ def _surrogates(
         raise ValueError(f"ratio={ratio!r} must be token or sequence")
     log_ratio = _log_ratio(log_probs, old_log_probs, mask)
     if ratio == "sequence":
-        log_ratio = _of_sequence(log_ratio, _mask(mask, log_probs))
+        log_ratio = _sequence_mean(log_ratio, _mask(mask, log_probs))
     advantages = _advantages(advantages, log_ratio, mask)
     ratios = log_ratio.exp()
     return ratios * advantages, ratios.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages
 
 
 def _log_ratio(log_probs: Tensor, other: Tensor, mask: Tensor) -> Tensor:
-    """`log π - log π'`, within ±20, 0 outside the mask."""
+    """`log π - log π'` within ±`LOG_RATIO_MAX`; 0 outside the mask."""
     mask = _mask(mask, log_probs)
     _same(other, log_probs, "the other log-probs", "log_probs")
-    difference = _kept(log_probs, mask, "log_probs") - _kept(other.detach(), mask, "the other log-probs")
+    difference = _masked(log_probs, mask, "log_probs") - _masked(other.detach(), mask, "the other log-probs")
     return difference.clamp(-LOG_RATIO_MAX, LOG_RATIO_MAX)
 
 
-def _of_sequence(log_ratio: Tensor, mask: Tensor) -> Tensor:
-    """The mean over a response, at each of its tokens."""
+def _sequence_mean(log_ratio: Tensor, mask: Tensor) -> Tensor:
+    """Mean log ratio of a response, at each of its tokens."""
     mean = log_ratio.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
     return mean.expand_as(log_ratio)
 
 
 def _advantages(advantages: Tensor, like: Tensor, mask: Tensor) -> Tensor:
-    """Of tokens, without gradient, 0 outside the mask."""
+    """Advantages of tokens, without gradient; 0 outside the mask."""
     if advantages.shape not in (like.shape, like.shape[:1]):
         raise ValueError(
             f"advantages {tuple(advantages.shape)} must be {tuple(like.shape[:1])}, one a response, or "
             f"{tuple(like.shape)}, one a token"
         )
-    of_tokens = advantages if advantages.ndim == 2 else advantages[:, None].expand_as(like)
-    return _kept(of_tokens.detach(), mask.bool(), "advantages").to(like.dtype)
+    per_token = advantages if advantages.ndim == 2 else advantages[:, None].expand_as(like)
+    return _masked(per_token.detach(), mask.bool(), "advantages").to(like.dtype)
 
 
 def _highest(values: Tensor, mask: Tensor, share: float) -> Tensor:
-    """The share of the tokens with the highest values; among equals the first ones."""
+    """Tokens with the highest values, a share of them; the first of equals."""
     values = values.detach().masked_fill(~mask, -torch.inf)
-    found = torch.zeros_like(mask).flatten()
-    found[values.flatten().argsort(descending=True, stable=True)[: _count(share, mask)]] = True
-    return found.view_as(mask) & mask
+    highest = torch.zeros_like(mask).flatten()
+    highest[values.flatten().argsort(descending=True, stable=True)[: _count(share, mask)]] = True
+    return highest.view_as(mask) & mask
 
 
 def _count(share: float, mask: Tensor) -> int:
@@ -475,8 +469,8 @@ def _count(share: float, mask: Tensor) -> int:
     return max(1, int(share * int(mask.sum()) + 1e-9))
 
 
-def _kept(x: Tensor, mask: Tensor, name: str) -> Tensor:
-    """`x` with 0 outside the mask; its gradient is 0 there whatever it is multiplied with."""
+def _masked(x: Tensor, mask: Tensor, name: str) -> Tensor:
+    """`x` with 0 outside the mask, where its gradient is 0 too."""
     return as_float(x, name).masked_fill(~mask, 0.0)
 
 
@@ -500,7 +494,4 @@ def _share(value: float, name: str) -> float:
 
 def _check_rewards(rewards: Tensor) -> None:
     if rewards.ndim != 2 or rewards.shape[1] < 2:
-        raise ValueError(
-            f"rewards {tuple(rewards.shape)} must be [groups, samples] with two samples or more: a response is "
-            "compared with others to the same prompt"
-        )
+        raise ValueError(f"rewards {tuple(rewards.shape)} must be [groups, samples] with two samples or more")

@@ -1,25 +1,23 @@
-"""`train(LanguageConfig(...))`: a language model from settings to a run directory."""
+"""`train(LanguageConfig(...))`: from settings to a run directory with a trained language model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from entropyfloor.language.config import LanguageConfig
-from entropyfloor.language.model import is_described
-from entropyfloor.language.trainer import MODEL, Trainer
+from entropyfloor.language.model.files import is_described
+from entropyfloor.language.prepare import MODEL, NAMES, complete, read_config
+from entropyfloor.language.trainer import Trainer
 from entropyfloor.runs import Run
 from entropyfloor.runs.processes import cores
-from entropyfloor.runs.resume import config_of, each_seed, with_seeds
+from entropyfloor.runs.resume import begin, each_seed, with_seeds
 
-__all__ = ["LanguageConfig", "read_config", "resume", "train", "train_seeds"]
-
-NAMES = ("domain", "env", "agent")
-"""What a report calls the run: they follow from its settings."""
+__all__ = ["LanguageConfig", "resume", "train", "train_seeds"]
 
 
 def train(config: LanguageConfig) -> Path:
@@ -31,21 +29,21 @@ def train(config: LanguageConfig) -> Path:
     Raises:
         ValueError: Settings that cannot be, a model or data that is not there, or a directory that holds a run.
     """
-    trainer = Trainer(config)  # before the directory: what cannot be built should leave nothing behind
+    config, task = complete(config)
+    trainer = Trainer(config, task)  # before the directory: what cannot be built should leave nothing behind
     trainer.check_problems()
-    config = trainer.config
-    path = Path(str(config.out))
-    names = dict(zip(NAMES, ("language", f"{config.task} {Path(config.model).name}", config.label), strict=True))
-    trainer.fit(Run.create(path, {**names, **asdict(config)}))
-    return path
+    names = ("language", f"{config.task} {Path(config.model).name}", config.label)
+    run = begin(config, **dict(zip(NAMES, names, strict=True)))
+    trainer.fit(run)
+    return run.path
 
 
-def resume(path: Path, **places: str) -> Path:
+def resume(path: Path, **changes: Any) -> Path:
     """Continue the run in `path` from its last checkpoint, or from the start if it has none.
 
     Args:
         path: A run directory.
-        places: `data`, `test_data`: where the task's files are now, if they were moved.
+        changes: Settings that may change: where files are now, and what changes speed and memory only.
 
     Returns:
         The run directory.
@@ -54,30 +52,25 @@ def resume(path: Path, **places: str) -> Path:
         ValueError: No run, a checkpoint that is damaged or of other settings, or other problems than before.
     """
     run = Run.open(path)
-    config = replace(read_config(run.config), **places)  # type: ignore[arg-type]
-    trainer = Trainer(config, described=description(run))
+    config, task = complete(replace(read_config(run.config), **changes))
+    description = path / MODEL
+    begun = run.checkpoints() and is_described(description)
+    trainer = Trainer(config, task, description if begun else None)
     if (checkpoint := run.resume()) is not None:
-        trainer.check_data(checkpoint)
         trainer.restore(checkpoint)
     trainer.fit(run)
     return path
 
 
-def description(run: Run) -> Path | None:
-    """Where a run with a checkpoint describes its model; None where the model is built as at the beginning."""
-    found = run.path / MODEL
-    return found if run.checkpoints() and is_described(found) else None
-
-
 def train_seeds(config: LanguageConfig, seeds: Sequence[int]) -> list[Path]:
-    """Train several seeds, and go on with those that were begun before.
+    """Train several seeds, and continue those that were begun before.
 
     On CPUs each is a process, one for each core (or `threads` cores); with an accelerator they take turns.
     A script that calls this needs `if __name__ == "__main__":`.
 
     Args:
-        config: Their settings; `out` is the directory of all of them, by default runs/language/….
-        seeds: Different ones.
+        config: Settings of all seeds; `out` is the directory above theirs, by default runs/language/….
+        seeds: Different seeds.
 
     Returns:
         The run directories, `<out>/seed-<seed>`.
@@ -90,14 +83,6 @@ def train_seeds(config: LanguageConfig, seeds: Sequence[int]) -> list[Path]:
     if not torch.accelerator.is_available():
         config = replace(config, threads=config.threads or 1)
         workers = max(1, cores() // config.threads)
-    found = with_seeds(config, seeds, derived=("max_new_tokens",))
-    return each_seed(found, train, resume, workers)
-
-
-def read_config(settings: dict[str, Any]) -> LanguageConfig:
-    """The config of a run that was begun with `settings`.
-
-    Raises:
-        ValueError: It is no run of a language model, or of another version, which has other settings.
-    """
-    return config_of(LanguageConfig, settings, "language", "a language model", NAMES)
+    completed, task = complete(config)
+    task.close()  # each run has its own
+    return each_seed(with_seeds(replace(completed, out=config.out), seeds), train, resume, workers)

@@ -1,7 +1,7 @@
-"""Supervised learning before RL, from solutions of which some miss: there is something to reward and to improve.
+"""Warm start: supervised learning before RL, on solutions of which some miss the answer, so that RL can improve.
 
-A model warmed up is a function of a few settings and the seed. Runs that have these in common, such as the arms of
-a comparison, can share it through a directory.
+The resulting model follows from a few settings and the seed. Runs that agree in these, such as the arms of a
+comparison, can share it through a directory.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from entropyfloor import __version__
-from entropyfloor.language import model as models
 from entropyfloor.language.config import LanguageConfig
+from entropyfloor.language.model.files import load_weights, weights_of
+from entropyfloor.language.model.forward import IGNORED, head_of, hidden_states, rows_of
 from entropyfloor.language.sampling.encoding import encode
 from entropyfloor.language.tasks import Task
 from entropyfloor.runs import files
@@ -32,16 +33,14 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-IGNORED = -100
-"""The target of padding."""
 STREAM = 1
-"""Of random numbers; the trainer's own have others."""
+"""Stream of random numbers; the trainer has other ones."""
 SETTINGS = (
     *("task", "largest", "digits", "chain_length", "model", "layers", "hidden", "heads", "seed"),
     *("clip_grad", "weight_decay"),
     *("warm_start_steps", "warm_start_batch", "warm_start_learning_rate", "warm_start_random"),
 )
-"""What a model warmed up follows from."""
+"""Settings that the result follows from. The order is part of the names of files that exist, so it is listed."""
 
 
 def warm_start(
@@ -51,26 +50,26 @@ def warm_start(
     config: LanguageConfig,
     advance: Callable[[int], object],
 ) -> float:
-    """Teach a model what a solution looks like, or take what another run with these settings has taught it.
+    """Train a model on solutions, or load the weights that another run with the same settings has saved.
 
     Args:
         model: Trained in place.
-        tokenizer: Its own.
-        task: Whose solutions.
-        config: Settings; those called `warm_start_*` say how.
-        advance: Told the number of steps done, after each.
+        tokenizer: Tokenizer of the model.
+        task: Problems with solutions.
+        config: Settings; `SETTINGS` lists those that count.
+        advance: Called after each step with the number of steps done.
 
     Returns:
-        Negative log-likelihood of a token at the end, in nats.
+        Loss of the last step: the negative log-likelihood of a token, in nats.
 
     Raises:
-        FloatingPointError: It is not finite.
-        ValueError: What the other run has left is damaged.
+        FloatingPointError: The loss is not finite.
+        ValueError: The file of the other run is damaged.
     """
     file = file_of(config)
     if file is not None and file.exists():
         advance(config.warm_start_steps)
-        return _take(model, file)
+        return _load(model, file)
     model.train()
     optimiser = torch.optim.AdamW(
         model.parameters(), config.warm_start_learning_rate, weight_decay=config.weight_decay
@@ -82,8 +81,8 @@ def warm_start(
         rng = np.random.default_rng(number)
         problems = task.problems("train", config.warm_start_batch, number)
         wrong = rng.random(len(problems)) < config.warm_start_random
-        shown = [task.solution(p, rng, wander=w) + end for p, w in zip(problems, wrong, strict=True)]
-        loss = imitation_loss(model, tokenizer, [problem.prompt for problem in problems], shown)
+        solutions = [task.solution(p, rng, wander=w) + end for p, w in zip(problems, wrong, strict=True)]
+        loss = imitation_loss(model, tokenizer, [problem.prompt for problem in problems], solutions)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
         optimiser.step()
@@ -91,12 +90,12 @@ def warm_start(
         schedule.step()
         advance(step + 1)
     last = float(loss.detach())
-    if not math.isfinite(last):  # nobody is to take this for a beginning
+    if not math.isfinite(last):
         raise FloatingPointError(
             f"the loss of the warm start is {last}: give a smaller --warm-start-learning-rate"
         )
     if file is not None:
-        weights = {name: p.detach().cpu().contiguous() for name, p in models.weights_of(model).items()}
+        weights = {name: p.detach().cpu().contiguous() for name, p in weights_of(model).items()}
         file.parent.mkdir(parents=True, exist_ok=True)
         files.replace(file, save(weights, {"loss": repr(last)}))
     return last
@@ -105,18 +104,18 @@ def warm_start(
 def imitation_loss(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str]
 ) -> Float[Tensor, ""]:
-    """Negative log-likelihood of a token of the responses, in nats.
+    """Mean negative log-likelihood of the tokens of responses, in nats.
 
     Args:
         model: A causal language model.
-        tokenizer: Its own, with a token for padding.
-        prompts: What the responses answer.
-        responses: As many, with their end.
+        tokenizer: Its tokenizer, with a token for padding.
+        prompts: Prompts.
+        responses: A response to each, with its end of sequence.
     """
-    rows = models.rows_of(model)
+    rows = rows_of(model)
     before = encode(tokenizer, prompts, rows=rows)
-    after = encode(tokenizer, responses, rows=rows, special=False)  # what begins a text began the prompt
-    start = max(map(len, before))  # where responses begin
+    after = encode(tokenizer, responses, rows=rows, special=False)  # a response does not begin a text
+    start = max(map(len, before))  # position of the first token of responses
     tokens = torch.full((len(before), start + max(map(len, after))), int(tokenizer.pad_token_id or 0))
     mask = torch.zeros_like(tokens, dtype=torch.bool)
     targets = torch.full_like(tokens, IGNORED)
@@ -126,7 +125,7 @@ def imitation_loss(
         mask[i, span] = True
         targets[i, start : start + len(response)] = torch.tensor(response)
     tokens, mask, targets = (x.to(model.device) for x in (tokens, mask, targets))
-    hidden, head = models.hidden_states(model, tokens, mask), models.head_of(model)
+    hidden, head = hidden_states(model, tokens, mask), head_of(model)
     log_probs, _ = F.token_log_probs(
         hidden[:, start - 1 : -1],
         head.weight,
@@ -139,7 +138,7 @@ def imitation_loss(
 
 
 def file_of(config: LanguageConfig) -> Path | None:
-    """Where runs with these settings keep their warm start; None where they do not."""
+    """File that runs with these settings share; None if they share none."""
     if config.warm_starts is None:
         return None
     settings = json.dumps({name: getattr(config, name) for name in SETTINGS} | {"version": __version__})
@@ -147,11 +146,11 @@ def file_of(config: LanguageConfig) -> Path | None:
     return Path(config.warm_starts, f"{config.task}-seed-{config.seed}-{digest}.safetensors")
 
 
-def _take(model: PreTrainedModel, file: Path) -> float:
-    """Load the weights of `file` and return the loss they had."""
+def _load(model: PreTrainedModel, file: Path) -> float:
+    """Load the weights of a file and return their loss."""
     try:
-        with safe_open(file, "pt") as kept:
-            models.load_weights(model, {name: kept.get_tensor(name) for name in kept.keys()})  # noqa: SIM118
-            return float(kept.metadata()["loss"])
+        with safe_open(file, "pt") as saved:
+            load_weights(model, {name: saved.get_tensor(name) for name in saved.keys()})  # noqa: SIM118
+            return float(saved.metadata()["loss"])
     except (SafetensorError, RuntimeError, TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{file} is damaged ({error}): delete it, and it is made again") from None

@@ -141,7 +141,7 @@ def _signals() -> Iterator[threading.Event]:
         raise KeyboardInterrupt
 
     def first(*_: Any) -> None:
-        os.write(2, b"\nfinishing this step and saving; once more stops at once\n")
+        os.write(2, b"\nstopping after this step; once more stops at once\n")
         event.set()
         for number in before:
             signal.signal(number, second)

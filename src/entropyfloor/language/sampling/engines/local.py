@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from entropyfloor.language import libraries  # noqa: F401
+import entropyfloor.language.model  # noqa: F401
 
 # isort: split
 
@@ -11,7 +11,8 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from entropyfloor.language.model import NO_CODE, context_of, reading
+from entropyfloor.language.model.files import NO_CODE, reading
+from entropyfloor.language.model.forward import context_of
 from entropyfloor.language.sampling.encoding import encode, render, turn_end
 from entropyfloor.language.sampling.engines.base import CHAT, TEMPLATES, Template
 

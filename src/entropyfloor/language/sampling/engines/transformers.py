@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from entropyfloor.language import libraries  # noqa: F401
+import entropyfloor.language.model  # noqa: F401
 
 # isort: split
 
@@ -12,7 +12,9 @@ from typing import Any
 from transformers import AutoModelForCausalLM
 
 from entropyfloor.extras import out_of_memory_hint
-from entropyfloor.language.model import NO_CODE, device_of, ends_of, reading, rows_of, without_bars
+from entropyfloor.language.model.checks import check_sampling
+from entropyfloor.language.model.files import NO_CODE, reading, without_bars
+from entropyfloor.language.model.forward import device_of, ends_of, rows_of
 from entropyfloor.language.sampling.decoding import Written, decode
 from entropyfloor.language.sampling.engines.base import (
     DtypeName,
@@ -23,7 +25,6 @@ from entropyfloor.language.sampling.engines.base import (
     before_stop,
 )
 from entropyfloor.language.sampling.engines.local import LocalEngine
-from entropyfloor.language.support import check_sampling
 
 
 class Transformers(LocalEngine):

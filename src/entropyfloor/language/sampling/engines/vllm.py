@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from entropyfloor.language.model import NO_CODE
+from entropyfloor.language.model.files import NO_CODE
 from entropyfloor.language.sampling.engines.base import DtypeName, Request, Response, Sampling, Template
 from entropyfloor.language.sampling.engines.local import LocalEngine
 

@@ -5,8 +5,9 @@ import re
 import pytest
 import torch
 
-from entropyfloor.language.model import checkpoint_layers, head_of, hidden_states, learning, logits_of
-from entropyfloor.language.support import check_sampling, check_training
+from entropyfloor.language.model.checks import check_sampling, check_training
+from entropyfloor.language.model.forward import head_of, hidden_states, logits_of
+from entropyfloor.language.model.learning import checkpoint_layers, prepare_update
 from tiny_families import MAMBA, build
 
 LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
@@ -84,7 +85,7 @@ def test_families(family, options, expected):
 @pytest.mark.parametrize(
     ("family", "options", "reason"),
     [
-        ("falcon_h1", {**MAMBA, "lm_head_multiplier": 0.5}, "away from its last layer times what reaches it"),
+        ("falcon_h1", {**MAMBA, "lm_head_multiplier": 0.5}, "away from its last layer times"),
         ("bart", {}, "away from those of the same tokens behind padding"),
         ("mamba", {}, "AttributeError: 'MambaOutput' object has no attribute 'past_key_values'"),
     ],
@@ -124,7 +125,7 @@ def test_a_model_learns_as_it_acts(family, options):
         model = build(family, **options)
         if checkpointed:
             checkpoint_layers(model)
-        learning(model)
+        prepare_update(model)
         kept = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: (kept.append(x), x)[1], lambda x: x):
             logits = model(input_ids=tokens, use_cache=False).logits

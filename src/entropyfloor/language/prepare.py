@@ -1,0 +1,152 @@
+"""What training and evaluation share on the way from settings to a model and a task that fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from entropyfloor.language.config import LanguageConfig
+from entropyfloor.language.losses import Mean
+from entropyfloor.language.model import files
+from entropyfloor.language.model.forward import context_of, rows_of
+from entropyfloor.language.model.tiny import tiny
+from entropyfloor.language.sampling.encoding import encode, render
+from entropyfloor.language.tasks import Task, task_of
+from entropyfloor.language.update import Hyperparameters
+from entropyfloor.runs.resume import config_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MODEL = "model"
+"""Directory of a run with the description of its model and, at the end, its weights."""
+NAMES = ("domain", "env", "agent")
+"""Entries of `config.toml` that name the run in a report; they follow from its settings."""
+
+
+def read_config(settings: Mapping[str, Any]) -> LanguageConfig:
+    """The config of a run, from its `config.toml`.
+
+    Raises:
+        ValueError: It is no run of a language model, or has settings that this version does not know.
+    """
+    return config_of(LanguageConfig, settings, "language", "a language model", NAMES)
+
+
+def complete(config: LanguageConfig) -> tuple[LanguageConfig, Task]:
+    """The config with every setting that follows from others, and its task.
+
+    Raises:
+        ValueError: A setting would be ignored, or the files of the task cannot be used.
+    """
+    config = config.resolved()
+    task = task_of(config)
+    return replace(config, max_new_tokens=config.max_new_tokens or task.max_new_tokens), task
+
+
+def build_model(
+    config: LanguageConfig, task: Task | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model that a run begins with, and its tokenizer.
+
+    Args:
+        config: Complete settings.
+        task: Task of the config, if it has been built already.
+
+    Raises:
+        ValueError: There is no such model.
+    """
+    if config.model != "tiny":
+        return files.load(config.model, config.stop_token, chat=config.template == "chat")
+    task = task or task_of(config)
+    return tiny(
+        task.alphabet,
+        layers=config.layers,
+        hidden=config.hidden,
+        heads=config.heads,
+        length=task.max_prompt + int(config.max_new_tokens or 0) + 1,
+    )
+
+
+def adapt_task(
+    task: Task, config: LanguageConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Render chats, leave out prompts that are too long, and check that responses fit into the context.
+
+    Args:
+        task: Changed in place.
+        config: Complete settings.
+        model: The model that answers.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        ValueError: The tokenizer has no chat template, or prompt and response do not fit into the context.
+    """
+    if config.template == "chat":
+        task.render(partial(render, tokenizer))
+    longest = task.max_prompt
+    if task.prompts is not None:
+        tokens = encode_prompts(config, model, tokenizer, task.prompts)
+        lengths = dict(zip(task.prompts, map(len, tokens), strict=True))
+        if config.max_prompt is not None:
+            task.leave_out(lengths, config.max_prompt)
+        longest = max(lengths[prompt] for prompt in task.prompts)
+    context = context_of(model.config, config.context)
+    if context is not None and longest + int(config.max_new_tokens or 0) > context:
+        raise ValueError(
+            f"a prompt of {longest} tokens and max_new_tokens={config.max_new_tokens} do not fit into the "
+            f"context of {config.model}, {context}: give a smaller --max-new-tokens or --max-prompt, or "
+            f"--context if the model takes more than its config says"
+        )
+
+
+def encode_prompts(
+    config: LanguageConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
+) -> list[list[int]]:
+    """Tokens of prompts, as the model reads them when it samples.
+
+    Raises:
+        ValueError: A prompt has a token that the model does not have.
+    """
+    return encode(tokenizer, prompts, rows=rows_of(model), special=sampling_of(config)["special"])
+
+
+def sampling_of(config: LanguageConfig) -> dict[str, Any]:
+    """Arguments of `sample` that are the same in training and evaluation."""
+    return {
+        "max_new_tokens": config.max_new_tokens,
+        "batch_size": config.sample_batch,
+        "precision": config.precision,
+        "special": config.template is None,  # a chat template writes them itself
+    }
+
+
+MEANS: dict[str, Mean] = {
+    "grpo token-mean": "token",
+    "grpo sequence-mean": "sequence",
+    "dr-grpo": "length",
+    "gspo": "sequence",
+}
+"""Mean over tokens by loss."""
+
+
+def hyperparameters_of(config: LanguageConfig, **changes: Any) -> Hyperparameters:
+    """Hyperparameters of an update, from complete settings.
+
+    Args:
+        config: Complete settings.
+        changes: Hyperparameters that change during training: the thresholds, and `top_k`.
+    """
+    decided = ("omega_low", "omega_high", "top_k")  # by the trainer, as training goes on
+    shared = {field.name for field in fields(Hyperparameters)} & {field.name for field in fields(config)}
+    mean = MEANS[f"grpo {config.aggregate}" if config.loss == "grpo" else config.loss]
+    return Hyperparameters(
+        **{name: getattr(config, name) for name in shared.difference(decided)},
+        ratio="sequence" if config.loss == "gspo" else "token",
+        mean=mean,
+        max_length=config.max_new_tokens if mean == "length" else None,
+        era=config.head == "era",
+        **changes,
+    )
