@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from entropyfloor.control.distributions import Categorical
 from entropyfloor.control.load import Policy, load_policy
 from entropyfloor.control.normalise import VARIANCE_FLOOR
 from entropyfloor.extras import require
+from entropyfloor.jax.distributions import Categorical
 from entropyfloor.runs import files
 
 OUTPUTS = {True: ("action", "logits", "entropy"), False: ("action", "loc", "scale", "entropy")}

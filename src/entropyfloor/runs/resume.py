@@ -120,13 +120,12 @@ def _train_or_resume(config: Config, train: Callable[[Any], object], resume: Cal
         resume(path)
 
 
-def with_seeds(config: C, seeds: Sequence[int], derived: Collection[str] = ()) -> dict[Path, C]:
+def with_seeds(config: C, seeds: Sequence[int]) -> dict[Path, C]:
     """One config a seed, by its directory, `<out>/seed-<seed>`.
 
     Args:
         config: Settings of all seeds; `out` is the directory above theirs, by default the one above its own.
         seeds: Different seeds, at least one.
-        derived: Settings that may be None here and have a value in a run.
 
     Raises:
         ValueError: No seed, the same seed twice, or a run in the way that was begun with other settings.
@@ -136,8 +135,7 @@ def with_seeds(config: C, seeds: Sequence[int], derived: Collection[str] = ()) -
     home = Path(config.out) if config.out else Path(str(config.resolved().out)).parent
     each = [replace(config, seed=seed, out=str(home / f"seed-{seed}")).resolved() for seed in seeds]  # type: ignore[type-var]
     for config in each:
-        settings = {k: v for k, v in asdict(config).items() if k not in derived or v is not None}  # type: ignore[call-overload]
-        check_same(Path(str(config.out)), settings, changeable(type(config)))
+        check_same(Path(str(config.out)), asdict(config), changeable(type(config)))  # type: ignore[call-overload]
     return {Path(str(config.out)): config for config in each}
 
 

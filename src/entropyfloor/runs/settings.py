@@ -17,7 +17,7 @@ From this follow `--help` (type, default and docstring), the refusal of wrong va
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import Enum
 from functools import cache
@@ -52,7 +52,6 @@ POSITIVE = Range(0, math.inf, "positive and finite", open=True)
 FINITE = Range(-math.inf, math.inf, "finite", open=True)
 SEED_RANGE = Range(0, 2**32 - 1, "between 0 and 2**32 - 1")
 """JAX's keys and NumPy's generators take no others."""
-SEED = SEED_RANGE
 THREADS = Range(0, 1024, "between 0 and 1024")
 """Libraries crash where the system cannot give as many threads as are asked for."""
 WORKERS = Range(0, 256, "between 0 and 256")
@@ -131,7 +130,7 @@ def changeable(kind: Any) -> list[str]:
     return [setting.name for setting in describe(kind).values() if setting.effect in allowed]
 
 
-def check(config: Any, ranges: Mapping[str, Range] | None = None) -> None:
+def check(config: Any) -> None:
     """Hold every field of a dataclass to its type and its range.
 
     A number without a range must be finite. Text must be what `config.toml` and a path can hold.
@@ -145,7 +144,7 @@ def check(config: Any, ranges: Mapping[str, Range] | None = None) -> None:
             known = [*names, *(kind.__name__ for kind in types if kind is not NoneType)]
             raise ValueError(f"{name}={value!r} must be one of {', '.join(known)}")
         if isinstance(value, int | float) and not isinstance(value, bool):
-            _check_number(name, value, (ranges or {}).get(name, setting.range))
+            _check_number(name, value, setting.range)
         elif isinstance(value, str) and value not in names:
             _check_text(name, value, may_be_empty=setting.default == "")
 

@@ -17,7 +17,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import tomli_w
@@ -33,13 +33,11 @@ from entropyfloor.runs import files, machine
 from entropyfloor.runs.progress import Progress
 from entropyfloor.runs.resume import check_same, is_begun
 from entropyfloor.runs.run_reader import CONFIG, MACHINE
-from entropyfloor.runs.settings import COUNT, NATURAL, SEED, SHARE, check
+from entropyfloor.runs.settings import COUNT, NATURAL, SEED_RANGE, SHARE, Effect, changeable, check
 
 SUMMARY = "summary.json"
 SECONDS = 30.0
 """Time limit of the judge for an answer; the first one includes imports, perhaps on a busy machine."""
-WHERE = frozenset({"out", "data_dir", "url", "batch_size", "device", "devices"})
-"""Settings that may differ when results are continued: they change places and speed, not results."""
 
 
 @dataclass(frozen=True)
@@ -50,43 +48,42 @@ class EvaluationConfig:
     """Model to evaluate: a directory with weights and tokenizer, a name on the hub, or its name on a server."""
     benchmarks: str = ",".join(registry.IN_DOMAIN)
     """Benchmarks, separated by commas; arc_challenge, mmlu_pro and gpqa_diamond are out of domain."""
-    data_dir: str | None = None
+    data_dir: Annotated[str | None, Effect.PLACE] = None
     """Directory with <benchmark>.jsonl, .json or .parquet, or one such file; by default the hub is read."""
-    limit: int | None = None
+    limit: Annotated[int | None, COUNT] = None
     """Number of problems of each benchmark, from its first; by default all."""
     template: str = "qwen-math"
     """Prompt: qwen-math, question, chat (the tokenizer's template), none, or a file or text with {question}."""
-    samples: int | None = None
+    samples: Annotated[int | None, COUNT] = None
     """Sampled responses to a problem: by default 16 on AIME and AMC, else 1; greedy decoding gives one."""
-    temperature: float | None = None
+    temperature: Annotated[float | None, NATURAL] = None
     """Sampling temperature; 0 is greedy. By default 0.7 on AIME and AMC, else 0."""
-    top_p: float = 1.0
+    top_p: Annotated[float, SHARE] = 1.0
     """Probability of the likeliest tokens that are sampled from; 1, as in the paper, samples from all."""
-    max_tokens: int = 8192
+    max_tokens: Annotated[int, COUNT] = 8192
     """Longest response in tokens; shorter where the model's context leaves fewer, which the summary says."""
-    context: int | None = None
+    context: Annotated[int | None, COUNT] = None
     """Tokens of prompt and response together, if the model takes another number than its config says."""
-    seed: int = 0
+    seed: Annotated[int, SEED_RANGE] = 0
     """Random seed; each response has a seed that follows from it."""
 
     engine: EngineName = "transformers"
     """Engine: transformers (in this process), vllm (where it is installed), server (with OpenAI's protocol)."""
-    url: str | None = None
+    url: Annotated[str | None, Effect.PLACE] = None
     """Engine server: address such as http://localhost:8000/v1; its key is OPENAI_API_KEY of the environment."""
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, COUNT, Effect.SPEED] = None
     """Number of responses at a time; by default 16 with transformers, 32 with a server."""
     dtype: DtypeName = "auto"
     """Precision of the weights; auto is the checkpoint's own on an accelerator, and float32 on a CPU."""
-    device: str = "auto"
+    device: Annotated[str, Effect.SPEED] = "auto"
     """Engine transformers: device such as cuda:1 or cpu; auto takes an accelerator where there is one."""
-    devices: int = 1
+    devices: Annotated[int, COUNT, Effect.SPEED] = 1
     """Engine vllm: number of GPUs that the model is split over."""
-    out: str | None = None
+    out: Annotated[str | None, Effect.IDENTITY] = None
     """Directory of the results; by default runs/evaluate/<model>-<template>."""
 
     def __post_init__(self) -> None:
-        counts = ("limit", "samples", "max_tokens", "context", "batch_size", "devices")
-        check(self, {**dict.fromkeys(counts, COUNT), "temperature": NATURAL, "top_p": SHARE, "seed": SEED})
+        check(self)
         if not self.top_p:
             raise ValueError("top_p=0 leaves no token to sample: give --temperature 0 for the likeliest one")
         random = any(temperature for _, temperature in map(self.sampling, self.chosen))
@@ -140,7 +137,8 @@ def evaluate(config: EvaluationConfig) -> str:
     """
     config = config.resolved()
     path = Path(str(config.out))
-    check_same(path, {name: value for name, value in config.record.items() if name not in WHERE})
+    may_differ = changeable(EvaluationConfig)
+    check_same(path, {name: value for name, value in config.record.items() if name not in may_differ})
     data = Path(config.data_dir) if config.data_dir else None
     examples = {b: registry.load(b, data, config.limit) for b in config.chosen}
     results = {b: Results(path, b, problems, config.sampling(b)[0]) for b, problems in examples.items()}
