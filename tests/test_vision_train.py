@@ -34,7 +34,7 @@ from entropyfloor.vision.config import VisionConfig, read_config
 from entropyfloor.vision.evaluate import evaluate
 from entropyfloor.vision.export import export
 from entropyfloor.vision.predict import logits_of
-from entropyfloor.vision.train import complete, resume, train
+from entropyfloor.vision.train import complete, resume, train, train_seeds
 from entropyfloor.vision.trainer import Trainer
 
 # isort: split
@@ -137,7 +137,7 @@ def test_a_resumed_run_is_the_run_that_was_left_alone(optimiser, folder, tmp_pat
     newest = sorted((halted / "checkpoints").iterdir())[-1]
     shutil.rmtree(newest)
     moved = home.rename(tmp_path / "there")
-    resume(halted, data_dir=str(moved))
+    resume(halted, data_dir=str(moved), checkpoint_every=2)
     a, b = history(whole), history(halted)
     assert a == b
     assert [line["step"] for line in a] == [0, 1, 2, 3]
@@ -676,6 +676,20 @@ def test_a_switch_that_is_off_is_no_other_setting(folder, tmp_path):
         with_seeds(VisionConfig(**settings, num_classes=2, pretrained=True), [0])
 
 
+def test_seeds_begin_with_complete_settings(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("entropyfloor.vision.train.each_seed", lambda configs, *_: configs)
+    config = VisionConfig(**TINY, data_dir=str(folder), out=str(tmp_path))
+    configs = train_seeds(config, [0, 1])
+    assert [(found.seed, found.num_classes, found.crop) for found in configs.values()] == [
+        (0, 2, 1.0),
+        (1, 2, 1.0),
+    ]
+    train(configs[tmp_path / "seed-0"])
+    assert train_seeds(config, [0, 1]) == configs  # the run is recognised
+    with pytest.raises(ValueError, match=r"num_classes=3, but folder in .* has 2 classes"):
+        train_seeds(replace(config, num_classes=3), [0, 1])
+
+
 DAMAGED = {
     "text.pth": b"these are no weights\n",
     "text.safetensors": b"these are no weights\n",
@@ -1061,6 +1075,12 @@ def test_aug_mix_gives_copies_of_every_image(folder):
     pictures, labels = data.collate_splits([images[i] for i in range(4)])
     assert pictures.shape == (12, 3, 32, 32)
     assert labels.tolist() == [source.labels[i] for i in range(4)] * 3
+
+
+def test_a_policy_of_timm_survives_its_strongest_posterize():
+    image = sources.Image.new("RGB", (4, 4), "red")
+    posterized = timm.data.auto_augment.AugmentOp("PosterizeIncreasing", prob=1.0, magnitude=10)(image)
+    assert posterized.getcolors() == [(16, (0, 0, 0))]
 
 
 def test_images_keep_their_colours():

@@ -133,7 +133,7 @@ def summarise(predictions: Predictions, ood_confidence: Float[Tensor, " M"] | No
 
     `top1`, `top5`: accuracies. `nll`, `brier`: means. `ece`: expected calibration error of the most probable
     class, `Σ_b (n_b / N) |accuracy_b - confidence_b|` over 15 bins of equal width (Guo et al. 2017, arXiv
-    1706.04599, Eq. 3). `realised_entropy`: mean entropy; `/min`, `/q05`: minimum and 5 % quantile over samples.
+    1706.04599, Eq. 3). `realised_entropy`: mean entropy; `/min`, `/q05`: its minimum and 5 % quantile.
     `saturation`: share of samples whose gap exceeds 10. With `ood_confidence` also `auroc`: the probability that a
     test sample has more confidence than an out-of-distribution sample, ties counting half (Hendrycks & Gimpel
     2017, arXiv 1610.02136).

@@ -72,29 +72,11 @@ def logits_of(
         loader: Batches of bytes and labels, prepared by the accelerator.
     """
     classifier.eval()
-    raw = RawLogits(classifier)
-    for images, target in loader:
-        with accelerator.autocast(), raw:
-            logits = classifier(classifier.normalise(images))
-        before = logits if raw.last is None else raw.last
-        gathered = accelerator.gather_for_metrics((logits, before, target))
-        yield tuple(tensor.cpu() for tensor in gathered)
-
-
-class RawLogits:
-    """While it is entered: the input of the floor in the last forward pass, None for a model without one."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.last: Tensor | None = None
-        self._floor = next((module for module in model.modules() if isinstance(module, ERASoftmax)), None)
-
-    def __enter__(self) -> None:
-        if self._floor is not None:
-            self._hook = self._floor.register_forward_pre_hook(self._keep)
-
-    def __exit__(self, *_: object) -> None:
-        if self._floor is not None:
-            self._hook.remove()
-
-    def _keep(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.last = inputs[0]
+    raw: dict[str, Tensor] = {}
+    floor = next((module for module in classifier.modules() if isinstance(module, ERASoftmax)), nn.Identity())
+    with floor.register_forward_pre_hook(lambda _, inputs: raw.update(last=inputs[0])):
+        for images, target in loader:
+            with accelerator.autocast():
+                logits = classifier(classifier.normalise(images))
+            gathered = accelerator.gather_for_metrics((logits, raw.get("last", logits), target))
+            yield tuple(tensor.cpu() for tensor in gathered)
