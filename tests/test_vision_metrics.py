@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy import special, stats
 
+from entropyfloor.runs import statistics
 from entropyfloor.vision import metrics
 
 FIELDS = metrics.Predictions._fields
@@ -284,7 +285,7 @@ def test_the_bootstrap_and_the_summary_agree_on_the_edges_of_bins():
 
 
 def test_resamples_are_as_large_as_the_sample():
-    counts = metrics._draw(400, 50, torch.Generator().manual_seed(0))
+    counts = metrics._counts(np.random.default_rng(0).integers(50, size=(400, 50)), 50)
     assert (counts.sum(1) == 50).all()
     assert len(counts.unique(dim=0)) == 400
     # A binomial count has variance 1 - 1/50 in each place.
@@ -316,9 +317,9 @@ def test_intervals_are_those_of_the_seed(monkeypatch):
     # Neither samples from elsewhere nor the size of a chunk moves the others.
     alone = metrics.intervals(predictions, resamples=50, seed=3)
     assert {**alone, "auroc": once["auroc"]} == once
-    monkeypatch.setattr(metrics, "CELLS", 7 * 300)
+    monkeypatch.setattr(statistics, "CELLS", 7 * 300)
     chunked = metrics.intervals(predictions, elsewhere, resamples=50, seed=3)
-    for name, bounds in once.items():
+    for name, bounds in alone.items():  # two samples are drawn chunk by chunk
         assert chunked[name] == pytest.approx(bounds, abs=1e-12)
 
 
@@ -369,7 +370,8 @@ def test_the_interval_of_a_small_calibration_error_contains_it(seed):
     low, high = metrics.intervals(predictions, resamples=200)["ece"]
     assert 0 <= low <= found <= high <= 1
     table = metrics._estimator(predictions, None)
-    assert table(metrics._draw(200, 300, torch.Generator()), None)["ece"].quantile(0.025) > 0.8 * found
+    counts = metrics._counts(rng.integers(300, size=(200, 300)), 300)
+    assert table(counts, None)["ece"].quantile(0.025) > 0.8 * found
 
 
 @pytest.mark.parametrize(("excess", "most"), [(0.0, 1.0), (0.02, 1.0), (0.3, 0.999)])

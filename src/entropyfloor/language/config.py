@@ -61,9 +61,9 @@ class LanguageConfig:
     """Task arithmetic: digits of the larger numbers."""
     chain_length: Annotated[int, COUNT, MODULAR] = 5
     """Task modular: number of operations in a chain."""
-    data: Annotated[str | None, Effect.PLACE, FILE] = None
+    data: Annotated[str | None, Effect.FILE, FILE] = None
     """Task file: a jsonl, json or parquet file with questions and answers to train on."""
-    test_data: Annotated[str | None, Effect.PLACE, FILE] = None
+    test_data: Annotated[str | None, Effect.FILE, FILE] = None
     """Task file: a file to evaluate on; by default a tenth of `data` is held out."""
     min_level: Annotated[int, NATURAL, FILE] = 0
     """Task file: lowest level of problems to train on; the paper trains on levels 3 to 5 of MATH."""

@@ -66,7 +66,9 @@ class Effect(Enum):
     SPEED = "speed"
     """Speed, memory and what is saved on the way; results stay the same up to rounding."""
     PLACE = "place"
-    """Where files are now."""
+    """Where files are now; their content is that of another setting, such as the dataset."""
+    FILE = "file"
+    """A file whose content changes results. A resume may say where it is now."""
     IDENTITY = "identity"
     """Which run it is: its seed, its directory, a remark."""
 
@@ -121,12 +123,12 @@ def describe(kind: Any) -> dict[str, Setting]:
 
 def not_results(kind: Any) -> list[str]:
     """Names of the settings that do not change results, apart from the seed."""
-    return [setting.name for setting in describe(kind).values() if setting.effect is not None]
+    return [setting.name for setting in describe(kind).values() if setting.effect not in (None, Effect.FILE)]
 
 
 def changeable(kind: Any) -> list[str]:
     """Names of the settings that a run may have others of when it is resumed."""
-    allowed = (Effect.SPEED, Effect.PLACE)
+    allowed = (Effect.SPEED, Effect.PLACE, Effect.FILE)
     return [setting.name for setting in describe(kind).values() if setting.effect in allowed]
 
 

@@ -58,7 +58,7 @@ class VisionConfig:
     min_entropy: Annotated[float | None, POSITIVE] = None
     """ERA: minimum entropy of every prediction in nats. The paper uses 0.6 (CIFAR-10) and 1.2 (ImageNet)."""
     floor: Literal["calibrated", "paper"] = "calibrated"
-    """ERA: `min_entropy` is the minimum entropy itself (calibrated, ours), or the lower H0 of Eq. 15 (paper)."""
+    """ERA: `min_entropy` is the floor itself (calibrated, ours), or H0 of Eq. 15, far below the floor (paper)."""
     tau: Annotated[float, TAU] = 4.0
     """ERA: temperature τ of Eq. 15."""
     inverse: Literal["exact", "paper"] = "exact"

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from entropyfloor.extras import require
+from entropyfloor.runs.statistics import bootstrap_interval
 from entropyfloor.torch import functional as F
 from entropyfloor.torch.numerics import as_float
 
@@ -29,8 +31,6 @@ SATURATED = 10.0
 """Gap between the largest raw logits above which a floored head has hardly any gradient."""
 CONFIDENCE = 0.95
 """Share of the bootstrap distribution inside an interval."""
-CELLS = 2**20
-"""Largest number of samples that the bootstrap draws at once, which bounds the memory: 8 MB for an array."""
 ROUNDING = 1e-4
 """Tolerance for quantities outside their range, because of rounding in float32 with many classes."""
 
@@ -249,34 +249,27 @@ def intervals(
     if resamples < 1:
         raise ValueError(f"resamples={resamples} must be at least 1")
     estimate, gaps = _estimator(predictions, ood_confidence), _gaps(predictions)
-    inside = len(predictions.correct)
-    outside = 0 if ood_confidence is None else len(ood_confidence)
-    # Two independent streams; ~seed is negative, so it is never the seed of another call.
-    drawn, drawn_ood = (torch.Generator().manual_seed(s) for s in (seed, ~seed))
-    rows = max(1, CELLS // max(inside, outside))
-    chunks = []
-    for start in range(0, resamples, rows):
-        size = min(rows, resamples - start)
-        weights = _draw(size, inside, drawn)
-        chunk = estimate(weights, _draw(size, outside, drawn_ood) if outside else None)
-        chunks.append({**chunk, "ece": weights @ gaps / inside})
-    tails = torch.tensor([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], dtype=torch.float64)
-    bounds = {}
-    for name in chunks[0]:
-        resampled = torch.cat([chunk[name] for chunk in chunks])
-        if name == "ece":
-            bounds[name] = _calibration_interval(gaps.mean(0), resampled)
-        else:
-            low, high = resampled.quantile(tails).tolist()
-            bounds[name] = (low, high)
-    return bounds
+    rows, gap = np.arange(len(predictions.correct)), gaps.mean(0)
+    options: dict[str, Any] = {"resamples": resamples, "confidence": CONFIDENCE, "seed": seed}
 
+    def metrics(drawn: np.ndarray, **_: int) -> np.ndarray:
+        weights = _counts(drawn, len(rows))
+        noise = weights @ gaps / len(rows) - gap
+        estimates = {**estimate(weights, None), "below": noise.abs().sum(1), "above": -(gap.sign() * noise).sum(1)}
+        return torch.stack([estimates[name] for name in names], dim=1).numpy()
 
-def _calibration_interval(gaps: Tensor, resampled: Tensor) -> tuple[float, float]:
-    """Interval of the calibration error `Σ|gaps|`, from gaps of bins `[BINS]` and their resamples `[R, BINS]`."""
-    noise, error = resampled - gaps, gaps.abs().sum()
-    lower, upper = (x.sum(1).quantile((1 + CONFIDENCE) / 2) for x in (noise.abs(), -gaps.sign() * noise))
-    return float((error - lower).clamp(min=0)), float((error + upper.clamp(min=0)).clamp(max=1))
+    names = ("top1", "top5", "nll", "brier", "realised_entropy", "saturation", "below", "above")
+    bounds = dict(zip(names, np.transpose(bootstrap_interval(rows, metrics, **options)).tolist(), strict=True))
+    error, (_, below), (_, above) = float(gap.abs().sum()), bounds.pop("below"), bounds.pop("above")
+    bounds["ece"] = [max(0.0, error - below), min(1.0, error + max(0.0, above))]
+    if ood_confidence is not None:
+        ood_rows = np.arange(len(ood_confidence))
+
+        def auroc(drawn: np.ndarray, ood: np.ndarray, **_: int) -> np.ndarray:
+            return estimate(_counts(drawn, len(rows)), _counts(ood, len(ood_rows)))["auroc"].numpy()
+
+        bounds["auroc"] = [*bootstrap_interval((rows, ood_rows), auroc, **options)]
+    return {name: (low, high) for name, (low, high) in bounds.items()}
 
 
 def _binned(confidence: Tensor, bins: int) -> tuple[Tensor, Tensor]:
@@ -337,11 +330,10 @@ def _estimator(predictions: Predictions, ood_confidence: Tensor | None) -> Estim
     return estimate
 
 
-def _draw(rows: int, size: int, generator: torch.Generator) -> Tensor:
-    """Number of times that each sample is drawn in each resample, `[rows, size]` in float64."""
-    drawn = torch.randint(size, (rows, size), generator=generator)
-    drawn += size * torch.arange(rows)[:, None]  # one count for all rows
-    return drawn.view(-1).bincount(minlength=rows * size).view(rows, size).double()
+def _counts(drawn: np.ndarray, size: int) -> Tensor:
+    """Number of times that each sample is drawn in each resample, `[R, size]` in float64."""
+    numbers = drawn + size * np.arange(len(drawn))[:, None]  # one count for all resamples
+    return torch.from_numpy(np.bincount(numbers.ravel(), minlength=len(drawn) * size)).view(-1, size).double()
 
 
 # --- checks ----------------------------------------------------------------------------------------------
