@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 from entropyfloor.cli import main
 from entropyfloor.control.config import configure
 from entropyfloor.control.evaluate import evaluate
-from entropyfloor.control.train import train
+from entropyfloor.control.train import resume, train
+from entropyfloor.runs import Run, memory
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -100,6 +102,23 @@ def test_what_cannot_be_done_is_said_before_anything_is_played(options, message,
         options = {"video": tmp_path / options["video"]}
     with pytest.raises(ValueError, match=message):
         evaluate(tmp_path, **options)
+
+
+def test_neither_trainer_nor_simulator_state_nor_memory_is_needed(run, tmp_path, monkeypatch):
+    """The unfinished episode would lead elsewhere, by 1e-3, and the replay would not fit."""
+    evaluate(run, episodes=1)
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    checkpoint = Run.open(copy).latest()
+    name = "observation" if "observation" in checkpoint.arrays else "0/observation"
+    shutil.rmtree(copy / "checkpoints")
+    drifted = {**checkpoint.arrays, name: checkpoint.arrays[name] + np.float32(1e-3)}
+    Run.open(copy).save(checkpoint.step, drifted, checkpoint.state)
+    monkeypatch.setattr(memory, "SHARE", 1e-12)
+    (copy / "evaluation.json").unlink()
+    evaluate(copy, episodes=1)
+    assert json.loads((copy / "evaluation.json").read_text()) == json.loads((run / "evaluation.json").read_text())
+    with pytest.raises(ValueError, match=r"and this machine has 0\.0 GiB"):
+        resume(copy)
 
 
 def test_a_run_without_a_checkpoint_is_refused(run, tmp_path):

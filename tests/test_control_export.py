@@ -13,7 +13,7 @@ pytest.importorskip("jax2onnx")
 
 RUNS = {
     "exact": {"agent": "sac-era-exact", "env": "gym/Reacher-v4"},
-    "floor, 17 dimensions": {"agent": "sac-era", "head": "era-floor", "env": "gym/Humanoid-v4"},
+    "floor, 6 dimensions": {"agent": "sac-era", "head": "era-floor", "env": "gym/HalfCheetah-v4"},
     "sac": {"agent": "sac", "env": "gym/Reacher-v4"},
     "era-batch": {
         "agent": "sac-era",
@@ -46,7 +46,7 @@ def test_the_file_is_the_policy_for_any_batch(name, tmp_path, capsys):
         observation = np.random.default_rng(batch).normal(size=(batch, policy.observation_dim))
         observation = observation.astype(np.float32)
         values = dict(zip(names, session.run(None, {"observation": observation}), strict=True))
-        np.testing.assert_allclose(values["action"], policy(observation), rtol=0, atol=1e-6)
+        np.testing.assert_allclose(values["action"], policy(observation), rtol=0, atol=5e-6)
         assert values["action"].dtype == policy(observation).dtype
         np.testing.assert_allclose(values["entropy"], policy.entropy(observation), rtol=1e-6, atol=2e-5)
         acting = policy.distribution(policy.actor, policy.normalise(observation))
