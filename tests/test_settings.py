@@ -33,6 +33,7 @@ class Config:
     end: Annotated[float, Range(0, math.inf, "at least 0, or inf", finite=False)] = math.inf
     decay: Annotated[float | Literal["auto"] | None, NATURAL] = None
     data: Annotated[str | None, Effect.PLACE] = None
+    questions: Annotated[str | None, Effect.FILE] = None
     device: Annotated[str, Effect.SPEED] = "auto"
 
 
@@ -82,9 +83,9 @@ def test_a_class_below_has_the_descriptions_of_its_own_annotations():
 
 
 def test_effects_say_what_a_resume_may_change_and_what_changes_no_result():
-    assert changeable(Config) == ["data", "device"]
+    assert changeable(Config) == ["data", "questions", "device"]
     assert not_results(Config) == ["seed", "data", "device"]
-    assert changeable(Wider) == ["data", "device", "threads"]
+    assert changeable(Wider) == ["data", "questions", "device", "threads"]
 
 
 def test_a_setting_that_has_no_effect_is_refused_with_its_condition():

@@ -17,6 +17,7 @@ import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ import numpy as np
 
 from entropyfloor.runs.directory import Run
 from entropyfloor.runs.progress import Progress
+
+GRACE = 1.0
+"""Seconds after the first signal in which others count as the same: launchers pass on the Ctrl-C of a terminal."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ def check_finite(
 
 @contextmanager
 def _signals() -> Iterator[threading.Event]:
-    """Yield an event that the first Ctrl-C or SIGTERM sets; the second one acts as it did before."""
+    """Yield an event that the first Ctrl-C or SIGTERM sets; a second one raises KeyboardInterrupt."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
         yield event
@@ -136,18 +140,20 @@ def _signals() -> Iterator[threading.Event]:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    def second(*_: Any) -> None:
-        restore()
-        raise KeyboardInterrupt
+    first: float | None = None
 
-    def first(*_: Any) -> None:
-        os.write(2, b"\nstopping after this step; once more stops at once\n")
-        event.set()
-        for number in before:
-            signal.signal(number, second)
+    def handle(*_: Any) -> None:
+        nonlocal first
+        if first is None:
+            first = time.monotonic()
+            os.write(2, b"\nstopping after this step; once more stops at once\n")
+            event.set()
+        elif time.monotonic() > first + GRACE:
+            restore()
+            raise KeyboardInterrupt
 
     for number in before:
-        signal.signal(number, first)
+        signal.signal(number, handle)
     try:
         yield event
     finally:
