@@ -31,7 +31,7 @@ def tables():
 ROOMS, LANGUAGE_ROOMS = tables()
 OPEN = {"extras", "__version__"}
 """Names that every room may import."""
-OPEN_IN_LANGUAGE = {"config", "libraries", "support"}
+OPEN_IN_LANGUAGE = {"config", "encoding"}
 
 
 def imports(path, package):

@@ -5,9 +5,9 @@ import re
 import pytest
 import torch
 
-from entropyfloor.language.model.checks import check_sampling, check_training
 from entropyfloor.language.model.forward import head_of, hidden_states, logits_of
 from entropyfloor.language.model.learning import checkpoint_layers, prepare_update
+from entropyfloor.language.sampling.checks import check_sampling, check_training
 from tiny_families import MAMBA, build
 
 LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}

@@ -4,9 +4,9 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 import tiny_language
+from entropyfloor.language import encoding
+from entropyfloor.language.encoding import encode, render, turn_end
 from entropyfloor.language.model.files import load
-from entropyfloor.language.sampling import encoding
-from entropyfloor.language.sampling.encoding import encode, render, turn_end
 from entropyfloor.language.sampling.rollout import sample
 from entropyfloor.language.warm_start import imitation_loss
 

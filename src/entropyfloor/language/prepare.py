@@ -8,11 +8,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from entropyfloor.language.config import LanguageConfig
+from entropyfloor.language.encoding import encode, render
 from entropyfloor.language.losses import Mean
 from entropyfloor.language.model import files
 from entropyfloor.language.model.forward import context_of, rows_of
 from entropyfloor.language.model.tiny import tiny
-from entropyfloor.language.sampling.encoding import encode, render
 from entropyfloor.language.tasks import Task, task_of
 from entropyfloor.language.update import Hyperparameters
 from entropyfloor.runs.resume import config_of

@@ -24,7 +24,6 @@ from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.evaluate import STREAM, Evaluation, evaluate_model
 from entropyfloor.language.groups import draw_problems, sample_groups
 from entropyfloor.language.model import files
-from entropyfloor.language.model.checks import check_training
 from entropyfloor.language.model.forward import device_of
 from entropyfloor.language.model.learning import checkpoint_layers, prepare_update
 from entropyfloor.language.prepare import (
@@ -35,6 +34,7 @@ from entropyfloor.language.prepare import (
     hyperparameters_of,
     sampling_of,
 )
+from entropyfloor.language.sampling.checks import check_training
 from entropyfloor.language.sampling.rollout import parts
 from entropyfloor.language.tasks import Task
 from entropyfloor.language.warm_start import warm_start

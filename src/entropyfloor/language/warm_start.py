@@ -20,9 +20,9 @@ from safetensors.torch import save
 
 from entropyfloor import __version__
 from entropyfloor.language.config import LanguageConfig
+from entropyfloor.language.encoding import encode
 from entropyfloor.language.model.files import load_weights, weights_of
 from entropyfloor.language.model.forward import IGNORED, head_of, hidden_states, rows_of
-from entropyfloor.language.sampling.encoding import encode
 from entropyfloor.language.tasks import Task
 from entropyfloor.runs import files
 from entropyfloor.torch import functional as F

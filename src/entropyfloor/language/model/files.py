@@ -25,8 +25,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from entropyfloor.extras import brief, is_out_of_memory
+from entropyfloor.language.encoding import turn_end
 from entropyfloor.language.model.forward import ends_of, rows_of
-from entropyfloor.language.sampling.encoding import turn_end
 from entropyfloor.runs.files import sync
 
 if TYPE_CHECKING:

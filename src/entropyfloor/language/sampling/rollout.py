@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from entropyfloor.language.config import Precision
+from entropyfloor.language.encoding import encode
 from entropyfloor.language.model.forward import Policy, autocast, ends_of, rows_of
 from entropyfloor.language.sampling.decoding import Written, decode
-from entropyfloor.language.sampling.encoding import encode
 from entropyfloor.torch.seeding import derived
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from entropyfloor.language.encoding import Turn
 from entropyfloor.language.rewards import Row
-from entropyfloor.language.sampling.encoding import Turn
 
 Split = Literal["train", "test"]
 

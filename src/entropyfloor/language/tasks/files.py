@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from entropyfloor.language.encoding import Turn
 from entropyfloor.language.rewards import Answer, Function, Reward, Row, final_answer, text_of
-from entropyfloor.language.sampling.encoding import Turn
 from entropyfloor.language.tasks.base import Problem, Split, is_held_out
 from entropyfloor.language.tasks.rows import (
     ANSWER_COLUMNS,

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from entropyfloor.extras import require
+from entropyfloor.language.encoding import Turn
 from entropyfloor.language.rewards import LETTERS, Row, choices_of, text_of
-from entropyfloor.language.sampling.encoding import Turn
 
 QUESTION_COLUMNS = ("problem", "question", "prompt", "input")
 ANSWER_COLUMNS = ("answer", "final_answer", "reward_model.ground_truth", "ground_truth", "solution", "answerKey")

@@ -11,9 +11,9 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
+from entropyfloor.language.encoding import encode, render, turn_end
 from entropyfloor.language.model.files import NO_CODE, reading
 from entropyfloor.language.model.forward import context_of
-from entropyfloor.language.sampling.encoding import encode, render, turn_end
 from entropyfloor.language.sampling.engines.base import CHAT, TEMPLATES, Template
 
 

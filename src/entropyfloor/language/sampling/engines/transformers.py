@@ -12,9 +12,9 @@ from typing import Any
 from transformers import AutoModelForCausalLM
 
 from entropyfloor.extras import out_of_memory_hint
-from entropyfloor.language.model.checks import check_sampling
 from entropyfloor.language.model.files import NO_CODE, reading, without_bars
 from entropyfloor.language.model.forward import device_of, ends_of, rows_of
+from entropyfloor.language.sampling.checks import check_sampling
 from entropyfloor.language.sampling.decoding import Written, decode
 from entropyfloor.language.sampling.engines.base import (
     DtypeName,
