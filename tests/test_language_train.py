@@ -734,10 +734,12 @@ def test_a_chat_is_trained_as_it_is_evaluated(chats, tmp_path):
     assert ends_of(trainer.model) == engine.ends == {0, 2}  # where a turn ends, too
     trainer.task.close()
     path = train(config(tmp_path, **chats, checkpoint_every=1))
-    expected = lines(path)
+    expected, files = lines(path), model_files(path)
+    assert "chat_template.jinja" in files
     shutil.rmtree(path / "checkpoints" / f"{2:012d}")
     shutil.rmtree(chats["model"])
     assert lines(resume(path)) == expected
+    assert model_files(path) == files
     assert "avg@2" in evaluate(path, problems=4, samples=2)
 
 

@@ -198,10 +198,9 @@ def evaluate(
         with Progress(problems, unit="problems", every=1, evaluation="responding") as progress:
 
             def advance(done: int) -> None:
-                progress.report(done, "answered")
-                if done < problems:
-                    progress.busy(done, "drawing more problems")
+                progress.report(done, "answered" if done >= problems else "answered, looking for more")
 
+            progress.restart(0)
             evaluation = evaluate_model(
                 model,
                 tokenizer,
