@@ -64,9 +64,9 @@ def difference(model):
     tokens, mask = torch.zeros(2, 9, dtype=torch.long), torch.zeros(2, 9)
     for i, row in enumerate(rows):
         tokens[i, 9 - len(row) :], mask[i, 9 - len(row) :] = row, 1
-    seen = logits_of(hidden_states(model, tokens, mask.bool()), head_of(model)).log_softmax(-1)
+    batched = logits_of(hidden_states(model, tokens, mask.bool()), head_of(model)).log_softmax(-1)
     alone = [model(input_ids=row[None]).logits[0].log_softmax(-1) for row in rows]
-    return max(float((seen[i, 9 - len(row) :] - alone[i]).abs().max()) for i, row in enumerate(rows))
+    return max(float((batched[i, 9 - len(row) :] - alone[i]).abs().max()) for i, row in enumerate(rows))
 
 
 @pytest.mark.filterwarnings("ignore")  # of families in transformers

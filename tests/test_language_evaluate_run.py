@@ -34,7 +34,7 @@ def file_of(path, problems):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run that knows five of the six `PROBLEMS`; the file that it was to be judged on is gone."""
+    """A run that knows five of the six `PROBLEMS`; the file that it was to be evaluated on is gone."""
     home = tmp_path_factory.mktemp("run")
     gone = file_of(home / "gone.jsonl", UNKNOWN[:1])
     config = LanguageConfig(
@@ -54,12 +54,12 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def judged(run, tmp_path_factory):
-    """What `evaluate` wrote of `PROBLEMS`, and `told` of them, and the responses that it `shows`."""
+def results(run, tmp_path_factory):
+    """What `evaluate` wrote about `PROBLEMS`, its `summary`, and the responses that it `shows`."""
     held = file_of(tmp_path_factory.mktemp("held") / "held.jsonl", PROBLEMS)
-    told = evaluate(run, problems=10, samples=SAMPLES, temperature=2.0, test_data=held)
+    summary = evaluate(run, problems=10, samples=SAMPLES, temperature=2.0, test_data=held)
     found = json.loads((run / "evaluation.json").read_text())
-    return {**found, "told": told, "shows": (run / "samples" / "evaluation.txt").read_text()}
+    return {**found, "summary": summary, "shows": (run / "samples" / "evaluation.txt").read_text()}
 
 
 @pytest.fixture(scope="module")
@@ -73,41 +73,41 @@ def greedy(run, tmp_path_factory):
     return sum(one.text == rf"\boxed{{{answer}}}" for one, (_, answer) in zip(said, PROBLEMS, strict=True))
 
 
-def test_values_and_intervals_are_those_of_the_counts(judged, greedy):
-    n, told = len(PROBLEMS), judged["told"]
-    assert [judged[name] for name in ("step", "problems", "samples", "temperature")] == [1, n, SAMPLES, 2.0]
-    counts = judged["correct"]
+def test_values_and_intervals_are_those_of_the_counts(results, greedy):
+    n, summary = len(PROBLEMS), results["summary"]
+    assert [results[name] for name in ("step", "problems", "samples", "temperature")] == [1, n, SAMPLES, 2.0]
+    counts = results["correct"]
     assert len({*counts} - {0, SAMPLES}) > 1  # otherwise much of what follows would be the same number
     shares = {f"pass_at_{k}": [1 - comb(SAMPLES - c, k) / comb(SAMPLES, k) for c in counts] for k in (1, 2, 4, 6)}
     shares |= {"avg_at_k": np.array(counts) / SAMPLES, "greedy": [1] * greedy + [0] * (n - greedy)}
     assert 0 < greedy < n
-    assert set(judged["intervals_95"]) == set(shares)
+    assert set(results["intervals_95"]) == set(shares)
     for name, share in shares.items():
-        value, (low, high) = judged["values"][name], judged["intervals_95"][name]
+        value, (low, high) = results["values"][name], results["intervals_95"][name]
         assert (value, low, high) == pytest.approx(scores.accuracy(share), abs=1e-12)
         assert low <= value <= high
         assert low < high
         called = f"avg@{SAMPLES}" if name == "avg_at_k" else name.replace("_at_", "@")
-        assert re.search(rf"^{called} +{100 * value:.1f} \[{100 * low:.1f}, {100 * high:.1f}\] %$", told, re.M)
-    assert f"{judged['values']['realised_entropy']:.3f} nats" in told
-    assert f"step 1, {n} problems, {SAMPLES} responses each at temperature 2" in told
+        assert re.search(rf"^{called} +{100 * value:.1f} \[{100 * low:.1f}, {100 * high:.1f}\] %$", summary, re.M)
+    assert f"{results['values']['realised_entropy']:.3f} nats" in summary
+    assert f"step 1, {n} problems, {SAMPLES} responses each at temperature 2" in summary
 
 
-def test_the_responses_to_four_problems_can_be_read(judged):
-    _, *shown = re.split(r"^(\d\+\d)=\n", judged["shows"], flags=re.MULTILINE)
+def test_the_responses_to_four_problems_can_be_read(results):
+    _, *shown = re.split(r"^(\d\+\d)=\n", results["shows"], flags=re.MULTILINE)
     assert len({*shown[::2]} & {question for question, _ in PROBLEMS}) == 4
     earned = [re.findall("^  ([01])  ", part, re.MULTILINE) for part in shown[1::2]]
     assert [len(each) for each in earned] == [SAMPLES] * 4
-    assert [each.count("1") for each in earned] == judged["correct"][:4]
+    assert [each.count("1") for each in earned] == results["correct"][:4]
 
 
 @pytest.mark.parametrize(("last", "same"), [(PROBLEMS[-1], True), (("2+5", "100"), False)])
-def test_at_the_runs_own_temperature_every_response_is_the_likeliest(run, judged, greedy, tmp_path, last, same):
+def test_at_the_runs_own_temperature_every_response_is_the_likeliest(run, results, greedy, tmp_path, last, same):
     evaluate(run, samples=2, test_data=file_of(tmp_path / "held.jsonl", [last, *PROBLEMS[:-1]]))
     found = json.loads((run / "evaluation.json").read_text())
     assert found["temperature"] == 1e-3
     assert sorted(found["correct"]) == [0] * (len(PROBLEMS) - greedy) + [2] * greedy
-    assert (found["asked"] == judged["asked"]) == same  # by which reports see what may be compared
+    assert (found["asked"] == results["asked"]) == same  # by which reports see what may be compared
 
 
 @pytest.mark.parametrize(
@@ -141,19 +141,19 @@ def test_an_evaluation_begins_before_all_problems_are_drawn(tmp_path, monkeypatc
     stream = derived(trainer.config.seed, evaluation.STREAM, 0)
     model = (trainer.model, trainer.tokenizer, trainer.task, trainer.hyperparameters)
     settings = {"samples": 3, "seed": stream, "temperature": 1.0, "sampling": sampling_of(trainer.config)}
-    told = []
-    found = evaluate_model(*model, problems=9_999_999, **settings, advance=told.append)
+    answered = []
+    whole = evaluate_model(*model, problems=9_999_999, **settings, advance=answered.append)
     assert events[:4] == [2, "sample", "sample", 4]
-    assert list(found.problems) == everything
-    assert told[-1] == len(everything) > 4
+    assert list(whole.problems) == everything
+    assert answered[-1] == len(everything) > 4
 
     asked = [problem.prompt for problem in everything for _ in range(3)]
     sizes = {"batch_size": 2, "max_new_tokens": 6}
     at_once = draw(trainer.model, trainer.tokenizer, asked, seed=stream, **sizes)
-    assert found.texts == at_once.texts
-    assert np.array_equal(found.lengths, at_once.response_mask.sum(1))
+    assert whole.texts == at_once.texts
+    assert np.array_equal(whole.lengths, at_once.response_mask.sum(1))
     for most in (1, 2, 3, 4, 5, len(everything), len(everything) + 1):
-        judged = evaluate_model(*model, problems=most, **settings)
-        assert list(judged.problems) == everything[:most]
-        assert judged.texts == found.texts[: 3 * most]
-        np.testing.assert_allclose(judged.entropies, found.entropies[: 3 * most], atol=1e-6)
+        fewer = evaluate_model(*model, problems=most, **settings)
+        assert list(fewer.problems) == everything[:most]
+        assert fewer.texts == whole.texts[: 3 * most]
+        np.testing.assert_allclose(fewer.entropies, whole.entropies[: 3 * most], atol=1e-6)

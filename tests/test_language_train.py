@@ -73,11 +73,13 @@ def test_responses_end_where_they_end():
     torch.manual_seed(0)
     model, tokenizer = tiny("0123", layers=1, hidden=16, heads=2, length=40)
     prompts = ["0", "0123"] * 40
-    drawn = sample(model, tokenizer, prompts, seed=0, max_new_tokens=12, batch_size=32)
-    length = drawn.response_mask.shape[1]
-    assert drawn.tokens.shape == drawn.mask.shape == (80, 4 + length)
-    assert 0 < int(drawn.ended.sum()) < 80
-    for row, mask, text, ended in zip(drawn.targets, drawn.response_mask, drawn.texts, drawn.ended, strict=True):
+    responses = sample(model, tokenizer, prompts, seed=0, max_new_tokens=12, batch_size=32)
+    length = responses.response_mask.shape[1]
+    assert responses.tokens.shape == responses.mask.shape == (80, 4 + length)
+    assert 0 < int(responses.ended.sum()) < 80
+    for row, mask, text, ended in zip(
+        responses.targets, responses.response_mask, responses.texts, responses.ended, strict=True
+    ):
         said = row[mask].tolist()
         assert (said[-1] == tokenizer.eos_token_id) == bool(ended)
         assert tokenizer.eos_token_id not in said[:-1]
@@ -93,13 +95,13 @@ def test_sampling_is_without_dropout_and_leaves_the_model_as_it_was(training):
         for p in model.parameters():
             p.add_(0.5 * torch.randn(p.shape))  # attention matters
     model.model.layers[0].self_attn.attention_dropout = 0.9
-    drawn = []
+    responses = []
     for noise in (0, 1):
         model.train(training)
         torch.manual_seed(noise)
-        drawn.append(sample(model, tokenizer, ["0123"] * 20, seed=0, max_new_tokens=8).texts)
+        responses.append(sample(model, tokenizer, ["0123"] * 20, seed=0, max_new_tokens=8).texts)
         assert model.training is training
-    assert drawn[0] == drawn[1]
+    assert responses[0] == responses[1]
 
 
 def test_a_policy_says_what_its_model_says():
@@ -125,15 +127,15 @@ def test_a_policy_says_what_its_model_says():
 def test_padding_changes_no_log_probability():
     torch.manual_seed(0)
     model, tokenizer = tiny("0123", layers=2, hidden=16, heads=2, length=40)
-    drawn = sample(model, tokenizer, ["0", "0123"], seed=0, max_new_tokens=6)
+    responses = sample(model, tokenizer, ["0", "0123"], seed=0, max_new_tokens=6)
     head = head_of(model)
-    hidden = hidden_states(model, drawn.tokens, drawn.mask)
-    for i, row in enumerate(drawn.tokens):
-        alone = row[drawn.mask[i]][None]
+    hidden = hidden_states(model, responses.tokens, responses.mask)
+    for i, row in enumerate(responses.tokens):
+        alone = row[responses.mask[i]][None]
         logits = model(input_ids=alone).logits[0].log_softmax(-1)
-        count = int(drawn.response_mask[i].sum())
+        count = int(responses.response_mask[i].sum())
         expected = logits[-count - 1 : -1].gather(1, alone[0, -count:, None])[:, 0]
-        states = hidden[i, -drawn.response_mask.shape[1] - 1 : -1][drawn.response_mask[i]]
+        states = hidden[i, -responses.response_mask.shape[1] - 1 : -1][responses.response_mask[i]]
         found, _ = F.token_log_probs(states, head.weight, alone[0, -count:])
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
@@ -184,15 +186,15 @@ def test_a_response_ends_wherever_its_model_ends(tmp_path):
     model, tokenizer = load(path, stop_token="<|im_end|>")
     ends = {0, 1, 2, 7}
     assert ends_of(model) == ends
-    drawn = sample(model, tokenizer, ["1+1="] * 200, seed=0, max_new_tokens=60)
-    seen = set()
-    for i, text in enumerate(drawn.texts):
-        said = drawn.targets[i][drawn.response_mask[i]].tolist()
-        assert (said[-1] in ends) == bool(drawn.ended[i])
+    responses = sample(model, tokenizer, ["1+1="] * 200, seed=0, max_new_tokens=60)
+    occurred = set()
+    for i, text in enumerate(responses.texts):
+        said = responses.targets[i][responses.response_mask[i]].tolist()
+        assert (said[-1] in ends) == bool(responses.ended[i])
         assert not ends & set(said[:-1])
-        assert text == tokenizer.decode(said[:-1] if drawn.ended[i] else said)
-        seen |= ends & set(said)
-    assert seen == ends
+        assert text == tokenizer.decode(said[:-1] if responses.ended[i] else said)
+        occurred |= ends & set(said)
+    assert occurred == ends
     describe(tmp_path / "described", model, tokenizer)
     assert ends_of(described(tmp_path / "described")[0]) == ends
     with pytest.raises(ValueError, match=r"stop_token='</s>' is 4 tokens of model=.*: it must be a single one"):
@@ -220,8 +222,8 @@ def test_rewards_rise(settings, evens, tmp_path):
     _, reward = read_run(path).series("reward")
     assert reward[:3].mean() < 0.6
     assert reward[-3:].mean() > 0.9
-    _, judged = read_run(path).series("avg_at_k")
-    assert judged[-1] > 0.85
+    _, scores = read_run(path).series("avg_at_k")
+    assert scores[-1] > 0.85
 
 
 def test_era_keeps_the_entropy_that_grpo_loses(evens, tmp_path):
@@ -429,13 +431,13 @@ def test_the_length_of_responses_is_known_before_a_trainer_is_built(tmp_path, mo
 
 def test_samples_follow_from_seed_and_step_alone(evens, tmp_path):
     trainer = tiny_language.trainer(tmp_path, warm_start_steps=0)
-    drawn, judged = [], []
+    texts, evaluations = [], []
     for noise, trainer.step in enumerate((0, 0, 1)):
         torch.manual_seed(noise)
-        drawn.append(trainer._rollout()[0].responses.texts)
-        judged.append(trainer.evaluate())
-    assert drawn[0] == drawn[1] != drawn[2]
-    assert judged[0].texts == judged[1].texts != judged[2].texts
+        texts.append(trainer._rollout()[0].responses.texts)
+        evaluations.append(trainer.evaluate())
+    assert texts[0] == texts[1] != texts[2]
+    assert evaluations[0].texts == evaluations[1].texts != evaluations[2].texts
 
 
 def test_what_is_trained_can_be_loaded_and_read(evens, tmp_path):
@@ -615,8 +617,8 @@ def test_prompts_that_are_too_long_are_left_out(sums, tmp_path, caplog):
     trainer.task.close()
     found = [p.prompt for split in ("train", "test") for p in trainer.task.problems(split, 99, 0, or_fewer=True)]
     assert sorted(found) == [f"{i} + {i}" for i in range(10)]
-    told = re.findall("data: ([0-9]+) of ([0-9]+) problems to .* more than 5 tokens", caplog.text)
-    assert np.array(told, int).sum(0).tolist() == [90, 100]
+    counts = re.findall("data: ([0-9]+) of ([0-9]+) problems to .* more than 5 tokens", caplog.text)
+    assert np.array(counts, int).sum(0).tolist() == [90, 100]
     with pytest.raises(ValueError, match="data has no problem to train with: allow longer prompts"):
         tiny_language.trainer(tmp_path, **sums, max_new_tokens=11, max_prompt=4)
 
@@ -629,8 +631,8 @@ def test_recipes_of_mathematics_ask_for_a_box_and_fit_into_their_models(name, tm
     rows = [{"question": question, "answer": "1", "level": 5} for question in questions]
     data = str(tiny_language.write_rows(tmp_path / "data.jsonl", rows))
     (planned, *_) = recipe.load(name).runs("paper", tmp_path, settings={"model": model, "data": data})
-    asked = LanguageConfig(**planned.settings, out=str(tmp_path / "run"))
-    trainer = Trainer(*complete(asked))
+    planned_config = LanguageConfig(**planned.settings, out=str(tmp_path / "run"))
+    trainer = Trainer(*complete(planned_config))
     trainer.task.close()
     assert "1 of" in caplog.text
     assert "more than 1024 tokens and are left out" in caplog.text
@@ -640,7 +642,7 @@ def test_recipes_of_mathematics_ask_for_a_box_and_fit_into_their_models(name, tm
     ends = trainer.tokenizer.convert_ids_to_tokens(sorted(ends_of(trainer.model)))
     assert set(ends) == set(TEMPLATES["qwen-math"].stop)
     with pytest.raises(ValueError, match="do not fit into the context"):
-        Trainer(*complete(replace(asked, max_prompt=None)))
+        Trainer(*complete(replace(planned_config, max_prompt=None)))
 
 
 def test_the_command_trains_goes_on_and_reports(tmp_path, monkeypatch, capsys):
@@ -666,9 +668,9 @@ def test_the_command_trains_goes_on_and_reports(tmp_path, monkeypatch, capsys):
         )
         == 0
     )
-    told = capsys.readouterr().out
-    assert "step 2, 5 problems, 8 responses each at temperature 0.7" in told
-    assert "pass@8" in told
+    summary = capsys.readouterr().out
+    assert "step 2, 5 problems, 8 responses each at temperature 0.7" in summary
+    assert "pass@8" in summary
     found = read_run(Path("runs/language/arithmetic-tiny/grpo-era-no-high/seed-0")).evaluation
     assert found["values"]["avg_at_k"] == sum(found["correct"]) / 40
     assert found["values"]["pass_at_1"] == pytest.approx(found["values"]["avg_at_k"])
@@ -726,16 +728,18 @@ def test_a_chat_is_trained_as_it_is_evaluated(chats, tmp_path):
     engine = Transformers(chats["model"], template("chat"))
     (problem,) = trainer.task.problems("train", 1, 0)
     assert problem.prompt == engine.prompt(problem.row["question"], "Box it.")
-    drawn = groups.respond(trainer.model, trainer.tokenizer, [problem], seed=0, **sampling_of(trainer.config))
-    width = drawn.tokens.shape[1] - drawn.response_mask.shape[1]
-    assert drawn.tokens[0, :width].tolist() == engine.encode(problem.prompt)
+    responses = groups.respond(trainer.model, trainer.tokenizer, [problem], seed=0, **sampling_of(trainer.config))
+    width = responses.tokens.shape[1] - responses.response_mask.shape[1]
+    assert responses.tokens[0, :width].tolist() == engine.encode(problem.prompt)
     assert ends_of(trainer.model) == engine.ends == {0, 2}  # where a turn ends, too
     trainer.task.close()
     path = train(config(tmp_path, **chats, checkpoint_every=1))
-    expected = lines(path)
+    expected, files = lines(path), model_files(path)
+    assert "chat_template.jinja" in files
     shutil.rmtree(path / "checkpoints" / f"{2:012d}")
     shutil.rmtree(chats["model"])
     assert lines(resume(path)) == expected
+    assert model_files(path) == files
     assert "avg@2" in evaluate(path, problems=4, samples=2)
 
 
@@ -798,7 +802,7 @@ def test_a_memory_that_is_too_small_names_the_way_out(error, part, way, evens, t
         raise error
 
     monkeypatch.setattr(groups if part == "sample" else update, part, fail)
-    with pytest.raises(type(error)) as told:
+    with pytest.raises(type(error)) as raised:
         trainer._train_step()
-    notes = getattr(told.value, "__notes__", [])
+    notes = getattr(raised.value, "__notes__", [])
     assert [way in note for note in notes] == ([True] if way else [])

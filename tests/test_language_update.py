@@ -269,8 +269,8 @@ def test_an_update_is_that_of_full_logits(name, tmp_path, monkeypatch):
         )
 
     for i in (0, 1):
-        told, gradient = by_reference(settings, i)
-        assert found[i] == pytest.approx(told, rel=1e-5, abs=1e-6)
+        metrics, gradient = by_reference(settings, i)
+        assert found[i] == pytest.approx(metrics, rel=1e-5, abs=1e-6)
         assert float((gradients[i] - gradient).norm()) < 1e-5 * float(gradient.norm())
     assert logged == pytest.approx({key: (found[0][key] + found[1][key]) / 2 for key in logged})
     for part in filter(None, (of_arm, of_head)):
@@ -443,16 +443,16 @@ def test_who_is_asked_what_and_how(tmp_path, monkeypatch):
     settings |= {"warm_start_steps": 0, "dynamic_sampling": True, "max_refills": 2, "eval_problems": 3}
     train(config(tmp_path, **settings, steps=2, eval_every=1))
 
-    judged, trained = (drawn[:2], drawn[5:7], drawn[10:]), (drawn[2:5], drawn[7:10])
+    evaluated, trained = (drawn[:2], drawn[5:7], drawn[10:]), (drawn[2:5], drawn[7:10])
     assert asked.pop(0) == asked[1]  # the first rollout's, to see whether there are so many before all else
     assert [split for split, _, _ in asked] == [*(["test"] + ["train"] * 3) * 2, "test"]
     assert {each for each in asked if each[0] == "test"} == {("test", 3, 0)}
     seeds = [seed for split, _, seed in asked if split == "train"]
     assert len(set(seeds)) == 6
-    for pair in judged:
+    for pair in evaluated:
         assert [how["temperature"] for _, how in pair] == [0.9, 0.0]
         assert pair[0][0] == [prompt for prompt in pair[1][0] for _ in range(4)]
-        assert pair[1][0] == judged[0][1][0]
+        assert pair[1][0] == evaluated[0][1][0]
     for each in trained:
         assert [how["temperature"] for _, how in each] == [0.7] * 3
         assert all(prompts[::4] == prompts[3::4] for prompts, _ in each)

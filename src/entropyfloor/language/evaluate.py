@@ -111,32 +111,33 @@ def evaluate_model(
         sampling: Other arguments of `sample`: `max_new_tokens`, `batch_size`, `precision` and `special`.
         advance: Called with the number of problems that are answered.
     """
-    settings = {**sampling, "seed": seed}
-    asked: list[Problem] = []
-    several: list[Responses] = []
-    likeliest: list[Responses] = []
-    for some in _held_out(task, problems, sampling["batch_size"]):
-        repeated = [problem for problem in some for _ in range(samples)]
-        several.append(
-            groups.respond(
-                model, tokenizer, repeated, temperature=temperature, first=len(asked) * samples, **settings
-            )
+    answered: list[Problem] = []
+
+    def respond(problems: Sequence[Problem], samples: int, temperature: float) -> Responses:
+        repeated, first = [problem for problem in problems for _ in range(samples)], len(answered) * samples
+        return groups.respond(
+            model, tokenizer, repeated, seed=seed, first=first, temperature=temperature, **sampling
         )
-        likeliest.append(groups.respond(model, tokenizer, some, temperature=0.0, first=len(asked), **settings))
-        asked += some
+
+    sampled: list[Responses] = []
+    greedy: list[Responses] = []
+    for part in _held_out(task, problems, sampling["batch_size"]):
+        sampled.append(respond(part, samples, temperature))
+        greedy.append(respond(part, 1, 0.0))
+        answered += part
         if advance is not None:
-            advance(len(asked))
-    sampled, greedy = (joined(batches, int(tokenizer.pad_token_id or 0)) for batches in (several, likeliest))
-    _, entropies = log_probs_of(model, sampled, hyperparameters)
-    of_responses = F.response_entropy(entropies, sampled.response_mask, hyperparameters.top_fraction)
-    repeated = [problem for problem in asked for _ in range(samples)]
+            advance(len(answered))
+    responses, likeliest = (joined(batches, int(tokenizer.pad_token_id or 0)) for batches in (sampled, greedy))
+    _, entropies = log_probs_of(model, responses, hyperparameters)
+    of_responses = F.response_entropy(entropies, responses.response_mask, hyperparameters.top_fraction)
+    repeated = [problem for problem in answered for _ in range(samples)]
     return Evaluation(
-        asked,
-        sampled.texts,
-        task.rewards(repeated, sampled.texts).reshape(len(asked), samples),
-        task.rewards(asked, greedy.texts),
+        answered,
+        responses.texts,
+        task.rewards(repeated, responses.texts).reshape(len(answered), samples),
+        task.rewards(answered, likeliest.texts),
         of_responses.cpu().numpy(),
-        sampled.response_mask.sum(1).cpu().numpy(),
+        responses.response_mask.sum(1).cpu().numpy(),
     )
 
 
@@ -197,10 +198,9 @@ def evaluate(
         with Progress(problems, unit="problems", every=1, evaluation="responding") as progress:
 
             def advance(done: int) -> None:
-                progress.report(done, "answered")
-                if done < problems:
-                    progress.busy(done, "drawing more problems")
+                progress.report(done, "answered" if done >= problems else "answered, looking for more")
 
+            progress.restart(0)
             evaluation = evaluate_model(
                 model,
                 tokenizer,

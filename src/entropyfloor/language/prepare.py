@@ -1,11 +1,11 @@
-"""What training and evaluation share on the way from settings to a model and a task that fit together."""
+"""From settings to a task, a model and hyperparameters; shared by training and evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.encoding import encode, render
@@ -123,15 +123,6 @@ def sampling_of(config: LanguageConfig) -> dict[str, Any]:
     }
 
 
-MEANS: dict[str, Mean] = {
-    "grpo token-mean": "token",
-    "grpo sequence-mean": "sequence",
-    "dr-grpo": "length",
-    "gspo": "sequence",
-}
-"""Mean over tokens by loss."""
-
-
 def hyperparameters_of(config: LanguageConfig, **changes: Any) -> Hyperparameters:
     """Hyperparameters of an update, from complete settings.
 
@@ -141,11 +132,11 @@ def hyperparameters_of(config: LanguageConfig, **changes: Any) -> Hyperparameter
     """
     decided = ("omega_low", "omega_high", "top_k")  # by the trainer, as training goes on
     shared = {field.name for field in fields(Hyperparameters)} & {field.name for field in fields(config)}
-    mean = MEANS[f"grpo {config.aggregate}" if config.loss == "grpo" else config.loss]
+    mean = {"grpo": config.aggregate.removesuffix("-mean"), "dr-grpo": "length", "gspo": "sequence"}[config.loss]
     return Hyperparameters(
         **{name: getattr(config, name) for name in shared.difference(decided)},
         ratio="sequence" if config.loss == "gspo" else "token",
-        mean=mean,
+        mean=cast(Mean, mean),
         max_length=config.max_new_tokens if mean == "length" else None,
         era=config.head == "era",
         **changes,

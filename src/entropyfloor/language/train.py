@@ -57,6 +57,7 @@ def resume(path: Path, **changes: Any) -> Path:
     begun = run.checkpoints() and is_described(description)
     trainer = Trainer(config, task, description if begun else None)
     if (checkpoint := run.resume()) is not None:
+        trainer.check_data(checkpoint)
         trainer.restore(checkpoint)
     trainer.fit(run)
     return path

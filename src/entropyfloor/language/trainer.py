@@ -159,16 +159,23 @@ class Trainer:
         }
         run.save(self.step, arrays_of(tensors), state)
 
+    def check_data(self, checkpoint: Checkpoint) -> None:
+        """Refuse to continue with other problems than those of the run.
+
+        Raises:
+            ValueError: The problems differ.
+        """
+        checksum = self.task.data_checksum
+        if checkpoint.state.get("data", checksum) != checksum:
+            raise ValueError(f"the problems of data={self.config.data} are not those that the run began with")
+
     @torch.no_grad()
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint of a run with the same settings.
 
         Raises:
-            ValueError: The checkpoint cannot be used, or the run began with other problems.
+            ValueError: The checkpoint cannot be used.
         """
-        checksum = self.task.data_checksum
-        if checkpoint.state.get("data", checksum) != checksum:
-            raise ValueError(f"the problems of data={self.config.data} are not those that the run began with")
         with checkpoint.restoring():
             files.load_weights(self.model, tensors_below("model/", checkpoint.arrays))
             if reference := tensors_below("reference/", checkpoint.arrays):

@@ -155,9 +155,9 @@ def save(
     """
     with _placed(path) as beside, without_bars():
         if description is not None and is_described(description):
-            for file in description.iterdir():
-                if file.is_file() and ".safetensors" not in file.name:
-                    shutil.copyfile(file, beside / file.name)
+            shutil.copytree(
+                description, beside, ignore=shutil.ignore_patterns("*.safetensors*", ".*"), dirs_exist_ok=True
+            )
         elif tokenizer is not None:
             tokenizer.save_pretrained(beside)
         model.save_pretrained(beside)
