@@ -60,7 +60,7 @@ def _long_form(args: Sequence[str]) -> list[str]:
     match args:
         case []:
             return ["--help"]
-        case ["evaluate", "language", *rest]:  # its name before 0.2
+        case ["evaluate", "language", *rest]:  # its earlier name
             return ["evaluate", "benchmark", *rest]
         case ["evaluate", word, *rest] if word not in ("run", "benchmark", "-h", "--help"):
             return ["evaluate", "run", word, *rest]
