@@ -32,7 +32,6 @@ QUANTITIES: dict[str, Quantity] = {
     "loss/entropy_critic": Quantity("Loss of the critic of the trajectory's entropy"),
     "loss/behaviour_critic": Quantity("Loss of the critics of the behaviour policy"),
     "loss/behaviour_value": Quantity("Loss of the value of the behaviour policy"),
-    "loss/alpha": Quantity("Loss of α"),
     "q/mean": Quantity("Mean Q of the batch"),
     "q/std": Quantity("Standard deviation of Q over the batch"),
     "q/behaviour_mean": Quantity("Mean Q of the behaviour policy over the batch"),
