@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing import parent_process
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ GRACE = 1.0
 
 @dataclass(frozen=True)
 class Loop:
-    """The frame that a trainer's loop runs in."""
+    """Progress of a training loop, and whether it is to end."""
 
     progress: Progress
     _stop: threading.Event
@@ -97,7 +98,7 @@ def resume_hint(runs: Sequence[Run], domain: str) -> str:
         return "another process writes the run"
     saved = [int(run.checkpoints()[-1].name) for run in runs if run.checkpoints()]
     where = f"saved at step {min(saved):,}" if saved else "nothing is saved yet"
-    commands = "; ".join(f"entropyfloor train {domain} --resume {run.path}" for run in runs)
+    commands = "; ".join(f"entropyfloor train {domain} --resume {quote(str(run.path))}" for run in runs)
     return f"{where}; continue with: {commands}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from functools import partial
@@ -72,21 +73,28 @@ def check_same(path: Path, settings: Mapping[str, Any], may_change: Collection[s
         return
     hint = "give the same settings, or another --out"
     if set(other) <= set(may_change):
-        changes = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in other.items())
-        hint += f"; or continue it with --resume {path} {changes}"
+        changes = shlex.join(["--resume", str(path), *(word for change in other.items() for word in _option(*change))])
+        hint += f"; or continue it with {changes}"
     differences = ", ".join(f"{name}={before.get(name)} (now {now})" for name, now in other.items())
     raise ValueError(f"{path} was begun with {differences}: {hint}")
 
 
-def changed(config: C, changes: Mapping[str, Any]) -> C:
-    """The config of a run that is resumed with other values of some settings.
+def _option(name: str, value: Any) -> list[str]:
+    """A setting as words of the command line."""
+    name = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", str(value)]
+
+
+def check_changeable(kind: Any, names: Collection[str]) -> None:
+    """Refuse to resume a run with other values of these settings.
 
     Raises:
-        ValueError: A setting that would change results, or that does not exist.
+        ValueError: A setting that would change results, or that `kind`, the class of the settings, does not have.
     """
-    if fixed := sorted(set(changes) - set(changeable(type(config)))):
+    if fixed := sorted(set(names) - set(changeable(kind))):
         raise ValueError(f"a resumed run keeps its {', '.join(fixed)}: begin another run")
-    return replace(config, **changes)  # type: ignore[type-var]
 
 
 def each_seed(
