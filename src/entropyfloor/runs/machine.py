@@ -45,12 +45,12 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def check_memory(count: int, each: int, what: str, option: str) -> None:
+def check_memory(count: int, size: int, what: str, option: str) -> None:
     """Refuse to begin what this machine's memory cannot hold.
 
     Args:
         count: Number of items.
-        each: Bytes of an item.
+        size: Bytes of an item.
         what: Name of the items, in the plural.
         option: The option, or options, that make them fewer.
 
@@ -58,8 +58,8 @@ def check_memory(count: int, each: int, what: str, option: str) -> None:
         ValueError: The items need more than `SHARE` of the memory.
     """
     limit = SHARE * _memory()
-    if (needed := count * each) > limit:
-        most = f" to at most {fits}" if (fits := int(limit / each)) else ""
+    if (needed := count * size) > limit:
+        most = f" to at most {fits}" if (fits := int(limit / size)) else ""
         raise ValueError(
             f"{count:,} {what} need {needed / 2**30:,.1f} GiB, and this machine has {limit / 2**30:,.1f} GiB for "
             f"them: lower {option}{most}"
