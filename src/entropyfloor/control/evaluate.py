@@ -13,7 +13,7 @@ import numpy as np
 
 from entropyfloor.control import seeding
 from entropyfloor.control.agents.build import aim
-from entropyfloor.control.config import read_config, required
+from entropyfloor.control.config import required
 from entropyfloor.control.envs import make, registered
 from entropyfloor.control.evaluator import Evaluator
 from entropyfloor.control.load import load_policy
@@ -59,9 +59,9 @@ def evaluate(
         os.environ.setdefault("MUJOCO_GL", "egl")  # the simulators read it when they are imported
     directory = Run.open(run_directory(run))
     registered.register_again(directory)
-    config = read_config(directory.config)
-    limit_threads(config.threads)
     policy = load_policy(run)
+    config = policy.config
+    limit_threads(config.threads)
     limit = config.max_episode_steps if max_episode_steps is None else max_episode_steps
     env = make(config.env, **replace(config, max_episode_steps=limit).env_options())
     log_std_min = required(config.log_std_min)

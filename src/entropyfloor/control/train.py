@@ -51,7 +51,7 @@ def resume(path: Path, **changes: Any) -> Path:
 
 
 def train_seeds(config: ControlConfig, seeds: Sequence[int]) -> list[Path]:
-    """Train several seeds, and go on with those that were begun before.
+    """Train several seeds, and continue those that were begun before.
 
     On an accelerator they advance together in this process, on CPUs each is a process, one for each core. Either
     way a seed has the same numbers, up to rounding. A script that calls this needs `if __name__ == "__main__":`.
@@ -64,7 +64,7 @@ def train_seeds(config: ControlConfig, seeds: Sequence[int]) -> list[Path]:
         The run directories, `<out>/seed-<seed>`.
 
     Raises:
-        ValueError: The same seed twice, or a run in the way that was begun with other settings.
+        ValueError: The same seed twice, or a directory holds a run with other settings.
         RuntimeError: Some of the runs failed; the others are finished.
     """
     configs = with_seeds(config, seeds)

@@ -320,7 +320,7 @@ def _locked(path: Path) -> Iterator[os.stat_result]:
         file = (path / METRICS).open("r+b")
     except FileNotFoundError:
         raise ValueError(
-            f"{path} has no {METRICS}: put it back, or make an empty one to go on without what was measured"
+            f"{path} has no {METRICS}: put it back, or make an empty one to continue without its metrics"
         ) from None
     with file:
         until = time.monotonic() + PATIENCE

@@ -1,4 +1,4 @@
-"""What the loops of all trainers share: locked run directories, progress, stopping on a signal, the finite check.
+"""The parts that all training loops share: locked run directories, progress, signals, the check for finite numbers.
 
     with training_loop([run], total=config.steps, domain="language", seed=config.seed) as loop:
         while trainer.step < config.steps and not loop.stopping:
@@ -8,7 +8,7 @@
         trainer.save(run)
 
 Ctrl-C and SIGTERM have one meaning: the loop ends after the step that is being computed, the trainer saves, and
-the hint says how to go on. A second signal stops at once; a resume repeats the work since the last checkpoint.
+the hint says how to continue. A second signal stops at once; a resume repeats the work since the last checkpoint.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def training_loop(
         bar: Whether this process may draw on the terminal.
 
     Raises:
-        KeyboardInterrupt: A signal came. Its message says where the run is and how to go on.
+        KeyboardInterrupt: A signal came. Its message says where the run is and how to continue.
     """
     alone = parent_process() is None  # or one of several processes that share a terminal
     label = f"{len(runs)} seeds" if len(runs) > 1 else "" if alone else f"seed {seed}"
@@ -105,7 +105,7 @@ def resume_hint(runs: Sequence[Run], domain: str) -> str:
 def check_finite(
     metrics: Mapping[str, float], step: int, run: Run | None, arrays: Callable[[], Mapping[str, np.ndarray]]
 ) -> None:
-    """Stop where a metric is not finite, and keep what it can be explained with.
+    """Stop where a metric is not finite, and save the networks and the data for an explanation.
 
     Args:
         metrics: Quantities by their names.

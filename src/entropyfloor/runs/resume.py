@@ -136,7 +136,7 @@ def with_seeds(config: C, seeds: Sequence[int]) -> dict[Path, C]:
         seeds: Different seeds, at least one.
 
     Raises:
-        ValueError: No seed, the same seed twice, or a run in the way that was begun with other settings.
+        ValueError: No seed, the same seed twice, or a directory holds a run with other settings.
     """
     if len(set(seeds)) < len(seeds) or not seeds:
         raise ValueError(f"seeds={list(seeds)} must be different ones, at least one")
@@ -148,7 +148,7 @@ def with_seeds(config: C, seeds: Sequence[int]) -> dict[Path, C]:
 
 
 def config_of(kind: type[C], settings: Mapping[str, Any], domain: str, what: str, names: Collection[str]) -> C:
-    """The config of a run, from its `config.toml`.
+    """The config of a run of any version, from its `config.toml`.
 
     Args:
         kind: Class of the config, a dataclass.
@@ -162,7 +162,7 @@ def config_of(kind: type[C], settings: Mapping[str, Any], domain: str, what: str
     """
     if settings.get("domain") != domain:
         raise ValueError(f"a run of domain={settings.get('domain')!r} is no run of {what}")
-    known = {name: value for name, value in settings.items() if name not in names}
+    known = {name: value for name, value in current(settings).items() if name not in names}
     if unknown := sorted(set(known) - {field.name for field in fields(kind)}):  # type: ignore[arg-type]
         raise ValueError(f"this version does not know the settings {', '.join(unknown)} of the run")
     return kind(**known)

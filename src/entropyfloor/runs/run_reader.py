@@ -138,7 +138,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """
     file = path / METRICS
     if (content := _read(file)) is None:
-        raise ValueError(f"{file} is missing: the run has lost what it logged")
+        raise ValueError(f"{file} is missing: nothing that the run logged is left")
     *lines, _ = content.split(b"\n")
     parsed = []
     for number, line in enumerate(lines, start=1):

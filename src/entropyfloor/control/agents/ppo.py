@@ -297,7 +297,7 @@ class PPO:
         """A sampled action and its log-probability, as a `Rollout` keeps them."""
         policy = self.distribution(actor, observation)
         action = policy.sample(seed=key)
-        # Of the action as it is stored: one that tanh has rounded has another log-probability than its sample had.
+        # The log-probability of the stored action, which differs from its sample where tanh has rounded it.
         return action, policy.log_prob(action)
 
     def values(self, critic: Params, observation: Float[Array, "*batch o"]) -> Float[Array, "*batch"]:

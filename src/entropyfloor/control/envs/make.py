@@ -31,7 +31,7 @@ def make(
         name: `suite/task`, such as `gym/HalfCheetah-v4` or `dmc/walker-run`; `names()` lists them all. Your own
             environment is `gym/my.module:Env-v0`, with the module that registers it, as in `gymnasium.make`.
         seed: Seeds the first `reset` that is given none, and the action space.
-        action_repeat: How often each action is applied; rewards are summed. An environment step is one
+        action_repeat: Number of times that each action is applied; rewards are summed. An environment step is one
             application: an agent that repeats twice sees half as many observations in the same number of steps.
         ignore_termination: Go on where the task would end early; only its time limit ends an episode then.
         backend: `native`, the suite's own simulator, or `envpool`, for `envpool.CHECKED`.
