@@ -1,4 +1,4 @@
-"""The parts that all training loops share: locked run directories, progress, signals, the check for finite numbers.
+"""The parts that all training loops share: locked run directories, progress, signals, and the finite check.
 
     with training_loop([run], total=config.steps, domain="language", seed=config.seed) as loop:
         while trainer.step < config.steps and not loop.stopping:

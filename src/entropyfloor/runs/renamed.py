@@ -23,8 +23,7 @@ and the values that say how they were made."""
 def current(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a run of any version, with today's names and values, without the marker, and with `ADDED`.
 
-    Only discrete actions have a `min_entropy`. Where a run stored none, `clip` and `tanh` stand for the softmax, as
-    in settings of today.
+    Only discrete actions have a `min_entropy`. If a run stored none, `clip` and `tanh` mean the softmax, as today.
 
     Args:
         settings: The content of `config.toml`.

@@ -73,7 +73,8 @@ def check_same(path: Path, settings: Mapping[str, Any], may_change: Collection[s
         return
     hint = "give the same settings, or another --out"
     if set(other) <= set(may_change):
-        changes = shlex.join(["--resume", str(path), *(word for change in other.items() for word in _option(*change))])
+        options = [word for name, value in other.items() for word in _option(name, value)]
+        changes = shlex.join(["--resume", str(path), *options])
         hint += f"; or continue it with {changes}"
     differences = ", ".join(f"{name}={before.get(name)} (now {now})" for name, now in other.items())
     raise ValueError(f"{path} was begun with {differences}: {hint}")
