@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shlex
 import subprocess
 import sys
 
@@ -94,6 +95,42 @@ def test_a_short_form_is_that_of_its_command(home, capsys):
         with pytest.raises(SystemExit):
             main(args)
         assert "usage: entropyfloor evaluate benchmark" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (["--video", "film.gif", "absent"], "no run in absent"),
+        (["--seed=3", "absent"], "no run in absent"),
+        (["--seed", "-1", "absent"], "no run in absent"),
+        (["--episodes", "3"], "which run?"),
+    ],
+)
+def test_the_value_of_an_option_is_not_taken_for_the_run(args, named, home, capsys):
+    status = 0
+    try:
+        status = main(["evaluate", *args])
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
+    assert named in capsys.readouterr().err
+
+
+def test_the_help_of_a_command_has_the_arguments_before_it(trained, capsys):
+    for args in (["evaluate", str(trained), "--help"], ["export", str(trained), "-h"], ["report", "--help", "x"]):
+        with pytest.raises(SystemExit) as stop:
+            main(args)
+        assert stop.value.code == 0
+        assert "positional arguments" in capsys.readouterr().out
+
+
+def test_one_of_several_checkpoints_is_evaluated_and_exported_by_its_directory(trained, home, capsys):
+    path = trained / "checkpoints" / "000000000060"
+    assert main(["evaluate", str(path), "--episodes", "1", "--max-episode-steps", "3"]) == 0
+    assert "step 60, 1 episodes" in capsys.readouterr().out
+    assert (trained / "evaluation.json").exists()
+    assert main(["export", str(path), "--out", "policy.txt"]) == 2
+    assert "policy.txt must end in .onnx" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -245,8 +282,8 @@ def test_a_run_says_where_it_is_and_what_comes_next(finished, home):
     assert [line.split(" · ")[0] for line in steps] == ["0/60 steps", "20/60 steps", "60/60 steps"]
     assert ["(target -0.50)" in line for line in steps] == [True, False, True]
     assert " · compiling" in steps[1]
-    assert (run, report) == (f"run: {path}", f"report: entropyfloor report {path}")
-    assert main(report.split()[2:]) == 0
+    assert (run, shlex.split(report)) == (f"run: {path}", ["report:", "entropyfloor", "report", str(path)])
+    assert main(shlex.split(report)[2:]) == 0
     assert (home / "report" / "index.html").exists()
 
 

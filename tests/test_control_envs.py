@@ -17,7 +17,7 @@ from entropyfloor.control.envs.envpool import CHECKED, EnvPool
 from entropyfloor.control.envs.wrappers import has_time_limit
 from entropyfloor.control.replay import Replay, Transition
 from entropyfloor.control.train import train
-from entropyfloor.runs import memory
+from entropyfloor.runs import machine
 
 
 @pytest.mark.parametrize(
@@ -373,17 +373,17 @@ def test_which_environments_have_no_time_limit():
 
 def test_a_replay_that_memory_will_not_hold_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**30))
-    monkeypatch.setattr(memory, "CGROUP", tmp_path / "memory.max")
-    memory.check_memory(1000, 40, "transitions", "--replay-capacity")
+    monkeypatch.setattr(machine, "CGROUP", tmp_path / "memory.max")
+    machine.check_memory(1000, 40, "transitions", "--replay-capacity")
     with pytest.raises(
         ValueError, match=r"need 103\.0 GiB, .* 0\.9 GiB .*lower --replay-capacity to at most 8738$"
     ):
-        memory.check_memory(1_000_000, 4 * 27_648, "transitions", "--replay-capacity")
+        machine.check_memory(1_000_000, 4 * 27_648, "transitions", "--replay-capacity")
     (tmp_path / "memory.max").write_text("1000\n")  # a container has less
     with pytest.raises(ValueError, match=r"lower --batch-size to at most 22$"):
-        memory.check_memory(1000, 40, "transitions", "--batch-size")
+        machine.check_memory(1000, 40, "transitions", "--batch-size")
     (tmp_path / "memory.max").write_text("max\n")
-    memory.check_memory(1000, 40, "transitions", "--replay-capacity")
+    machine.check_memory(1000, 40, "transitions", "--replay-capacity")
 
 
 @pytest.mark.parametrize(

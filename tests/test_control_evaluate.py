@@ -14,7 +14,7 @@ from entropyfloor.cli import main
 from entropyfloor.control.config import configure
 from entropyfloor.control.evaluate import evaluate
 from entropyfloor.control.train import resume, train
-from entropyfloor.runs import Run, memory
+from entropyfloor.runs import Run, machine
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -113,7 +113,7 @@ def test_neither_trainer_nor_simulator_state_nor_memory_is_needed(run, tmp_path,
     shutil.rmtree(copy / "checkpoints")
     drifted = {**checkpoint.arrays, name: checkpoint.arrays[name] + np.float32(1e-3)}
     Run.open(copy).save(checkpoint.step, drifted, checkpoint.state)
-    monkeypatch.setattr(memory, "SHARE", 1e-12)
+    monkeypatch.setattr(machine, "SHARE", 1e-12)
     (copy / "evaluation.json").unlink()
     evaluate(copy, episodes=1)
     here, there = (json.loads((path / "evaluation.json").read_text()) for path in (copy, run))

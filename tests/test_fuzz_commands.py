@@ -68,7 +68,7 @@ def said(args):
     if status and parsed:
         first = err.getvalue().split("\n")[0]
         assert first.startswith(("error: ", "failed: ")), err.getvalue()
-        assert err.getvalue().count("\n") == 1 or first.startswith("error: there is no command")
+        assert err.getvalue().count("\n") == 1
     assert "Traceback" not in err.getvalue()
     return status, out.getvalue(), err.getvalue()
 

@@ -1,6 +1,7 @@
 """The frame of every training loop: signals, locks, the hint how to go on, and the finite check."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -105,6 +106,8 @@ def test_the_hint_names_every_run_and_the_step_that_all_have(tmp_path):
     hint = resume_hint(runs, "control")
     assert "step 10;" in hint
     assert all(f"entropyfloor train control --resume {run.path}" in hint for run in runs)
+    named = Run.create(tmp_path / "a run", {"seed": 0})
+    assert shlex.split(resume_hint([named], "control"))[-1] == str(named.path)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

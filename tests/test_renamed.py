@@ -32,13 +32,11 @@ def test_the_setting_called_settings_is_networks():
 def test_plain_heads_of_discrete_actions_are_the_softmax(before):
     stored = {"domain": "control", "agent": "ppo", "head": before}
     assert current({**stored, "min_entropy": 0.1})["head"] == "softmax"
-    assert current(stored, discrete=True)["head"] == "softmax"
 
 
 @pytest.mark.parametrize("head", ["tanh", "clip", "softmax"])
 def test_runs_with_the_marker_have_todays_names_already(head):
     settings = {"domain": "control", "agent": "ppo", "head": head}
-    assert current({**settings, "names": 2}) == current({**settings, "names": 2}, discrete=True)
     assert current({**settings, "names": 2}) == {**settings, "backend": "native"}
 
 

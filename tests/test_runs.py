@@ -527,6 +527,8 @@ def test_a_run_whose_files_were_moved_is_told_how_to_go_on(tmp_path):
     Run.create(tmp_path / "run", {"seed": 0, "data_dir": "here"})
     with pytest.raises(ValueError, match=r"--resume \S*run --data-dir there$"):
         check_same(tmp_path / "run", {"seed": 0, "data_dir": "there"}, ["data_dir", "threads"])
+    with pytest.raises(ValueError, match=r"--data-dir 'b c' --download$"):
+        check_same(tmp_path / "run", {"seed": 0, "data_dir": "b c", "download": True}, ["data_dir", "download"])
     with pytest.raises(ValueError, match=r"another --out$"):
         check_same(tmp_path / "run", {"seed": 1, "data_dir": "there"}, ["data_dir"])
 

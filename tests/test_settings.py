@@ -1,11 +1,13 @@
 """Settings described by their annotations: ranges, effects, and where they count."""
 
+import importlib
 import math
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 import pytest
 
+from entropyfloor.runs import Run
 from entropyfloor.runs.settings import (
     COUNT,
     NATURAL,
@@ -93,6 +95,14 @@ def test_a_setting_that_has_no_effect_is_refused_with_its_condition():
     check_counted(Config(model="other"))
     with pytest.raises(ValueError, match=r"layers=8 would be ignored without model='tiny'"):
         check_counted(Config(model="other", layers=8))
+
+
+@pytest.mark.parametrize("domain", ["control", "vision", "language"])
+def test_every_trainer_refuses_to_resume_with_settings_that_change_results(domain, tmp_path):
+    trainer = importlib.import_module(f"entropyfloor.{domain}.train")
+    run = Run.create(tmp_path / "run", {"domain": domain, "agent": "sac"})
+    with pytest.raises(ValueError, match="keeps its learning_rate, nothing"):
+        trainer.resume(run.path, learning_rate=0.5, threads=1, nothing=0)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The command line: `entropyfloor train control`, `entropyfloor evaluate run`, `entropyfloor report`, ….
 
-The commands are in `entropyfloor.commands`; here their words are found, their arguments parsed by tyro, and their
-errors turned into one line and an exit status.
+The commands are in `entropyfloor.commands`. This module parses their arguments with tyro, and turns their errors
+into one line and an exit status.
 """
 
 import os
@@ -65,7 +65,7 @@ def _long_form(args: Sequence[str]) -> list[str]:
         case ["evaluate", word, *rest] if word not in ("run", "benchmark", "-h", "--help"):
             return ["evaluate", "run", word, *rest]
         case ["judge", *rest]:
-            # A text such as -x is no option; a word with a space in it is none to the parser.
+            # A text such as -x is no option. To the parser no word with a space is one.
             return [
                 "judge",
                 *(f" {word}" if word[:1] == "-" != word[1:2] and word != "-h" else word for word in rest),
@@ -96,7 +96,11 @@ def _parse(args: Sequence[str]) -> Callable[[], None]:
         union: Any = Union
         return union[tuple(subcommand(name, load, words) for name, load in commands.items())]
 
-    command: Callable[[], None] = tyro.cli(tree(COMMANDS, args), prog="entropyfloor", args=args)
+    words = [word for word in args if word not in ("-h", "--help")]
+    if len(words) < len(args):  # tyro's help leaves out positional arguments that stand before it
+        is_group = isinstance(COMMANDS.get(next(iter(words), "")), Group)
+        args = [*words[: 2 if is_group else 1], "--help"]
+    command: Callable[[], None] = tyro.cli(tree(COMMANDS, words), prog="entropyfloor", args=args)
     return command
 
 

@@ -1,6 +1,6 @@
 """The commands of `entropyfloor`, each a function from its arguments to the function that tyro parses and calls.
 
-A command imports its room only when its words are typed. Its options belong to the room: they are the fields of a
+A command imports its room only when it is called. Its options belong to the room: they are the fields of a
 config, or the arguments of the function that does the work.
 """
 
@@ -48,7 +48,7 @@ def train_vision(args: Sequence[str]) -> Callable[..., None]:
 
     summary = """Train an image classifier.
 
-        Any model of timm, with a floor under the entropy of its predictions, with its rivals, or plain."""
+        Any model of timm, with a floor under the entropy of its predictions, with a baseline's loss, or plain."""
     return _trainer(summary, train, VisionConfig, args)
 
 
@@ -59,8 +59,8 @@ def train_language(args: Sequence[str]) -> Callable[..., None]:
 
     summary = """Train a language model by RL on problems whose answers can be checked.
 
-        GRPO, Dr. GRPO or GSPO, with ERA or with its rivals: an entropy bonus, clip-higher, KL-Cov, Clip-Cov,
-        forking tokens, a KL divergence to the initial model."""
+        GRPO, Dr. GRPO or GSPO, with ERA or a baseline: an entropy bonus, clip-higher, KL-Cov, Clip-Cov, forking
+        tokens, a KL divergence to the initial model."""
     return _trainer(summary, train, LanguageConfig, args)
 
 
@@ -97,7 +97,7 @@ def _trainer(summary: str, module: Any, kind: Any, args: Sequence[str]) -> Calla
             config: Settings.
             resume: Continue the run in this directory, with the settings that it began with, but for those of
                 {options} that are given.
-            seeds: Train these seeds instead of `seed`: on CPUs one process a core. The same command goes on with
+            seeds: Train these seeds instead of `seed`: on CPUs one process a core. The same command continues
                 seeds that have not finished.
         """
     return command
@@ -122,7 +122,7 @@ def _value_of(option: str, args: Sequence[str]) -> str | None:
 def _print_runs(paths: Sequence[Path]) -> None:
     for path in paths:
         print(f"run: {path}")
-    print(f"report: entropyfloor report {paths[0] if len(paths) == 1 else paths[0].parent}")
+    print(f"report: entropyfloor report {shlex.quote(str(paths[0] if len(paths) == 1 else paths[0].parent))}")
 
 
 # --- use what was trained --------------------------------------------------------------------------------
@@ -130,8 +130,9 @@ def _print_runs(paths: Sequence[Path]) -> None:
 
 def evaluate_run(args: Sequence[str]) -> Callable[..., None]:
     """Evaluate what a run has trained: a policy, a classifier or a language model, with intervals."""
-    words = [Path(word) for word in args if not word.startswith("-")]
-    path = next((word for word in words if (word / "config.toml").exists()), next(iter(words), None))
+    # The run is the first word that is no option and, since every option takes a value, does not follow one.
+    words = (word for before, word in zip(["", *args], args, strict=False) if before[:2] != "--" or "=" in before)
+    path = next((Path(word) for word in words if not word.startswith("-")), None)
     if path is None:
 
         def command_without_run() -> None:
@@ -141,6 +142,8 @@ def evaluate_run(args: Sequence[str]) -> Callable[..., None]:
             """
             raise ValueError("which run? `entropyfloor evaluate RUN` takes a run directory")
 
+        if args:  # options of a run, which nothing knows yet
+            command_without_run()
         return command_without_run
     function = importlib.import_module(f"entropyfloor.{_domain(path)}.evaluate").evaluate
 
@@ -160,8 +163,8 @@ def evaluate_benchmark(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG
     def command(config: tyro.conf.OmitArgPrefixes[EvaluationConfig]) -> None:
         """Evaluate any language model on benchmarks of mathematics and knowledge.
 
-        Greedy accuracy, avg@k, pass@k and majority votes, with intervals. The same command goes on with what is
-        missing.
+        Greedy accuracy, avg@k, pass@k and majority votes, with intervals. The same command continues an
+        evaluation that was stopped.
 
         Args:
             config: Settings.
@@ -191,9 +194,9 @@ def judge(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
         """Say whether an answer is right, and why, as training and evaluation judge it.
 
         Args:
-            answers: An answer and the right answer. Of a text with boxes the last box counts, else all of it.
-            pairs: Instead, a file with an object on each line that has `said` and `gold`.
-            choices: Read letters of a multiple choice with so many choices: A and so on.
+            answers: An answer and the right answer. The last box of a text counts; without a box, all of the text.
+            pairs: File of answers instead: JSON lines, objects with `said` and `gold`.
+            choices: Number of choices of a multiple-choice question, whose answers are letters from A.
             json: Print an object on each line, with `correct` and `reason`.
         """
         if len(answers) != (0 if pairs else 2):
@@ -220,7 +223,7 @@ def export(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
         """Write a policy as ONNX, a classifier for plain timm, or a language model for transformers.
 
         Args:
-            run: Run directory with a checkpoint.
+            run: Run directory, whose last checkpoint is exported, or a directory in its `checkpoints`.
             out: A file that ends in .onnx for a policy or in .safetensors for a classifier; a directory for a
                 language model.
         """
@@ -240,10 +243,11 @@ def _naming(run: Path) -> Iterator[None]:
 
 
 def _domain(run: Path) -> str:
-    """The room that a run belongs to."""
+    """The domain of a run, or of the run of a checkpoint."""
+    from entropyfloor.runs.directory import run_directory
     from entropyfloor.runs.run_reader import read_config
 
-    domain = str(read_config(run).get("domain"))
+    domain = str(read_config(run_directory(run)).get("domain"))
     if domain not in ("control", "vision", "language"):
         raise ValueError(f"{run} is a run of domain={domain!r}: it must be control, vision or language")
     return domain
@@ -271,10 +275,10 @@ def reproduce(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
     ) -> None:
         """Run an experiment of the paper, at its scale or a smaller one.
 
-        Without a recipe, the recipes are listed. The same command goes on with what is not finished.
+        Without a recipe, the recipes are listed. The same command continues what is not finished.
 
         Args:
-            recipe: A recipe such as vision/cifar10, or a file of one's own that ends in .toml.
+            recipe: A recipe such as vision/cifar10, or your own file, which ends in .toml.
             scale: The paper's own size, one accelerator's, or a CPU's.
             arms: Run only these arms of the comparison.
             seeds: Seeds instead of the recipe's.
@@ -307,7 +311,7 @@ def reproduce(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
             values = ", ".join(f"{quantity} {value}" for quantity, value in reported.items())
             print(f"{chosen.source}, {arm}: {values}")
         if chosen.mode == "train":
-            print(f"report: entropyfloor report {home}")
+            print(f"report: entropyfloor report {shlex.quote(str(home))}")
         else:
             print("\n".join(f"scores: {run.out}, log: {experiments.log_file(run)}" for run in plan))
 

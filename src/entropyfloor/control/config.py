@@ -16,7 +16,6 @@ from entropyfloor import targets
 from entropyfloor.control.agents.sac import AlphaWeight, EntropyTerm
 from entropyfloor.control.heads import DistributionName, HeadName
 from entropyfloor.control.networks import ActivationName
-from entropyfloor.runs.renamed import current
 from entropyfloor.runs.resume import config_of
 from entropyfloor.runs.settings import NATURAL, POSITIVE, SEED_RANGE, SHARE, THREADS, Effect, Range, check
 
@@ -338,7 +337,6 @@ def read_config(settings: Mapping[str, Any]) -> ControlConfig:
     Raises:
         ValueError: The run is not of a control agent, or has settings that this version does not have.
     """
-    settings = current(settings)
     if (kind := CONFIGS.get(str(settings.get("agent")))) is None or settings.get("domain") != "control":
         what = f"domain={settings.get('domain')!r}, agent={settings.get('agent')!r}"
         raise ValueError(f"a run of {what} is no run of a control agent that this version knows")

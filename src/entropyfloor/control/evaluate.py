@@ -13,12 +13,13 @@ import numpy as np
 
 from entropyfloor.control import seeding
 from entropyfloor.control.agents.build import aim
-from entropyfloor.control.config import read_config, required
+from entropyfloor.control.config import required
 from entropyfloor.control.envs import make, registered
 from entropyfloor.control.evaluator import Evaluator
 from entropyfloor.control.load import load_policy
 from entropyfloor.control.threads import limit_threads
 from entropyfloor.runs import Run
+from entropyfloor.runs.directory import run_directory
 from entropyfloor.runs.progress import Progress
 from entropyfloor.runs.statistics import bootstrap_interval
 
@@ -34,7 +35,7 @@ def evaluate(
     """Play episodes with the mode action of a trained policy, and write `evaluation.json` into the run.
 
     Args:
-        run: Run directory with a checkpoint.
+        run: Run directory, whose last checkpoint is evaluated, or a directory in its `checkpoints`.
         episodes: Number of episodes.
         seed: Seed of the episodes; training and its evaluations use others, whatever their seed.
         video: Film the first episode into this file, .mp4 (also where it has no ending) or .gif.
@@ -56,11 +57,11 @@ def evaluate(
             raise ValueError(f"video={video} must end in .mp4 or .gif")
     if video is not None and "DISPLAY" not in os.environ and find_library("EGL"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # the simulators read it when they are imported
-    directory = Run.open(run)
+    directory = Run.open(run_directory(run))
     registered.register_again(directory)
-    config = read_config(directory.config)
-    limit_threads(config.threads)
     policy = load_policy(run)
+    config = policy.config
+    limit_threads(config.threads)
     limit = config.max_episode_steps if max_episode_steps is None else max_episode_steps
     env = make(config.env, **replace(config, max_episode_steps=limit).env_options())
     log_std_min = required(config.log_std_min)

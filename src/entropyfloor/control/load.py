@@ -109,14 +109,14 @@ class Policy:
         return array.clip(-1.0, 1.0) if array.dtype.kind == "f" else array
 
 
-def load_policy(run: Path) -> Policy:
+def load_policy(run: Path | str) -> Policy:
     """The policy of a run, from its last checkpoint.
 
     It needs neither the environment nor its package, and reads only what acts: a replay in the checkpoint takes no
     memory.
 
     Example:
-        >>> policy = load_policy(Path("runs/gym-Reacher-v4/sac-era-exact/seed-0"))
+        >>> policy = load_policy("runs/gym-Reacher-v4/sac-era-exact/seed-0")
         >>> observation = np.zeros(policy.observation_dim)
         >>> action = policy(observation)
         >>> assert action.shape == (policy.action_dim,)

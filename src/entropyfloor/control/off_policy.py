@@ -15,7 +15,7 @@ from entropyfloor.control.envs import make
 from entropyfloor.control.episodes import Episodes
 from entropyfloor.control.replay import Replay, Transition
 from entropyfloor.control.trainer import Metrics, Trainer
-from entropyfloor.runs.memory import check_memory
+from entropyfloor.runs.machine import check_memory
 
 
 class OffPolicyCollector:

@@ -17,7 +17,7 @@ from entropyfloor.control.envs import make
 from entropyfloor.control.episodes import Episodes
 from entropyfloor.control.normalise import RewardScaler, RunningMoments
 from entropyfloor.control.trainer import Metrics, Trainer
-from entropyfloor.runs.memory import check_memory
+from entropyfloor.runs.machine import check_memory
 
 
 class OnPolicyCollector:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from entropyfloor.control.on_policy import OnPolicyTrainer
 from entropyfloor.control.trainer import Trainer
 from entropyfloor.runs import Run, read_run
 from entropyfloor.runs.processes import cores
-from entropyfloor.runs.resume import begin, changed, each_seed, is_begun, with_seeds
+from entropyfloor.runs.resume import begin, check_changeable, each_seed, is_begun, with_seeds
 
 __all__ = ["ControlConfig", "build", "configure", "resume", "train", "train_seeds"]
 
@@ -46,11 +47,11 @@ def resume(path: Path, **changes: Any) -> Path:
     Raises:
         ValueError: No run, a checkpoint that is damaged or of other settings, or a change of another setting.
     """
-    return _resume([path], changes)[0]
+    return _resume([path], **changes)[0]
 
 
 def train_seeds(config: ControlConfig, seeds: Sequence[int]) -> list[Path]:
-    """Train several seeds, and go on with those that were begun before.
+    """Train several seeds, and continue those that were begun before.
 
     On an accelerator they advance together in this process, on CPUs each is a process, one for each core. Either
     way a seed has the same numbers, up to rounding. A script that calls this needs `if __name__ == "__main__":`.
@@ -63,7 +64,7 @@ def train_seeds(config: ControlConfig, seeds: Sequence[int]) -> list[Path]:
         The run directories, `<out>/seed-<seed>`.
 
     Raises:
-        ValueError: The same seed twice, or a run in the way that was begun with other settings.
+        ValueError: The same seed twice, or a directory holds a run with other settings.
         RuntimeError: Some of the runs failed; the others are finished.
     """
     configs = with_seeds(config, seeds)
@@ -93,11 +94,13 @@ def _start(configs: Sequence[ControlConfig]) -> list[Path]:
     return [Path(required(config.out)) for config in configs]
 
 
-def _resume(paths: Sequence[Path], changes: dict[str, Any] | None = None) -> list[Path]:
+def _resume(paths: Sequence[Path], **changes: Any) -> list[Path]:
     runs = [Run.open(path) for path in paths]
     for run in runs:
         registered.register_again(run)
-    trainer = build([changed(read_config(run.config), changes or {}) for run in runs])
+    configs = [read_config(run.config) for run in runs]
+    check_changeable(type(configs[0]), changes)
+    trainer = build([replace(config, **changes) for config in configs])
     checkpoints = [run.resume() for run in runs]
     if saved := [checkpoint for checkpoint in checkpoints if checkpoint is not None]:
         if len(saved) < len(runs):

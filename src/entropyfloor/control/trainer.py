@@ -237,7 +237,7 @@ class Trainer(ABC, Generic[ConfigT, CollectorT]):
             self._evaluation_due = True
             return
         except Exception:
-            if self.step > 0:  # the same episodes would fail again: a resume goes on behind them
+            if self.step > 0:  # the same episodes would fail again: a resume continues after them
                 self.save(runs)
             raise
         self._evaluation_due = False

@@ -171,7 +171,7 @@ def evaluate(
     The model is evaluated as it samples, without ERA. `evaluation.json` in the run has all numbers.
 
     Args:
-        run: Run directory with a checkpoint.
+        run: Run directory, whose last checkpoint is evaluated, or a directory in its `checkpoints`.
         problems: Number of held-out problems, always the same ones; all where there are fewer.
         samples: Responses to each problem; pass@k reaches up to this k.
         temperature: Temperature of sampling instead of the run's `eval_temperature`.

@@ -15,7 +15,7 @@ from entropyfloor.language.prepare import MODEL, NAMES, complete, read_config
 from entropyfloor.language.trainer import Trainer
 from entropyfloor.runs import Run
 from entropyfloor.runs.processes import cores
-from entropyfloor.runs.resume import begin, each_seed, with_seeds
+from entropyfloor.runs.resume import begin, check_changeable, each_seed, with_seeds
 
 __all__ = ["LanguageConfig", "resume", "train", "train_seeds"]
 
@@ -49,9 +49,11 @@ def resume(path: Path, **changes: Any) -> Path:
         The run directory.
 
     Raises:
-        ValueError: No run, a checkpoint that is damaged or of other settings, or other problems than before.
+        ValueError: No run, a checkpoint that is damaged or of other settings, other problems than before, or a
+            change of another setting.
     """
     run = Run.open(path)
+    check_changeable(LanguageConfig, changes)
     config, task = complete(replace(read_config(run.config), **changes))
     description = path / MODEL
     begun = run.checkpoints() and is_described(description)

@@ -195,7 +195,7 @@ class Run:
     def checkpoints(self) -> list[Path]:
         """Directories of complete checkpoints, oldest first."""
         home = self.path / "checkpoints"
-        return sorted(path for path in home.glob("[0-9]*") if path.is_dir())
+        return sorted(path for path in home.glob("[0-9]" * 12) if path.is_dir())
 
     def latest(self, prefixes: tuple[str, ...] | None = None) -> Checkpoint | None:
         """The last checkpoint, or None.
@@ -208,19 +208,6 @@ class Run:
         """
         saved = self.checkpoints()
         return _load(saved[-1], _fingerprint(self.config), prefixes) if saved else None
-
-    def trained(self, prefixes: tuple[str, ...] | None = None) -> Checkpoint:
-        """The last checkpoint, of a run that is evaluated or exported.
-
-        Args:
-            prefixes: As `latest` takes them.
-
-        Raises:
-            ValueError: There is none yet, or as `latest`.
-        """
-        if (checkpoint := self.latest(prefixes)) is None:
-            raise ValueError(f"{self.path} has no checkpoint yet: train on, or choose another run")
-        return checkpoint
 
     def resume(self) -> Checkpoint | None:
         """Continue from the last checkpoint, or from the start if there is none.
@@ -235,7 +222,7 @@ class Run:
             lines = read_lines(self.path)
             self._seconds = max((line["seconds"] for line in lines), default=0.0)
             self._since = time.perf_counter()
-            self._step = checkpoint.step if checkpoint else -1  # -1: nothing of what was logged stands
+            self._step = checkpoint.step if checkpoint else -1  # -1: no earlier line counts
             self._append(self._step, {"event": "resumed"})
         return checkpoint
 
@@ -333,7 +320,7 @@ def _locked(path: Path) -> Iterator[os.stat_result]:
         file = (path / METRICS).open("r+b")
     except FileNotFoundError:
         raise ValueError(
-            f"{path} has no {METRICS}: put it back, or make an empty one to go on without what was measured"
+            f"{path} has no {METRICS}: put it back, or make an empty one to continue without its metrics"
         ) from None
     with file:
         until = time.monotonic() + PATIENCE
@@ -381,11 +368,16 @@ def open_checkpoint(path: Path, prefixes: tuple[str, ...] | None = None) -> tupl
         ValueError: There is no run or no checkpoint, or the checkpoint is damaged, of another format, or of a run
             with other settings.
     """
-    if not (path / STATE).exists():
-        run = Run.open(path)
-        return run, run.trained(prefixes)
-    run = Run.open(path.absolute().parent.parent)
-    return run, _load(path, _fingerprint(run.config), prefixes)
+    run = Run.open(run_directory(path))
+    last = run.checkpoints()[-1:] if run.path == path else [path]
+    if not last:
+        raise ValueError(f"{path} has no checkpoint yet: train on, or choose another run")
+    return run, _load(last[0], _fingerprint(run.config), prefixes)
+
+
+def run_directory(path: Path) -> Path:
+    """The directory of a run, from itself or from a directory in its `checkpoints`."""
+    return path.absolute().parent.parent if (path / STATE).exists() else path
 
 
 def _load(path: Path, settings: int, prefixes: tuple[str, ...] | None = None) -> Checkpoint:

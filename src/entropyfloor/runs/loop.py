@@ -1,4 +1,4 @@
-"""What the loops of all trainers share: locked run directories, progress, stopping on a signal, the finite check.
+"""The parts that all training loops share: locked run directories, progress, signals, and the finite check.
 
     with training_loop([run], total=config.steps, domain="language", seed=config.seed) as loop:
         while trainer.step < config.steps and not loop.stopping:
@@ -8,7 +8,7 @@
         trainer.save(run)
 
 Ctrl-C and SIGTERM have one meaning: the loop ends after the step that is being computed, the trainer saves, and
-the hint says how to go on. A second signal stops at once; a resume repeats the work since the last checkpoint.
+the hint says how to continue. A second signal stops at once; a resume repeats the work since the last checkpoint.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing import parent_process
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ GRACE = 1.0
 
 @dataclass(frozen=True)
 class Loop:
-    """The frame that a trainer's loop runs in."""
+    """Progress of a training loop, and whether it is to end."""
 
     progress: Progress
     _stop: threading.Event
@@ -73,7 +74,7 @@ def training_loop(
         bar: Whether this process may draw on the terminal.
 
     Raises:
-        KeyboardInterrupt: A signal came. Its message says where the run is and how to go on.
+        KeyboardInterrupt: A signal came. Its message says where the run is and how to continue.
     """
     alone = parent_process() is None  # or one of several processes that share a terminal
     label = f"{len(runs)} seeds" if len(runs) > 1 else "" if alone else f"seed {seed}"
@@ -97,14 +98,14 @@ def resume_hint(runs: Sequence[Run], domain: str) -> str:
         return "another process writes the run"
     saved = [int(run.checkpoints()[-1].name) for run in runs if run.checkpoints()]
     where = f"saved at step {min(saved):,}" if saved else "nothing is saved yet"
-    commands = "; ".join(f"entropyfloor train {domain} --resume {run.path}" for run in runs)
+    commands = "; ".join(f"entropyfloor train {domain} --resume {quote(str(run.path))}" for run in runs)
     return f"{where}; continue with: {commands}"
 
 
 def check_finite(
     metrics: Mapping[str, float], step: int, run: Run | None, arrays: Callable[[], Mapping[str, np.ndarray]]
 ) -> None:
-    """Stop where a metric is not finite, and keep what it can be explained with.
+    """Stop where a metric is not finite, and save the networks and the data for an explanation.
 
     Args:
         metrics: Quantities by their names.

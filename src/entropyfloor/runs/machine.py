@@ -1,4 +1,4 @@
-"""Description of the machine and the versions that a result was measured with."""
+"""The machine: a description of it for every result, and a refusal of what its memory cannot hold."""
 
 import os
 import platform
@@ -17,6 +17,10 @@ PACKAGES = (
     *("entropyfloor", "numpy", "jax", "flax", "optax", "torch", "gymnasium", "mujoco", "dm_control"),
     *("timm", "transformers", "trl", "accelerate", "vllm", "math-verify"),
 )
+CGROUP = Path("/sys/fs/cgroup/memory.max")
+"""Memory limit of a container."""
+SHARE = 0.9
+"""Share of the memory that may be used; the rest is for the system."""
 
 
 def describe() -> dict[str, Any]:
@@ -39,6 +43,27 @@ def describe() -> dict[str, Any]:
 def now() -> str:
     """UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def check_memory(count: int, size: int, what: str, option: str) -> None:
+    """Refuse to begin what this machine's memory cannot hold.
+
+    Args:
+        count: Number of items.
+        size: Bytes of an item.
+        what: Name of the items, in the plural.
+        option: The option, or options, that make them fewer.
+
+    Raises:
+        ValueError: The items need more than `SHARE` of the memory.
+    """
+    limit = SHARE * _memory()
+    if (needed := count * size) > limit:
+        most = f" to at most {fits}" if (fits := int(limit / size)) else ""
+        raise ValueError(
+            f"{count:,} {what} need {needed / 2**30:,.1f} GiB, and this machine has {limit / 2**30:,.1f} GiB for "
+            f"them: lower {option}{most}"
+        )
 
 
 def _versions() -> dict[str, str]:
@@ -84,3 +109,10 @@ def _output(*command: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout.strip() or None if result.returncode == 0 else None
+
+
+def _memory() -> int:
+    """Bytes that this process may use: those of the machine, or of its container."""
+    total: int = psutil.virtual_memory().total
+    limit = CGROUP.read_text().strip() if CGROUP.exists() else "max"
+    return min(total, int(limit)) if limit.isdigit() else total

@@ -102,7 +102,7 @@ def _work(work: Callable[[T], object], item: T, name: str) -> None:
 
 
 def _stop_with_parent() -> None:
-    """Stop when the parent process has ended in whatever way: nobody else would stop this process."""
+    """Stop when the parent process has ended, even by a kill."""
     parent = parent_process()
     assert parent is not None
     parent.join()

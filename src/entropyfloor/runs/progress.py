@@ -113,6 +113,6 @@ class Progress:
         if done <= first:
             return "starting"
         rate = (done - first) / max(time.perf_counter() - since, 1e-9)
-        of_it, unit = (rate, f"{self._unit}/s") if rate >= 1 else (1 / rate, f"s/{self._unit.removesuffix('s')}")
-        speed = f"{of_it:,.{0 if of_it >= 100 else 1}f} {unit}"
+        number, unit = (rate, f"{self._unit}/s") if rate >= 1 else (1 / rate, f"s/{self._unit.removesuffix('s')}")
+        speed = f"{number:,.{0 if number >= 100 else 1}f} {unit}"
         return f"{speed} · {timedelta(seconds=round((self._total - done) / rate))} left"

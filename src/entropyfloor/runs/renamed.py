@@ -20,13 +20,13 @@ ADDED: tuple[tuple[str, str, dict[str, Any]], ...] = (
 and the values that say how they were made."""
 
 
-def current(settings: Mapping[str, Any], *, discrete: bool = False) -> dict[str, Any]:
+def current(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a run of any version, with today's names and values, without the marker, and with `ADDED`.
+
+    Only discrete actions have a `min_entropy`. If a run stored none, `clip` and `tanh` mean the softmax, as today.
 
     Args:
         settings: The content of `config.toml`.
-        discrete: Whether the actions are discrete. A stored `min_entropy` says so too, as continuous actions have
-            none.
     """
     domain, renamed = settings.get("domain", "control"), dict(settings)
     for where, known_by, added in ADDED:
@@ -38,6 +38,5 @@ def current(settings: Mapping[str, Any], *, discrete: bool = False) -> dict[str,
         renamed["networks"] = renamed.pop("settings")
     head = settings.get("head")
     if isinstance(head, str) and head in HEADS:
-        is_discrete = discrete or settings.get("min_entropy") is not None
-        renamed["head"] = "softmax" if is_discrete else HEADS[head]
+        renamed["head"] = "softmax" if settings.get("min_entropy") is not None else HEADS[head]
     return renamed

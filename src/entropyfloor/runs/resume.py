@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from functools import partial
@@ -72,21 +73,29 @@ def check_same(path: Path, settings: Mapping[str, Any], may_change: Collection[s
         return
     hint = "give the same settings, or another --out"
     if set(other) <= set(may_change):
-        changes = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in other.items())
-        hint += f"; or continue it with --resume {path} {changes}"
+        options = [word for name, value in other.items() for word in _option(name, value)]
+        changes = shlex.join(["--resume", str(path), *options])
+        hint += f"; or continue it with {changes}"
     differences = ", ".join(f"{name}={before.get(name)} (now {now})" for name, now in other.items())
     raise ValueError(f"{path} was begun with {differences}: {hint}")
 
 
-def changed(config: C, changes: Mapping[str, Any]) -> C:
-    """The config of a run that is resumed with other values of some settings.
+def _option(name: str, value: Any) -> list[str]:
+    """A setting as words of the command line."""
+    name = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", str(value)]
+
+
+def check_changeable(kind: Any, names: Collection[str]) -> None:
+    """Refuse to resume a run with other values of these settings.
 
     Raises:
-        ValueError: A setting that would change results, or that does not exist.
+        ValueError: A setting that would change results, or that `kind`, the class of the settings, does not have.
     """
-    if fixed := sorted(set(changes) - set(changeable(type(config)))):
+    if fixed := sorted(set(names) - set(changeable(kind))):
         raise ValueError(f"a resumed run keeps its {', '.join(fixed)}: begin another run")
-    return replace(config, **changes)  # type: ignore[type-var]
 
 
 def each_seed(
@@ -128,7 +137,7 @@ def with_seeds(config: C, seeds: Sequence[int]) -> dict[Path, C]:
         seeds: Different seeds, at least one.
 
     Raises:
-        ValueError: No seed, the same seed twice, or a run in the way that was begun with other settings.
+        ValueError: No seed, the same seed twice, or a directory holds a run with other settings.
     """
     if len(set(seeds)) < len(seeds) or not seeds:
         raise ValueError(f"seeds={list(seeds)} must be different ones, at least one")
@@ -140,7 +149,7 @@ def with_seeds(config: C, seeds: Sequence[int]) -> dict[Path, C]:
 
 
 def config_of(kind: type[C], settings: Mapping[str, Any], domain: str, what: str, names: Collection[str]) -> C:
-    """The config of a run, from its `config.toml`.
+    """The config of a run of any version, from its `config.toml`.
 
     Args:
         kind: Class of the config, a dataclass.
@@ -154,7 +163,7 @@ def config_of(kind: type[C], settings: Mapping[str, Any], domain: str, what: str
     """
     if settings.get("domain") != domain:
         raise ValueError(f"a run of domain={settings.get('domain')!r} is no run of {what}")
-    known = {name: value for name, value in settings.items() if name not in names}
+    known = {name: value for name, value in current(settings).items() if name not in names}
     if unknown := sorted(set(known) - {field.name for field in fields(kind)}):  # type: ignore[arg-type]
         raise ValueError(f"this version does not know the settings {', '.join(unknown)} of the run")
     return kind(**known)

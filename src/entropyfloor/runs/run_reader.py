@@ -86,15 +86,15 @@ def read_run(path: Path) -> Record:
         missing = {"state": "unknown", "reason": f"there is no {STATUS}"}  # it is written before the metrics are
         status = {"state": "created", "reason": None, "step": 0, "time": None, **(missing if columns else {})}
     if status["state"] == "running" and not _is_held(path):
-        status |= {"state": "killed", "reason": "the process ended without a word"}
+        status |= {"state": "killed", "reason": "the process ended without writing its status"}
     return Record(path, config, machine or {}, status, clock, columns, evaluation or {})
 
 
 def find_runs(*paths: Path) -> list[Path]:
     """Run directories at or below `paths`, sorted and without duplicates, with directories that cannot be entered.
 
-    A directory is a run if it holds two or more of config, metrics and status, so that a run is found that has
-    lost one of them.
+    A directory is a run if it holds two or more of config, metrics and status, so that a run is found where one
+    of them is missing.
 
     Raises:
         ValueError: A path that does not exist, or has no run below it.
@@ -138,7 +138,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """
     file = path / METRICS
     if (content := _read(file)) is None:
-        raise ValueError(f"{file} is missing: the run has lost what it logged")
+        raise ValueError(f"{file} is missing: nothing that the run logged is left")
     *lines, _ = content.split(b"\n")
     parsed = []
     for number, line in enumerate(lines, start=1):

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from entropyfloor.runs import Run
 from entropyfloor.runs.processes import cores
-from entropyfloor.runs.resume import begin, each_seed, with_seeds
+from entropyfloor.runs.resume import begin, check_changeable, each_seed, with_seeds
 from entropyfloor.vision.config import NAMES, VisionConfig, read_config
 from entropyfloor.vision.data import Splits, open_splits
 from entropyfloor.vision.predict import accelerator_of
@@ -57,10 +57,11 @@ def resume(path: Path, **changes: Any) -> Path:
         The run directory.
 
     Raises:
-        ValueError: There is no run, its checkpoint is damaged or of other settings, or the images are not those
-            that it began with.
+        ValueError: There is no run, its checkpoint is damaged or of other settings, the images are not those that
+            it began with, or a change of another setting.
     """
     run = Run.open(path)
+    check_changeable(VisionConfig, changes)
     config = read_config(run.config).moved(**changes)
     config, images, accelerator = complete(config.restarted() if run.checkpoints() else config)
     trainer = Trainer(config, images, accelerator)

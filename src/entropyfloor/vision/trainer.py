@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Subset
 from entropyfloor.extras import brief, out_of_memory_hint
 from entropyfloor.runs import Checkpoint, Run
 from entropyfloor.runs.loop import Loop, check_finite, training_loop
-from entropyfloor.runs.memory import check_memory
+from entropyfloor.runs.machine import check_memory
 from entropyfloor.runs.progress import Progress
 from entropyfloor.torch.checkpoint import arrays_of, pack, tensors_below, unpack_optimiser
 from entropyfloor.torch.seeding import derived, seed

@@ -1,4 +1,4 @@
-"""From settings to an agent. Neither a simulator nor a trainer is needed: sizes are arguments."""
+"""Building an agent from its settings. Sizes are arguments: neither a simulator nor a trainer is needed."""
 
 from __future__ import annotations
 

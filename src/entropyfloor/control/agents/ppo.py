@@ -105,15 +105,9 @@ def highest(entropy: Float[Array, " B"], share: float) -> Float[Array, " B"]:
     return jnp.zeros_like(entropy).at[index].set(1.0)
 
 
-def value_loss(
-    values: Float[Array, " B"], old_values: Float[Array, " B"], returns: Float[Array, " B"], clip: float | None
-) -> Float[Array, ""]:
-    """Mean squared error; with a clip, of V or of V kept within ±clip of the old one, whichever is worse."""
-    error = (values - returns) ** 2
-    if clip is not None:
-        kept = old_values + (values - old_values).clip(-clip, clip)
-        error = jnp.maximum(error, (kept - returns) ** 2)
-    return error.mean()
+def value_loss(values: Float[Array, " B"], returns: Float[Array, " B"]) -> Float[Array, ""]:
+    """Mean squared error."""
+    return ((values - returns) ** 2).mean()
 
 
 # --- the critic of EAPO ----------------------------------------------------------------------------------
@@ -230,7 +224,6 @@ class PPO:
         gae_lambda: Decay λ of the advantages.
         clip_low: The ratio of probabilities may fall by this where A < 0.
         clip_high: The ratio of probabilities may rise by this where A > 0.
-        value_clip: How far V may move from the old one in the value loss; None for no bound.
         value_coef: Weight of the squared errors of V, and of V_H.
         entropy_coef: Weight of the entropy bonus, over all samples of a minibatch; 0 with ERA.
         entropy_share: Share of a minibatch whose samples, those of highest entropy, move the policy.
@@ -254,7 +247,6 @@ class PPO:
     gae_lambda: float = 0.95
     clip_low: float = 0.2
     clip_high: float = 0.2
-    value_clip: float | None = None
     value_coef: float = 0.5
     entropy_coef: float = 0.01
     entropy_share: float = 1.0
@@ -305,7 +297,7 @@ class PPO:
         """A sampled action and its log-probability, as a `Rollout` keeps them."""
         policy = self.distribution(actor, observation)
         action = policy.sample(seed=key)
-        # Of the action as it is stored: one that tanh has rounded has another log-probability than its sample had.
+        # The log-probability of the stored action, which differs from its sample where tanh has rounded it.
         return action, policy.log_prob(action)
 
     def values(self, critic: Params, observation: Float[Array, "*batch o"]) -> Float[Array, "*batch"]:
@@ -383,7 +375,7 @@ class PPO:
         loss_pi = policy_loss(log_ratio, standardise(batch.advantage), chosen, self.clip_low, self.clip_high)
 
         value = self.values(networks.critic, batch.observation)
-        loss_v = value_loss(value, batch.value, batch.return_, self.value_clip)
+        loss_v = value_loss(value, batch.return_)
         loss = loss_pi - self.entropy_coef * entropy.mean() + self.value_coef * loss_v
         # Schulman's estimate of KL(π_old ‖ π), `ρ - 1 - log ρ`: never negative, little variance.
         low, high = jnp.log1p(-self.clip_low), jnp.log1p(self.clip_high)

@@ -56,7 +56,7 @@ class DMControl(gymnasium.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """One control step."""
         timestep = self._env.step(action)
-        if timestep.first():  # dm_control starts anew where somebody goes on behind the end
+        if timestep.first():  # after the end, dm_control begins the next episode
             raise RuntimeError(
                 "the episode is over, and this simulator cannot go on: do not ignore termination here"
             )

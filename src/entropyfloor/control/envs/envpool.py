@@ -45,7 +45,7 @@ class EnvPool(gymnasium.Env[Any, Any]):
     """One environment of envpool.
 
     A pool is seeded when it is built, so `reset(seed=...)` builds a new one (10 ms for HalfCheetah, 0.2 s for a
-    task of `dmc`), and `reset()` goes on with the present one. The same seed gives the same episodes again, though
+    task of `dmc`), and `reset()` keeps it. The same seed gives the same episodes again, though
     not those that it gives in the native backend. Rewards are float32. `render` the same task of that backend.
 
     Args:
@@ -53,7 +53,7 @@ class EnvPool(gymnasium.Env[Any, Any]):
         limit: Steps of an episode, if not the task's own number.
 
     Raises:
-        ImportError: envpool is not installed; the way to install it is named.
+        ImportError: envpool is not installed; the message says how to install it.
     """
 
     time_limited = True

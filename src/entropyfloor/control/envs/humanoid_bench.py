@@ -40,7 +40,7 @@ class HumanoidBench(gymnasium.Wrapper[Any, Any, Any, Any]):
         kwargs: Of the environment, instead of those that the task is registered with.
 
     Raises:
-        ImportError: HumanoidBench is not installed; the way to install it is named.
+        ImportError: HumanoidBench is not installed; the message says how to install it.
     """
 
     def __init__(self, task: str, limit: int | None = None, /, **kwargs: Any) -> None:

@@ -28,10 +28,10 @@ def make(
     """Build an environment.
 
     Args:
-        name: `suite/task`, such as `gym/HalfCheetah-v4` or `dmc/walker-run`; `names()` lists them all. One of your
-            own is `gym/my.module:Env-v0`, with the module that registers it, as in `gymnasium.make`.
+        name: `suite/task`, such as `gym/HalfCheetah-v4` or `dmc/walker-run`; `names()` lists them all. Your own
+            environment is `gym/my.module:Env-v0`, with the module that registers it, as in `gymnasium.make`.
         seed: Seeds the first `reset` that is given none, and the action space.
-        action_repeat: How often each action is applied; rewards are summed. An environment step is one
+        action_repeat: Number of times that each action is applied; rewards are summed. An environment step is one
             application: an agent that repeats twice sees half as many observations in the same number of steps.
         ignore_termination: Go on where the task would end early; only its time limit ends an episode then.
         backend: `native`, the suite's own simulator, or `envpool`, for `envpool.CHECKED`.
@@ -105,11 +105,11 @@ def names() -> list[str]:
 
 def _make_gym(task: str, limit: int | None, /, **args: Any) -> AnyEnv:
     with warnings.catch_warnings():
-        # The paper's tasks are the v4 ones. That v5 exists is no news to who asks for v4 by name.
+        # The paper's tasks are the v4 ones, and whoever names v4 needs no warning that v5 exists.
         warnings.filterwarnings("ignore", message=".*is out of date.*", category=DeprecationWarning)
         # `Checked` does the checking: the built-in checker costs time in every step and warns of what it repairs.
         env = gymnasium.make(task, max_episode_steps=limit, disable_env_checker=True, **args)
-    # Pictures are drawn when somebody asks for one; asked for in `make`, some tasks would want a display at once.
+    # `render` draws when it is called. Given to `make`, the mode would need a display at once in some tasks.
     env.unwrapped.render_mode = "rgb_array"
     return env
 

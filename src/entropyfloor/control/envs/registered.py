@@ -1,4 +1,4 @@
-"""Environments that people register with Gymnasium: found by their module, and registered again elsewhere.
+"""Environments of the user, registered with Gymnasium by a module, or again in another process.
 
 `my.module:Env-v0` names the module that registers one. If a program registers the class of an environment itself,
 its run keeps what `describe` returns, from which `register` registers the class without the program.
@@ -37,7 +37,7 @@ def find(task: str) -> str:
 
 
 def describe(name: str) -> str | None:
-    """How `gym/Env-v0` was registered, as JSON.
+    """The registration of `gym/Env-v0`, as JSON.
 
     None for environments that every process has (Gymnasium's own, those named with their module), and for those
     that no other process can build: made by a function, defined in a program, or with more wrappers.

@@ -127,7 +127,7 @@ class DiscreteActions:
 
 
 def actions(space: spaces.Space[Any]) -> BoxActions | DiscreteActions:
-    """How an agent's actions become those of `space`.
+    """The map from an agent's actions to those of `space`.
 
     Raises:
         ValueError: No agent acts in such a space.

@@ -26,7 +26,7 @@ class Checked(gymnasium.Wrapper[Any, Any, Any, Any]):
         """Start an episode.
 
         Raises:
-            ValueError: What came back is no pair of an observation of the space and a dict.
+            ValueError: The reset is not a pair of an observation of the space and a dict.
         """
         result: Any = self.env.reset(seed=seed, options=options)
         if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
@@ -37,7 +37,7 @@ class Checked(gymnasium.Wrapper[Any, Any, Any, Any]):
         """Apply an action.
 
         Raises:
-            ValueError: What came back is not five values, with an observation of the space and a number as reward.
+            ValueError: The step is not five values, with an observation of the space and a number as reward.
         """
         result: Any = self.env.step(action)
         if not (isinstance(result, tuple) and len(result) == 5):
@@ -142,7 +142,7 @@ class IgnoreTermination(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def _kind(value: Any) -> str:
-    """What a value is, in a few words."""
+    """Type and shape of a value."""
     if isinstance(value, tuple):
         return f"{len(value)} values"
     shape = getattr(value, "shape", None)
