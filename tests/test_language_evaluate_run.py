@@ -9,7 +9,6 @@ import pytest
 
 import tiny_language
 from entropyfloor.language import evaluate as evaluation
-from entropyfloor.language import groups
 from entropyfloor.language.benchmarks import scores
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.evaluate import evaluate, evaluate_model
@@ -126,7 +125,7 @@ def test_an_evaluation_begins_before_all_problems_are_drawn(tmp_path, monkeypatc
     settings = {"task": "arithmetic", "digits": 1, "sample_batch": 2, "max_new_tokens": 6}
     trainer = tiny_language.trainer(tmp_path, **settings, warm_start_steps=0)
     everything = trainer.task.problems("test", 9_999_999, 0, or_fewer=True)
-    events, problems, draw = [], type(trainer.task).problems, groups.sample
+    events, problems, draw = [], type(trainer.task).problems, evaluation.sample
 
     def drawn(self, split, count, seed, **options):
         events.append(count)
@@ -137,7 +136,7 @@ def test_an_evaluation_begins_before_all_problems_are_drawn(tmp_path, monkeypatc
         return draw(*args, **options)
 
     monkeypatch.setattr(type(trainer.task), "problems", drawn)
-    monkeypatch.setattr(groups, "sample", sampled)
+    monkeypatch.setattr(evaluation, "sample", sampled)
     stream = derived(trainer.config.seed, evaluation.STREAM, 0)
     model = (trainer.model, trainer.tokenizer, trainer.task, trainer.hyperparameters)
     settings = {"samples": 3, "seed": stream, "temperature": 1.0, "sampling": sampling_of(trainer.config)}

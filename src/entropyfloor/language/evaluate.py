@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from entropyfloor.language import groups
 from entropyfloor.language.benchmarks import scores
 from entropyfloor.language.load import read_trained
 from entropyfloor.language.model.forward import device_of
 from entropyfloor.language.prepare import adapt_task, complete, hyperparameters_of, sampling_of
-from entropyfloor.language.sampling.rollout import Responses, joined
+from entropyfloor.language.sampling.rollout import Responses, joined, sample
 from entropyfloor.language.tasks import Problem, Task
 from entropyfloor.language.update import Hyperparameters, log_probs_of
 from entropyfloor.runs.progress import Progress
@@ -114,10 +113,8 @@ def evaluate_model(
     answered: list[Problem] = []
 
     def respond(problems: Sequence[Problem], samples: int, temperature: float) -> Responses:
-        repeated, first = [problem for problem in problems for _ in range(samples)], len(answered) * samples
-        return groups.respond(
-            model, tokenizer, repeated, seed=seed, first=first, temperature=temperature, **sampling
-        )
+        prompts, first = [problem.prompt for problem in problems for _ in range(samples)], len(answered) * samples
+        return sample(model, tokenizer, prompts, seed=seed, first=first, temperature=temperature, **sampling)
 
     sampled: list[Responses] = []
     greedy: list[Responses] = []

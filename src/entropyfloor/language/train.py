@@ -15,7 +15,7 @@ from entropyfloor.language.prepare import MODEL, NAMES, complete, read_config
 from entropyfloor.language.trainer import Trainer
 from entropyfloor.runs import Run
 from entropyfloor.runs.processes import cores
-from entropyfloor.runs.resume import begin, each_seed, with_seeds
+from entropyfloor.runs.resume import begin, changed, each_seed, with_seeds
 
 __all__ = ["LanguageConfig", "resume", "train", "train_seeds"]
 
@@ -49,10 +49,11 @@ def resume(path: Path, **changes: Any) -> Path:
         The run directory.
 
     Raises:
-        ValueError: No run, a checkpoint that is damaged or of other settings, or other problems than before.
+        ValueError: No run, a setting that must not change, a checkpoint that is damaged or of other settings, or
+            other problems than before.
     """
     run = Run.open(path)
-    config, task = complete(replace(read_config(run.config), **changes))
+    config, task = complete(changed(read_config(run.config), changes))
     description = path / MODEL
     begun = run.checkpoints() and is_described(description)
     trainer = Trainer(config, task, description if begun else None)
