@@ -99,7 +99,6 @@ def loaded_after(statement):
         ("import entropyfloor; entropyfloor.targets", {"torch", "jax", "numpy"}),
         ("import entropyfloor.torch", {"jax", "flax"}),
         ("import entropyfloor.jax", {"torch"}),
-        ("import entropyfloor.language.rewards", {"torch", "jax", "transformers", "sympy"}),
     ],
 )
 def test_a_framework_is_imported_only_where_it_is_used(statement, absent):

@@ -14,7 +14,7 @@ from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.evaluate import evaluate, evaluate_model
 from entropyfloor.language.export import export
 from entropyfloor.language.prepare import sampling_of
-from entropyfloor.language.sampling.engines import Request, Sampling, template
+from entropyfloor.language.sampling.engines.base import Request, Sampling, template
 from entropyfloor.language.sampling.engines.transformers import Transformers
 from entropyfloor.language.train import train
 from entropyfloor.torch.seeding import derived

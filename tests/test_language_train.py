@@ -404,7 +404,9 @@ def test_a_second_signal_stops_at_once(evens, tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("the second one stops before")
 
-    monkeypatch.setattr("entropyfloor.runs.loop.GRACE", -1.0)  # the second one comes at once and counts all the same
+    monkeypatch.setattr(
+        "entropyfloor.runs.loop.GRACE", -1.0
+    )  # the second one comes at once and counts all the same
     monkeypatch.setattr(Trainer, "_train_step", signalled)
     with pytest.raises(KeyboardInterrupt, match="saved at step 0"):
         train(config(tmp_path))

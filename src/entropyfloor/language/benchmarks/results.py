@@ -14,7 +14,7 @@ import numpy as np
 from entropyfloor.language.benchmarks import scores
 from entropyfloor.language.benchmarks.judge import Verdicts
 from entropyfloor.language.benchmarks.registry import BENCHMARKS, IN_DOMAIN, PUBLISHED, Benchmark, Example
-from entropyfloor.language.sampling.engines import Response
+from entropyfloor.language.sampling.engines.base import Response
 
 SILENT = 8
 """Number of problems after which a model that has only given empty responses is stopped."""

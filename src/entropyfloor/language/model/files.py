@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -28,9 +27,6 @@ from entropyfloor.extras import brief, is_out_of_memory
 from entropyfloor.language.encoding import turn_end
 from entropyfloor.language.model.forward import ends_of, rows_of
 from entropyfloor.runs.files import sync
-
-if TYPE_CHECKING:
-    pass
 
 DESCRIPTION = ("config.json", "generation_config.json", "tokenizer_config.json")
 """Files that describe every model; its tokenizer adds others."""

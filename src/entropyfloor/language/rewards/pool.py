@@ -42,7 +42,7 @@ class Scores(NamedTuple):
 class Reward:
     """A weighted sum of functions of a response and its row; a failure costs one response, not the run.
 
-        with Reward({"correct": Answer(is_correct), "format": Format()}, weights={"format": 0.1}) as reward:
+        with Reward({"correct": Answer(), "short": short}, weights={"short": 0.1}) as reward:
             rewards = reward(responses, rows)
 
     A function that raises, returns no finite number, takes longer than `seconds` or ends its process gives 0 for

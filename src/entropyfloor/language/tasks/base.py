@@ -177,7 +177,7 @@ def draw_distinct(
         key, problem = drawn
         if key in problems or is_held_out(key) != (split == "test"):
             misses += 1
-            # Of n + 1 problems the last one is missed so often with a probability below e^-50.
+            # Where a further problem exists, the probability of this many misses in a row is below e^-50.
             if misses > 1000 + 50 * HELD_OUT * (len(problems) + 1):
                 if problems and or_fewer:
                     break
