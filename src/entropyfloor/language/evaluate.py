@@ -107,7 +107,7 @@ def evaluate_model(
         samples: Sampled responses to each, beside the greedy one.
         seed: Seed of the responses.
         temperature: Temperature of sampling.
-        sampling: Other arguments of `sample`: `max_new_tokens`, `batch_size`, `precision` and `special`.
+        sampling: Other arguments of `sample`; see `sampling_of`.
         advance: Called with the number of problems that are answered.
     """
     answered: list[Problem] = []

@@ -50,12 +50,10 @@ class Compare:
 
 
 def judge(pairs: Sequence[Pair], choices: int | None = None, seconds: float = SECONDS) -> Iterator[Verdict]:
-    """Verdicts on answers, from processes with a time limit.
+    """Verdicts on answers, with a box or without, from processes with a time limit of `seconds`.
 
-    Args:
-        pairs: Answers, with a box or without, and the right answers.
-        choices: Number of choices, lettered from A; None compares by mathematics.
-        seconds: Time limit of a check; after it the answer is undecided, which counts as wrong.
+    An answer that takes longer is undecided, which counts as wrong. `choices` letters from A may be chosen; None
+    compares by mathematics.
 
     Raises:
         ValueError: A right answer is empty or no letter, or `choices` is more than there are letters.

@@ -28,12 +28,7 @@ def by_mathematics(response: str, answer: str) -> Verdict:
 
 
 def equal(said: str, gold: str) -> Verdict:
-    """Whether two answers are equal.
-
-    Args:
-        said: The answer to judge, without the box around it.
-        gold: The right answer.
-    """
+    """Whether two answers are equal: the one to judge, without the box around it, and the right one."""
     if not said.strip():
         return Verdict(False, "the answer is empty")
     if _spaceless(said) == _spaceless(gold):
@@ -59,13 +54,7 @@ def equal(said: str, gold: str) -> Verdict:
 
 
 def by_letter(response: str, answer: str, choices: int = CHOICES) -> Verdict:
-    """Whether the response chooses the letter of the answer; see `letter`.
-
-    Args:
-        response: A response.
-        answer: The right letter.
-        choices: Number of choices.
-    """
+    """Whether the response chooses the right letter; see `letter`."""
     chosen, right = letter(response, choices), letter(answer, choices)
     if chosen is None or right is None:
         return Verdict(False, f"no letter from A to {LETTERS[choices - 1]} is named")
