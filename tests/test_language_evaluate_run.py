@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import tiny_language
+from entropyfloor.cli import main
 from entropyfloor.language import evaluate as evaluation
 from entropyfloor.language.benchmarks import scores
 from entropyfloor.language.config import LanguageConfig
@@ -33,7 +34,7 @@ def file_of(path, problems):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run that knows five of the six `PROBLEMS`; the file that it was to be evaluated on is gone."""
+    """A run that knows five of the six `PROBLEMS`; its files of problems are gone."""
     home = tmp_path_factory.mktemp("run")
     gone = file_of(home / "gone.jsonl", UNKNOWN[:1])
     config = LanguageConfig(
@@ -48,7 +49,8 @@ def run(tmp_path_factory):
         **SMALL,
     )
     path = train(config)
-    gone.unlink()
+    for file in (gone, home / "data.jsonl"):
+        file.unlink()
     return path
 
 
@@ -115,6 +117,14 @@ def test_at_the_runs_own_temperature_every_response_is_the_likeliest(run, result
 def test_what_cannot_be_judged_is_refused(run, options, message):
     with pytest.raises(ValueError, match=message):
         evaluate(run, **options)
+
+
+def test_a_directory_called_run_is_evaluated(run, tmp_path, monkeypatch, capsys):
+    held = file_of(tmp_path / "held.jsonl", PROBLEMS)
+    monkeypatch.chdir(run.parent)
+    for words in (["run"], ["run", "run"]):
+        assert main(["evaluate", *words, "--samples", "2", "--test-data", str(held)]) == 0
+        assert "avg@2" in capsys.readouterr().out
 
 
 # --- more than there are ---------------------------------------------------------------------------------

@@ -131,7 +131,8 @@ def _print_runs(paths: Sequence[Path]) -> None:
 def evaluate_run(args: Sequence[str]) -> Callable[..., None]:
     """Evaluate what a run has trained: a policy, a classifier or a language model, with intervals."""
     words = [Path(word) for word in args if not word.startswith("-")]
-    path = next((word for word in words if (word / "config.toml").exists()), next(iter(words), None))
+    first = words[0] if words and args[0] == str(words[0]) else None  # a later word may be the value of an option
+    path = next((word for word in words if (word / "config.toml").exists()), first)
     if path is None:
 
         def command_without_run() -> None:

@@ -172,7 +172,7 @@ def evaluate(
         problems: Number of held-out problems, always the same ones; all where there are fewer.
         samples: Responses to each problem; pass@k reaches up to this k.
         temperature: Temperature of sampling instead of the run's `eval_temperature`.
-        data: File of training problems, if it was moved.
+        data: File of training problems, if it was moved and a tenth of it is held out.
         test_data: File of held-out problems, if it was moved, or another one.
 
     Returns:
@@ -186,7 +186,7 @@ def evaluate(
     changes: dict[str, Any] = {name: str(place) for name, place in moved.items() if place is not None}
     if temperature is not None:
         changes["eval_temperature"] = temperature
-    config, task = complete(replace(trained.config, **changes))
+    config, task = complete(replace(trained.config, **changes), training=False)
     if config.threads:
         torch.set_num_threads(config.threads)
     model, tokenizer = trained.model.to(device_of("auto")), trained.tokenizer  # type: ignore[arg-type]

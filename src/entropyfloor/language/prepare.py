@@ -35,14 +35,14 @@ def read_config(settings: Mapping[str, Any]) -> LanguageConfig:
     return config_of(LanguageConfig, settings, "language", "a language model", NAMES)
 
 
-def complete(config: LanguageConfig) -> tuple[LanguageConfig, Task]:
-    """The config with every setting that follows from others, and its task.
+def complete(config: LanguageConfig, *, training: bool = True) -> tuple[LanguageConfig, Task]:
+    """The config with every setting that follows from others, and its task; see `task_of`.
 
     Raises:
         ValueError: A setting would be ignored, or the files of the task cannot be used.
     """
     config = config.resolved()
-    task = task_of(config)
+    task = task_of(config, training=training)
     return replace(config, max_new_tokens=config.max_new_tokens or task.max_new_tokens), task
 
 

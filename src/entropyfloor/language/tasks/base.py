@@ -45,7 +45,11 @@ class Problem(NamedTuple):
 
 
 class Task(Protocol):
-    """Problems to train and test on, and rewards for the responses to them."""
+    """Problems to train and test on, and rewards for the responses to them.
+
+    `Generated` has everything but `name`, `alphabet`, `max_prompt`, `max_new_tokens`, `problems`, `solution` and
+    the reward of one response. Only the model `tiny` needs an alphabet, and only a warm start solutions.
+    """
 
     @property
     def name(self) -> str:
