@@ -9,7 +9,7 @@ import tiny_language
 from entropyfloor.language.model.tiny import tiny
 from entropyfloor.language.sampling import decoding
 from entropyfloor.language.sampling.decoding import choose, decode
-from entropyfloor.language.sampling.engines import Request, Sampling, template
+from entropyfloor.language.sampling.engines.base import Request, Sampling, template
 from entropyfloor.language.sampling.engines.transformers import Transformers
 from entropyfloor.language.sampling.rollout import sample
 from entropyfloor.torch.seeding import derived

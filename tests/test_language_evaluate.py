@@ -16,8 +16,7 @@ from entropyfloor.language.benchmarks.evaluate import EvaluationConfig, evaluate
 from entropyfloor.language.benchmarks.judge import judge
 from entropyfloor.language.benchmarks.registry import BENCHMARKS
 from entropyfloor.language.rewards import Answer, Reward
-from entropyfloor.language.sampling import engines
-from entropyfloor.language.sampling.engines import Response, Sampling, template
+from entropyfloor.language.sampling.engines.base import Response, Sampling, template
 from entropyfloor.language.sampling.engines.server import Server
 from entropyfloor.language.sampling.engines.transformers import Transformers
 
@@ -84,7 +83,7 @@ def say(monkeypatch, answers, **options):
         engine.made = args, kwargs
         return engine
 
-    monkeypatch.setattr(engines, "make_engine", made)
+    monkeypatch.setattr("entropyfloor.language.benchmarks.evaluate.make_engine", made)
     return engine
 
 
@@ -141,7 +140,7 @@ def test_the_directory_has_everything(whole, home):
 def test_the_same_command_again_answers_nothing(whole, home, monkeypatch):
     out, text = whole
     before = {file.name: file.read_bytes() for file in out.iterdir()}
-    monkeypatch.setattr(engines, "make_engine", None)  # it would be called
+    monkeypatch.setattr("entropyfloor.language.benchmarks.evaluate.make_engine", None)  # it would be called
     assert evaluate(config_of(home, out)) == text
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 import tiny_language
+from entropyfloor.cli import main
 from entropyfloor.language import evaluate as evaluation
-from entropyfloor.language import groups
 from entropyfloor.language.benchmarks import scores
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.evaluate import evaluate, evaluate_model
 from entropyfloor.language.export import export
 from entropyfloor.language.prepare import sampling_of
-from entropyfloor.language.sampling.engines import Request, Sampling, template
+from entropyfloor.language.sampling.engines.base import Request, Sampling, template
 from entropyfloor.language.sampling.engines.transformers import Transformers
 from entropyfloor.language.train import train
 from entropyfloor.torch.seeding import derived
@@ -34,7 +34,7 @@ def file_of(path, problems):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run that knows five of the six `PROBLEMS`; the file that it was to be evaluated on is gone."""
+    """A run that knows five of the six `PROBLEMS`; its files of problems are gone."""
     home = tmp_path_factory.mktemp("run")
     gone = file_of(home / "gone.jsonl", UNKNOWN[:1])
     config = LanguageConfig(
@@ -49,7 +49,8 @@ def run(tmp_path_factory):
         **SMALL,
     )
     path = train(config)
-    gone.unlink()
+    for file in (gone, home / "data.jsonl"):
+        file.unlink()
     return path
 
 
@@ -118,6 +119,14 @@ def test_what_cannot_be_judged_is_refused(run, options, message):
         evaluate(run, **options)
 
 
+def test_a_directory_called_run_is_evaluated(run, tmp_path, monkeypatch, capsys):
+    held = file_of(tmp_path / "held.jsonl", PROBLEMS)
+    monkeypatch.chdir(run.parent)
+    for words in (["run"], ["run", "run"]):
+        assert main(["evaluate", *words, "--samples", "2", "--test-data", str(held)]) == 0
+        assert "avg@2" in capsys.readouterr().out
+
+
 # --- more than there are ---------------------------------------------------------------------------------
 
 
@@ -126,7 +135,7 @@ def test_an_evaluation_begins_before_all_problems_are_drawn(tmp_path, monkeypatc
     settings = {"task": "arithmetic", "digits": 1, "sample_batch": 2, "max_new_tokens": 6}
     trainer = tiny_language.trainer(tmp_path, **settings, warm_start_steps=0)
     everything = trainer.task.problems("test", 9_999_999, 0, or_fewer=True)
-    events, problems, draw = [], type(trainer.task).problems, groups.sample
+    events, problems, draw = [], type(trainer.task).problems, evaluation.sample
 
     def drawn(self, split, count, seed, **options):
         events.append(count)
@@ -137,7 +146,7 @@ def test_an_evaluation_begins_before_all_problems_are_drawn(tmp_path, monkeypatc
         return draw(*args, **options)
 
     monkeypatch.setattr(type(trainer.task), "problems", drawn)
-    monkeypatch.setattr(groups, "sample", sampled)
+    monkeypatch.setattr(evaluation, "sample", sampled)
     stream = derived(trainer.config.seed, evaluation.STREAM, 0)
     model = (trainer.model, trainer.tokenizer, trainer.task, trainer.hyperparameters)
     settings = {"samples": 3, "seed": stream, "temperature": 1.0, "sampling": sampling_of(trainer.config)}

@@ -17,7 +17,8 @@ from transformers import GenerationConfig
 import tiny_language
 from entropyfloor.language.model.files import load
 from entropyfloor.language.sampling.decoding import Written
-from entropyfloor.language.sampling.engines import Request, Sampling, Template, make_engine, template
+from entropyfloor.language.sampling.engines import make_engine
+from entropyfloor.language.sampling.engines.base import Request, Sampling, Template, template
 from entropyfloor.language.sampling.engines.server import NEUTRAL, Server
 from entropyfloor.language.sampling.engines.transformers import Transformers
 

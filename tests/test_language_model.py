@@ -13,7 +13,7 @@ from entropyfloor.cli import main
 from entropyfloor.language.model import files
 from entropyfloor.language.model.files import describe, described, load, save
 from entropyfloor.language.model.forward import device_of, ends_of
-from entropyfloor.language.sampling.engines import template
+from entropyfloor.language.sampling.engines.base import template
 from entropyfloor.language.sampling.engines.transformers import Transformers
 from entropyfloor.language.train import resume, train
 from entropyfloor.runs import read_run

@@ -168,7 +168,7 @@ def test_generated_problems_come_from_no_file(task):
 
 def test_tasks_and_benchmarks_are_imported_without_torch():
     names = ", ".join(
-        f"entropyfloor.language.{name}" for name in ("tasks", "rewards.judge", "benchmarks.evaluate")
+        f"entropyfloor.language.{name}" for name in ("tasks", "rewards", "judge", "benchmarks.evaluate")
     )
     code = f"import sys, {names}; print({{'torch', 'transformers', 'openai'}} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

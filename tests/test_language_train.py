@@ -16,7 +16,7 @@ from tokenizers.processors import TemplateProcessing
 import tiny_language
 from entropyfloor.cli import main
 from entropyfloor.experiments import recipe
-from entropyfloor.language import groups, prepare, update
+from entropyfloor.language import prepare, update
 from entropyfloor.language.benchmarks.registry import INSTRUCTIONS
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.evaluate import evaluate
@@ -25,6 +25,7 @@ from entropyfloor.language.model.files import describe, described, load, load_we
 from entropyfloor.language.model.forward import Policy, ends_of, head_of, hidden_states
 from entropyfloor.language.model.tiny import characters, tiny
 from entropyfloor.language.prepare import complete, read_config, sampling_of
+from entropyfloor.language.sampling import rollout
 from entropyfloor.language.sampling.engines.base import TEMPLATES, template
 from entropyfloor.language.sampling.engines.transformers import Transformers
 from entropyfloor.language.sampling.rollout import joined, sample
@@ -391,12 +392,21 @@ def test_a_signal_ends_a_warm_start_with_nothing_saved(evens, tmp_path, monkeypa
     assert read_run(resume(path)).status["state"] == "finished"
 
 
+def test_a_resume_refuses_what_would_change_results(evens, tmp_path):
+    path = train(config(tmp_path))
+    with pytest.raises(ValueError, match="learning_rate"):
+        resume(path, learning_rate=1.0)
+
+
 def test_a_second_signal_stops_at_once(evens, tmp_path, monkeypatch):
     def signalled(self):
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("the second one stops before")
 
+    monkeypatch.setattr(
+        "entropyfloor.runs.loop.GRACE", -1.0
+    )  # the second one comes at once and counts all the same
     monkeypatch.setattr(Trainer, "_train_step", signalled)
     with pytest.raises(KeyboardInterrupt, match="saved at step 0"):
         train(config(tmp_path))
@@ -728,7 +738,8 @@ def test_a_chat_is_trained_as_it_is_evaluated(chats, tmp_path):
     engine = Transformers(chats["model"], template("chat"))
     (problem,) = trainer.task.problems("train", 1, 0)
     assert problem.prompt == engine.prompt(problem.row["question"], "Box it.")
-    responses = groups.respond(trainer.model, trainer.tokenizer, [problem], seed=0, **sampling_of(trainer.config))
+    prompts, options = [problem.prompt], sampling_of(trainer.config)
+    responses = sample(trainer.model, trainer.tokenizer, prompts, seed=0, **options)
     width = responses.tokens.shape[1] - responses.response_mask.shape[1]
     assert responses.tokens[0, :width].tolist() == engine.encode(problem.prompt)
     assert ends_of(trainer.model) == engine.ends == {0, 2}  # where a turn ends, too
@@ -789,10 +800,10 @@ def test_the_policy_of_an_update_is_the_one_that_sampled(checkpointed, tmp_path,
 @pytest.mark.parametrize(
     ("error", "part", "way"),
     [
-        (MemoryError(), "sample", "give a --sample-batch below 256"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "sample", "give a --sample-batch below 256"),
+        (MemoryError(), "decode", "give a --sample-batch below 256"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "decode", "give a --sample-batch below 256"),
         (torch.OutOfMemoryError("CUDA out of memory"), "hidden_states", "give a --micro-batch below 256"),
-        (RuntimeError("something else"), "sample", None),
+        (RuntimeError("something else"), "decode", None),
     ],
 )
 def test_a_memory_that_is_too_small_names_the_way_out(error, part, way, evens, tmp_path, monkeypatch):
@@ -801,7 +812,7 @@ def test_a_memory_that_is_too_small_names_the_way_out(error, part, way, evens, t
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(groups if part == "sample" else update, part, fail)
+    monkeypatch.setattr(rollout if part == "decode" else update, part, fail)
     with pytest.raises(type(error)) as raised:
         trainer._train_step()
     notes = getattr(raised.value, "__notes__", [])

@@ -11,7 +11,7 @@ from tokenizers.processors import TemplateProcessing
 
 import reference
 import tiny_language
-from entropyfloor.language import groups, prepare, update
+from entropyfloor.language import prepare, update
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.model.tiny import tiny
 from entropyfloor.language.sampling import decoding, rollout
@@ -438,7 +438,8 @@ def test_who_is_asked_what_and_how(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Parity, "problems", problems)
     monkeypatch.setattr(Parity, "reward", lambda *_: 0.0)  # no group is ever of use
-    monkeypatch.setattr(groups, "sample", spied)
+    monkeypatch.setattr("entropyfloor.language.trainer.sample", spied)
+    monkeypatch.setattr("entropyfloor.language.evaluate.sample", spied)
     settings = {"temperature": 0.7, "eval_temperature": 0.9, "sample_batch": 5, "precision": "bf16"}
     settings |= {"warm_start_steps": 0, "dynamic_sampling": True, "max_refills": 2, "eval_problems": 3}
     train(config(tmp_path, **settings, steps=2, eval_every=1))

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, wraps
+from pathlib import Path
 from typing import Annotated, Any, Union
 
 from entropyfloor import __version__
@@ -55,6 +56,11 @@ def guarded(work: Callable[[], None]) -> int:
     return 0
 
 
+def _is_run(word: str) -> bool:
+    """Whether a word names a run directory."""
+    return Path(word, "config.toml").exists()
+
+
 def _long_form(args: Sequence[str]) -> list[str]:
     """The arguments with short and earlier forms of commands written out."""
     match args:
@@ -62,6 +68,8 @@ def _long_form(args: Sequence[str]) -> list[str]:
             return ["--help"]
         case ["evaluate", "language", *rest]:  # its earlier name
             return ["evaluate", "benchmark", *rest]
+        case ["evaluate", "run", *rest] if _is_run("run") and not any(map(_is_run, rest)):  # a run of this name
+            return ["evaluate", "run", *args[1:]]
         case ["evaluate", word, *rest] if word not in ("run", "benchmark", "-h", "--help"):
             return ["evaluate", "run", word, *rest]
         case ["judge", *rest]:

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from entropyfloor.language import groups
 from entropyfloor.language.benchmarks import scores
 from entropyfloor.language.load import read_trained
 from entropyfloor.language.model.forward import device_of
 from entropyfloor.language.prepare import adapt_task, complete, hyperparameters_of, sampling_of
-from entropyfloor.language.sampling.rollout import Responses, joined
+from entropyfloor.language.sampling.rollout import Responses, joined, sample
 from entropyfloor.language.tasks import Problem, Task
 from entropyfloor.language.update import Hyperparameters, log_probs_of
 from entropyfloor.runs.progress import Progress
@@ -108,16 +107,14 @@ def evaluate_model(
         samples: Sampled responses to each, beside the greedy one.
         seed: Seed of the responses.
         temperature: Temperature of sampling.
-        sampling: Other arguments of `sample`: `max_new_tokens`, `batch_size`, `precision` and `special`.
+        sampling: Other arguments of `sample`; see `sampling_of`.
         advance: Called with the number of problems that are answered.
     """
     answered: list[Problem] = []
 
     def respond(problems: Sequence[Problem], samples: int, temperature: float) -> Responses:
-        repeated, first = [problem for problem in problems for _ in range(samples)], len(answered) * samples
-        return groups.respond(
-            model, tokenizer, repeated, seed=seed, first=first, temperature=temperature, **sampling
-        )
+        prompts, first = [problem.prompt for problem in problems for _ in range(samples)], len(answered) * samples
+        return sample(model, tokenizer, prompts, seed=seed, first=first, temperature=temperature, **sampling)
 
     sampled: list[Responses] = []
     greedy: list[Responses] = []
@@ -175,7 +172,7 @@ def evaluate(
         problems: Number of held-out problems, always the same ones; all where there are fewer.
         samples: Responses to each problem; pass@k reaches up to this k.
         temperature: Temperature of sampling instead of the run's `eval_temperature`.
-        data: File of training problems, if it was moved.
+        data: File of training problems, if it was moved and a tenth of it is held out.
         test_data: File of held-out problems, if it was moved, or another one.
 
     Returns:
@@ -189,7 +186,7 @@ def evaluate(
     changes: dict[str, Any] = {name: str(place) for name, place in moved.items() if place is not None}
     if temperature is not None:
         changes["eval_temperature"] = temperature
-    config, task = complete(replace(trained.config, **changes))
+    config, task = complete(replace(trained.config, **changes), training=False)
     if config.threads:
         torch.set_num_threads(config.threads)
     model, tokenizer = trained.model.to(device_of("auto")), trained.tokenizer  # type: ignore[arg-type]

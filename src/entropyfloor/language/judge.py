@@ -22,6 +22,8 @@ class Pair(NamedTuple):
 
     said: str
     gold: str
+    place: str = ""
+    """Place in a file, for messages."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +50,15 @@ class Compare:
 
 
 def judge(pairs: Sequence[Pair], choices: int | None = None, seconds: float = SECONDS) -> Iterator[Verdict]:
-    """Verdicts on answers, from processes with a time limit.
+    """Verdicts on answers, with a box or without, from processes with a time limit of `seconds`.
 
-    Args:
-        pairs: Answers, with a box or without, and the right answers.
-        choices: Number of choices, lettered from A; None compares by mathematics.
-        seconds: Time limit of a check; after it the answer is undecided, which counts as wrong.
+    An answer that takes longer is undecided, which counts as wrong. `choices` letters from A may be chosen; None
+    compares by mathematics.
 
     Raises:
         ValueError: A right answer is empty or no letter, or `choices` is more than there are letters.
     """
-    check(pairs, choices)
+    _check(pairs, choices)
     with Reward(Compare(choices), seconds=seconds, quiet=True) as reward:
         for start in range(0, len(pairs), BATCH):
             batch = pairs[start : start + BATCH]
@@ -68,21 +68,12 @@ def judge(pairs: Sequence[Pair], choices: int | None = None, seconds: float = SE
                 yield Verdict(bool(scores.total[index]), undecided.get(index, reason))
 
 
-def check(pairs: Sequence[Pair], choices: int | None, places: Sequence[str] | None = None) -> None:
-    """Refuse pairs that cannot be judged.
-
-    Args:
-        pairs: Answers and right answers.
-        choices: Number of choices; None compares by mathematics.
-        places: Place of each pair, for the message.
-
-    Raises:
-        ValueError: See `judge`.
-    """
+def _check(pairs: Sequence[Pair], choices: int | None) -> None:
+    """Refuse pairs that cannot be judged."""
     if choices is not None and not 2 <= choices <= len(LETTERS):
         raise ValueError(f"choices={choices} must be from 2 to {len(LETTERS)}, the number of letters")
-    for index, pair in enumerate(pairs):
-        where = f"{places[index]}: " if places else ""
+    for pair in pairs:
+        where = f"{pair.place}: " if pair.place else ""
         if not pair.gold.strip():
             raise ValueError(f"{where}gold is empty: give the right answer")
         if choices is not None and letter(pair.gold, choices) is None:
@@ -90,24 +81,18 @@ def check(pairs: Sequence[Pair], choices: int | None, places: Sequence[str] | No
             raise ValueError(f"{where}gold={pair.gold!r} is no letter from A to {last}, of {choices} choices")
 
 
-def read_pairs(path: Path, choices: int | None = None) -> list[Pair]:
-    """Read a file with one object per line, each with `said` and `gold`, which are texts or numbers.
-
-    Args:
-        path: A jsonl file.
-        choices: Number of choices, for the check of the right answers.
+def read_pairs(path: Path) -> list[Pair]:
+    """Read a jsonl file with one object per line, each with `said` and `gold`, which are texts or numbers.
 
     Raises:
         ValueError: The file is missing or empty, or a line is damaged or has no such pair; the message names it.
     """
     if not path.is_file():
         raise ValueError(f"{path} is no file: give one with an object per line that has said and gold")
-    rows = list(lines_of(path, path.read_bytes(), "said and gold"))
-    places = [place for place, _ in rows]
-    pairs = [Pair(*(_text(row, name, place) for name in Pair._fields)) for place, row in rows]
+    rows = lines_of(path, path.read_bytes(), "said and gold")
+    pairs = [Pair(_text(row, "said", place), _text(row, "gold", place), place) for place, row in rows]
     if not pairs:
         raise ValueError(f"{path} has no pairs")
-    check(pairs, choices, places)
     return pairs
 
 

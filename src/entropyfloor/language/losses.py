@@ -189,12 +189,7 @@ def kl_terms(
 def entropy_terms(
     entropies: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], coefficient: float
 ) -> Float[Tensor, "B T"]:
-    """`-c H_t`: the entropy bonus, whose gradient raises the entropy.
-
-    Args:
-        entropies: H_t of the policy at each token, in nats, with their gradient.
-        mask: Tokens of the response.
-        coefficient: Weight c.
+    """`-c H_t`: the entropy bonus with weight c, whose gradient raises the entropy H_t of the policy, in nats.
 
     Raises:
         ValueError: Shapes that differ.
@@ -211,14 +206,10 @@ def forking_tokens(
     """The `max(1, ⌊top_fraction · N⌋)` of the batch's N tokens with the highest entropy; the first of equals.
 
     Wang et al. 2025 (arXiv 2506.01939), Sec. 5: only they have a gradient, and the mean stays over all tokens.
-
-    Args:
-        entropies: H_t in nats, of the whole batch, by the policy at the start of the update.
-        mask: Tokens of the response.
-        top_fraction: Share of the tokens, above 0 and at most 1.
+    Entropies are those of the policy at the start of the update.
 
     Raises:
-        ValueError: Shapes that differ, or a share out of its range.
+        ValueError: Shapes that differ, or a share that is not above 0 and at most 1.
     """
     return _highest(entropies, _mask(mask, entropies), _share(top_fraction, "top_fraction"))
 
@@ -265,20 +256,11 @@ def clip_cov_tokens(
 ) -> Bool[Tensor, "B T"]:
     """Tokens that Clip-Cov leaves without a gradient: `max(1, ⌊fraction · N⌋)` of the N tokens, at random.
 
-    They are drawn from those with `low < cov < high` that are not clipped already; if there are fewer, all are
-    taken. Cui et al. 2025 (arXiv 2505.22617), Sec. 4; bounds and share are those of the authors' code.
-
-    Args:
-        covariances: `token_covariances` of the whole batch.
-        clipped: `clipped_tokens` of the whole batch.
-        mask: Tokens of the response.
-        generator: Source of randomness.
-        fraction: Share of all tokens, above 0 and at most 1.
-        low: Lower bound of the covariance.
-        high: Upper bound of the covariance.
+    They are drawn from those with `low < cov < high` that are not `clipped_tokens` already; if there are fewer,
+    all are taken. Cui et al. 2025 (arXiv 2505.22617), Sec. 4; bounds and share are those of the authors' code.
 
     Raises:
-        ValueError: Shapes that differ, a share out of its range, or bounds that cross.
+        ValueError: Shapes that differ, a share that is not above 0 and at most 1, or bounds that cross.
     """
     if not low < high:
         raise ValueError(f"low={low} must be below high={high}")
@@ -299,13 +281,8 @@ def kl_cov_tokens(
 
     Cui et al. 2025 (arXiv 2505.22617), Sec. 4: 2e-3 with 7B parameters, 2e-4 with 32B, and β = 1.
 
-    Args:
-        covariances: `token_covariances` of the whole batch.
-        mask: Tokens of the response.
-        fraction: Share of all tokens, above 0 and at most 1.
-
     Raises:
-        ValueError: Shapes that differ, or a share out of its range.
+        ValueError: Shapes that differ, or a share that is not above 0 and at most 1.
     """
     return _highest(covariances, _mask(mask, covariances), _share(fraction, "fraction"))
 

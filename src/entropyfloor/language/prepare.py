@@ -35,25 +35,21 @@ def read_config(settings: Mapping[str, Any]) -> LanguageConfig:
     return config_of(LanguageConfig, settings, "language", "a language model", NAMES)
 
 
-def complete(config: LanguageConfig) -> tuple[LanguageConfig, Task]:
-    """The config with every setting that follows from others, and its task.
+def complete(config: LanguageConfig, *, training: bool = True) -> tuple[LanguageConfig, Task]:
+    """The config with every setting that follows from others, and its task; see `task_of`.
 
     Raises:
         ValueError: A setting would be ignored, or the files of the task cannot be used.
     """
     config = config.resolved()
-    task = task_of(config)
+    task = task_of(config, training=training)
     return replace(config, max_new_tokens=config.max_new_tokens or task.max_new_tokens), task
 
 
 def build_model(
     config: LanguageConfig, task: Task | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model that a run begins with, and its tokenizer.
-
-    Args:
-        config: Complete settings.
-        task: Task of the config, if it has been built already.
+    """The model that a run with these complete settings begins with, and its tokenizer.
 
     Raises:
         ValueError: There is no such model.
@@ -74,12 +70,6 @@ def adapt_task(
     task: Task, config: LanguageConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Render chats, leave out prompts that are too long, and check that responses fit into the context.
-
-    Args:
-        task: Changed in place.
-        config: Complete settings.
-        model: The model that answers.
-        tokenizer: Its tokenizer.
 
     Raises:
         ValueError: The tokenizer has no chat template, or prompt and response do not fit into the context.
@@ -126,9 +116,7 @@ def sampling_of(config: LanguageConfig) -> dict[str, Any]:
 def hyperparameters_of(config: LanguageConfig, **changes: Any) -> Hyperparameters:
     """Hyperparameters of an update, from complete settings.
 
-    Args:
-        config: Complete settings.
-        changes: Hyperparameters that change during training: the thresholds, and `top_k`.
+    `changes` are those that change during training: the thresholds, and `top_k`.
     """
     decided = ("omega_low", "omega_high", "top_k")  # by the trainer, as training goes on
     shared = {field.name for field in fields(Hyperparameters)} & {field.name for field in fields(config)}

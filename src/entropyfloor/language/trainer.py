@@ -22,7 +22,6 @@ from entropyfloor.extras import out_of_memory_hint
 from entropyfloor.language import losses, update
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.evaluate import STREAM, Evaluation, evaluate_model
-from entropyfloor.language.groups import draw_problems, sample_groups
 from entropyfloor.language.model import files
 from entropyfloor.language.model.forward import device_of
 from entropyfloor.language.model.learning import checkpoint_layers, prepare_update
@@ -35,8 +34,8 @@ from entropyfloor.language.prepare import (
     sampling_of,
 )
 from entropyfloor.language.sampling.checks import check_training
-from entropyfloor.language.sampling.rollout import parts
-from entropyfloor.language.tasks import Task
+from entropyfloor.language.sampling.rollout import Responses, joined, parts, sample
+from entropyfloor.language.tasks import Problem, Task
 from entropyfloor.language.warm_start import warm_start
 from entropyfloor.runs import Checkpoint, Run
 from entropyfloor.runs.loop import Loop, check_finite, training_loop
@@ -48,8 +47,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-INIT, UPDATE = 0, 4
-"""Streams of random numbers; the warm start, groups and evaluations have other ones."""
+INIT, PROBLEMS, SAMPLE, UPDATE = 0, 2, 3, 4
+"""Streams of random numbers; the warm start and evaluations have other ones."""
 IDLE_ROLLOUTS = 3
 """Number of first rollouts without different rewards in any group, after which a run warns."""
 
@@ -85,6 +84,8 @@ class Trainer:
         )
         self.thresholds: tuple[float, float] | None = None
         """ω_low and ω_high of the first stage; automatic ones are known after the first rollout."""
+        self.idle = True
+        """Whether no group has had different rewards since the beginning."""
 
     def check_problems(self) -> None:
         """Draw the problems of the first rollout, to see before training that there are enough.
@@ -93,7 +94,7 @@ class Trainer:
             ValueError: There are too few, or one has a token that the model does not have.
         """
         try:
-            problems = draw_problems(self.task, self.config, self.step)
+            problems = self._problems()
         except ValueError as error:
             raise ValueError(f"prompts={self.config.prompts} for each rollout: {error}") from None
         encode_prompts(self.config, self.model, self.tokenizer, [problem.prompt for problem in problems])
@@ -107,21 +108,12 @@ class Trainer:
         config, total = self.config, self.config.warm_start_steps + self.config.steps
         frame = training_loop([run], total=total, domain="language", seed=config.seed, every=1)
         with closing(self.task), frame as loop:
-            if not (run.checkpoints() and files.is_described(run.path / MODEL)):
-                files.describe(run.path / MODEL, self.model, self.tokenizer)
-            if not run.checkpoints():
-                self._begin(run, loop)
-            if config.kl_coef and self.reference is None:
-                self.reference = copy.deepcopy(self.model).eval()
-            loop.progress.restart(config.warm_start_steps + self.step)
-            idle = self.step == 0
+            self._begin(run, loop)
             while self.step < config.steps and not loop.stopping:
                 metrics = self._train_step()
                 self.step += 1
-                idle = idle and not metrics["usable_groups"]
-                if idle and self.step == IDLE_ROLLOUTS:
-                    self._warn_idle(metrics["reward"])
                 run.log(self.step, metrics)
+                self._warn_if_idle(metrics)
                 check_finite(metrics, self.step, run, self._arrays)
                 loop.progress.advance(config.warm_start_steps + self.step)
                 if self.step == config.steps or self.step % config.eval_every == 0:
@@ -185,7 +177,7 @@ class Trainer:
             self.optimiser.load_state_dict(unpack_optimiser(checkpoint.state["optimiser"], everything))
             if (thresholds := checkpoint.state["thresholds"]) is not None:
                 self.thresholds = float(thresholds[0]), float(thresholds[1])
-        self.step = checkpoint.step
+        self.step, self.idle = checkpoint.step, checkpoint.step == 0
 
     @property
     def hyperparameters(self) -> update.Hyperparameters:
@@ -206,20 +198,26 @@ class Trainer:
     # --- parts of a step --------------------------------------------------------------------------------
 
     def _begin(self, run: Run, loop: Loop) -> None:
-        """Warm start, evaluation and the first checkpoint."""
-        config = self.config
+        """Description of the model; before the first step also warm start, evaluation and a checkpoint."""
+        config, begun = self.config, bool(run.checkpoints())
 
         def advance(done: int) -> None:
             if loop.stopping:  # there is nothing yet that could be saved
                 raise KeyboardInterrupt
             loop.progress.advance(done)
 
-        if config.warm_start_steps:
+        if not (begun and files.is_described(run.path / MODEL)):
+            files.describe(run.path / MODEL, self.model, self.tokenizer)
+        if not begun and config.warm_start_steps:
             loss = warm_start(self.model, self.tokenizer, self.task, config, advance)
             loop.progress.restart(config.warm_start_steps)
             run.log(0, {"loss/warm_start": loss})
-        self._evaluate(run, loop)
-        self.save(run)
+        if not begun:
+            self._evaluate(run, loop)
+            self.save(run)
+        if config.kl_coef and self.reference is None:
+            self.reference = copy.deepcopy(self.model).eval()
+        loop.progress.restart(config.warm_start_steps + self.step)
 
     def _train_step(self) -> dict[str, float]:
         started = time.perf_counter()
@@ -236,7 +234,7 @@ class Trainer:
     def _rollout(self) -> tuple[update.Batch | None, dict[str, float]]:
         """Sampled responses with their advantages and scales; None where no group has different rewards."""
         config = self.config
-        responses, rewards, metrics = sample_groups(self.model, self.tokenizer, self.task, config, self.step)
+        responses, rewards, metrics = self._sample_groups()
         if responses is None:
             return None, metrics
         advantages = losses.group_advantages(rewards, std=config.loss != "dr-grpo").flatten().to(self.device)
@@ -245,6 +243,47 @@ class Trainer:
             self._set_thresholds(float(rollout.response_entropies.mean()))
         batch, more = update.batch_of(rollout, self.hyperparameters)
         return batch, metrics | more
+
+    def _sample_groups(self) -> tuple[Responses | None, Tensor, dict[str, float]]:
+        """Responses, group by group, their rewards `[groups, samples]`, and metrics of all that were sampled.
+
+        Groups that dynamic sampling drops, and surplus ones, are missing; without any group responses are None.
+        """
+        config = self.config
+        usable: list[Responses] = []
+        usable_rewards: list[Tensor] = []
+        all_rewards: list[Tensor] = []
+        for refill in range(1 + (config.max_refills if config.dynamic_sampling else 0)):
+            repeated = [problem for problem in self._problems(refill) for _ in range(config.samples)]
+            responses = sample(
+                self.model,
+                self.tokenizer,
+                [problem.prompt for problem in repeated],
+                seed=derived(config.seed, SAMPLE, self.step, refill),
+                temperature=config.temperature,
+                **sampling_of(config),
+            )
+            rewards = torch.tensor(self.task.rewards(repeated, responses.texts).tolist()).view(-1, config.samples)
+            equal = losses.equal_rewards(rewards)
+            use = ~equal if config.dynamic_sampling else torch.ones_like(equal)
+            usable.append(responses.rows(use.repeat_interleave(config.samples)))
+            usable_rewards.append(rewards[use])
+            all_rewards.append(rewards)
+            if sum(map(len, usable_rewards)) >= config.prompts:
+                break
+        everything, rewards = torch.cat(all_rewards), torch.cat(usable_rewards)
+        share = (~losses.equal_rewards(everything)).double().mean()
+        metrics = {"usable_groups": float(share), "reward": float(everything.mean())}
+        groups = min(len(rewards), config.prompts) // config.minibatches * config.minibatches
+        if not groups:
+            return None, rewards[:0], metrics
+        chosen = joined(usable, int(self.tokenizer.pad_token_id or 0)).rows(slice(groups * config.samples))
+        return chosen, rewards[:groups], metrics
+
+    def _problems(self, refill: int = 0) -> list[Problem]:
+        """The training problems of this step."""
+        seed = derived(self.config.seed, PROBLEMS, self.step, refill)
+        return self.task.problems("train", self.config.prompts, seed)
 
     def _set_thresholds(self, initial_entropy: float) -> None:
         """Decide the thresholds of the run, from the entropy that RL begins with.
@@ -303,8 +342,12 @@ class Trainer:
         summary = f"{shares} · entropy {metrics['realised_entropy']:.2f}"
         loop.progress.report(config.warm_start_steps + self.step, summary)
 
-    def _warn_idle(self, reward: float) -> None:
-        """Warn that all responses to each problem earn the same reward, so that nothing is learned."""
+    def _warn_if_idle(self, metrics: dict[str, float]) -> None:
+        """Warn once if all responses to each problem have earned the same reward, so that nothing is learned."""
+        self.idle = self.idle and not metrics["usable_groups"]
+        if not (self.idle and self.step == IDLE_ROLLOUTS):
+            return
+        reward = metrics["reward"]
         hint = "the problems are too easy for this model" if reward >= 1 else self.task.idle_hint
         message = "no group of the first %d rollouts has different rewards (their mean is %g): %s"
         log.warning(message, IDLE_ROLLOUTS, reward, hint)

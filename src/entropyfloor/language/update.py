@@ -165,15 +165,7 @@ def evaluate_rollout(
     advantages: Float[Tensor, " B"],
     hyperparameters: Hyperparameters,
 ) -> Rollout:
-    """Log-probabilities and entropies of responses by the policy that sampled them.
-
-    Args:
-        policy: The model, in evaluation mode.
-        reference: Model that a KL divergence is to; None for none.
-        responses: Sampled responses.
-        advantages: Their advantages.
-        hyperparameters: Hyperparameters; thresholds are not used yet.
-    """
+    """Evaluate responses by the policy that sampled them, in evaluation mode; thresholds are not used yet."""
     hp, all_scales = hyperparameters, None
     if hp.era:
         at_scales = partial(F.token_log_probs_all_scales, k=hp.k)
@@ -188,12 +180,7 @@ def evaluate_rollout(
 
 @torch.no_grad()
 def batch_of(rollout: Rollout, hyperparameters: Hyperparameters) -> tuple[Batch, dict[str, float]]:
-    """The scale of each response, and the metrics of a rollout.
-
-    Args:
-        rollout: Responses, evaluated.
-        hyperparameters: Hyperparameters with the thresholds of this rollout.
-    """
+    """The scale of each response by the thresholds of this rollout, and the metrics of the rollout."""
     hp, mask = hyperparameters, rollout.responses.response_mask
     of_responses, entropies, advantages = rollout.response_entropies, rollout.entropies, rollout.advantages
     old, scale = rollout.unscaled, torch.ones_like(of_responses)
@@ -250,15 +237,9 @@ def policy_losses(
 ) -> Iterator[tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]]:
     """Yield loss and metrics of each micro-batch; they and their gradients add up to those of the minibatch.
 
-    Choices and weights of tokens come from the whole minibatch before it is split.
-
-    Args:
-        policy: The model.
-        batch: Minibatch of an update.
-        hyperparameters: Hyperparameters.
-        generator: Random numbers of Clip-Cov.
-        on_policy: Whether the policy is still the one that sampled. It is then compared with itself: ratios are
-            exactly 1, where rounding would clip some of GSPO's and give KL-Cov's |log r|, flat at 0, a slope.
+    Choices and weights of tokens come from the whole minibatch before it is split; `generator` draws those of
+    Clip-Cov. While the policy is still the one that sampled (`on_policy`), it is compared with itself: ratios are
+    exactly 1, where rounding would clip some of GSPO's and give KL-Cov's |log r|, flat at 0, a slope.
     """
     tokens = choose_tokens(policy, batch, hyperparameters, generator, on_policy=on_policy)
     for rows in parts(len(batch.advantages), hyperparameters.micro_batch):
@@ -336,12 +317,8 @@ def forward(
 ) -> Forward:
     """Log-probabilities and entropies of a micro-batch by the policy as it is now.
 
-    Args:
-        policy: The model.
-        batch: Micro-batch.
-        hyperparameters: Hyperparameters.
-        unfiltered: Whether the log-probabilities of the policy itself must be free of `top_k`, which costs another
-            pass through the last layer.
+    `unfiltered` asks for log-probabilities of the policy itself that are free of `top_k`, which costs another pass
+    through the last layer.
     """
     hp, scale, advantages = hyperparameters, batch.scale, batch.advantages
     arguments = head_arguments(policy, batch.responses, hp, advantages)
@@ -369,12 +346,8 @@ def log_probs_of(
 ) -> tuple[Float[Tensor, "*S B T"], Float[Tensor, "B T"]]:
     """Log-probabilities and entropies of all responses, micro-batch by micro-batch.
 
-    Args:
-        policy: A model.
-        responses: Sampled responses.
-        hyperparameters: Hyperparameters.
-        last_layer: `token_log_probs`, or `token_log_probs_all_scales` with its scale.
-        advantages: See `head_arguments`.
+    `last_layer` is `token_log_probs`, or `token_log_probs_all_scales` with its scale; for `advantages` see
+    `head_arguments`.
     """
     results = []
     for rows in parts(len(responses.texts), hyperparameters.micro_batch):
@@ -392,11 +365,7 @@ def head_arguments(
 ) -> dict[str, Any]:
     """Arguments of `token_log_probs`: hidden states at each token of the responses, and the last layer.
 
-    Args:
-        policy: A model.
-        responses: Sampled responses.
-        hyperparameters: Hyperparameters.
-        advantages: Where they are positive, only `top_k` logits stay; None keeps all.
+    Where `advantages` are positive, only `top_k` logits stay; without advantages all do.
     """
     hp, length = hyperparameters, responses.response_mask.shape[1]
     with autocast(policy.device, hp.precision):

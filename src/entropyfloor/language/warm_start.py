@@ -50,14 +50,9 @@ def warm_start(
     config: LanguageConfig,
     advance: Callable[[int], object],
 ) -> float:
-    """Train a model on solutions, or load the weights that another run with the same settings has saved.
+    """Train a model in place on solutions, or load the weights that a run with the same `SETTINGS` has saved.
 
-    Args:
-        model: Trained in place.
-        tokenizer: Tokenizer of the model.
-        task: Problems with solutions.
-        config: Settings; `SETTINGS` lists those that count.
-        advance: Called after each step with the number of steps done.
+    `advance` is called after each step with the number of steps done.
 
     Returns:
         Loss of the last step: the negative log-likelihood of a token, in nats.
@@ -104,14 +99,7 @@ def warm_start(
 def imitation_loss(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], responses: Sequence[str]
 ) -> Float[Tensor, ""]:
-    """Mean negative log-likelihood of the tokens of responses, in nats.
-
-    Args:
-        model: A causal language model.
-        tokenizer: Its tokenizer, with a token for padding.
-        prompts: Prompts.
-        responses: A response to each, with its end of sequence.
-    """
+    """Mean negative log-likelihood of the tokens of responses, in nats; each has its end of sequence."""
     rows = rows_of(model)
     before = encode(tokenizer, prompts, rows=rows)
     after = encode(tokenizer, responses, rows=rows, special=False)  # a response does not begin a text

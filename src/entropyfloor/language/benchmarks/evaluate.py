@@ -27,8 +27,8 @@ from entropyfloor.language.benchmarks.judge import judge
 from entropyfloor.language.benchmarks.registry import INSTRUCTIONS, Benchmark, Example
 from entropyfloor.language.benchmarks.results import Prompt, Results, as_text, summarise, to_json
 from entropyfloor.language.rewards import Answer, Reward
-from entropyfloor.language.sampling import engines
-from entropyfloor.language.sampling.engines import DtypeName, Engine, EngineName, Request, Response, Sampling
+from entropyfloor.language.sampling.engines import base, make_engine
+from entropyfloor.language.sampling.engines.base import DtypeName, Engine, EngineName, Request, Response, Sampling
 from entropyfloor.runs import files, machine
 from entropyfloor.runs.progress import Progress
 from entropyfloor.runs.resume import check_same, is_begun
@@ -108,13 +108,13 @@ class EvaluationConfig:
 
     def resolved(self) -> EvaluationConfig:
         """The same settings with a directory."""
-        name = f"{self.model.rstrip('/').split('/')[-1]}-{engines.template(self.template).name}"
+        name = f"{self.model.rstrip('/').split('/')[-1]}-{base.template(self.template).name}"
         return replace(self, out=self.out or f"runs/evaluate/{name}")
 
     @property
     def record(self) -> dict[str, Any]:
         """Content of `config.toml`, with the text of the template."""
-        text = engines.template(self.template).text
+        text = base.template(self.template).text
         return asdict(self) | {"domain": "language", "kind": "evaluation", "template_text": text}
 
 
@@ -142,9 +142,9 @@ def evaluate(config: EvaluationConfig) -> str:
     data = Path(config.data_dir) if config.data_dir else None
     examples = {b: registry.load(b, data, config.limit) for b in config.chosen}
     results = {b: Results(path, b, problems, config.sampling(b)[0]) for b, problems in examples.items()}
-    template = engines.template(config.template)
+    template = base.template(config.template)
     if any(result.missing for result in results.values()):
-        engine = engines.make_engine(
+        engine = make_engine(
             config.engine,
             config.model,
             template,

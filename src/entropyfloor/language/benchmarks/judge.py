@@ -24,14 +24,7 @@ class Verdicts(NamedTuple):
 
 
 def judge(reward: Reward, kind: Kind, answer: str, responses: Sequence[str]) -> Verdicts:
-    """Compare the responses to a problem with its answer, and with each other.
-
-    Args:
-        reward: Compares a response with the `answer` of a row.
-        kind: Kind of the benchmark.
-        answer: The right answer.
-        responses: All responses to the problem.
-    """
+    """Compare all responses to a problem with its answer, and with each other."""
     if kind == "choice":
         letters = [letter(response) for response in responses]
         return Verdicts(letters, [chosen == answer for chosen in letters], [False] * len(letters))

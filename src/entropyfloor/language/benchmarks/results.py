@@ -14,7 +14,7 @@ import numpy as np
 from entropyfloor.language.benchmarks import scores
 from entropyfloor.language.benchmarks.judge import Verdicts
 from entropyfloor.language.benchmarks.registry import BENCHMARKS, IN_DOMAIN, PUBLISHED, Benchmark, Example
-from entropyfloor.language.sampling.engines import Response
+from entropyfloor.language.sampling.engines.base import Response
 
 SILENT = 8
 """Number of problems after which a model that has only given empty responses is stopped."""
@@ -106,15 +106,7 @@ class Results:
         verdicts: Verdicts,
         seeds: Sequence[int],
     ) -> None:
-        """Write the line of a problem.
-
-        Args:
-            file: The opened file; see `writing`.
-            example: The problem.
-            prompt: Its prompt.
-            responses: Responses to it.
-            verdicts: Verdicts on them.
-            seeds: Their seeds.
+        """Write the line of a problem into the opened file; see `writing`.
 
         Raises:
             ValueError: The model only gives empty responses; see `Results`.
@@ -166,20 +158,13 @@ def summarise(
     temperature: float,
     max_tokens: int,
 ) -> dict[str, Any]:
-    """Scores of a benchmark, as `summary.json` has them.
+    """Scores of the lines of a benchmark, as `summary.json` has them.
 
     `score`: the mean over problems of the share of right responses (avg@k, or the accuracy of one response), with
     its interval. `pass`: pass@k for k = 1, 2, 4, … up to the number of responses. `majority`: how often the most
     common answer is right. `length`: mean number of tokens of a response. Shares of responses: `cut` at the limit,
     `empty`, `no_answer` without a readable answer, and `undecided`, where the judge failed, which counts as wrong.
     `confined`: share of problems whose prompt left fewer tokens in the model's context than `max_tokens`.
-
-    Args:
-        benchmark: The benchmark.
-        lines: Its lines; see `Results`.
-        samples: Number of responses to each problem.
-        temperature: Sampling temperature.
-        max_tokens: Limit of a response.
     """
     counts = np.array([sum(line["correct"]) for line in lines])
     score = scores.accuracy(counts / samples)
@@ -208,12 +193,7 @@ def summarise(
 
 
 def as_text(summary: Mapping[str, Any], path: Path) -> str:
-    """The summary as text: scores in per cent, and the paper's scores below them.
-
-    Args:
-        summary: Content of `summary.json`.
-        path: Directory of the results.
-    """
+    """The summary as text: scores in per cent, and the paper's scores below them."""
     lines = [f"{summary['model']}, template {summary['template']}"]
     for name, entry in summary["benchmarks"].items():
         samples, (low, high) = entry["samples"], entry["interval_95"]

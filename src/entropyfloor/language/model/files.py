@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -28,9 +27,6 @@ from entropyfloor.extras import brief, is_out_of_memory
 from entropyfloor.language.encoding import turn_end
 from entropyfloor.language.model.forward import ends_of, rows_of
 from entropyfloor.runs.files import sync
-
-if TYPE_CHECKING:
-    pass
 
 DESCRIPTION = ("config.json", "generation_config.json", "tokenizer_config.json")
 """Files that describe every model; its tokenizer adds others."""
@@ -55,12 +51,7 @@ def without_bars() -> Iterator[None]:
 
 @contextmanager
 def reading(name: str | Path, failed: str, hint: str = HINT) -> Iterator[None]:
-    """Turn any failure to read the files of a model into an error of one line.
-
-    Args:
-        name: A directory, or a name on the hub.
-        failed: What is wrong if it fails, such as "cannot be loaded".
-        hint: What to do if it fails.
+    """Turn any failure to read the files of a model into an error of one line, with what `failed` and a hint.
 
     Raises:
         ValueError: The body failed, and not for lack of memory.
@@ -144,14 +135,10 @@ def save(
     *,
     description: Path | None = None,
 ) -> None:
-    """Write a model where transformers can load it.
+    """Write a model, and its tokenizer if one is given, into a directory that transformers can load.
 
-    Args:
-        path: A directory, made if it is not there.
-        model: The model.
-        tokenizer: Its tokenizer; None if its files are in `path` already.
-        description: Directory that `describe` may have written. If it has, its files are copied as they are:
-            transformers may write a tokenizer that it has read in another form.
+    If `describe` has written `description`, its files are copied as they are: transformers may write a tokenizer
+    that it has read in another form.
     """
     with _placed(path) as beside, without_bars():
         if description is not None and is_described(description):

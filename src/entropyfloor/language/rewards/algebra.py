@@ -17,14 +17,11 @@ SMALL = 1e-3
 
 
 def compare(said: str, gold: str) -> Verdict:
-    """Whether two LaTeX expressions are equal.
+    """Whether two LaTeX expressions are equal: the answer to judge and the right one.
 
-    math-verify calls numbers equal that differ by less than 10⁻¹⁵, and decimals that agree in six places. So its
-    equal pairs are compared again: exactly if there are no decimals, and small decimals to `CLOSE` of their size.
-
-    Args:
-        said: The answer to judge.
-        gold: The right answer. Where it is no equation, the right side of an equation in `said` counts.
+    Where `gold` is no equation, the right side of an equation in `said` counts. math-verify calls numbers equal
+    that differ by less than 10⁻¹⁵, and decimals that agree in six places. So its equal pairs are compared again:
+    exactly if there are no decimals, and small decimals to `CLOSE` of their size.
     """
     library = _math_verify()
     ours, theirs = _parse(said), _parse(gold)

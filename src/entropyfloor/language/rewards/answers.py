@@ -15,8 +15,6 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """Names of the choices of a multiple choice."""
 CHOICES = 10
 """Default number of choices: A to J."""
-NUMBER = r"(?:(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?|\.\d+)"
-"""Digits, optionally with commas between thousands and with decimals."""
 ALONE = 60
 """Longest text, in characters, that is read as nothing but a letter with a few words around it."""
 _DRESS = re.compile(
@@ -56,22 +54,10 @@ def boxed(text: str) -> str | None:
     return content
 
 
-def after_hashes(text: str) -> str | None:
-    """Text behind the last `####` on its line, which is how GSM8K marks answers; None without a mark."""
-    _, mark, rest = text.rpartition("####")
-    return rest.strip().partition("\n")[0].strip() if mark else None
-
-
-def numbers_in(text: str) -> list[str]:
-    """All numbers in the text, as they are written."""
-    return re.findall(rf"(?:(?<![\w)])[-+])?{NUMBER}", text)  # the 3 of 2-3 has no sign
-
-
 def final_answer(text: str) -> str:
     """Answer of a reference solution: the text behind `####`, else the content of the box, else the whole text."""
-    answer = after_hashes(text)
-    if answer is None:
-        answer = boxed(text)
+    _, mark, rest = text.rpartition("####")  # GSM8K's mark
+    answer = rest.strip().partition("\n")[0].strip() if mark else boxed(text)
     return text.strip() if answer is None else answer
 
 

@@ -109,24 +109,24 @@ def split_per_cent(text: str) -> tuple[str, bool]:
 def _cut(end: re.Pattern[str], text: str) -> str:
     """Remove a matching end, if anything is left without it."""
     text = text.strip()
-    found = end.search(text, max(0, len(text) - ENDS))
-    return text[: found.start()].strip() or text if found else text
+    match = end.search(text, max(0, len(text) - ENDS))
+    return text[: match.start()].strip() or text if match else text
 
 
 def words(text: str) -> str:
     r"""Remove spaces, and `\\text{}` around words."""
-    return re.sub(r"\s+", "", _WRAPPED.sub(lambda found: found[1] or found[2] or "", text))
+    return re.sub(r"\s+", "", _WRAPPED.sub(lambda match: match[1] or match[2] or "", text))
 
 
 def numeral(text: str) -> Numeral | None:
     """Read a text that is digits, with a base or without one; None for any other text."""
     text = words(text)
-    found = _NUMERAL.fullmatch(text)
-    if found is None:
+    match = _NUMERAL.fullmatch(text)
+    if match is None:
         return Numeral(text.lstrip("0").upper(), None) if re.fullmatch(r"-?[0-9A-Za-z.]+", text) else None
-    sign, digits, base = found[1], found[2].upper(), found[3] or found[4]
+    sign, digits, base = match[1], match[2].upper(), match[3] or match[4]
     base = _BASES.get(base.lower(), base)
-    symbol = not re.search("[0-9]|[A-Z]{2}", found[2])  # such as x_1
+    symbol = not re.search("[0-9]|[A-Z]{2}", match[2])  # such as x_1
     if symbol or not base.isdigit() or any(c.isalpha() and int(c, 36) >= int(base) for c in digits):
         return None
     return Numeral(sign + digits.lstrip("0"), base)
@@ -155,10 +155,10 @@ def without_units(said: str, gold: str) -> tuple[str, str]:
 
 def _split_unit(text: str) -> tuple[str, str, bool]:
     """Value, unit, and whether the unit is a symbol, which may also be a variable."""
-    found = _UNIT.fullmatch(text)
-    if found is None:
+    match = _UNIT.fullmatch(text)
+    if match is None:
         return text, "", False
-    return found["value"], found["symbol"] or found["words"], bool(found["symbol"])
+    return match["value"], match["symbol"] or match["words"], bool(match["symbol"])
 
 
 def _is_constant(text: str) -> bool:
@@ -168,22 +168,22 @@ def _is_constant(text: str) -> bool:
 
 def _from_unicode(text: str) -> str:
     """Replace Unicode signs by LaTeX."""
-    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda found: f"^{{{found[0].translate(_RAISED)}}}", text)
-    text = re.sub("[₀-₉]+", lambda found: f"_{{{found[0].translate(_LOWERED)}}}", text)
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda match: f"^{{{match[0].translate(_RAISED)}}}", text)
+    text = re.sub("[₀-₉]+", lambda match: f"_{{{match[0].translate(_LOWERED)}}}", text)
     text = re.sub("[¼-¾⅐-⅞]", _fraction, text)
     text = unicodedata.normalize("NFKC", text)  # wide digits and signs, and spaces
     text = re.sub("[Α-Ωα-ω]", _greek, text)
     for sign, latex in _SIGNS.items():
         text = text.replace(sign, latex)
-    return _ROOT.sub(lambda found: rf"\sqrt{{{found[1] or found[2] or found[3]}}}", text)
+    return _ROOT.sub(lambda match: rf"\sqrt{{{match[1] or match[2] or match[3]}}}", text)
 
 
-def _fraction(found: re.Match[str]) -> str:
-    above, below = unicodedata.normalize("NFKC", found[0]).split("\u2044")
+def _fraction(match: re.Match[str]) -> str:
+    above, below = unicodedata.normalize("NFKC", match[0]).split("\u2044")
     return rf"\frac{{{above}}}{{{below}}}"
 
 
-def _greek(found: re.Match[str]) -> str:
-    name = unicodedata.name(found[0])
+def _greek(match: re.Match[str]) -> str:
+    name = unicodedata.name(match[0])
     word = name.rsplit(maxsplit=1)[-1].lower().replace("lamda", "lambda")
     return f"\\{word.capitalize() if 'CAPITAL' in name else word} "

@@ -1,9 +1,8 @@
-"""Judges of answers, with a reason for each verdict, and rewards made of them."""
+"""Judges of answers, with a reason for each verdict, and the reward made of them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from entropyfloor.language.rewards import algebra, latex
@@ -12,17 +11,12 @@ from entropyfloor.language.rewards.answers import (
     LETTERS,
     Row,
     Verdict,
-    after_hashes,
     boxed,
     choices_of,
     final_answer,
     letter,
-    numbers_in,
 )
 from entropyfloor.language.rewards.numbers import number, same
-
-Judge = Callable[[str, str], bool]
-"""Whether a response has an answer."""
 
 _FORMULA = re.compile(r"\W*[-+|\u2212][A-Z]\W*")
 
@@ -34,12 +28,7 @@ def by_mathematics(response: str, answer: str) -> Verdict:
 
 
 def equal(said: str, gold: str) -> Verdict:
-    """Whether two answers are equal.
-
-    Args:
-        said: The answer to judge, without the box around it.
-        gold: The right answer.
-    """
+    """Whether two answers are equal: the one to judge, without the box around it, and the right one."""
     if not said.strip():
         return Verdict(False, "the answer is empty")
     if _spaceless(said) == _spaceless(gold):
@@ -65,13 +54,7 @@ def equal(said: str, gold: str) -> Verdict:
 
 
 def by_letter(response: str, answer: str, choices: int = CHOICES) -> Verdict:
-    """Whether the response chooses the letter of the answer; see `letter`.
-
-    Args:
-        response: A response.
-        answer: The right letter.
-        choices: Number of choices.
-    """
+    """Whether the response chooses the right letter; see `letter`."""
     chosen, right = letter(response, choices), letter(answer, choices)
     if chosen is None or right is None:
         return Verdict(False, f"no letter from A to {LETTERS[choices - 1]} is named")
@@ -98,65 +81,23 @@ def is_choice(response: str, answer: str, choices: int = CHOICES) -> bool:
     return by_letter(response, answer, choices).correct
 
 
-def is_number(response: str, answer: str) -> bool:
-    """Whether the response gives the number of the answer: after `####`, in a box, or as its last number.
-
-    A marked answer may have a word or a unit beside its number, but no other number: 1/5 is not 5.
-    """
-    marked = after_hashes(response)
-    if marked is None:
-        marked = boxed(response)
-    said, gold = None if marked is None else number(marked), number(final_answer(answer))
-    if said is None:
-        numbers = numbers_in(response if marked is None else marked)
-        said = number(numbers[-1]) if len(numbers) == 1 or (numbers and marked is None) else None
-    return said is not None and gold is not None and said.value == gold.value
-
-
-def is_exact(response: str, answer: str) -> bool:
-    """Whether the response is exactly the answer: after `####`, in a box, or all of its stripped text."""
-    return final_answer(response) == final_answer(answer)
-
-
-# --- rewards: functions of a response and its row ---------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Answer:
-    """1 where a judge finds the row's answer in the response, else 0.
+    """1 where `is_correct` finds the answer of the row in the response, else 0.
 
-    Where the row has choices and its answer is one of their letters, `is_choice` judges instead of `is_correct`.
+    Where the row has choices and its answer is one of their letters, `is_choice` judges instead.
     """
-
-    judge: Judge = is_correct
-    column: str = "answer"
-    """Column of the right answer."""
 
     def __call__(self, response: str, row: Row) -> float:
         """The reward of one response."""
-        answer, choices = str(row[self.column]), len(choices_of(row)[0])
-        if self.judge is is_correct and 2 <= choices <= len(LETTERS) and letter(answer, choices):
+        answer, choices = str(row["answer"]), len(choices_of(row)[0])
+        if 2 <= choices <= len(LETTERS) and letter(answer, choices):
             return float(is_choice(response, answer, choices))
-        return float(self.judge(response, answer))
+        return float(is_correct(response, answer))
 
     def prepare(self) -> None:
         """Load the parser of mathematics: the first expression takes as long as a hundred others."""
-        if self.judge is is_correct:
-            is_correct(r"\boxed{x + \frac{1}{2}}", r"\frac{1}{2} + x")
-
-
-@dataclass(frozen=True)
-class Format:
-    r"""1 where the response has a closed `\\boxed{}` that is not empty, or matches a pattern; else 0."""
-
-    pattern: str | None = None
-    """Regular expression that must match somewhere, such as `</think>.*\\\\boxed`; None asks for the box."""
-
-    def __call__(self, response: str, row: Row) -> float:  # noqa: ARG002 - all rewards take a row
-        """The reward of one response."""
-        if self.pattern is None:
-            return float(bool(boxed(response)))
-        return float(re.search(self.pattern, response, re.DOTALL) is not None)
+        is_correct(r"\boxed{x + \frac{1}{2}}", r"\frac{1}{2} + x")
 
 
 # --- parts of judges --------------------------------------------------------------------------------------

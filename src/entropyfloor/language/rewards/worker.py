@@ -188,13 +188,7 @@ def _run(connection: Connection, payload: bytes) -> None:
 
 
 def call(functions: Mapping[str, Function], name: str, response: str, row: Row) -> tuple[float, str, str]:
-    """Apply a function.
-
-    Args:
-        functions: Functions by name.
-        name: Name of the function.
-        response: The response.
-        row: Row of its problem.
+    """Apply the function with a name to a response.
 
     Returns:
         The value, which is 0 after a failure; the reason of a failure; the reason of a verdict.

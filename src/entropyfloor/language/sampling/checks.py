@@ -28,10 +28,7 @@ TOLERANCE = 3.0
 
 @torch.no_grad()
 def check_training(model: PreTrainedModel) -> None:
-    """Refuse a model whose logits in an update would not be its own.
-
-    Args:
-        model: A causal language model in evaluation mode, on its device.
+    """Refuse a model, in evaluation mode on its device, whose logits in an update would not be its own.
 
     Raises:
         ValueError: Its last layer does not give its logits, or `check_sampling` refuses it.
@@ -56,10 +53,7 @@ def check_training(model: PreTrainedModel) -> None:
 def check_sampling(model: PreTrainedModel, policy: Any = None, use: str = "sampled from") -> None:
     """Refuse a model whose logits with a cache, in a batch, are not those of the same tokens alone.
 
-    Args:
-        model: A causal language model in evaluation mode, on its device.
-        policy: Argument of `decode`, if it is not the model itself.
-        use: Use of the model, for the message.
+    `policy` is the argument of `decode`, if that is not the model itself; `use` stands in the message.
 
     Raises:
         ValueError: The logits differ, or the model has no cache.

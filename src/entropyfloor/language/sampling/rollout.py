@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from entropyfloor.extras import out_of_memory_hint
 from entropyfloor.language.config import Precision
 from entropyfloor.language.encoding import encode
 from entropyfloor.language.model.forward import Policy, autocast, ends_of, rows_of
@@ -90,7 +91,8 @@ def sample(
     written: list[Written] = []
     for batch in parts(len(prompts), batch_size):
         indices = range(batch.start, batch.stop)
-        with autocast(model.device, precision):  # around the loop: weights are rounded once, not for each token
+        # Autocast around the loop: weights are rounded once, not for each token.
+        with autocast(model.device, precision), out_of_memory_hint(f"give a --sample-batch below {batch_size}"):
             written += decode(
                 policy,
                 prompt_tokens[batch],

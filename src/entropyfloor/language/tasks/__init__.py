@@ -1,7 +1,7 @@
 """Tasks of a language model: problems generated from a seed, and questions with answers from files.
 
 Countdown, arithmetic and modular chains need no download. Their prompts and solutions are a few dozen characters
-from a small alphabet, so that a transformer of some 0.8M parameters, reading character by character, learns them.
+from a small alphabet, so that a transformer of some 0.9M parameters, reading character by character, learns them.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 __all__ = ["Arithmetic", "Countdown", "Modular", "Problem", "Questions", "Task", "task_of"]
 
 
-def task_of(config: LanguageConfig) -> Task:
+def task_of(config: LanguageConfig, *, training: bool = True) -> Task:
     """The task of a run.
 
     Args:
         config: Settings of the run.
+        training: Whether training problems are needed; without them a file of its own for tests is enough.
 
     Raises:
         ValueError: There is no such task, or its files cannot be used.
@@ -41,7 +42,7 @@ def task_of(config: LanguageConfig) -> Task:
     if config.data is None:
         raise ValueError("task=file needs data, a jsonl, json or parquet file of questions with answers")
     return Questions.read(
-        config.data,
+        config.data if training or config.test_data is None else None,
         config.test_data,
         min_level=config.min_level,
         prompt=config.prompt,

@@ -45,7 +45,11 @@ class Problem(NamedTuple):
 
 
 class Task(Protocol):
-    """Problems to train and test on, and rewards for the responses to them."""
+    """Problems to train and test on, and rewards for the responses to them.
+
+    `Generated` has everything but `name`, `alphabet`, `max_prompt`, `max_new_tokens`, `problems`, `solution` and
+    the reward of one response. Only the model `tiny` needs an alphabet, and only a warm start solutions.
+    """
 
     @property
     def name(self) -> str:
@@ -177,7 +181,7 @@ def draw_distinct(
         key, problem = drawn
         if key in problems or is_held_out(key) != (split == "test"):
             misses += 1
-            # Of n + 1 problems the last one is missed so often with a probability below e^-50.
+            # Where a further problem exists, the probability of this many misses in a row is below e^-50.
             if misses > 1000 + 50 * HELD_OUT * (len(problems) + 1):
                 if problems and or_fewer:
                     break

@@ -35,7 +35,7 @@ class Questions:
     """Questions with answers, judged by mathematics in processes of their own.
 
     Args:
-        train: Problems to train on.
+        train: Problems to train on; None where only `test` is needed.
         test: Problems to test on, which are removed from `train`; None holds out a tenth of `train`.
         reward: Reward of a response; by default 1 where `is_correct`. `Reward` calls it, so that a check that
             hangs cannot stop a run.
@@ -51,27 +51,27 @@ class Questions:
 
     def __init__(
         self,
-        train: Sequence[Problem],
+        train: Sequence[Problem] | None,
         test: Sequence[Problem] | None = None,
         *,
         reward: Function | None = None,
         name: str = "file",
         seconds: float = 5.0,
     ) -> None:
-        held_out = [p for p in train if is_held_out(_content(p))] if test is None else list(test)
+        held_out = [p for p in train or () if is_held_out(_content(p))] if test is None else list(test)
         tested = set(map(_content, held_out))
         self.name = name
-        self._problems: dict[str, list[Problem]] = {
-            "train": _unique(p for p in train if _content(p) not in tested),
-            "test": _unique(held_out),
-        }
+        self._problems: dict[str, list[Problem]] = {"test": _unique(held_out)}
+        if train is not None:
+            training = _unique(p for p in train if _content(p) not in tested)
+            self._problems = {"train": training, **self._problems}
         self._check("give more, or test data of its own")
         self._reward = Reward(reward or Answer(), seconds=seconds)
 
     @classmethod
     def read(
         cls,
-        train: str | Path,
+        train: str | Path | None,
         test: str | Path | None = None,
         *,
         min_level: int = 0,
@@ -84,7 +84,7 @@ class Questions:
         """Read the problems from files.
 
         Args:
-            train: A jsonl, json or parquet file.
+            train: A jsonl, json or parquet file; None where only `test` is needed.
             test: Another one; None holds out a tenth of `train`.
             min_level: Lowest level of `train`, from a column `level` such as that of MATH; 0 keeps all rows.
             prompt: Text of each prompt; `{question}` stands for the question.
@@ -105,7 +105,8 @@ class Questions:
             return problems_of(rows, question, answer, prompt=prompt, source=str(path), chat=chat)
 
         held_out = None if test is None else problems(test, 0)
-        return cls(problems(train, min_level), held_out, **({"name": Path(train).stem} | options))
+        training = None if train is None else problems(train, min_level)
+        return cls(training, held_out, **({"name": Path(train or test or "").stem} | options))
 
     @property
     def prompts(self) -> list[str]:

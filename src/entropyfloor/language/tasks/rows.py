@@ -68,12 +68,7 @@ def value_of(row: Row, column: str) -> Any:
 def column_of(rows: Sequence[Row], wanted: str | None, usual: Sequence[str], what: str, source: str) -> str:
     """The wanted column, or the first of the usual ones with a value in some row.
 
-    Args:
-        rows: Rows of the data.
-        wanted: Name of the column; None tries the usual ones.
-        usual: Usual names.
-        what: What the column holds, for messages.
-        source: Name of the data, for messages.
+    `what` the column holds, and the `source` of the rows, are for messages.
 
     Raises:
         ValueError: There is no such column.
@@ -87,14 +82,11 @@ def column_of(rows: Sequence[Row], wanted: str | None, usual: Sequence[str], wha
 
 
 def turns_of(value: Any, *, chat: bool) -> list[Turn]:
-    """The turns of a question; the last one is the user's.
-
-    Args:
-        value: A text, or a list of messages with roles.
-        chat: Whether a chat template will be given the turns.
+    """The turns of a question, which is a text or a list of messages with roles; the last one is the user's.
 
     Raises:
-        ValueError: Several turns have no template, the last turn is not the user's, or a turn is not text alone.
+        ValueError: Several turns have no template (`chat` is False), the last turn is not the user's, or a turn is
+            not text alone.
     """
     if not (isinstance(value, list) and value and all(isinstance(message, Mapping) for message in value)):
         return [{"role": "user", "content": text_of(value)}]
@@ -127,11 +119,6 @@ def choice_lines(row: Row) -> str:
 
 def letters_of(rows: Sequence[Row], column: str, source: str) -> Callable[[Row], str | None]:
     """A function from a row to the letter of its answer, or None where the answer is no index and no label.
-
-    Args:
-        rows: Rows of the data.
-        column: Column of answers.
-        source: Name of the data, for messages.
 
     Raises:
         ValueError: Whole numbers may be indexes as well as the choices themselves, or indexes from 1.
@@ -173,15 +160,10 @@ def _is_whole(value: Any) -> bool:
 
 
 def lines_of(path: Path, data: bytes, contents: str = "columns") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Objects of a file with one per line, each with its place for messages.
-
-    Args:
-        path: The file, for messages.
-        data: Content of the file.
-        contents: What each object must have, for messages.
+    """Objects of the content of a file with one per line, each with its place for messages.
 
     Raises:
-        ValueError: A line is damaged, or holds something else.
+        ValueError: A line is damaged, or holds something else than an object with `contents`.
     """
     for number, line in enumerate(data.removeprefix(BOM).split(b"\n"), start=1):
         if line.strip():

@@ -9,28 +9,7 @@ from __future__ import annotations
 
 import os
 
-from entropyfloor.language.sampling.engines.base import (
-    DtypeName,
-    Engine,
-    EngineName,
-    Request,
-    Response,
-    Sampling,
-    Template,
-    template,
-)
-
-__all__ = [
-    "DtypeName",
-    "Engine",
-    "EngineName",
-    "Request",
-    "Response",
-    "Sampling",
-    "Template",
-    "make_engine",
-    "template",
-]
+from entropyfloor.language.sampling.engines.base import DtypeName, Engine, EngineName, Template
 
 
 def make_engine(

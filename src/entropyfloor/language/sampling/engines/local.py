@@ -79,10 +79,7 @@ class LocalEngine:
 
 
 def read_tokenizer(model: str) -> tuple[PreTrainedTokenizerBase, Any]:
-    """Read the tokenizer and the config of a model.
-
-    Args:
-        model: A directory, or a name on the hub.
+    """Read the tokenizer and the config of a model: a directory, or a name on the hub.
 
     Raises:
         ValueError: There is no such model.

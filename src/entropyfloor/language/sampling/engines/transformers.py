@@ -31,15 +31,10 @@ class Transformers(LocalEngine):
     """A model in this process: batches are padded on the left, and keys and values are cached.
 
     Args:
-        model: A directory, or a name on the hub.
-        template: Text around each question.
+        model, template, context: See `LocalEngine`.
         batch_size: Number of responses that are generated together.
-        context: Number of tokens of prompt and response together, if it differs from the model's config.
         dtype: Precision of the weights; `auto` is the checkpoint's own on an accelerator, and float32 on a CPU.
         device: Device, such as cuda:1; by default the accelerator, if there is one.
-
-    Raises:
-        ValueError: There is no such model, or it has no chat template where one is needed.
     """
 
     def __init__(

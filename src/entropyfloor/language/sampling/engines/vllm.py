@@ -15,16 +15,13 @@ class VLLM(LocalEngine):
     """A model through vLLM, where that is installed.
 
     Args:
-        model: A directory, or a name on the hub.
-        template: Text around each question.
+        model, template, context: See `LocalEngine`; a smaller context takes less memory.
         batch_size: Number of responses that are requested together; vLLM decides how many it generates at once.
-        context: Number of tokens of prompt and response together; fewer take less memory.
         dtype: Precision of the weights.
         devices: Number of GPUs that the model is split over.
 
     Raises:
         ImportError: vLLM is not installed.
-        ValueError: There is no such model, or it has no chat template where one is needed.
     """
 
     def __init__(
