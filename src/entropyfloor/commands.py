@@ -201,7 +201,7 @@ def judge(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
         """
         if len(answers) != (0 if pairs else 2):
             raise ValueError("give two texts in quotes, ANSWER and GOLD, or else --pairs FILE.jsonl")
-        todo = module.read_pairs(pairs, choices) if pairs else [module.Pair(*map(str.strip, answers))]
+        todo = module.read_pairs(pairs) if pairs else [module.Pair(*map(str.strip, answers))]
         correct = 0
         for number, verdict in enumerate(module.judge(todo, choices), start=1):
             correct += verdict.correct
