@@ -193,10 +193,6 @@ def evaluate(
     try:
         adapt_task(task, config, model, tokenizer)
         with Progress(problems, unit="problems", every=1, evaluation="responding") as progress:
-
-            def advance(done: int) -> None:
-                progress.report(done, "answered" if done >= problems else "answered, looking for more")
-
             progress.restart(0)
             evaluation = evaluate_model(
                 model,
@@ -208,7 +204,7 @@ def evaluate(
                 seed=derived(config.seed, STREAM, trained.step),
                 temperature=config.eval_temperature,
                 sampling=sampling_of(config),
-                advance=advance,
+                advance=lambda done: progress.report(done, "answered"),
             )
     finally:
         task.close()
