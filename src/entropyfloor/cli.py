@@ -1,7 +1,7 @@
 """The command line: `entropyfloor train control`, `entropyfloor evaluate run`, `entropyfloor report`, ….
 
-The commands are in `entropyfloor.commands`; here their words are found, their arguments parsed by tyro, and their
-errors turned into one line and an exit status.
+The commands are in `entropyfloor.commands`; this module finds the command, parses its arguments with tyro, and turns
+its errors into one line and an exit status.
 """
 
 import os
@@ -60,7 +60,7 @@ def _long_form(args: Sequence[str]) -> list[str]:
     match args:
         case []:
             return ["--help"]
-        case ["evaluate", "language", *rest]:  # its name before 0.2
+        case ["evaluate", "language", *rest]:  # its name in earlier versions
             return ["evaluate", "benchmark", *rest]
         case ["evaluate", word, *rest] if word not in ("run", "benchmark", "-h", "--help"):
             return ["evaluate", "run", word, *rest]
@@ -121,7 +121,7 @@ def _deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]
 
 
 def _nothing() -> Callable[[], None]:
-    raise AssertionError("only the command that is asked for is called")
+    raise AssertionError("only the chosen command is called")
 
 
 def _refuse_empty(args: Sequence[str]) -> None:

@@ -381,11 +381,13 @@ def open_checkpoint(path: Path, prefixes: tuple[str, ...] | None = None) -> tupl
         ValueError: There is no run or no checkpoint, or the checkpoint is damaged, of another format, or of a run
             with other settings.
     """
-    if not (path / STATE).exists():
-        run = Run.open(path)
-        return run, run.trained(prefixes)
-    run = Run.open(path.absolute().parent.parent)
-    return run, _load(path, _fingerprint(run.config), prefixes)
+    run = Run.open(home := run_of(path))
+    return run, run.trained(prefixes) if home == path else _load(path, _fingerprint(run.config), prefixes)
+
+
+def run_of(path: Path) -> Path:
+    """The run directory that `path` is, or whose checkpoint it is."""
+    return path.absolute().parent.parent if (path / STATE).exists() else path
 
 
 def _load(path: Path, settings: int, prefixes: tuple[str, ...] | None = None) -> Checkpoint:
