@@ -968,7 +968,7 @@ def test_what_training_did_not_log_is_from_evaluate(tmp_path):
     for agent in ("era", "plain"):
         classifier(tmp_path, agent, 0, None, [0, 110], nll=1.0)
     page = write_report([tmp_path], tmp_path / "report").read_text()
-    assert "AUROC, other things" in page
+    assert "AUROC, other dataset" in page
     assert "0.750" in page
     assert "9.000" not in page  # training logged another NLL
 

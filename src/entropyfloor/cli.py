@@ -1,7 +1,7 @@
 """The command line: `entropyfloor train control`, `entropyfloor evaluate run`, `entropyfloor report`, ….
 
-The commands are in `entropyfloor.commands`; this module finds the command, parses its arguments with tyro, and turns
-its errors into one line and an exit status.
+The commands are in `entropyfloor.commands`. This module finds the command, parses its arguments with tyro, and
+turns its errors into one line and an exit status.
 """
 
 import os

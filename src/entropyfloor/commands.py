@@ -1,7 +1,7 @@
 """The commands of `entropyfloor`, each a function from its arguments to the function that tyro parses and calls.
 
-A command imports its package only when it is chosen. The package defines its options: they are the fields of a config,
-or the arguments of the function that does the work.
+A command imports its package only when it is chosen. The package defines its options: they are the fields of a
+config, or the arguments of the function that does the work.
 """
 
 import importlib
@@ -95,7 +95,8 @@ def _trainer(summary: str, module: Any, kind: Any, args: Sequence[str]) -> Calla
 
         Args:
             config: Settings.
-            resume: Continue the run in this directory with its own settings. Only these may be given too: {options}.
+            resume: Continue the run in this directory with its own settings. Only these may be changed:
+                {options}.
             seeds: Train these seeds instead of `seed`, on CPUs in one process per core. The same command continues
                 seeds that have not finished.
         """
@@ -190,7 +191,8 @@ def judge(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
         """Say whether an answer is right, and why, by the rules of training and evaluation.
 
         Args:
-            answers: An answer and the right answer. If a text has boxes, its last box is compared, else the whole text.
+            answers: An answer and the right answer. If a text has boxes, its last box is compared, else the whole
+                text.
             pairs: File to read instead, with a JSON object on each line that has `said` and `gold`.
             choices: Number of choices, if the question is multiple choice: answers are then letters, from A.
             json: Print a JSON object on each line, with `correct` and `reason`.
