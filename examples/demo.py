@@ -2,9 +2,9 @@
 
     make demo
 
-All three have a target of −3 nats: `sac` on average over states, through its temperature; `sac-era` for the Gaussian before
-truncation; `sac-era-exact` for the policy that acts. One process per core trains. Ctrl-C saves, and the same
-command continues.
+All three have a target of −3 nats: `sac` on average over states, through its temperature; `sac-era` for the
+Gaussian before truncation; `sac-era-exact` for the policy that acts. One process per core trains. Ctrl-C saves,
+and the same command continues.
 """
 
 import asyncio

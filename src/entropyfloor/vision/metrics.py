@@ -29,6 +29,8 @@ BINS = 15
 """Number of bins of the calibration error."""
 SATURATED = 10.0
 """Gap between the largest raw logits above which a floored head has hardly any gradient."""
+CONFIDENCE = 0.95
+"""Share of the bootstrap distribution inside an interval."""
 ROUNDING = 1e-4
 """Tolerance for quantities outside their range, because of rounding in float32 with many classes."""
 
@@ -248,7 +250,7 @@ def intervals(
         raise ValueError(f"resamples={resamples} must be at least 1")
     estimate, gaps = _estimator(predictions, ood_confidence), _gaps(predictions)
     rows, gap = np.arange(len(predictions.correct)), gaps.mean(0)
-    options: dict[str, Any] = {"resamples": resamples, "seed": seed}
+    options: dict[str, Any] = {"resamples": resamples, "confidence": CONFIDENCE, "seed": seed}
 
     def metrics(drawn: np.ndarray, **_: int) -> np.ndarray:
         weights = _counts(drawn, len(rows))
