@@ -29,7 +29,7 @@ $(VENV)/installed-hosts: $(VENV)/installed
 	$(INSTALL) '.[all,dev,hosts]'
 	touch $@
 
-demo: $(VENV)/installed-demo  ## Train three agents for some minutes and draw a page: what was promised, what was done
+demo: $(VENV)/installed-demo  ## Train three agents in ten minutes, and report their returns, entropies and floors
 	$(BIN)/python examples/demo.py
 
 QUICK := warm_start_steps=700 steps=100 eval_every=20 checkpoint_every=50
@@ -38,18 +38,18 @@ demo-language: $(VENV)/installed  ## Train a small language model on countdown b
 	$(BIN)/entropyfloor reproduce language/countdown --arms grpo era --seeds 0 --set $(QUICK) --out runs/demo-language
 	$(BIN)/entropyfloor report runs/demo-language --out runs/demo-language/report
 
-lint: $(VENV)/installed  ## Style and types
+lint: $(VENV)/installed  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint  ## What CI runs: style, types and the tests
+test: lint  ## Run the checks of CI: style, types and the tests
 	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
-test-all: lint $(VENV)/installed-hosts  ## `test` and everything slow: long runs, the demo, benchmarks beside other libraries
+test-all: lint $(VENV)/installed-hosts  ## Run `test` and the slow tests: long runs, the demo, comparisons with other libraries
 	$(BIN)/python -m pytest -n 2
 
-bench: $(VENV)/installed-hosts  ## The floors beside plain heads, the agents and the fused head beside other libraries
+bench: $(VENV)/installed-hosts  ## Measure speed: floors against plain heads, agents and the fused last layer against other libraries
 	$(BIN)/python benchmarks/activations.py
 	$(BIN)/python benchmarks/control.py
 	$(BIN)/python benchmarks/vision.py
@@ -60,13 +60,13 @@ FIGURES := demo control/walker-run control/halfcheetah-ppo control/beside-sb3/pe
 CIFAR10 := vision/cifar10-regularisers
 COUNTDOWN := language/countdown
 
-figures: $(VENV)/installed  ## Draw the figures of docs/ again, from results/
+figures: $(VENV)/installed  ## Redraw the figures of docs/ from results/
 	for name in $(FIGURES); do \
 		mkdir -p docs/$$name && $(BIN)/entropyfloor report results/$$name --out report/$$name && \
 		cp report/$$name/overview.* report/$$name/table.csv docs/$$name/ || exit 1; \
 	done
 	for kind in png svg; do \
-		cp report/$(CIFAR10)/cifar10-test-resnet-judged.$$kind docs/$(CIFAR10)/judged.$$kind || exit 1; \
+		cp report/$(CIFAR10)/cifar10-test-resnet-evaluation.$$kind docs/$(CIFAR10)/evaluation.$$kind || exit 1; \
 		for name in pass thresholds shares tokens; do \
 			cp report/$(COUNTDOWN)/countdown-3-tiny-$$name.$$kind docs/$(COUNTDOWN)/$$name.$$kind || exit 1; \
 		done \

@@ -29,7 +29,7 @@ from entropyfloor.runs import machine
 from entropyfloor.torch.nn import ERALinear
 
 # isort: split
-import timm  # after our room, which sees to torchvision
+import timm  # after our package, which makes torchvision importable
 
 from pairs import Side, compare, measure, median
 

@@ -1,10 +1,10 @@
-"""Train three agents on two seeds each, and report the promised entropy and that of the policy that acts.
+"""Train three agents on two seeds each, and report the target entropy and that of the policy that acts.
 
     make demo
 
-All three have a target of −3 nats: `sac` on average, by its temperature; `sac-era` for the Gaussian before
-truncation; `sac-era-exact` for the policy that acts. One process per core trains. Ctrl-C saves, and the same
-command continues.
+All three have a target of −3 nats: `sac` on average over states, through its temperature; `sac-era` for the
+Gaussian before truncation; `sac-era-exact` for the policy that acts. One process per core trains. Ctrl-C saves,
+and the same command continues.
 """
 
 import asyncio

@@ -36,7 +36,7 @@ class MinEntropy:
     """Draw the finished runs of two recipes."""
 
     runs: tuple[Path, ...] = (Path("runs/vision/cifar10-min-entropy"), Path("runs/vision/cifar10-regularisers"))
-    """Directories of the runs; of the second recipe, runs without a regulariser and with ERA alone are drawn."""
+    """Directories of the runs. From the second, only runs without a regulariser or with ERA alone are drawn."""
     figure: Path = Path("docs/vision/min-entropy")
     """File of the figure, without its suffix."""
 

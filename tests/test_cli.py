@@ -299,7 +299,7 @@ def test_a_second_run_in_the_same_place_is_refused(trained, capsys):
 def test_resume_goes_alone(trained, capsys):
     before = (trained / "metrics.jsonl").read_bytes()
     assert main(["train", "control", "--resume", str(trained), "--seed", "1"]) == 2
-    assert "--resume goes alone" in capsys.readouterr().err
+    assert "--resume can be combined only with" in capsys.readouterr().err
     assert (trained / "metrics.jsonl").read_bytes() == before
 
 
@@ -377,7 +377,7 @@ def test_a_classifier_is_trained_judged_and_goes_on(home, capsys, monkeypatch):
     assert "auroc" not in json.loads((home / "seen" / "evaluation.json").read_text())["values"]
     assert main(["report", "seen"]) == 0
     page = (home / "report" / "index.html").read_text()
-    assert "era-calibrated-0.3 promised 0.30 nats; its classifier had" in page
+    assert "era-calibrated-0.3 has a floor of 0.30 nats: the entropy of its classifier is" in page
     assert "Top-1 accuracy" in page
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
@@ -387,7 +387,7 @@ def test_a_classifier_is_trained_judged_and_goes_on(home, capsys, monkeypatch):
     (home / "other" / "test" / "red").mkdir(parents=True)
     PIL.Image.new("RGB", (32, 32), "red").save(home / "other" / "test" / "red" / "0.png")
     assert main(["evaluate", "seen", "--ood", "folder", "--ood-dir", "other"]) == 0
-    assert "AUROC, other things" in capsys.readouterr().out
+    assert "AUROC, other dataset" in capsys.readouterr().out
     judged = json.loads((home / "seen" / "evaluation.json").read_text())
     assert 0 <= judged["values"]["auroc"] <= 1
     assert judged["ood"] == "other"
@@ -395,9 +395,13 @@ def test_a_classifier_is_trained_judged_and_goes_on(home, capsys, monkeypatch):
     assert "model = timm.create_model('test_resnet', num_classes=10, checkpoint_path='weights.safetensors')" in (
         capsys.readouterr().out
     )
+    [checkpoint] = (home / "seen" / "checkpoints").iterdir()
+    assert main(["evaluate", str(checkpoint)]) == 0
+    assert main(["export", str(checkpoint), "--out", "checkpoint.safetensors"]) == 0
+    assert (home / "checkpoint.safetensors").stat().st_size == (home / "weights.safetensors").stat().st_size
     assert main(["train", "vision", "--resume", "seen", "--epochs", "2"]) == 2
     refusal = capsys.readouterr().err
-    assert "--resume goes alone" in refusal
+    assert "--resume can be combined only with" in refusal
     assert all(option in refusal for option in ("--data-dir", "--ood-dir", "--workers"))
     assert "--epochs" not in refusal
     assert main(["train", "vision", "--resume", "seen"]) == 0

@@ -366,6 +366,7 @@ def test_the_command_line_takes_a_command_as_it_stands(name, tmp_path, monkeypat
     monkeypatch.setattr("entropyfloor.report.draw_benchmarks", lambda path: None)  # nothing was judged
     for scale in found.scales:
         run = found.runs(scale, tmp_path, settings={"download": True} if found.domain == "vision" else {})[0]
+        assert run.command[:2] == (["train", found.domain] if found.mode == "train" else ["evaluate", "benchmark"])
         assert main(run.command) == 0
         assert {name: getattr(seen[-1], name) for name in run.settings} == run.settings
 

@@ -17,7 +17,7 @@ LONGEST = 500
 
 
 def tables():
-    """What each room may import, as CONTRIBUTING's tables say: of the package, and of `language/`."""
+    """What each package may import, as CONTRIBUTING's tables say: of the package, and of `language/`."""
     found = []
     for line in CONTRIBUTING.read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -28,9 +28,9 @@ def tables():
     return found
 
 
-ROOMS, LANGUAGE_ROOMS = tables()
+PACKAGES, LANGUAGE_PACKAGES = tables()
 OPEN = {"extras", "__version__"}
-"""Names that every room may import."""
+"""Names that every package may import."""
 OPEN_IN_LANGUAGE = {"config", "encoding"}
 
 
@@ -50,31 +50,33 @@ def imports(path, package):
         )
 
 
-def test_the_table_of_rooms_is_that_of_the_package():
+def test_the_table_is_that_of_the_packages():
     modules = {path.stem for path in ROOT.glob("*.py")} | {path.parent.name for path in ROOT.glob("*/__init__.py")}
-    assert set(ROOMS) == modules - {"__init__"}
-    assert set(LANGUAGE_ROOMS) == {path.parent.name for path in (ROOT / "language").glob("*/__init__.py")}
+    assert set(PACKAGES) == modules - {"__init__"}
+    assert set(LANGUAGE_PACKAGES) == {path.parent.name for path in (ROOT / "language").glob("*/__init__.py")}
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_data_flows_one_way(room):
-    for path in [*(ROOT / room).rglob("*.py"), *ROOT.glob(f"{room}.py")]:
+@pytest.mark.parametrize("package", PACKAGES)
+def test_data_flows_one_way(package):
+    for path in [*(ROOT / package).rglob("*.py"), *ROOT.glob(f"{package}.py")]:
         used = set(imports(path, "entropyfloor"))
-        assert used <= ROOMS[room] | OPEN | {room}, f"{path.relative_to(ROOT)} imports {used - ROOMS[room]}"
+        assert used <= PACKAGES[package] | OPEN | {package}, (
+            f"{path.relative_to(ROOT)} imports {used - PACKAGES[package]}"
+        )
 
 
-@pytest.mark.parametrize("room", LANGUAGE_ROOMS)
-def test_data_flows_one_way_in_language(room):
-    for path in (ROOT / "language" / room).rglob("*.py"):
+@pytest.mark.parametrize("package", LANGUAGE_PACKAGES)
+def test_data_flows_one_way_in_language(package):
+    for path in (ROOT / "language" / package).rglob("*.py"):
         used = set(imports(path, "entropyfloor.language"))
-        allowed = LANGUAGE_ROOMS[room] | OPEN_IN_LANGUAGE | {room}
+        allowed = LANGUAGE_PACKAGES[package] | OPEN_IN_LANGUAGE | {package}
         assert used <= allowed, f"{path.relative_to(ROOT)} imports {used - allowed}"
 
 
-def test_no_room_imports_another_in_a_circle():
+def test_no_package_imports_another_in_a_circle():
     done: set[str] = set()
-    while rest := set(ROOMS) - done:
-        free = {room for room in rest if ROOMS[room] <= done}
+    while rest := set(PACKAGES) - done:
+        free = {package for package in rest if PACKAGES[package] <= done}
         assert free, f"a circle among {rest}"
         done |= free
 

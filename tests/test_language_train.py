@@ -700,7 +700,7 @@ def test_the_command_trains_goes_on_and_reports(tmp_path, monkeypatch, capsys):
         )
         == 2
     )
-    assert "--resume goes alone" in capsys.readouterr().err
+    assert "--resume can be combined only with" in capsys.readouterr().err
 
 
 def test_a_batch_is_taken_apart_by_rows(evens, tmp_path):

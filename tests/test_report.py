@@ -601,9 +601,9 @@ def test_ten_thousand_runs(labels, seeds, tmp_path):
 @pytest.mark.parametrize(("least", "kept"), [(-2.0, True), (-3.0009, True), (-3.0011, False)])
 def test_a_floor_is_kept_within_its_tolerance(tmp_path, least, kept):
     write(tmp_path, least=least)
-    assert verdict(group(tmp_path)) == ("kept" if kept else "broken by 0.0011 nats")
+    assert verdict(group(tmp_path)) == ("holds" if kept else "broken by 0.0011 nats")
     text = lead(compare([tmp_path]))
-    assert ("kept" in text, "broken" in text) == (kept, not kept)
+    assert ("holds" in text, "broken" in text) == (kept, not kept)
 
 
 def test_a_floor_that_was_broken_once_is_broken(tmp_path):
@@ -629,8 +629,8 @@ def test_sentences(tmp_path):
         ["-3.00", "-3.00", "-4.00"],
         ["-12.00", "-20.00"],
     ]
-    assert ["promised nothing" in text for text in texts] == [True, False, False, True]
-    assert ["below the floor" in text for text in texts] == [False, True, True, False]
+    assert ["no floor" in text for text in texts] == [True, False, False, True]
+    assert ["broken" in text for text in texts] == [False, True, True, False]
     assert "all 3 seeds" in texts[1]
     assert "1 of 3 seeds" in texts[2]
     assert [verdict(g) for g in comparison.groups] == [
@@ -639,8 +639,8 @@ def test_sentences(tmp_path):
         "broken by 1 nats",
         "no floor",
     ]
-    assert "2 promised floors" in lead([comparison])
-    assert "none" in lead([comparison])
+    assert "2 floors" in lead([comparison])
+    assert "None" in lead([comparison])
 
 
 def test_numbers_have_sensible_digits():
@@ -832,13 +832,13 @@ class Page(HTMLParser):
 def test_the_page_says_what_happened(filled):
     page = Page(filled / "report" / "index.html")
     text = "".join(page.parts).replace("\N{MINUS SIGN}", "-")
-    assert re.search("4 promised floors, 3 ", text)
-    assert re.search(r"sac-era promised -3\.00 nats.*-5\.50.*-7\.30", text)
+    assert re.search("3 of 4 floors hold", text)
+    assert re.search(r"sac-era has a floor of -3\.00 nats.*-5\.50.*-7\.30", text)
     assert "0.001 nats" in text
     # runs that ended badly, with the reason; what they say is shown, not run
     assert re.search("seed 1: interrupted .*1,000 of 2,000", text)
     assert f"seed 2: failed (FloatingPointError: loss is {NASTY}; " in text
-    assert f"sac-era-exact, target={NASTY} promised" in text
+    assert f"sac-era-exact, target={NASTY} has a floor" in text
     assert not page.all("script")
 
     rows = [[cell.replace("\N{MINUS SIGN}", "-") for cell in row] for row in page.rows]
@@ -944,7 +944,7 @@ def test_figure_and_table_of_classifiers(tmp_path):
     assert list(diagonal.get_xdata()) == [0, 1]
 
     page = write_report([tmp_path], tmp_path / "report").read_text()
-    assert (tmp_path / "report" / "digits-resnet18-judged.png").exists()
+    assert (tmp_path / "report" / "digits-resnet18-evaluation.png").exists()
     assert re.search(r"\bera\b.* 0\.50 to 1\.00 nats", page)
     columns = re.search(r"More results at.*?</thead>", page, re.DOTALL)[0]
     assert re.findall("<th scope[^>]*>([^<]*)", columns) == ["Agent", "NLL (nats)", "Calibration error (%)"]
@@ -968,7 +968,7 @@ def test_what_training_did_not_log_is_from_evaluate(tmp_path):
     for agent in ("era", "plain"):
         classifier(tmp_path, agent, 0, None, [0, 110], nll=1.0)
     page = write_report([tmp_path], tmp_path / "report").read_text()
-    assert "AUROC, other things" in page
+    assert "AUROC, other dataset" in page
     assert "0.750" in page
     assert "9.000" not in page  # training logged another NLL
 
@@ -988,7 +988,7 @@ def test_without_an_evaluation_nothing_is_drawn(tmp_path):
     [comparison] = compare([tmp_path])
     assert evaluation_figure(comparison, looks([comparison])) is None
     write_report([tmp_path], tmp_path / "report")
-    assert not list((tmp_path / "report").glob("*judged*"))
+    assert not list((tmp_path / "report").glob("*evaluation*"))
 
 
 # --- language models -------------------------------------------------------------------------------------
@@ -1197,8 +1197,8 @@ def test_the_page_of_language_models(tmp_path):
         speaker(tmp_path / "runs", "grpo", seed)
     page = Page(write_report([tmp_path / "runs"], tmp_path / "report"))
     text = "".join(page.parts)
-    assert re.search(r"grpo-era promised nothing.*below 0\.45 nats", text)
-    assert re.search(r"grpo promised nothing.* 0\.50 on average", text)
+    assert re.search(r"grpo-era has no floor.*below 0\.45 nats", text)
+    assert re.search(r"grpo has no floor.* 0\.50 nats on average", text)
     drawn = {path.stem for path in (tmp_path / "report").glob("*.svg")}
     kinds = ("avg_at_k", "entropy", "pass", "thresholds", "shares", "tokens")
     assert drawn == {"overview", *(f"countdown-3-tiny-{kind}" for kind in kinds)}

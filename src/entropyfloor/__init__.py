@@ -13,7 +13,7 @@ _ROOMS = ("control", "jax", "language", "report", "runs", "targets", "torch", "v
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Import a room on first use, so that `entropyfloor.torch` works after `import entropyfloor`."""
+    """Import a package on first use, so that `entropyfloor.torch` works after `import entropyfloor`."""
     if name in _ROOMS:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

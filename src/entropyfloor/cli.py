@@ -1,7 +1,7 @@
 """The command line: `entropyfloor train control`, `entropyfloor evaluate run`, `entropyfloor report`, ….
 
-The commands are in `entropyfloor.commands`. This module parses their arguments with tyro, and turns their errors
-into one line and an exit status.
+The commands are in `entropyfloor.commands`. This module finds the command, parses its arguments with tyro, and
+turns its errors into one line and an exit status.
 """
 
 import os
@@ -66,7 +66,7 @@ def _long_form(args: Sequence[str]) -> list[str]:
     match args:
         case []:
             return ["--help"]
-        case ["evaluate", "language", *rest]:  # its earlier name
+        case ["evaluate", "language", *rest]:  # its name in earlier versions
             return ["evaluate", "benchmark", *rest]
         case ["evaluate", "run", *rest] if _is_run("run") and not any(map(_is_run, rest)):  # a run of this name
             return ["evaluate", "run", *args[1:]]
@@ -133,7 +133,7 @@ def _deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]
 
 
 def _nothing() -> Callable[[], None]:
-    raise AssertionError("only the command that is asked for is called")
+    raise AssertionError("only the chosen command is called")
 
 
 def _refuse_empty(args: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """The commands of `entropyfloor`, each a function from its arguments to the function that tyro parses and calls.
 
-A command imports its room only when it is called. Its options belong to the room: they are the fields of a
+A command imports its package only when it is chosen. The package defines its options: they are the fields of a
 config, or the arguments of the function that does the work.
 """
 
@@ -29,8 +29,8 @@ def train_control(args: Sequence[str]) -> Callable[..., None]:
 
     summary = f"""Train an agent on a simulator.
 
-        Agents: {", ".join(CONFIGS)}. `--agent ppo --help` shows the settings of PPO, and so on.
-        On an accelerator several seeds train all at once."""
+        Agents: {", ".join(CONFIGS)}. `--agent ppo --help` shows the settings of PPO, and likewise for
+        the others. On an accelerator, several seeds train at once."""
     return _trainer(summary, train, _control_config(args), args)
 
 
@@ -48,7 +48,7 @@ def train_vision(args: Sequence[str]) -> Callable[..., None]:
 
     summary = """Train an image classifier.
 
-        Any model of timm, with a floor under the entropy of its predictions, with a baseline's loss, or plain."""
+        Any classifier of timm, with a floor under the entropy of its predictions, with a baseline, or plain."""
     return _trainer(summary, train, VisionConfig, args)
 
 
@@ -86,7 +86,7 @@ def _trainer(summary: str, module: Any, kind: Any, args: Sequence[str]) -> Calla
         given = _given(args, kind)
         if seeds or not given <= set(changeable(kind)):
             raise ValueError(
-                f"--resume goes alone (but for {options}): a resumed run keeps the settings that it began with"
+                f"--resume can be combined only with {options}: a resumed run keeps its other settings"
             )
         with _naming(resume):
             _print_runs([module.resume(resume, **{name: getattr(config, name) for name in given})])
@@ -95,9 +95,9 @@ def _trainer(summary: str, module: Any, kind: Any, args: Sequence[str]) -> Calla
 
         Args:
             config: Settings.
-            resume: Continue the run in this directory, with the settings that it began with, but for those of
-                {options} that are given.
-            seeds: Train these seeds instead of `seed`: on CPUs one process a core. The same command continues
+            resume: Continue the run in this directory with its own settings. Only these may be changed:
+                {options}.
+            seeds: Train these seeds instead of `seed`, on CPUs in one process per core. The same command continues
                 seeds that have not finished.
         """
     return command
@@ -140,7 +140,7 @@ def evaluate_run(args: Sequence[str]) -> Callable[..., None]:
 
             Give the run directory first. The options follow from the run: `entropyfloor evaluate RUN --help`.
             """
-            raise ValueError("which run? `entropyfloor evaluate RUN` takes a run directory")
+            raise ValueError("no run directory is given: write `entropyfloor evaluate RUN`")
 
         if args:  # options of a run, which nothing knows yet
             command_without_run()
@@ -163,8 +163,8 @@ def evaluate_benchmark(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG
     def command(config: tyro.conf.OmitArgPrefixes[EvaluationConfig]) -> None:
         """Evaluate any language model on benchmarks of mathematics and knowledge.
 
-        Greedy accuracy, avg@k, pass@k and majority votes, with intervals. The same command continues an
-        evaluation that was stopped.
+        Greedy accuracy, avg@k, pass@k and majority votes, with intervals. The same command continues with
+        the missing problems.
 
         Args:
             config: Settings.
@@ -182,7 +182,7 @@ def evaluate_benchmark(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG
 
 
 def judge(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
-    """Say whether an answer is right, and why, as training and evaluation judge it."""
+    """Say whether an answer is right, and why, by the rules of training and evaluation."""
     from entropyfloor.language import judge as module
 
     def command(
@@ -191,17 +191,18 @@ def judge(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
         choices: int | None = None,
         json: bool = False,
     ) -> None:
-        """Say whether an answer is right, and why, as training and evaluation judge it.
+        """Say whether an answer is right, and why, by the rules of training and evaluation.
 
         Args:
-            answers: An answer and the right answer. The last box of a text counts; without a box, all of the text.
-            pairs: File of answers instead: JSON lines, objects with `said` and `gold`.
-            choices: Number of choices of a multiple-choice question, whose answers are letters from A.
-            json: Print an object on each line, with `correct` and `reason`.
+            answers: An answer and the right answer. If a text has boxes, its last box is compared, else the whole
+                text.
+            pairs: File to read instead, with a JSON object on each line that has `said` and `gold`.
+            choices: Number of choices, if the question is multiple choice: answers are then letters, from A.
+            json: Print a JSON object on each line, with `correct` and `reason`.
         """
         if len(answers) != (0 if pairs else 2):
-            raise ValueError("give two texts in quotes, ANSWER and GOLD, or else --pairs FILE.jsonl")
-        todo = module.read_pairs(pairs) if pairs else [module.Pair(*map(str.strip, answers))]
+            raise ValueError("give two texts in quotes, ANSWER and GOLD, or --pairs FILE.jsonl")
+        todo = module.read_pairs(pairs, choices) if pairs else [module.Pair(*map(str.strip, answers))]
         correct = 0
         for number, verdict in enumerate(module.judge(todo, choices), start=1):
             correct += verdict.correct
@@ -223,7 +224,7 @@ def export(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
         """Write a policy as ONNX, a classifier for plain timm, or a language model for transformers.
 
         Args:
-            run: Run directory, whose last checkpoint is exported, or a directory in its `checkpoints`.
+            run: Run directory with a checkpoint, or one of its checkpoints.
             out: A file that ends in .onnx for a policy or in .safetensors for a classifier; a directory for a
                 language model.
         """
@@ -243,11 +244,11 @@ def _naming(run: Path) -> Iterator[None]:
 
 
 def _domain(run: Path) -> str:
-    """The domain of a run, or of the run of a checkpoint."""
-    from entropyfloor.runs.directory import run_directory
+    """The package that a run belongs to: control, vision or language."""
+    from entropyfloor.runs.directory import run_of
     from entropyfloor.runs.run_reader import read_config
 
-    domain = str(read_config(run_directory(run)).get("domain"))
+    domain = str(read_config(run_of(run)).get("domain"))
     if domain not in ("control", "vision", "language"):
         raise ValueError(f"{run} is a run of domain={domain!r}: it must be control, vision or language")
     return domain
@@ -275,16 +276,16 @@ def reproduce(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
     ) -> None:
         """Run an experiment of the paper, at its scale or a smaller one.
 
-        Without a recipe, the recipes are listed. The same command continues what is not finished.
+        Without a recipe, the recipes are listed. The same command continues unfinished runs.
 
         Args:
-            recipe: A recipe such as vision/cifar10, or your own file, which ends in .toml.
+            recipe: A recipe such as vision/cifar10, or your own file that ends in .toml.
             scale: The paper's own size, one accelerator's, or a CPU's.
             arms: Run only these arms of the comparison.
-            seeds: Seeds instead of the recipe's.
+            seeds: Seeds that replace the recipe's.
             out: Directory of the runs; by default runs/<recipe>/<scale>.
-            set_: Settings instead of the recipe's, such as data_dir=/where/cifar10/is.
-            workers: Runs at a time; by default one for each core at the scale of a CPU, else one.
+            set_: Settings that replace the recipe's, such as data_dir=/where/cifar10/is.
+            workers: Number of runs at a time; by default one for each core at the scale of a CPU, else one.
             dry_run: Print the commands and run nothing.
         """
         if not recipe:
@@ -331,17 +332,17 @@ def _planned_config(run: Any) -> Any:
 
 
 def report(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
-    """Draw runs: learning curves, and realised entropy beside its floor."""
+    """Draw learning curves of runs, and their realised entropy with its floor."""
     from entropyfloor.report import write_report
 
     def command(
         paths: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("runs"),), out: Path = Path("report")
     ) -> None:
-        """Draw runs: learning curves, and realised entropy beside its floor.
+        """Draw learning curves of runs, and their realised entropy with its floor.
 
         Args:
-            paths: Run directories, or directories that hold some.
-            out: Directory of the page and the figures.
+            paths: Run directories, or directories that contain them.
+            out: Directory for the page and the figures.
         """
         page = write_report(paths, out, warn=lambda line: print(line, file=sys.stderr))
         print(f"page: {page.resolve().as_uri()}")
@@ -350,21 +351,21 @@ def report(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
 
 
 def doctor(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
-    """Say what this machine and this installation can do."""
+    """Show hardware, versions, and which parts of this installation work."""
     from entropyfloor.runs import machine
 
     def command() -> None:
-        """Say what this machine and this installation can do."""
+        """Show hardware, versions, and which parts of this installation work."""
         description = machine.describe()
         lines = {name.replace("_", " "): value for name, value in description["hardware"].items()}
         free = f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GB"
         lines |= {"system": description["system"], "free disk here": free, **description["versions"]}
-        for room in ("torch", "jax", "control", "vision", "language", "report"):
+        for package in ("torch", "jax", "control", "vision", "language", "report"):
             try:
-                importlib.import_module(f"entropyfloor.{room}")
-                lines[f"entropyfloor.{room}"] = "ready"
+                importlib.import_module(f"entropyfloor.{package}")
+                lines[f"entropyfloor.{package}"] = "ready"
             except ImportError as error:
-                lines[f"entropyfloor.{room}"] = str(error)
+                lines[f"entropyfloor.{package}"] = str(error)
         print("\n".join(f"{name:<24}{value or 'none found'}" for name, value in lines.items()))
 
     return command
@@ -377,7 +378,7 @@ Command = Callable[[Sequence[str]], Callable[..., None]]
 
 
 class Group(NamedTuple):
-    """A word that other words follow."""
+    """A command with subcommands."""
 
     summary: str
     commands: Mapping[str, Command]

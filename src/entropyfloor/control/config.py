@@ -91,7 +91,7 @@ class ControlConfig(ABC):
     out: Annotated[str | None, Effect.IDENTITY] = None
     """Run directory; by default runs/<env>/<agent>/seed-<seed>."""
     recipe: Annotated[str | None, Effect.IDENTITY] = None
-    """Remark: the recipe that asked for the run, its scale and its arm."""
+    """Remark for reports: the recipe of the run, its scale and its arm."""
 
     head: HeadName | None = None
     """Map from raw outputs to log σ, or to logits for discrete actions; overrides the preset."""
@@ -131,7 +131,7 @@ class ControlConfig(ABC):
     checkpoint_every: Annotated[int, COUNT, Effect.SPEED] = 25_000
     """Number of environment steps between checkpoints; the end and Ctrl-C always save one."""
     threads: Annotated[int, THREADS, Effect.SPEED] = 1
-    """Number of CPU threads for XLA; 0 leaves the choice to XLA. One process a core beats one on all cores."""
+    """Number of CPU threads for XLA; 0 leaves the choice to XLA. One process per core is faster."""
 
     def __post_init__(self) -> None:
         check(self)

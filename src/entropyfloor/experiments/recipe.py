@@ -67,9 +67,14 @@ class PlannedRun:
         return ["accelerate.commands.launch", f"--num_processes={self.devices}", "--module", "entropyfloor.cli"]
 
     @property
+    def words(self) -> tuple[str, str]:
+        """Name of the command: `train <domain>` or `evaluate benchmark`."""
+        return self.mode, self.domain if self.mode == "train" else "benchmark"
+
+    @property
     def command(self) -> list[str]:
         """Arguments of `entropyfloor` that start the run."""
-        args = [self.mode, self.domain, "--seed", str(self.seed), "--out", str(self.out)]
+        args = [*self.words, "--seed", str(self.seed), "--out", str(self.out)]
         for name, value in self.settings.items():
             option = name.replace("_", "-")
             if isinstance(value, bool) and name not in self.three_valued:

@@ -47,7 +47,7 @@ def _parsed(run: PlannedRun, kind: type[Any]) -> PlannedRun:
             near = difflib.get_close_matches(name, known, n=1)
             raise ValueError(
                 f"there is no setting {name!r}{f', did you mean {near[0]}' if near else ''}: see "
-                f"entropyfloor {run.mode} {run.domain} --help"
+                f"entropyfloor {' '.join(run.words)} --help"
             )
         if hints[name] is bool and not isinstance(value, bool):
             raise ValueError(f"{name}={value!r} must be true or false")

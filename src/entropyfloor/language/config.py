@@ -94,7 +94,7 @@ class LanguageConfig:
     steps: Annotated[int, NATURAL] = 150
     """Number of rollouts, each followed by `minibatches` updates."""
     recipe: Annotated[str | None, Effect.IDENTITY] = None
-    """Remark: the recipe that the run belongs to, with its scale and arm."""
+    """Remark for reports: the recipe of the run, its scale and its arm."""
     out: Annotated[str | None, Effect.IDENTITY] = None
     """Run directory; by default runs/language/<task>-<model>/<loss and its variants>/seed-<seed>."""
 

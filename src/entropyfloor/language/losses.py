@@ -1,4 +1,4 @@
-"""Losses of language models in RL: GRPO and its rivals, as pure functions.
+"""Losses of language models in RL: GRPO and its baselines, as pure functions.
 
 Three kinds of functions make a loss:
 

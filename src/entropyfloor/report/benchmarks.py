@@ -16,7 +16,7 @@ def draw_benchmarks(path: Path) -> Path | None:
     """Draw pass@k of each benchmark with several responses: `pass.png` and `pass.svg` beside `summary.json`.
 
     Args:
-        path: A directory that `entropyfloor evaluate language` wrote.
+        path: A directory that `entropyfloor evaluate benchmark` wrote.
 
     Returns:
         Path of the figure; None where every benchmark has one response to a problem.

@@ -25,8 +25,8 @@ NOT_RESULTS_BEFORE = frozenset(
         *("data_dir", "ood_dir", "download", "warm_starts"),
     }
 )
-"""Settings that do not change results, for runs of earlier versions only: others list theirs in `machine.json` under
-`not_results`. Settings of speed are among them even if they change rounding."""
+"""Settings that do not change results, for runs of earlier versions only: other runs list theirs in `machine.json`
+under `not_results`. Settings of speed are among them even if they change rounding."""
 
 CONDITIONS = ("problems", "asked", "samples", "temperature", "ood")
 """Options of an evaluation; results under other conditions are not comparable."""

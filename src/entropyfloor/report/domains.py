@@ -66,7 +66,7 @@ DOMAINS = {
             Column("nll", "NLL (nats)"),
             Column("brier", "Brier score"),
             Column("ece", "Calibration error (%)", 100.0, 2),
-            Column("auroc", "AUROC, other things"),
+            Column("auroc", "AUROC, other dataset"),
             Column("saturation", "Saturated (%)", 100.0, 2),
         ),
     ),

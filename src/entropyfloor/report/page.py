@@ -50,7 +50,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 def write_report(
     paths: Sequence[Path | str], out: Path | str, *, warn: Callable[[str], object] = warnings.warn
 ) -> Path:
-    """Draw the runs at or below `paths`, and say whether their floors were kept.
+    """Draw the runs at or below `paths`, and say whether their floors hold.
 
     Writes the `FIGURES` of each environment or dataset, such as `<env>-entropy`, and `overview` (of the first of
     them), each as PNG and SVG, `table.csv` with the numbers of every seed, and `index.html`, which contains the

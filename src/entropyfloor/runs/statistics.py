@@ -1,4 +1,4 @@
-"""Bootstrap intervals, for every room. Needs SciPy."""
+"""Bootstrap intervals. Needs SciPy."""
 
 from __future__ import annotations
 

@@ -4,6 +4,6 @@ from entropyfloor.extras import require
 
 require("torch", "torch")
 
-from entropyfloor.torch import distributions, functional, nn  # noqa: E402
+from entropyfloor.torch import distributions, functional, nn, tokens  # noqa: E402
 
-__all__ = ["distributions", "functional", "nn"]
+__all__ = ["distributions", "functional", "nn", "tokens"]

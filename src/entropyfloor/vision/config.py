@@ -124,7 +124,7 @@ class VisionConfig:
     pretrained: bool = False
     """Start from timm's weights for the model. The last layer starts random if they are for other classes."""
 
-    ood: Literal["cifar10", "cifar100", "digits", "folder"] | None = None
+    ood: DatasetName | None = None
     """Out-of-distribution dataset, whose test images should be predicted with less confidence."""
     ood_dir: Annotated[str | None, Effect.PLACE] = None
     """Directory of the out-of-distribution dataset: by default `data_dir`."""

@@ -19,7 +19,7 @@ _SHOWN = {
     "nll": ("NLL", 1, "nats"),
     "brier": ("Brier score", 1, ""),
     "ece": ("calibration error", 100, "%"),
-    "auroc": ("AUROC, other things", 1, ""),
+    "auroc": ("AUROC, other dataset", 1, ""),
     "realised_entropy": ("entropy", 1, "nats"),
     "saturation": ("saturated", 100, "%"),
 }

@@ -56,14 +56,11 @@ class Trained:
 
 
 def read_trained(path: Path | str) -> Trained:
-    """Read the weights that are evaluated, and nothing else of a checkpoint; arguments as of `load_classifier`."""
-    run, checkpoint = open_checkpoint(Path(path), ("model/",))
+    """Read the weights that are evaluated, and no state of the optimiser; arguments as of `load_classifier`."""
+    run, checkpoint = open_checkpoint(Path(path), ("model/", "average/"))
     # Without what only training needs: initial weights, and separate batch norms for copies of images.
     config = replace(read_config(run.config).resolved().restarted(), split_bn=False)
-    prefix = "average/" if config.ema else "model/"
-    if config.ema:
-        _, checkpoint = open_checkpoint(checkpoint.path, (prefix,))
-    weights = tensors_below(prefix, checkpoint.arrays)
+    weights = tensors_below("average/" if config.ema else "model/", checkpoint.arrays)
     weights = {name: tensor for name, tensor in weights.items() if ".aux_bn." not in name}
     return Trained(run, config, checkpoint.step, weights, label_names(checkpoint))
 

@@ -86,7 +86,7 @@ def _histogram(group: Group, _: Domain) -> str:
 
 
 _SEEDS = (
-    "Thin lines: single seeds, where there are two or one went further than the rest. Bands are cut where they "
+    "Thin lines: single seeds, if there are two, or if one went further than the rest. Bands are cut where they "
     f"leave the panel. With more than {CROWD} agents, intervals of the last values stand beside the panel instead."
 )
 _BLOCKS = f"Each point is the mean over a block of rollouts, where there are more than {POINTS}."
@@ -111,8 +111,8 @@ FIGURES = (
     Kind(
         "entropy",
         language.responses_figure,
-        "Entropy of responses in training, of their top tokens. Black: the thresholds ω_low and, where it is in "
-        f"sight, ω_high of each agent that has them. {_BLOCKS} {_SEEDS}",
+        "Entropy of responses in training, of their top tokens. Black: the thresholds ω_low and, if it is "
+        f"within the panel, ω_high of each agent that has them. {_BLOCKS} {_SEEDS}",
         "Entropy of responses in training",
         _responses,
     ),
@@ -130,7 +130,7 @@ FIGURES = (
         language.thresholds_figure,
         "Entropy of responses, with a panel for each agent, its thresholds and intervals over seeds. Shaded: "
         "below ω_low.",
-        "Entropy of responses in training, each agent beside its thresholds,",
+        "Entropy of responses in training, each agent with its thresholds,",
         _responses,
     ),
     Kind(
@@ -149,7 +149,7 @@ FIGURES = (
         _tokens,
     ),
     Kind(
-        "judged",
+        "evaluation",
         scores.evaluation_figure,
         "The last checkpoints, evaluated by entropyfloor evaluate, all seeds together. Left: entropies; a marker "
         "is at each peak. Right: accuracy against confidence, in bins of at least 20 samples.",
