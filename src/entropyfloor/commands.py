@@ -202,7 +202,7 @@ def judge(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
         """
         if len(answers) != (0 if pairs else 2):
             raise ValueError("give two texts in quotes, ANSWER and GOLD, or --pairs FILE.jsonl")
-        todo = module.read_pairs(pairs, choices) if pairs else [module.Pair(*map(str.strip, answers))]
+        todo = module.read_pairs(pairs) if pairs else [module.Pair(*map(str.strip, answers))]
         correct = 0
         for number, verdict in enumerate(module.judge(todo, choices), start=1):
             correct += verdict.correct
@@ -245,10 +245,10 @@ def _naming(run: Path) -> Iterator[None]:
 
 def _domain(run: Path) -> str:
     """The package that a run belongs to: control, vision or language."""
-    from entropyfloor.runs.directory import run_of
+    from entropyfloor.runs.directory import run_directory
     from entropyfloor.runs.run_reader import read_config
 
-    domain = str(read_config(run_of(run)).get("domain"))
+    domain = str(read_config(run_directory(run)).get("domain"))
     if domain not in ("control", "vision", "language"):
         raise ValueError(f"{run} is a run of domain={domain!r}: it must be control, vision or language")
     return domain

@@ -368,12 +368,15 @@ def open_checkpoint(path: Path, prefixes: tuple[str, ...] | None = None) -> tupl
         ValueError: There is no run or no checkpoint, or the checkpoint is damaged, of another format, or of a run
             with other settings.
     """
-    run = Run.open(home := run_of(path))
-    return run, run.trained(prefixes) if home == path else _load(path, _fingerprint(run.config), prefixes)
+    run = Run.open(run_directory(path))
+    last = run.checkpoints()[-1:] if run.path == path else [path]
+    if not last:
+        raise ValueError(f"{path} has no checkpoint yet: train on, or choose another run")
+    return run, _load(last[0], _fingerprint(run.config), prefixes)
 
 
-def run_of(path: Path) -> Path:
-    """The run directory that `path` is, or whose checkpoint it is."""
+def run_directory(path: Path) -> Path:
+    """The directory of a run, from itself or from a directory in its `checkpoints`."""
     return path.absolute().parent.parent if (path / STATE).exists() else path
 
 
