@@ -103,7 +103,7 @@ def test_a_short_form_is_that_of_its_command(home, capsys):
         (["--video", "film.gif", "absent"], "no run in absent"),
         (["--seed=3", "absent"], "no run in absent"),
         (["--seed", "-1", "absent"], "no run in absent"),
-        (["--episodes", "3"], "which run?"),
+        (["--episodes", "3"], "no run directory"),
     ],
 )
 def test_the_value_of_an_option_is_not_taken_for_the_run(args, named, home, capsys):

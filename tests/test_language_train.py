@@ -45,7 +45,7 @@ from transformers.utils import logging  # isort: skip
 
 @pytest.fixture
 def evens(monkeypatch):
-    monkeypatch.setattr(prepare, "task_of", lambda config: Evens())
+    monkeypatch.setattr(prepare, "task_of", lambda config, **_: Evens())
 
 
 def lines(path):

@@ -34,7 +34,7 @@ TASK = Parity(max_new_tokens=7)
 
 @pytest.fixture(autouse=True)
 def parity(monkeypatch):
-    monkeypatch.setattr(prepare, "task_of", lambda config: TASK)
+    monkeypatch.setattr(prepare, "task_of", lambda config, **_: TASK)
 
 
 def moved(model, size, seed=0):

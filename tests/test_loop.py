@@ -126,7 +126,7 @@ def test_finite_numbers_cost_no_copy_of_the_networks(run):
 
 
 SEEDS = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from entropyfloor.runs import Run
 from entropyfloor.runs.loop import training_loop
@@ -139,6 +139,7 @@ def work(path):
             time.sleep(0.01)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background process of a script ignores
     each_in_its_process(work, ["a", "b"], ["a", "b"], 2)
 """
 
