@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from entropyfloor.runs.directory import Checkpoint, Run, open_checkpoint
+from entropyfloor.runs.directory import Checkpoint, Run, open_checkpoint, run_directory
 from entropyfloor.torch.checkpoint import tensors_below
 from entropyfloor.vision.classifier import Classifier
 from entropyfloor.vision.config import VisionConfig, read_config
@@ -56,11 +56,14 @@ class Trained:
 
 
 def read_trained(path: Path | str) -> Trained:
-    """Read the weights that are evaluated, and no state of the optimiser; arguments as of `load_classifier`."""
-    run, checkpoint = open_checkpoint(Path(path), ("model/", "average/"))
+    """Read the weights that are evaluated, and nothing else of a checkpoint; arguments as of `load_classifier`."""
+    path = Path(path)
+    config = read_config(Run.open(run_directory(path)).config)
     # Without what only training needs: initial weights, and separate batch norms for copies of images.
-    config = replace(read_config(run.config).resolved().restarted(), split_bn=False)
-    weights = tensors_below("average/" if config.ema else "model/", checkpoint.arrays)
+    config = replace(config.resolved().restarted(), split_bn=False)
+    prefix = "average/" if config.ema else "model/"
+    run, checkpoint = open_checkpoint(path, (prefix,))
+    weights = tensors_below(prefix, checkpoint.arrays)
     weights = {name: tensor for name, tensor in weights.items() if ".aux_bn." not in name}
     return Trained(run, config, checkpoint.step, weights, label_names(checkpoint))
 

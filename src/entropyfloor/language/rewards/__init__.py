@@ -1,6 +1,6 @@
 """Rewards: answer checking, and a process pool that limits the time and memory of each check.
 
-The judges `is_correct` and `is_choice` decide whether a response has the right answer. A reward is any function
+The judge `is_correct` decides whether a response has the right answer. A reward is any function
 `(response, row) -> number`, such as `Answer()`; `Reward` applies it to batches.
 """
 
