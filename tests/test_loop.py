@@ -50,18 +50,21 @@ def test_a_signal_lets_the_loop_save_and_stop(run, number):
 @pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGTERM)])
 def test_a_second_signal_stops_at_once(run, numbers):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    reached = []
 
     def train():
         with frame(run):
             os.kill(os.getpid(), numbers[0])
             os.kill(os.getpid(), numbers[0])  # passed on by a launcher: one Ctrl-C all the same
             time.sleep(1.1)
+            reached.append("the grace second is over")
             os.kill(os.getpid(), numbers[1])
             pytest.fail("the second signal did not stop the loop")
 
     with pytest.raises(KeyboardInterrupt) as stop:
         train()
     assert "--resume" in str(stop.value)
+    assert reached
     assert read_run(run.path).status["state"] == "interrupted"
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
