@@ -12,6 +12,7 @@ import tiny_language
 from entropyfloor.cli import main
 from entropyfloor.control.config import SACConfig, configure
 from entropyfloor.experiments import recipe
+from entropyfloor.experiments.reproduce import reproduce
 from entropyfloor.experiments.settings import _message, parse_settings
 from entropyfloor.language.benchmarks.evaluate import EvaluationConfig
 from entropyfloor.language.benchmarks.registry import PUBLISHED
@@ -354,6 +355,32 @@ def test_what_a_script_has_started_in_the_background_can_be_stopped(home):
         finally:
             process.kill()
     assert read_run(run).status["state"] == "interrupted"
+
+
+SLOW_TO_SAVE = """
+import os, signal, time
+from pathlib import Path
+
+def save(*_):
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(130))
+    os.kill(os.getppid(), signal.SIGTERM)  # the second Ctrl-C
+
+signal.signal(signal.SIGTERM, save)
+os.kill(os.getppid(), signal.SIGTERM)  # the first
+time.sleep(20)
+Path("saved-in-its-own-time").touch()
+"""
+
+
+class SlowToSave(recipe.PlannedRun):
+    launcher = ("slow_to_save",)
+
+
+def test_a_second_interrupt_reaches_runs_that_are_saving(home):
+    (home / "slow_to_save.py").write_text(SLOW_TO_SAVE)
+    with pytest.raises(KeyboardInterrupt, match="the same command"):
+        reproduce([SlowToSave("one", 0, home / "run", "control", {})], workers=1)
+    assert not (home / "saved-in-its-own-time").exists()
 
 
 @pytest.mark.parametrize("name", recipe.names())

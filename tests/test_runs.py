@@ -445,10 +445,13 @@ def test_a_kill_while_an_old_checkpoint_is_removed_leaves_no_half_of_one(run, mo
     assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == [f"{3:012d}", f"{4:012d}"]
 
 
-def test_a_failure_leaves_its_traceback(run):
+def test_a_failure_leaves_its_traceback_until_the_run_goes_on(run):
     with pytest.raises(ZeroDivisionError), run.recording():
         _ = 1 / 0
     assert "_ = 1 / 0" in (run.path / "error.txt").read_text()
+    run.resume()
+    with run.recording():
+        assert not (run.path / "error.txt").exists()
 
 
 def test_a_program_that_hangs_does_not_stop_a_run(monkeypatch):

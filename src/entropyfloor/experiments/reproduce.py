@@ -41,7 +41,10 @@ def reproduce(plan: Sequence[PlannedRun], workers: int) -> None:
                 future.result()
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
-            runs.stop()
+            try:
+                runs.stop()
+            except KeyboardInterrupt:  # a second Ctrl-C: to a run that is saving, a second signal says at once
+                runs.stop()
             raise KeyboardInterrupt("the same command continues the unfinished runs") from None
     if runs.failed:
         logs = ", ".join(str(log_file(run)) for run in runs.failed)

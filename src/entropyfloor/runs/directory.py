@@ -241,6 +241,7 @@ class Run:
             try:
                 self._check_there()
                 self._status("running")
+                (self.path / ERROR).unlink(missing_ok=True)  # of a failure that this run goes on from
                 yield
                 self._check_there()
             except KeyboardInterrupt:
