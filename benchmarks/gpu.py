@@ -69,8 +69,8 @@ class Part(NamedTuple):
 PARTS = {
     "token-head": Part("token_head", 0.3),
     "sac": Part("sac", 0.27),
-    "classifier": Part("classifier", 0.25),
-    "floors-torch": Part("floors", 0.08, ("torch",)),
+    "classifier": Part("classifier", 0.23),
+    "floors-torch": Part("floors", 0.1, ("torch",)),
     "floors-jax": Part("floors", 0.1, ("jax",)),
     "parallel": Part("parallel", 0.0),
 }
@@ -86,7 +86,7 @@ class Record:
 
     def __init__(self, directory: Path, header: dict[str, Any]) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        gpu = re.sub(r"[^a-z0-9]+", "-", (header["hardware"]["gpu"] or "cpu").lower()).strip("-")
+        gpu = re.sub(r"[^a-z0-9]+", "-", (header["hardware"]["gpu"] or "cpu").splitlines()[0].lower()).strip("-")
         name, count = f"{header['started'][:10]}-{gpu}", 1
         while (directory / f"{name}.jsonl").exists():
             count += 1

@@ -18,38 +18,30 @@ import timm  # after our package, which makes torchvision importable
 from pairs import Side
 
 MIN_ENTROPY = 0.6
+SECONDS = 8.0
+"""Time of a comparison of steps."""
 CALLS = 20
 """Calls of an activation in a turn, so that waiting for the device is a small part of it."""
 
 
 def rows(plan: Plan) -> Iterator[Row]:
-    """Eager steps, activations, compiled steps: compilers take longest."""
+    """Eager before compiled, since compilers take most of the time; a large model last."""
     yield require_device(plan)
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
     models, batch, size = (["test_resnet"], 4, 32) if plan.tiny else (["resnet18", "resnet50"], 256, 224)
     shapes = [(8, 10)] if plan.tiny else [(1024, 1000), (256, 21_843)]
-    compiled = partial(torch.compile, backend="aot_eager" if plan.tiny else "inductor")
-    for mode, share in (("eager", 0.3), ("compiled", 0.9)):
-        for i, name in enumerate(models):
-            case = f"{name}, {batch} images of {size}×{size}, 1,000 classes, bfloat16 autocast, {mode}"
-            late = list(plan.late(case))
-            yield from late
-            if not late:
-                seconds = min(share / (len(models) - i) * plan.left(), 15)
-                yield from steps(plan, case, name, batch, size, compiled if mode == "compiled" else None, seconds)
-        for shape in shapes:
-            case = f"activation of {shape[0]:,} × {shape[1]:,}, float32, forward and backward, {mode}"
-            late = list(plan.late(case))
-            yield from late
-            if not late:
-                yield from activations(plan, case, shape, compiled if mode == "compiled" else None)
+    compiler = partial(torch.compile, backend="aot_eager" if plan.tiny else "inductor")
+    for mode, compiled in (("eager", None), ("compiled", compiler)):
+        measured = [partial(steps, plan, mode, name, batch, size, compiled) for name in models]
+        measured[1:1] = [partial(activations, plan, mode, shape, compiled) for shape in shapes]
+        for some in measured:
+            yield from plan.late(mode) or some()
 
 
-def steps(
-    plan: Plan, case: str, name: str, batch: int, size: int, compiled: Callable | None, seconds: float
-) -> Iterator[Row]:
+def steps(plan: Plan, mode: str, name: str, batch: int, size: int, compiled: Callable | None) -> Iterator[Row]:
     """Whole steps: forward, backward and SGD, at a learning rate that changes nothing."""
+    case = f"{name}, {batch} images of {size}×{size}, 1,000 classes, channels last, bfloat16 autocast, {mode}"
     images = torch.randn(batch, 3, size, size, device=DEVICE).to(memory_format=torch.channels_last)
     labels = torch.randint(1000, (batch,), device=DEVICE)
     plain = timm.create_model(name, num_classes=1000).to(DEVICE, memory_format=torch.channels_last)
@@ -59,7 +51,7 @@ def steps(
         forward = compiled(model) if compiled else model
         optimiser = torch.optim.SGD(model.parameters(), lr=1e-12, momentum=0.9)
         sides[side] = Side(partial(step, forward, optimiser, images, labels), 1)
-    found = yield from compare(plan, case, sides, [("floor", "plain")], seconds, clock)
+    found = yield from compare(plan, case, sides, [("floor", "plain")], SECONDS, clock)
     yield from rates(case, found, "images per second", "", batch)
 
 
@@ -74,8 +66,9 @@ def step(
     optimiser.step()
 
 
-def activations(plan: Plan, case: str, shape: tuple[int, int], compiled: Callable | None) -> Iterator[Row]:
+def activations(plan: Plan, mode: str, shape: tuple[int, int], compiled: Callable | None) -> Iterator[Row]:
     """`era_softmax` by both floors and inverses, and log-softmax."""
+    case = f"activation of {shape[0]:,} × {shape[1]:,}, float32, forward and backward, {mode}"
     functions: dict[str, Callable[[Tensor], Tensor]] = {
         "log-softmax": partial(torch.log_softmax, dim=-1),
         "era_softmax": lambda z: F.era_softmax(z, MIN_ENTROPY),
@@ -93,4 +86,4 @@ def activations(plan: Plan, case: str, shape: tuple[int, int], compiled: Callabl
         for name, function in functions.items()
     }
     pairs = [("era_softmax", "log-softmax"), ("era_softmax", "era_softmax, paper")]
-    yield from compare(plan, case, sides, pairs, 2.0, clock)
+    yield from compare(plan, case, sides, pairs, SECONDS / 4, clock)

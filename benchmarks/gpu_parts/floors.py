@@ -48,16 +48,16 @@ def rows(plan: Plan, library: str) -> Iterator[Row]:
             continue
         for dtype in DTYPES if "compiled" not in backend.name else DTYPES[:1]:
             case = f"floors, {backend.name}, {dtype} input"
-            late = list(plan.late(case))
-            yield from late
-            if late:
-                continue
-            for head in ("era_gaussian", "era_truncated_normal"):
-                for mode in ("pin", "floor"):
-                    yield worst(case, f"{head}, {mode}", partial(gaussians, backend, dtype, head, mode))
+            checks = {
+                f"{head}, {mode}": partial(gaussians, backend, dtype, head, mode)
+                for head in ("era_gaussian", "era_truncated_normal")
+                for mode in ("pin", "floor")
+            }
             for options in backend.options:
                 name = ", ".join(["era_softmax", *(f"{key} {value}" for key, value in options.items())])
-                yield worst(case, name, partial(softmaxes, backend, dtype, options))
+                checks[name] = partial(softmaxes, backend, dtype, options)
+            for name, check in checks.items():
+                yield from plan.late(case, name) or [worst(case, name, check)]
 
 
 def worst(case: str, name: str, check: Callable[[], Iterator[tuple[float, float, bool]]]) -> Row:
@@ -144,7 +144,7 @@ def jax_backends(plan: Plan) -> Iterator[Backend | Row]:
 
     if jax.default_backend() == "cpu" and not plan.tiny:
         raise UnavailableError("JAX finds no accelerator")
-    yield Row("settings", str(jax.devices()[0]), remark=f"JAX {jax.__version__}")
+    yield Row("settings", jax.devices()[0].device_kind, remark=f"JAX {jax.__version__}")
 
     def evaluate(
         function: Callable, inputs: list[np.ndarray], dtype: str

@@ -30,7 +30,9 @@ def rows(plan: Plan) -> Iterator[Row]:
             "JAX finds no accelerator: pip install 'jax[cuda13]' or 'jax[cuda12]' brings its plugin"
         )
     products = jax.config.jax_default_matmul_precision or "default: TF32 on NVIDIA GPUs that have it"
-    yield Row("settings", str(jax.devices()[0]), remark=f"JAX {jax.__version__}, float32 products {products}")
+    yield Row(
+        "settings", jax.devices()[0].device_kind, remark=f"JAX {jax.__version__}, float32 products {products}"
+    )
     if len(PRECISIONS) == 1:
         yield Row("settings", "bf16", skipped="this version has no setting `precision`")
     batch, calls = (8, 1) if plan.tiny else (256, 20)
@@ -38,9 +40,8 @@ def rows(plan: Plan) -> Iterator[Row]:
     for hidden, seeds in sizes:
         for precision in PRECISIONS:
             case = f"SAC, {OBSERVATION} → {ACTION}, hidden {hidden}, batch {batch}, {precision}, {seeds} seeds"
-            late = list(plan.late(case))
-            yield from late
-            if late:
+            if late := plan.late(case):
+                yield from late
                 continue
             more = {"hidden": hidden} | ({} if precision == "fp32" else {"precision": precision})
             sides = {name: side({**head, **more}, seeds, batch, calls) for name, head in HEADS.items()}
@@ -56,7 +57,8 @@ def side(settings: dict[str, Any], seeds: int, batch: int, calls: int) -> Side:
     """
     agent = build_agent(configure(**settings).resolved(), ACTION)
     keys = jax.random.split(jax.random.key(0), seeds)
-    state = jax.tree.map(lambda x: jnp.stack([x] * seeds), agent.init(keys[0], OBSERVATION, ACTION))
+    one = agent.init(keys[0], OBSERVATION, ACTION)
+    state = jax.tree.map(lambda x: jnp.broadcast_to(x, (seeds, *x.shape)), one)
     shapes = Transition((OBSERVATION,), (ACTION,), (), (), (OBSERVATION,))
     draws = (jax.random.uniform(jax.random.key(0), (seeds, batch, *shape), minval=-1) for shape in shapes)
     data = Transition(*draws)._replace(terminated=jnp.zeros((seeds, batch)))
