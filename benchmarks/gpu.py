@@ -45,10 +45,12 @@ from typing import Any, NamedTuple
 
 from entropyfloor.extras import one_line
 from entropyfloor.runs import machine
-from gpu_parts.rows import Plan, Row, UnavailableError
+from gpu_parts.rows import VIOLATED, Plan, Row, UnavailableError
 
 ROOT = Path(__file__).parents[1]
 OUT = {"full": ROOT / "results" / "benchmarks", "tiny": ROOT / "build" / "benchmarks"}
+DEVICES = "/dev/nvidiactl", "/dev/kfd"
+"""Files of the drivers of NVIDIA's and AMD's GPUs, one of which the full scale needs."""
 RESERVE = 0.1
 """Share of its time that a part keeps for what it has begun."""
 LIBRARIES = ("triton", "liger-kernel", "cut-cross-entropy", "jax-cuda12-plugin", "jax-cuda13-plugin")
@@ -86,7 +88,8 @@ class Record:
 
     def __init__(self, directory: Path, header: dict[str, Any]) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        gpu = re.sub(r"[^a-z0-9]+", "-", (header["hardware"]["gpu"] or "cpu").splitlines()[0].lower()).strip("-")
+        gpu = header["hardware"]["gpu"] or ("cpu" if header["scale"] == "tiny" else "gpu")
+        gpu = re.sub(r"[^a-z0-9]+", "-", gpu.splitlines()[0].lower()).strip("-")
         name, count = f"{header['started'][:10]}-{gpu}", 1
         while (directory / f"{name}.jsonl").exists():
             count += 1
@@ -123,7 +126,7 @@ def _header_text(header: dict[str, Any]) -> str:
     return f"{device}, {header['started']}, commit {header['commit']}\n{versions}{scale}"
 
 
-def describe(scale: str, minutes: float) -> dict[str, Any]:
+def describe(scale: str, minutes: float, commit: str | None) -> dict[str, Any]:
     """The header."""
     found = machine.describe()
     for name in LIBRARIES:
@@ -135,7 +138,12 @@ def describe(scale: str, minutes: float) -> dict[str, Any]:
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
-    return found | {"driver": driver, "scale": scale, "minutes": minutes}
+    return found | {
+        "commit": commit or found["commit"],
+        "driver": driver,
+        "scale": scale,
+        "minutes": minutes,
+    }
 
 
 # --- a part, in its own process -----------------------------------------------------------------------------
@@ -180,7 +188,7 @@ def measure(name: str, scale: str, seconds: float) -> Iterator[dict[str, Any]]:
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     if scale == "tiny":
         environment["TRITON_INTERPRET"] = "1"
-    child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, process_group=0)
     late = threading.Event()
 
     def stop() -> None:
@@ -221,6 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, help="for all parts together; by default 7.5, tiny 20")
     parser.add_argument("--scale", choices=OUT, default="full")
     parser.add_argument("--out", type=Path, help="directory of the two files")
+    parser.add_argument("--commit", help="commit of the sources, where git cannot tell")
     parser.add_argument("--serve", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
@@ -228,11 +237,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return serve(args.serve, args.scale, args.seconds)
     start = time.monotonic()
     minutes = args.minutes or (7.5 if args.scale == "full" else 20)
-    header = describe(args.scale, minutes)
-    if args.scale == "full" and header["hardware"]["gpu"] is None:
-        parser.error(
-            "nvidia-smi names no GPU here: --scale tiny (SCALE=tiny make bench-gpu) tries all parts on a CPU"
-        )
+    header = describe(args.scale, minutes, args.commit)
+    if args.scale == "full" and not any(map(os.path.exists, DEVICES)):
+        parser.error("there is no GPU here: --scale tiny (SCALE=tiny make bench-gpu) tries all parts on a CPU")
     record = Record(args.out or OUT[args.scale], header)
     signal.signal(signal.SIGTERM, terminate)
     total, share, failed = sum(PARTS[name].share for name in args.parts), 0.0, False
@@ -242,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seconds = start + 60 * minutes * share / (total or 1) - time.monotonic()
             for row in measure(name, args.scale, max(seconds, 0)):
                 record.add(name, row)
-                failed |= row.get("skipped", "").startswith(FAILED)
+                failed |= row.get("skipped", "").startswith(FAILED) or row.get("remark", "").startswith(VIOLATED)
         end = "finished"
     except KeyboardInterrupt as error:
         end = f"stopped by {error.args[0] if error.args else 'SIGINT'}"

@@ -1,6 +1,7 @@
 """`make bench-gpu`: what it writes, and what it does where something is missing, fails, or takes too long."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = str(ROOT / "benchmarks" / "gpu.py")
 sys.path.append(str(ROOT / "benchmarks"))  # after `tests`, which has files of the same names
 
-from gpu import Record  # noqa: E402
+from gpu import DEVICES, Record  # noqa: E402
+from gpu_parts import floors  # noqa: E402
 from gpu_parts.rows import Plan, Row, compare, failure  # noqa: E402
 from pairs import Side  # noqa: E402
 
@@ -91,15 +94,38 @@ def test_the_reason_of_a_failure_is_one_line():
     assert failure(lambda: {}["x"]) == "KeyError: 'x'"
 
 
+@pytest.mark.parametrize(
+    ("found", "value", "remark"),
+    [
+        ([(-0.1, 1e-5, True), (9e-6, 1e-5, True)], 9e-6, "holds: allowed 1e-05, cases: 2"),
+        ([(2e-5, 1e-5, True), (0.0, 1e-5, True)], 2e-5, "VIOLATED: allowed 1e-05, cases: 2"),
+        ([(math.nan, 1e-5, True)], math.inf, "VIOLATED: allowed 1e-05, cases: 1"),
+        ([(0.0, 1e-5, False)], 0.0, "VIOLATED: allowed 1e-05, cases: 1, gradients that are not finite"),
+    ],
+)
+def test_a_floor_that_does_not_hold_is_named(found, value, remark):
+    row = floors.worst("case", "era_softmax", lambda: iter(found))
+    assert row == Row("case", "era_softmax", "below the floor", value, "nats", remark=remark)
+
+
+def test_the_entropy_is_recomputed_from_what_a_function_returned():
+    """An identity in place of the activation: its one-hot row has no entropy."""
+    functional = SimpleNamespace(era_softmax=lambda logits, min_entropy: logits)
+    identity = floors.Backend("none", functional, lambda f, x, _: (x, f(*x), True), (6,), (0.5,), (10,), ({},))
+    violation, allowed, finite = next(floors.softmaxes(identity, "float32", {}))
+    assert violation == pytest.approx(0.95 * math.log(10))
+    assert (allowed, finite) == (1e-4, True)
+
+
 def test_a_part_without_time_says_so():
     plan = Plan(tiny=False, end=time.monotonic() - 1)
     assert plan.late("case", "name") == [Row("case", "name", skipped="the time of this part is over")]
     assert Plan(tiny=False, end=time.monotonic() + 60).late("case") == []
 
 
+@pytest.mark.skipif(any(map(os.path.exists, DEVICES)), reason="this machine has a GPU")
 def test_the_full_scale_needs_a_gpu():
-    environment = {**os.environ, "PATH": "/nonexistent"}
-    done = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True)
     assert done.returncode == 2
     assert "--scale tiny" in done.stderr
 

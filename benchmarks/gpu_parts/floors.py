@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpu_parts.rows import Plan, Row, UnavailableError, failure
+from gpu_parts.rows import VIOLATED, Plan, Row, UnavailableError, failure
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 import reference
@@ -67,7 +67,7 @@ def worst(case: str, name: str, check: Callable[[], Iterator[tuple[float, float,
         return Row(case, name, skipped=reason)
     violations, allowed, finite = zip(*found, strict=True)
     violation = max(violations) if np.isfinite(violations).all() else math.inf
-    held = "holds" if violation <= allowed[0] and all(finite) else "VIOLATED"
+    held = "holds" if violation <= allowed[0] and all(finite) else VIOLATED
     infinite = "" if all(finite) else ", gradients that are not finite"
     remark = f"{held}: allowed {allowed[0]:g}, cases: {len(found)}{infinite}"
     return Row(case, name, "below the floor", violation, "nats", remark=remark)

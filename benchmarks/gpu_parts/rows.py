@@ -14,6 +14,8 @@ FEWEST, MOST = 5, 200
 """Rounds of a comparison."""
 TINY_SECONDS, TINY_FEWEST = 0.2, 2
 """Time of a comparison in tiny sizes, and its rounds at least."""
+VIOLATED = "VIOLATED"
+"""Beginning of the remark where a floor does not hold."""
 
 
 class UnavailableError(Exception):
