@@ -187,7 +187,7 @@ def test_every_part_runs_in_tiny_sizes(tmp_path):
     measured = {(row["part"], row["name"]) for row in rows if "value" in row}
     for part, names in {
         "token-head": ("era / plain", "naive / era", "release / era", "torch / triton", "forward product"),
-        "sac": ("sac-era / plain head", "sac-era-exact / plain head"),
+        "sac": ("sac-era, fp32 / plain head, fp32", "sac-era-exact, fp32 / plain head, fp32"),
         "classifier": ("floor / plain", "era_softmax / log-softmax"),
         "floors-torch": ("era_truncated_normal, pin", "era_softmax, tau 2.72"),
         "floors-jax": ("era_gaussian, floor", "era_softmax"),

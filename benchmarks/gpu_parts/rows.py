@@ -43,14 +43,14 @@ class Row(NamedTuple):
     def text(self) -> str:
         """The row without its case, for people."""
         if self.skipped:
-            return f"{self.name:<36}skipped: {self.skipped}"
+            return f"{self.name:<44}skipped: {self.skipped}"
         if self.value is None:
-            return f"{self.name:<36}{self.remark}"
+            return f"{self.name:<44}{self.remark}"
         interval = "" if self.low is None else f" [{self.low:.4g}, {self.high:.4g}]"
         rounds = self.rounds and f"{self.rounds} rounds"
         more = "; ".join(filter(None, (rounds, self.remark)))
         figures = f"{self.value:.4g}{interval} {self.unit}"
-        return f"{self.name:<36}{self.quantity:<24}{figures:<42}{more}".rstrip()
+        return f"{self.name:<44}{self.quantity:<24}{figures:<42}{more}".rstrip()
 
 
 @dataclass(frozen=True)

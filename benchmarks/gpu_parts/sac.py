@@ -20,7 +20,9 @@ HEADS: dict[str, dict[str, Any]] = {
     "sac-era": {"agent": "sac-era"},
     "sac-era-exact": {"agent": "sac-era-exact"},
 }
-PRECISIONS = ("fp32", "bf16") if "precision" in SACConfig.__dataclass_fields__ else ("fp32",)
+PRECISIONS: dict[str, dict[str, Any]] = {"fp32": {}}
+if "precision" in SACConfig.__dataclass_fields__:
+    PRECISIONS["bf16"] = {"precision": "bf16"}
 
 
 def rows(plan: Plan) -> Iterator[Row]:
@@ -37,15 +39,17 @@ def rows(plan: Plan) -> Iterator[Row]:
         yield Row("settings", "bf16", skipped="this version has no setting `precision`")
     batch, calls = (8, 1) if plan.tiny else (256, 20)
     sizes = [(16, 2)] if plan.tiny else [(256, 64), (256, 1), (256, 8), (512, 64), (512, 1), (512, 8)]
+    pairs = [(f"{name}, {p}", f"plain head, {p}") for p in PRECISIONS for name in ("sac-era", "sac-era-exact")]
+    pairs += [(f"{name}, bf16", f"{name}, fp32") for name in HEADS]
     for hidden, seeds in sizes:
-        for precision in PRECISIONS:
-            case = f"SAC, {OBSERVATION} → {ACTION}, hidden {hidden}, batch {batch}, {precision}, {seeds} seeds"
+        sides: dict[str, Side] = {}
+        for precision, more in PRECISIONS.items():  # the second beside the first, once that has its rows
+            case = f"SAC, {OBSERVATION} → {ACTION}, hidden {hidden}, batch {batch}, {seeds} seeds, {precision}"
             if late := plan.late(case):
                 yield from late
                 continue
-            more = {"hidden": hidden} | ({} if precision == "fp32" else {"precision": precision})
-            sides = {name: side({**head, **more}, seeds, batch, calls) for name, head in HEADS.items()}
-            pairs = [(name, "plain head") for name in ("sac-era", "sac-era-exact")]
+            for name, head in HEADS.items():
+                sides[f"{name}, {precision}"] = side(head | more | {"hidden": hidden}, seeds, batch, calls)
             found = yield from compare(plan, case, sides, pairs, 6.0, time.perf_counter)
             yield from rates(case, found, "updates per second", "")
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entropyfloor.torch import functional as F
+from entropyfloor.torch import tokens
 from entropyfloor.torch.kernels import tiles
 from gpu_parts.rows import Plan, Row, attempted, compare, failure, rates
 from gpu_parts.torch_device import DEVICE, clock, require_device
@@ -36,7 +36,7 @@ def cut_cross_entropy(h: Tensor, w: Tensor, y: Tensor, scale: Tensor, rows: Tens
 
 def with_impl(impl: str, h: Tensor, w: Tensor, y: Tensor, scale: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG001
     """ERA by an implementation of ours."""
-    return F.token_log_probs(h, w, y, scale=scale, impl=impl)
+    return tokens.token_log_probs(h, w, y, scale=scale, impl=impl)
 
 
 OTHERS: dict[str, Callable[..., tuple[Tensor, Any]]] = {
@@ -50,13 +50,13 @@ def rows(plan: Plan) -> Iterator[Row]:
     yield require_device(plan)
     torch.manual_seed(0)
     sizes = (8, 16, 300) if plan.tiny else (8192, 3584, 152_064)
-    tokens, hidden, vocabulary = sizes
+    count, hidden, vocabulary = sizes
     yield from errors(*((8, 16, 300) if plan.tiny else (1024, hidden, 32_768)))
-    case = f"{tokens:,} tokens, hidden {hidden:,} × vocabulary {vocabulary:,}, bfloat16, forward and backward"
+    case = f"{count:,} tokens, hidden {hidden:,} × vocabulary {vocabulary:,}, bfloat16, forward and backward"
     limit = yield from limits(case, 256 if plan.tiny else 8192, sizes)
 
     data = inputs(*sizes)
-    gradients = (tokens + vocabulary) * hidden * data[0].element_size()
+    gradients = (count + vocabulary) * hidden * data[0].element_size()
     heads = {name: HEADS[name] for name in ("plain", "era")} | OTHERS
     reasons = {}
     for name, head in heads.items():
@@ -74,7 +74,7 @@ def rows(plan: Plan) -> Iterator[Row]:
     def timed(names: list[str], pairs: list[tuple[str, str]], share: float) -> Any:
         sides = {name: Side(partial(call, heads[name], data), 1) for name in names if not reasons.get(name)}
         found = yield from compare(plan, case, sides, pairs, share * plan.left(), clock)
-        yield from rates(case, found, "share of matrix limit", "", 6 * tokens * hidden * vocabulary / limit)
+        yield from rates(case, found, "share of matrix limit", "", 6 * count * hidden * vocabulary / limit)
 
     yield from timed(["plain", "era"], [("era", "plain")], 0.2)
     pairs = [*((name, "era") for name in OTHERS), ("era-filtered", "release")]
@@ -91,12 +91,12 @@ def rows(plan: Plan) -> Iterator[Row]:
         yield from compare(plan, case, sides, [(name, first) for name in rest], 0.8 * plan.left(), clock)
 
 
-def inputs(tokens: int, hidden: int, vocabulary: int, dtype: torch.dtype = torch.bfloat16) -> Inputs:
+def inputs(count: int, hidden: int, vocabulary: int, dtype: torch.dtype = torch.bfloat16) -> Inputs:
     """Hidden states, weight, targets, scales, and rows to filter."""
-    h = torch.randn(tokens, hidden, device=DEVICE).to(dtype).requires_grad_()
+    h = torch.randn(count, hidden, device=DEVICE).to(dtype).requires_grad_()
     w = torch.empty(vocabulary, hidden, device=DEVICE, dtype=dtype).normal_(std=3 / hidden**0.5).requires_grad_()
-    y = torch.randint(vocabulary, (tokens,), device=DEVICE)
-    scale = torch.tensor([1.0, 2.0, 1.0, 0.5], device=DEVICE).repeat(tokens // 4 + 1)[:tokens]
+    y = torch.randint(vocabulary, (count,), device=DEVICE)
+    scale = torch.tensor([1.0, 2.0, 1.0, 0.5], device=DEVICE).repeat(count // 4 + 1)[:count]
     return h, w, y, scale, scale != 1
 
 
@@ -117,10 +117,10 @@ def call_in_tiles(shape: tuple[int, int], data: Inputs) -> None:
         tiles.TILE = before
 
 
-def errors(tokens: int, hidden: int, vocabulary: int) -> Iterator[Row]:
+def errors(count: int, hidden: int, vocabulary: int) -> Iterator[Row]:
     """‖ours - reference‖ / ‖reference‖, the reference from all logits in float64 of the same bfloat16 inputs."""
-    case = f"{tokens:,} tokens, hidden {hidden:,} × vocabulary {vocabulary:,}, error beside float64"
-    data = inputs(tokens, hidden, vocabulary)
+    case = f"{count:,} tokens, hidden {hidden:,} × vocabulary {vocabulary:,}, error beside float64"
+    data = inputs(count, hidden, vocabulary)
     wide = data[0].detach().double().requires_grad_(), data[1].detach().double().requires_grad_(), *data[2:]
     right = call(HEADS["naive"], wide)
     for impl in ("triton", "torch"):
