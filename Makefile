@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo demo-language test test-all lint bench figures clean
+.PHONY: help demo demo-language test test-all lint bench bench-gpu figures clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -54,6 +54,11 @@ bench: $(VENV)/installed-hosts  ## Measure speed: floors against plain heads, ag
 	$(BIN)/python benchmarks/control.py
 	$(BIN)/python benchmarks/vision.py
 	$(BIN)/python benchmarks/token_log_probs.py
+
+SCALE ?= full
+
+bench-gpu: $(VENV)/installed  ## Measure one accelerator in eight minutes; `SCALE=tiny make bench-gpu` tries it on a CPU
+	$(BIN)/python benchmarks/gpu.py --scale $(SCALE)
 
 FIGURES := demo control/walker-run control/halfcheetah-ppo control/beside-sb3/pendulum control/beside-sb3/ppo \
 	control/beside-sb3/sac vision/cifar10-regularisers language/countdown language/long language/longer

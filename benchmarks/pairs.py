@@ -19,16 +19,21 @@ class Side(NamedTuple):
     """How much a turn does: updates, or environment steps."""
 
 
-def measure(sides: dict[str, Side], rounds: int) -> dict[str, np.ndarray]:
-    """CPU-seconds per update or step, one value a round, all sides in each round in random order."""
+def measure(
+    sides: dict[str, Side], rounds: int, clock: Callable[[], float] = time.process_time
+) -> dict[str, np.ndarray]:
+    """Seconds per update or step, one value a round, all sides in each round in random order.
+
+    The default clock counts CPU time. On an accelerator it has to wait for the device, and to count wall time.
+    """
     for side in sides.values():
         side.turn(), side.turn()
     rng, seconds = np.random.default_rng(0), {name: np.empty(rounds) for name in sides}
     for i in range(rounds):
         for name in rng.permutation(list(sides)):
-            start = time.process_time()
+            start = clock()
             sides[name].turn()
-            seconds[name][i] = (time.process_time() - start) / sides[name].count
+            seconds[name][i] = (clock() - start) / sides[name].count
     return seconds
 
 

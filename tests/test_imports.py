@@ -114,3 +114,29 @@ def test_a_missing_extra_is_named_in_one_line(framework):
     last = result.stderr.strip().splitlines()[-1]
     assert f"pip install 'entropyfloor[{framework}]'" in last
     assert result.stderr.count("Traceback") == 1
+
+
+ABSENT = "gymnasium", "mujoco", "dm_control", "tyro", "tomli_w", "torchmetrics", "accelerate", "jaxtyping"
+"""What a machine for benchmarks may lack."""
+
+
+@pytest.mark.parametrize("module", ["control.agents.build", "vision", "torch.tokens", "runs.machine"])
+def test_agents_and_heads_need_neither_simulators_nor_the_command_line(module):
+    code = f"import sys; sys.modules.update(dict.fromkeys({ABSENT!r})); import entropyfloor.{module}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("absent", "statement", "extra"),
+    [
+        ("gymnasium", "import entropyfloor.control.train", "control"),
+        ("mujoco", "import entropyfloor.control.evaluate", "control"),
+        ("tomli_w", "from entropyfloor.runs import Run; Run.create(None, {})", "runs"),
+    ],
+)
+def test_what_training_needs_is_named_when_it_is_missing(absent, statement, extra):
+    code = f"import sys; sys.modules[{absent!r}] = None; {statement}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    message = f"{absent!r} is not installed: pip install 'entropyfloor[{extra}]' brings it"
+    assert done.stderr.strip().endswith(message)

@@ -360,7 +360,7 @@ def doctor(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
         lines = {name.replace("_", " "): value for name, value in description["hardware"].items()}
         free = f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GB"
         lines |= {"system": description["system"], "free disk here": free, **description["versions"]}
-        for package in ("torch", "jax", "control", "vision", "language", "report"):
+        for package in ("torch", "jax", "control", "control.envs", "vision", "language", "report"):
             try:
                 importlib.import_module(f"entropyfloor.{package}")
                 lines[f"entropyfloor.{package}"] = "ready"

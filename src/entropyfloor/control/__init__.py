@@ -4,7 +4,7 @@ from typing import Any
 
 from entropyfloor.extras import require
 
-require("control", "jax", "flax", "optax", "gymnasium", "mujoco")
+require("control", "jax", "flax", "optax")
 
 __all__ = ["Policy", "load_policy"]
 

@@ -6,9 +6,8 @@ import os
 from ctypes.util import find_library
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import gymnasium
 import numpy as np
 
 from entropyfloor.control import seeding
@@ -22,6 +21,9 @@ from entropyfloor.runs import Run
 from entropyfloor.runs.directory import run_directory
 from entropyfloor.runs.progress import Progress
 from entropyfloor.runs.statistics import bootstrap_interval
+
+if TYPE_CHECKING:
+    import gymnasium
 
 
 def evaluate(

@@ -12,7 +12,7 @@ A kill at any moment leaves a directory that can be read and resumed. No framewo
 
 from entropyfloor.extras import require
 
-require("runs", "safetensors", "tomli_w", "psutil")
+require("runs", "safetensors", "psutil")
 
 from entropyfloor.runs.directory import Checkpoint, Run  # noqa: E402
 from entropyfloor.runs.run_reader import Record, find_runs, read_run  # noqa: E402

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import tomli_w
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as dump_arrays
 
+from entropyfloor.extras import require
 from entropyfloor.runs import files, machine, schema
 from entropyfloor.runs.run_reader import CONFIG, EVALUATION, MACHINE, METRICS, STATUS, read_config, read_lines
 from entropyfloor.runs.vocabulary import is_known
@@ -93,6 +93,9 @@ class Run:
             ValueError: `path` holds a run already or cannot hold one, or a setting has a type that `read_config`
                 refuses.
         """
+        require("runs", "tomli_w")
+        import tomli_w  # only a new run needs it
+
         known = {name: value for name, value in config.items() if value is not None}
         settings = tomli_w.dumps(schema.config(known)).encode()  # what could not be read again is not begun
         try:

@@ -5,6 +5,10 @@ step, a time limit that truncates and never terminates. Nothing resets by itself
 `truncated` the caller calls `reset`, so no transition can cross an episode.
 """
 
-from entropyfloor.control.envs.make import make, names
+from entropyfloor.extras import require
+
+require("control", "gymnasium", "mujoco")  # agents alone do without
+
+from entropyfloor.control.envs.make import make, names  # noqa: E402
 
 __all__ = ["make", "names"]

@@ -1,0 +1,1 @@
+"""The parts of `benchmarks/gpu.py`. Each is a module with a function `rows(plan, …)`."""
