@@ -36,20 +36,22 @@ def _product(x: Float32[Array, "b i"], kernel: Float32[Array, "i o"]) -> Float32
 
 def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
     x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
-    return _dot(x, kernel), (x, kernel)
+    return _dot(x, kernel, 0), (x, kernel)
 
 
 def _backward(factors: tuple[Array, Array], grad: Float32[Array, "b o"]) -> tuple[Array, Array]:
     x, kernel = factors
     grad = grad.astype(jnp.bfloat16)
-    return _dot(grad, kernel.T), _dot(jax.lax.platform_dependent(x.T, cpu=_by_rows, default=lambda x: x), grad)
+    transposed = jax.lax.platform_dependent(x.T, cpu=_by_rows, default=lambda matrix: matrix)
+    return _dot(grad, kernel, 1), _dot(transposed, grad, 0)
 
 
 _product.defvjp(_forward, _backward)
 
 
-def _dot(left: BFloat16[Array, "m k"], right: BFloat16[Array, "k n"]) -> Float32[Array, "m n"]:
-    return jnp.matmul(left, right, preferred_element_type=jnp.float32)
+def _dot(left: BFloat16[Array, "m k"], right: BFloat16[Array, "..."], axis: int) -> Float32[Array, "m n"]:
+    """`left right`, or `left rightᵀ` for `axis=1`."""
+    return jax.lax.dot_general(left, right, (((1,), (axis,)), ((), ())), preferred_element_type=jnp.float32)
 
 
 def _by_rows(matrix: BFloat16[Array, "m k"]) -> BFloat16[Array, "m k"]:
