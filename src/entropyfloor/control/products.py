@@ -12,21 +12,26 @@ from jax.experimental.layout import Layout, with_layout_constraint
 if TYPE_CHECKING:
     from jaxtyping import BFloat16, Float, Float32
 
+SLOW = (256, 256)
+"""Shape of two factors whose product takes twice as long on a CPU as one with some more rows (jax 0.10)."""
+
 
 def bfloat16(
     x: Float[Array, "*batch i"], kernel: Float[Array, "i o"], *_: Any, **__: Any
 ) -> Float32[Array, "*batch o"]:
-    """`x kernel` for factors rounded to bfloat16; the gradient of each factor is a product of the same kind.
+    """`x kernel` of factors that are rounded to bfloat16, for the argument `dot_general` of a layer.
+
+    The gradient of each factor is a product of the same kind, with the incoming gradient rounded. Products and
+    gradients are summed and returned in float32.
 
     Args:
         x: Input of the layer.
         kernel: Its weights.
-
-    Returns:
-        The product in float32. The gradients are those of the unrounded factors, in float32.
     """
     rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
-    return _product(rows, kernel.astype(jnp.float32)).reshape(*x.shape[:-1], kernel.shape[-1])
+    spare = 16 if _on_cpu() and rows.shape == kernel.shape == SLOW else 0
+    out = _product(jnp.pad(rows, ((0, spare), (0, 0))), kernel.astype(jnp.float32))
+    return out[: rows.shape[0]].reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 @jax.custom_vjp
@@ -41,8 +46,9 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _backward(factors: tuple[Array, Array], grad: Float32[Array, "b o"]) -> tuple[Array, Array]:
     x, kernel = factors
-    grad = grad.astype(jnp.bfloat16)
-    transposed = jax.lax.platform_dependent(x.T, cpu=_by_rows, default=lambda matrix: matrix)
+    grad, transposed = grad.astype(jnp.bfloat16), x.T
+    if _on_cpu():  # whose matrix units XLA uses only if the left factor is stored row by row
+        transposed = with_layout_constraint(transposed, Layout((0, 1)))
     return _dot(grad, kernel, 1), _dot(transposed, grad, 0)
 
 
@@ -50,10 +56,9 @@ _product.defvjp(_forward, _backward)
 
 
 def _dot(left: BFloat16[Array, "m k"], right: BFloat16[Array, "..."], axis: int) -> Float32[Array, "m n"]:
-    """`left right`, or `left rightᵀ` for `axis=1`."""
+    """The product over the last axis of `left` and this axis of `right`, a matrix."""
     return jax.lax.dot_general(left, right, (((1,), (axis,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def _by_rows(matrix: BFloat16[Array, "m k"]) -> BFloat16[Array, "m k"]:
-    """The matrix, stored row by row: XLA uses the matrix units of a CPU only if the left factor is."""
-    return with_layout_constraint(matrix, Layout((0, 1)))
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
