@@ -185,10 +185,10 @@ def flops(sizes: Sizes, hidden: int) -> float:
     return 2.0 * BATCH * (target + critics + policy)
 
 
-def matmul_limit(hidden: int) -> float:
+def matmul_limit(hidden: int, dtype: torch.dtype) -> float:
     """Best operations per CPU-second of a product of the hidden layers' shape, by PyTorch's library."""
-    a, b = torch.randn(BATCH, hidden), torch.randn(hidden, hidden)
-    out, best = torch.empty(BATCH, hidden), 0.0
+    a, b = torch.randn(BATCH, hidden, dtype=dtype), torch.randn(hidden, hidden, dtype=dtype)
+    out, best = torch.empty(BATCH, hidden, dtype=dtype), 0.0
     for _ in range(20):
         start = time.process_time()
         for _ in range(100):
@@ -201,6 +201,7 @@ def updates(rounds: int, steps: int) -> None:
     """Agents without an environment."""
     hosts = [("SBX", "sac"), ("SB3", "sac")]
     heads = [("sac-era", "plain head"), ("sac-era-exact", "plain head")]
+    halves = [("sac", "sac bf16"), ("SBX", "sac bf16"), ("sac-era-exact", "exact bf16")]
     for sizes, hidden in ((HUMANOID, 256), (HUMANOID, 512), (WALKER, 256)):
         sides = {
             "sac": our_sac_updates("sac", sizes, hidden, **PLAIN_NETS),
@@ -208,15 +209,22 @@ def updates(rounds: int, steps: int) -> None:
             "plain head": our_sac_updates("sac-era", sizes, hidden, head="tanh", **PLAIN_NETS),
             "sac-era": our_sac_updates("sac-era", sizes, hidden, **PLAIN_NETS),
             "sac-era-exact": our_sac_updates("sac-era-exact", sizes, hidden, **PLAIN_NETS),
+            "sac bf16": our_sac_updates("sac", sizes, hidden, precision="bf16", **PLAIN_NETS),
+            "exact bf16": our_sac_updates("sac-era-exact", sizes, hidden, precision="bf16", **PLAIN_NETS),
         }
-        least, limit = flops(sizes, hidden), matmul_limit(hidden)
-        title = f"SAC: observation {sizes[0]}, action {sizes[1]}, hidden {hidden}, batch {BATCH}"
-        title += f"; matrix products alone: {least / 1e6:.0f} MFLOP at {limit / 1e9:.0f} GFLOP/s"
-        compare(title, "updates", sides, hosts + heads, MORE * rounds, limit / least)
+        least = flops(sizes, hidden)
+        single, half = (matmul_limit(hidden, dtype) for dtype in (torch.float32, torch.bfloat16))
+        title = f"SAC: observation {sizes[0]}, action {sizes[1]}, hidden {hidden}, batch {BATCH}; matrix products"
+        title += f" alone: {least / 1e6:.0f} MFLOP at {single / 1e9:.0f} GFLOP/s, in bfloat16 {half / 1e9:.0f}"
+        limits = {name: (half if name.endswith("bf16") else single) / least for name in sides}
+        compare(title, "updates", sides, hosts + heads + halves, MORE * rounds, limits)
 
     sides = {name: our_sac_updates(name, HUMANOID, 256) for name in ("sac", "obac", "obac-era", "obac-era-exact")}
+    for name in ("sac", "obac"):
+        sides[f"{name} bf16"] = our_sac_updates(name, HUMANOID, 256, precision="bf16")
     title = "OBAC and SAC with their own networks: observation 67, action 21, hidden 256"
     pairs = [("obac", "sac"), ("obac-era", "obac"), ("obac-era-exact", "obac")]
+    pairs += [("sac", "sac bf16"), ("obac", "obac bf16")]
     compare(title, "updates", sides, pairs, MORE * rounds)
 
     sides = {
@@ -224,9 +232,10 @@ def updates(rounds: int, steps: int) -> None:
         **{name: host_ppo_updates(library, CHEETAH, steps) for name, library in HOSTS.items()},
         "plain head": our_ppo_updates("ppo-era", CHEETAH, steps, head="tanh"),
         "ppo-era": our_ppo_updates("ppo-era", CHEETAH, steps),
+        "ppo bf16": our_ppo_updates("ppo", CHEETAH, steps, precision="bf16"),
     }
     title = f"PPO: observation 17, action 6, hidden 64, rollout {steps}, minibatch {MINIBATCH}"
-    pairs = [("SBX", "ppo"), ("SB3", "ppo"), ("ppo-era", "plain head")]
+    pairs = [("SBX", "ppo"), ("SB3", "ppo"), ("ppo-era", "plain head"), ("ppo", "ppo bf16")]
     compare(title, "gradient steps", sides, pairs, rounds)
 
 

@@ -1,7 +1,7 @@
 """Speed of several sides, measured in turns, so that what the machine does meanwhile hurts all alike."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -43,19 +43,20 @@ def median(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def compare(
-    title: str, unit: str, sides: dict[str, Side], pairs: Pairs, rounds: int, limit: float = 0
+    title: str, unit: str, sides: dict[str, Side], pairs: Pairs, rounds: int, limits: Mapping[str, float] = {}
 ) -> dict[str, np.ndarray]:
-    """Print the rate of each side, its share of the highest possible one if known, and ratios of pairs.
+    """Print the rate of each side, its share of the highest possible one where that is known, and ratios of pairs.
 
     Returns:
         What `measure` found.
     """
     seconds = measure(sides, rounds)
     print(f"\n{title}; {rounds} rounds")
-    print(f"{'':<16}{f'{unit} per CPU-second':>32}{'share of limit' if limit else '':>16}")
+    print(f"{'':<16}{f'{unit} per CPU-second':>32}{'share of limit' if limits else '':>16}")
     for name, values in seconds.items():
         rate = 1 / np.median(values)
-        print(f"{name:<16}{rate:>32,.1f}{f'{rate / limit:.0%}' if limit else '':>16}")
+        share = f"{rate / limits[name]:.0%}" if name in limits else ""
+        print(f"{name:<16}{rate:>32,.1f}{share:>16}")
     for one, other in pairs:
         middle, low, high = median(seconds[one] / seconds[other])
         print(f"time of {one} / time of {other}: {middle:.3f} [{low:.3f}, {high:.3f}]", flush=True)

@@ -55,6 +55,21 @@ def test_the_file_is_the_policy_for_any_batch(name, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["exact", "ppo-era", "discrete, era"])
+def test_the_file_of_a_run_in_bfloat16_computes_in_float32(name, tmp_path):
+    for precision in ("fp32", "bf16"):
+        save_untrained(tmp_path / precision, **RUNS[name], precision=precision)
+        export(tmp_path / precision, tmp_path / f"{precision}.onnx")
+    sessions = [onnxruntime.InferenceSession(str(tmp_path / f"{name}.onnx")) for name in ("fp32", "bf16")]
+    policy = load_policy(tmp_path / "bf16")
+    observation = np.random.default_rng(0).normal(size=(7, policy.observation_dim)).astype(np.float32)
+    exact, found = (session.run(None, {"observation": observation}) for session in sessions)
+    for one, other in zip(exact, found, strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_allclose(found[-1], policy.entropy(observation), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.slow
 def test_observations_far_from_zero_are_normalised_as_in_float64(tmp_path):
     trainer = save_untrained(tmp_path / "run", "ppo", env="gym/Pendulum-v1", step=1)
     moments = trainer.collectors[0]._moments

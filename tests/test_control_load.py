@@ -73,6 +73,26 @@ def test_a_loaded_policy_is_the_one_that_the_trainer_acts_with(name, tmp_path):
         assert (policy.entropy(observations) > policy.floor - 1e-4).all()
 
 
+@pytest.mark.parametrize("name", ["exact", "normalised", "discrete, era"])
+def test_a_checkpoint_serves_both_precisions(name, tmp_path):
+    trainer = save_untrained(tmp_path / "fp32", **RUNS[name])
+    run = Run.create(tmp_path / "bf16", {**Run.open(tmp_path / "fp32").config, "precision": "bf16"})
+    checkpoint = Run.open(tmp_path / "fp32").latest()
+    run.save(checkpoint.step, checkpoint.arrays, checkpoint.state)
+    exact, policy = load_policy(tmp_path / "fp32"), load_policy(tmp_path / "bf16")
+    assert (exact.config.precision, policy.config.precision) == ("fp32", "bf16")
+    observations = np.random.default_rng(0).normal(size=(50, policy.observation_dim))
+    seen = trainer.collectors[0].normalise(observations.astype(np.float32))
+    one, other = (jax.tree.leaves(each.distribution(each.actor, seen)) for each in (exact, policy))
+    assert not np.array_equal(one[0], other[0])
+    for values, rounded in zip(one, other, strict=True):
+        assert rounded.dtype == np.float32
+        np.testing.assert_allclose(values, rounded, rtol=0.05, atol=0.05)
+    assert policy(observations).dtype == exact(observations).dtype
+    if policy.floor is not None:
+        assert (policy.entropy(observations) > policy.floor - 1e-4).all()
+
+
 def test_one_of_several_checkpoints_is_loaded_by_its_directory(tmp_path):
     trainer = save_untrained(tmp_path, step=7, **RUNS["tanh"])
     trainer.step = 9
@@ -177,6 +197,7 @@ def test_a_run_of_an_earlier_version_is_loaded_and_resumed(name, tmp_path):
     whole = train(configure(**OLD[name], **sizes, out=str(tmp_path / "whole")))
     settings = Run.open(whole).config
     assert settings.pop("names") == 2
+    assert settings.pop("precision") == "fp32"  # which is what a run without the setting was computed in
     settings["head"] = OLD_NAMES[settings["head"]]
     if "networks" in settings:
         settings["settings"] = settings.pop("networks")

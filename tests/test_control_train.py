@@ -168,6 +168,22 @@ RUNS = {
         **ON_POLICY,
     },
     "eapo": {"agent": "eapo", "env": "gym/Pendulum-v1", "steps": 512, "checkpoint_every": 256, **ON_POLICY},
+    "sac, bf16": {
+        "agent": "sac-era-exact",
+        "precision": "bf16",
+        "env": "gym/Reacher-v4",
+        "steps": 400,
+        "checkpoint_every": 250,
+        **OFF_POLICY,
+    },
+    "ppo, discrete, bf16": {
+        "agent": "ppo-era-exact",
+        "precision": "bf16",
+        "env": "gym/CartPole-v1",
+        "steps": 512,
+        "checkpoint_every": 256,
+        **ON_POLICY,
+    },
 }
 
 

@@ -19,7 +19,7 @@ from entropyfloor.runs.renamed import current
 )
 def test_heads_of_control_have_todays_names(agent, before, now):
     stored = {"domain": "control", "agent": agent, "head": before, "steps": 10}
-    assert current(stored) == {**stored, "head": now, "backend": "native"}
+    assert current(stored) == {**stored, "head": now, "backend": "native", "precision": "fp32"}
     assert stored["head"] == before
 
 
@@ -37,7 +37,7 @@ def test_plain_heads_of_discrete_actions_are_the_softmax(before):
 @pytest.mark.parametrize("head", ["tanh", "clip", "softmax"])
 def test_runs_with_the_marker_have_todays_names_already(head):
     settings = {"domain": "control", "agent": "ppo", "head": head}
-    assert current({**settings, "names": 2}) == {**settings, "backend": "native"}
+    assert current({**settings, "names": 2}) == {**settings, "backend": "native", "precision": "fp32"}
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_runs_with_the_marker_have_todays_names_already(head):
         {"domain": "language", "agent": "grpo", "head": "clip"},
         {"domain": "vision", "agent": "none", "names": "of the classes"},
         {"domain": "control", "agent": "sb3-sac", "host": "stable-baselines3 2.9.2"},
-        {"domain": "control", "agent": "sac", "head": ["clip"], "backend": "native"},
+        {"domain": "control", "agent": "sac", "head": ["clip"], "backend": "native", "precision": "fp32"},
         {},
     ],
 )
@@ -57,10 +57,10 @@ def test_what_was_not_renamed_stays(stored):
 @pytest.mark.parametrize(
     ("stored", "added"),
     [
-        ({"domain": "control", "agent": "ppo", "head": "era"}, {"backend": "native"}),
+        ({"domain": "control", "agent": "ppo", "head": "era"}, {"backend": "native", "precision": "fp32"}),
         (
             {"agent": "sac-era", "head": "era", "residual_entropy": 0.0},
-            {"backend": "native", "alpha_weight": "alpha", "clamp_target": True},
+            {"backend": "native", "precision": "fp32", "alpha_weight": "alpha", "clamp_target": True},
         ),
         ({"domain": "vision", "model": "resnet18"}, {"pretrained": False}),
         ({"domain": "language", "model": "tiny"}, {"digits": 2, "chain_length": 5}),

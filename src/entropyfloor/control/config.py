@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 from entropyfloor import targets
 from entropyfloor.control.agents.sac import AlphaWeight, EntropyTerm
 from entropyfloor.control.heads import DistributionName, HeadName
-from entropyfloor.control.networks import ActivationName
+from entropyfloor.control.networks import ActivationName, Precision
 from entropyfloor.runs.resume import config_of
 from entropyfloor.runs.settings import NATURAL, POSITIVE, SEED_RANGE, SHARE, THREADS, Effect, Range, check
 
@@ -106,6 +106,8 @@ class ControlConfig(ABC):
 
     hidden: Annotated[int, COUNT] = 512
     """Width of the two hidden layers."""
+    precision: Precision = "fp32"
+    """Matrix products of the networks in float32 or bfloat16. Everything else is float32, and so is the floor."""
     learning_rate: Annotated[float, POSITIVE] = 3e-4
     """Learning rate of every optimiser."""
     discount: Annotated[float, SHARE] = 0.99

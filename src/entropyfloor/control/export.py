@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from entropyfloor.control.agents.build import build_agent
 from entropyfloor.control.load import Policy, load_policy
 from entropyfloor.control.normalise import VARIANCE_FLOOR
 from entropyfloor.extras import require
@@ -27,6 +29,7 @@ def export(run: Path, out: Path) -> str:
     The input is `observation` `[B, obs]` for any B. The outputs are the mode `action`, which evaluations take; the
     `loc` and `scale` of the distribution before it is bounded, or the `logits` of discrete actions; and the
     `entropy` of the acting policy, in nats. The metadata name the distribution, the floor and the run's settings.
+    The file computes in float32, whatever the `precision` of the run.
 
     Args:
         run: A run directory, or a directory in its `checkpoints`.
@@ -43,7 +46,9 @@ def export(run: Path, out: Path) -> str:
     if out.suffix != ".onnx":
         raise ValueError(f"out={out} must end in .onnx")
     policy = load_policy(run)
-    content = _onnx(policy)
+    config = replace(policy.config, precision="fp32")
+    agent = build_agent(config, policy.action_dim, discrete=policy.discrete)
+    content = _onnx(replace(policy, agent=agent))
     out.parent.mkdir(parents=True, exist_ok=True)
     files.replace(out, content)
     return (

@@ -9,10 +9,20 @@ import numpy as np
 from flax import linen as nn
 from jax import Array
 
+from entropyfloor.control import products
+
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 ActivationName = Literal["relu", "elu", "silu", "tanh"]
+Precision = Literal["fp32", "bf16"]
+"""Precision of matrix products; everything else is float32 in both."""
+
+
+def dense(width: int, gain: float, precision: Precision) -> nn.Dense:
+    """A layer with orthogonal weights of that gain. Its parameters are the same in both precisions."""
+    product = products.bfloat16 if precision == "bf16" else None
+    return nn.Dense(width, kernel_init=nn.initializers.orthogonal(gain), dot_general=product)
 
 
 class MLP(nn.Module):
@@ -23,19 +33,21 @@ class MLP(nn.Module):
         activation: Name of the activation in `flax.linen`.
         layer_norm: Whether each layer is normalised before its activation.
         tanh_first: Make the first layer `Dense` → `LayerNorm` → tanh, whatever the others are (OBAC).
+        precision: Precision of the matrix products, also of the layer that a network has behind this body.
     """
 
     hidden: tuple[int, ...]
     activation: ActivationName = "relu"
     layer_norm: bool = True
     tanh_first: bool = False
+    precision: Precision = "fp32"
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
         """The last layer's activations."""
         for i, width in enumerate(self.hidden):
             tanh = self.tanh_first and i == 0
-            x = nn.Dense(width, kernel_init=nn.initializers.orthogonal(np.sqrt(2)))(x)
+            x = dense(width, np.sqrt(2), self.precision)(x)
             if self.layer_norm or tanh:
                 x = nn.LayerNorm()(x)
             x = getattr(nn, "tanh" if tanh else self.activation)(x)
@@ -61,10 +73,10 @@ class GaussianActor(nn.Module):
         x = self.body(observation)
         # Near zero at the start: the mean in the middle of the actions, the entropy shared out evenly.
         if self.global_log_std:
-            mean = nn.Dense(self.action_dim, kernel_init=nn.initializers.orthogonal(0.01))(x)
+            mean = dense(self.action_dim, 0.01, self.body.precision)(x)
             raw = self.param("raw_log_std", nn.initializers.zeros, (self.action_dim,), jnp.float32)
             return mean, jnp.broadcast_to(raw, mean.shape)
-        out = nn.Dense(2 * self.action_dim, kernel_init=nn.initializers.orthogonal(0.01))(x)
+        out = dense(2 * self.action_dim, 0.01, self.body.precision)(x)
         mean, raw_log_std = jnp.split(out, 2, axis=-1)
         return mean, raw_log_std
 
@@ -78,7 +90,7 @@ class CategoricalActor(nn.Module):
     @nn.compact
     def __call__(self, observation: Float[Array, "*batch o"]) -> tuple[Float[Array, "*batch n"]]:
         """`(logits,)`, near zero at the start: a uniform policy."""
-        return (nn.Dense(self.num_actions, kernel_init=nn.initializers.orthogonal(0.01))(self.body(observation)),)
+        return (dense(self.num_actions, 0.01, self.body.precision)(self.body(observation)),)
 
 
 class Value(nn.Module):
@@ -89,7 +101,8 @@ class Value(nn.Module):
     @nn.compact
     def __call__(self, observation: Float[Array, "*batch o"]) -> Float[Array, "..."]:
         """The value of each state."""
-        return nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0))(self.body(observation)).squeeze(-1)
+        # A single output is a sum over the features, which matrix units do not speed up.
+        return dense(1, 1.0, "fp32")(self.body(observation)).squeeze(-1)
 
 
 class Critics(nn.Module):

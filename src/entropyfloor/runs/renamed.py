@@ -11,7 +11,7 @@ HEADS = {"clip": "tanh", "hard-clip": "clip"}
 """Control before `names = 2`: `clip` was the tanh bound on log σ, `hard-clip` the clip. For discrete actions, both
 were the plain softmax."""
 ADDED: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("control", "head", {"backend": "native"}),
+    ("control", "head", {"backend": "native", "precision": "fp32"}),
     ("control", "residual_entropy", {"alpha_weight": "alpha", "clamp_target": True}),
     ("vision", "model", {"pretrained": False}),
     ("language", "model", {"digits": 2, "chain_length": 5}),

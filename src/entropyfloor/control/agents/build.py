@@ -61,7 +61,8 @@ def _sac(config: SACConfig, action_dim: int) -> SAC:
     obac = isinstance(config, OBACConfig)
 
     def body(layer_norm: bool | None) -> MLP:
-        return MLP((config.hidden, config.hidden), required(config.activation), required(layer_norm), obac)
+        sizes, activation = (config.hidden, config.hidden), required(config.activation)
+        return MLP(sizes, activation, required(layer_norm), obac, config.precision)
 
     parts: dict[str, Any] = {
         "actor": GaussianActor(action_dim, body(config.actor_layer_norm)),
@@ -85,7 +86,8 @@ def _sac(config: SACConfig, action_dim: int) -> SAC:
 
 
 def _ppo(config: PPOConfig, action_dim: int, discrete: bool) -> PPO:
-    body = MLP((config.hidden, config.hidden), config.activation, layer_norm=False)
+    sizes = config.hidden, config.hidden
+    body = MLP(sizes, config.activation, layer_norm=False, precision=config.precision)
     actor: CategoricalActor | GaussianActor
     policy: heads.CategoricalPolicy | heads.GaussianPolicy
     if discrete:
