@@ -140,7 +140,7 @@ _PRECISION = threading.Lock()
 @contextmanager
 def _rounded_factors() -> Iterator[None]:
     """Let products of float32 matrices round their factors to bfloat16, in all threads of the process."""
-    matmul = torch.backends.mkldnn.matmul
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined, unused-ignore]
     with _PRECISION:
         before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
         try:
@@ -152,7 +152,7 @@ def _rounded_factors() -> Iterator[None]:
 def _has_matrix_units() -> bool:
     """Whether the CPU has matrix units for bfloat16 (AMX), and this version of PyTorch tells and uses them."""
     known = hasattr(torch.cpu, "get_capabilities") and torch.backends.mkldnn.enabled
-    return known and torch.cpu.get_capabilities().get("amx_bf16", False)
+    return bool(known and torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def _has_wide_products(device: torch.device) -> bool:
