@@ -10,7 +10,8 @@ is taken in the dtype of the input.
 Each side is a process of its own. The peak is the high-water mark of the first call above what was held just
 before it: of the process on a CPU, of PyTorch's allocator on CUDA. Beside it stands what of it is not the
 gradients themselves: that of the weight is as large as the weight, unless `--frozen`. Time is CPU time on one
-thread, and on CUDA wall time; processes take turns, in a new random order each round.
+thread, and on CUDA wall time; processes take turns, in a new random order each round, and a ratio of times is the
+median over rounds, with a 95 % bootstrap interval.
 """
 
 import os
@@ -33,7 +34,8 @@ from torch.nn.functional import linear, log_softmax
 
 from entropyfloor import torchvision_shim
 from entropyfloor.runs import machine
-from entropyfloor.torch import functional as F
+from entropyfloor.torch import tokens
+from pairs import median
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Head = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -42,28 +44,28 @@ Head = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 def plain(h: Tensor, w: Tensor, y: Tensor, scale: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG001
     """Ours without ERA."""
-    return F.token_log_probs(h, w, y)
+    return tokens.token_log_probs(h, w, y)
 
 
 def era(h: Tensor, w: Tensor, y: Tensor, scale: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG001
     """Ours, the scale known before."""
-    return F.token_log_probs(h, w, y, scale=scale)
+    return tokens.token_log_probs(h, w, y, scale=scale)
 
 
 def era_filtered(h: Tensor, w: Tensor, y: Tensor, scale: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Ours, with the filter of the first stage: what the release does."""
-    return F.token_log_probs(h, w, y, scale=scale, top_k=20, top_k_rows=rows)
+    return tokens.token_log_probs(h, w, y, scale=scale, top_k=20, top_k_rows=rows)
 
 
 def era_afterwards(h: Tensor, w: Tensor, y: Tensor, scale: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG001
     """Ours, the scale chosen after the entropy."""
-    log_probs, entropy = F.token_log_probs_all_scales(h, w, y)
-    return F.log_probs_at(log_probs, scale), entropy
+    log_probs, entropy = tokens.token_log_probs_all_scales(h, w, y)
+    return tokens.log_probs_at(log_probs, scale), entropy
 
 
 def naive(h: Tensor, w: Tensor, y: Tensor, scale: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG001
     """Our reference, in float32."""
-    return F.token_log_probs(h, w, y, scale=scale, impl="naive")
+    return tokens.token_log_probs(h, w, y, scale=scale, impl="naive")
 
 
 def release(h: Tensor, w: Tensor, y: Tensor, scale: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,7 +111,15 @@ HEADS: dict[str, Head] = {
     "trl-chunked": trl_chunked,
     "liger": liger,
 }
-PAIRS = [("era", "plain"), ("era-afterwards", "plain"), ("era-filtered", "release"), ("era", "release")]
+PAIRS = [
+    ("era", "plain"),
+    ("era-afterwards", "plain"),
+    ("era-filtered", "release"),
+    ("era", "release"),
+    ("trl-logits", "plain"),
+    ("trl-chunked", "plain"),
+    ("liger", "plain"),
+]
 
 
 class Memory:
@@ -150,16 +160,17 @@ def serve(args: argparse.Namespace) -> None:
     """One side: a first call for its memory, then one for each line of input."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    torch.set_float32_matmul_precision(args.precision)
     if args.serve.startswith("trl"):
         torchvision_shim.ensure()  # transformers imports it where it is installed
     head, dtype = HEADS[args.serve], getattr(torch, args.dtype[0])
 
-    def inputs(tokens: int, hidden: int, vocabulary: int) -> list[Tensor]:
-        h = torch.randn(tokens, hidden, device=DEVICE).to(dtype).requires_grad_()
+    def inputs(count: int, hidden: int, vocabulary: int) -> list[Tensor]:
+        h = torch.randn(count, hidden, device=DEVICE).to(dtype).requires_grad_()
         # Written in place: what a conversion frees would be held by nobody, and hide what a call needs.
         w = torch.empty(vocabulary, hidden, device=DEVICE, dtype=dtype).normal_(std=3 / hidden**0.5)
-        y = torch.randint(vocabulary, (tokens,), device=DEVICE)
-        scale = torch.tensor([1.0, 2.0, 1.0, 0.5], device=DEVICE).repeat(tokens // 4 + 1)[:tokens]
+        y = torch.randint(vocabulary, (count,), device=DEVICE)
+        scale = torch.tensor([1.0, 2.0, 1.0, 0.5], device=DEVICE).repeat(count // 4 + 1)[:count]
         return [h, w.requires_grad_(not args.frozen), y, scale, scale != 1]
 
     def call(some: list[Tensor]) -> None:
@@ -183,8 +194,9 @@ def serve(args: argparse.Namespace) -> None:
 
 def measure(args: argparse.Namespace, dtype: str, names: list[str]) -> None:
     """Print a table for one dtype."""
-    sizes = [f"--{name}={getattr(args, name)}" for name in ("tokens", "hidden", "vocabulary")]
-    command = [sys.executable, __file__, *sizes, f"--dtype={dtype}", *(["--frozen"] if args.frozen else [])]
+    settings = [f"--{name}={getattr(args, name)}" for name in ("tokens", "hidden", "vocabulary", "precision")]
+    frozen = ["--frozen"] if args.frozen else []
+    command = [sys.executable, __file__, *settings, f"--dtype={dtype}", *frozen]
     servers, peaks = {}, {}
     for name in names:
         servers[name] = subprocess.Popen(
@@ -201,7 +213,8 @@ def measure(args: argparse.Namespace, dtype: str, names: list[str]) -> None:
         server.wait()
     middle = {name: float(np.median(values)) for name, values in seconds.items()}
     what = "frozen head" if args.frozen else "trained head"
-    print(f"\n{dtype}, {args.tokens} tokens, {args.hidden} × {args.vocabulary:,}, {what}, {args.rounds} rounds")
+    sizes = f"{args.tokens} tokens, {args.hidden} × {args.vocabulary:,}"
+    print(f"\n{dtype}, precision {args.precision}, {sizes}, {what}, {args.rounds} rounds")
     rows = args.tokens + (0 if args.frozen else args.vocabulary)
     gradients = rows * args.hidden * getattr(torch, dtype).itemsize
     beyond = {name: peak - gradients for name, peak in peaks.items()}
@@ -210,9 +223,9 @@ def measure(args: argparse.Namespace, dtype: str, names: list[str]) -> None:
         print(f"{name:<16}{middle[name]:>10.3f}{peaks[name] / 1e6:>10.1f}{beyond[name] / 1e6:>20.1f}")
     for one, other in PAIRS:
         if one in names and other in names:
-            ratio = np.median(np.divide(seconds[one], seconds[other]))
+            ratio, low, high = median(np.divide(seconds[one], seconds[other]))
             memory = f"peak {peaks[one] / peaks[other]:.4f}, without gradients {beyond[one] / beyond[other]:.4f}"
-            print(f"{one} / {other}: time {ratio:.3f}, {memory}", flush=True)
+            print(f"{one} / {other}: time {ratio:.3f} [{low:.3f}, {high:.3f}], {memory}", flush=True)
 
 
 def main() -> None:
@@ -222,6 +235,9 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=896, help="896 and 151,936 are Qwen2.5-0.5B's")
     parser.add_argument("--vocabulary", type=int, default=151_936)
     parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16", "float16"], default=["float32"])
+    parser.add_argument(
+        "--precision", choices=["highest", "high", "medium"], default="highest", help="of float32 products"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--frozen", action="store_true", help="the head is not trained, as under LoRA")
     parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -16,6 +17,7 @@ import reference
 from conftest import weights
 from entropyfloor.torch import functional as F
 from entropyfloor.torch.kernels import tiles, tokens, triton_tokens
+from entropyfloor.torch.kernels.bundles import Layer
 
 rng = np.random.default_rng(0)
 HIDDEN, WEIGHT, BIAS = rng.normal(size=(7, 5)), rng.normal(size=(11, 5)), rng.normal(size=11)
@@ -42,6 +44,7 @@ CASES = {
 def small_tiles(monkeypatch):
     """Tiles that divide neither the rows nor the vocabulary."""
     monkeypatch.setattr(tiles, "CPU_TILE", (3, 4))
+    monkeypatch.setattr(tiles, "MATRIX_UNIT_TILE", (3, 4))
 
 
 def tensors(options):
@@ -198,9 +201,78 @@ def test_low_precision_is_as_good_as_its_own_rounding(dtype, name):
         torch.testing.assert_close(grad.double(), other, rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize("height", [32, 96])
+@pytest.mark.parametrize("name", ["plain", "scale", "filter"])
+def test_products_of_bfloat16_have_no_rounding_error_of_their_own(height, name, monkeypatch):
+    """Sizes that the matrix units of a CPU multiply, rows in three tiles and in one."""
+    monkeypatch.setattr(tiles, "MATRIX_UNIT_TILE", (height, 128))
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(96, 64, generator=generator), torch.randn(1000, 64, generator=generator) / 3
+    leaves = [x.bfloat16().requires_grad_() for x in (hidden, weight)]
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+    targets = torch.randint(1000, (96,), generator=generator)
+    rows = torch.arange(96) % 2 == 0
+    options = {
+        "plain": {},
+        "scale": {"scale": torch.rand(96, generator=generator) + 0.5},
+        "filter": {"top_k": 20, "top_k_rows": rows},
+    }[name]
+    result = torch.stack(F.token_log_probs(*leaves, targets, impl="torch", **options))
+    right = torch.stack(F.token_log_probs(*exact, targets, impl="naive", **options))
+    eps, half = torch.finfo(torch.float32).eps, torch.finfo(torch.bfloat16).eps
+    torch.testing.assert_close(result.double(), right, rtol=0, atol=64 * eps * right.abs().max().item())
+    cotangent = torch.tensor(weights(result.shape))
+    grads = torch.autograd.grad((result * cotangent.float()).sum(), leaves)
+    for grad, other in zip(grads, torch.autograd.grad((right * cotangent).sum(), exact), strict=True):
+        # half a unit in the last place of each number, beside what float32 sums lose of the largest
+        allowed = 0.51 * half * other.abs() + 64 * eps * other.abs().max()
+        assert ((grad.double() - other).abs() <= allowed).all()
+
+
+@pytest.mark.skipif(not tiles._has_matrix_units(), reason="this CPU has no matrix units")
+def test_rounded_factors_are_rounded_only_inside():
+    """The setting is what it was before, also after an error, and threads do not leave it behind."""
+    matmul, left, right = torch.backends.mkldnn.matmul, torch.randn(64, 64), torch.randn(64, 64)
+    before, plain = matmul.fp32_precision, left @ right
+    with tiles._rounded_factors():
+        rounded = left @ right
+    torch.testing.assert_close(rounded, left.bfloat16().float() @ right.bfloat16().float(), rtol=0, atol=1e-4)
+    assert (rounded - plain).abs().max() > 1e-3
+    with pytest.raises(RuntimeError, match="inside"), tiles._rounded_factors():
+        raise RuntimeError("inside")
+
+    def run():
+        for _ in range(50):
+            with tiles._rounded_factors():
+                assert matmul.fp32_precision == "bf16"
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(run) for _ in range(4)]:
+            done.result()
+    assert matmul.fp32_precision == before
+    assert torch.equal(left @ right, plain)
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "found", "kind"),
+    [
+        ((torch.bfloat16, torch.bfloat16), True, tiles.MatrixUnitTiles),
+        ((torch.bfloat16, torch.bfloat16), False, tiles.Tiles),
+        ((torch.bfloat16, torch.float32), True, tiles.Tiles),
+        ((torch.float16, torch.float16), True, tiles.Tiles),
+        ((torch.float32, torch.float32), True, tiles.Tiles),
+    ],
+)
+def test_matrix_units_multiply_only_bfloat16(dtypes, found, kind, monkeypatch):
+    monkeypatch.setattr(tiles, "_has_matrix_units", lambda: found)
+    hidden, weight = (torch.ones(3, 2, dtype=dtype) for dtype in dtypes)
+    assert type(tiles.Tiles.of(Layer(hidden, weight, None))) is kind
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_large_vocabulary_is_no_worse_than_the_naive_sum(dtype, monkeypatch):
     monkeypatch.setattr(tiles, "CPU_TILE", (16, 512))
+    monkeypatch.setattr(tiles, "MATRIX_UNIT_TILE", (16, 512))
     torch.manual_seed(0)
     hidden, weight = 3 * torch.randn(40, 64), torch.randn(5000, 64)
     leaves = [x.to(dtype).requires_grad_() for x in (hidden, weight)]

@@ -178,6 +178,9 @@ def token_log_probs(
     in the backward pass. Both results have first derivatives in hidden, weight and bias; a weight that needs no
     gradient costs none. Half-precision input is summed and returned in float32. Under `torch.compile` it is one
     operator. Under `torch.func.vmap` only `impl="naive"` runs; leading axes serve the same purpose.
+    On a CPU with matrix units for bfloat16 (AMX) a bfloat16 layer is multiplied on them. During these products
+    `torch.backends.mkldnn.matmul.fp32_precision` is "bf16", which is a setting of the process: float32 products
+    that other threads compute at the same time may round their factors to bfloat16.
 
     Args:
         hidden: h, the last hidden states.

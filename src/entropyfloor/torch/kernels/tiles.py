@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -12,6 +14,8 @@ from entropyfloor.torch.kernels.bundles import Layer, Needed, Options, Points, R
 
 CPU_TILE, TILE = (512, 2048), (2048, 4096)
 """Rows and columns of a tile. On a CPU a tile is a few MB, so that it stays in the caches."""
+MATRIX_UNIT_TILE = 2048, 512
+"""The same for bfloat16 on a CPU with matrix units."""
 LOWEST = -1e30
 """Stands for a distance of -inf from the largest logit: its exponential is 0, and 0 times it is not NaN."""
 HALF = torch.float16, torch.bfloat16
@@ -26,6 +30,12 @@ class Tiles:
     Half precision is multiplied as it is where the product can be written in float32, and in float32 elsewhere.
     """
 
+    @staticmethod
+    def of(layer: Layer) -> Tiles:
+        """The fastest tiles for a layer."""
+        on_cpu = layer.hidden.device.type == "cpu" and layer.weight.dtype == layer.hidden.dtype == torch.bfloat16
+        return MatrixUnitTiles(layer) if on_cpu and _has_matrix_units() else Tiles(layer)
+
     def __init__(self, layer: Layer) -> None:
         hidden, self.weight, self.bias = layer
         mixed = torch.promote_types(hidden.dtype, self.weight.dtype)
@@ -34,6 +44,7 @@ class Tiles:
         self.factor = mixed if both_half and _has_wide_products(hidden.device) else self.wide
         self.hidden = hidden.to(self.factor)
         self.height, self.width = CPU_TILE if hidden.device.type == "cpu" else TILE
+        self.total = self.wide
         self.buffers: list[Tensor] = []
 
     def columns(self) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
@@ -65,12 +76,83 @@ class Tiles:
             self.buffers.append(self.hidden.new_empty(size, dtype=self.wide))
         return self.buffers[number][: height * width].view(height, width)
 
+    def add_products(
+        self, by_hidden: Tensor | None, by_weight: Tensor | None, gradient: Tensor, weight: Tensor, rows: slice
+    ) -> None:
+        """Add what the gradient of a tile gives to the gradients of hidden and weight, in their precision."""
+        factor = gradient.to(self.factor)
+        if by_hidden is not None:
+            self.add_product(by_hidden, factor, weight)
+        if by_weight is not None:
+            self.add_product(by_weight, factor.T, self.hidden[rows])
+
     def add_product(self, total: Tensor, left: Tensor, right: Tensor) -> None:
         """`total += left @ right`, summed in the precision of `total`."""
         if left.dtype == total.dtype:
             total.addmm_(left, right)
         else:
             torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+
+
+class MatrixUnitTiles(Tiles):
+    """Tiles of a bfloat16 layer on a CPU with matrix units, which multiply bfloat16 and sum in float32.
+
+    PyTorch writes their result in float32 only if the factors are float32, which the product rounds. Factors that
+    were bfloat16 are not changed by this. The gradient of a tile is multiplied as the sum of two bfloat16 numbers,
+    high + low: with one, the result would have a second rounding error, as large as that of its own dtype.
+    """
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__(layer)
+        self.height, self.width = MATRIX_UNIT_TILE
+        self.hidden_twice = layer.hidden.expand(2, -1, -1).contiguous()
+        if len(layer.hidden) <= self.height:
+            self.total = layer.weight.dtype  # one product has the whole sum
+
+    def tile(self, rows: slice, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """`W h + b` of some rows and columns."""
+        with _rounded_factors():
+            return super().tile(rows, weight, bias)
+
+    def add_products(
+        self, by_hidden: Tensor | None, by_weight: Tensor | None, gradient: Tensor, weight: Tensor, rows: slice
+    ) -> None:
+        """Add what the gradient of a tile gives; one of the weight in bfloat16 is overwritten."""
+        parts = gradient.new_empty((2, *gradient.shape), dtype=torch.bfloat16)
+        parts[0] = gradient
+        low = gradient - parts[0].float()
+        parts[1] = low
+        if by_hidden is not None:
+            with _rounded_factors():
+                by_hidden.addmm_(gradient, weight).addmm_(low, weight)
+        if by_weight is not None:
+            left, right = parts.flatten(0, 1).T, self.hidden_twice[:, rows].flatten(0, 1)
+            if by_weight.dtype == left.dtype:
+                torch.mm(left, right, out=by_weight)
+            else:
+                product = left @ right
+                by_weight.add_(product).add_(torch.addmm(product.neg_(), left, right))  # and what it rounded off
+
+
+_PRECISION = threading.Lock()
+
+
+@contextmanager
+def _rounded_factors() -> Iterator[None]:
+    """Let products of float32 matrices round their factors to bfloat16, in all threads of the process."""
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined, unused-ignore]
+    with _PRECISION:
+        before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = before
+
+
+def _has_matrix_units() -> bool:
+    """Whether the CPU has matrix units for bfloat16 (AMX), and this version of PyTorch tells and uses them."""
+    known = hasattr(torch.cpu, "get_capabilities") and torch.backends.mkldnn.enabled
+    return bool(known and torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def _has_wide_products(device: torch.device) -> bool:
@@ -96,14 +178,16 @@ def _subtract_top(logits: Tensor, top: Tensor, has_bias: bool) -> None:
 # --- forward ---------------------------------------------------------------------------------------------
 
 
-def forward(layer: Layer, targets: Tensor, scales: Tensor, options: Options) -> Swept:
-    """Sweep over the vocabulary for `targets` [N] at `scales` [S, N]."""
-    tiles = Tiles(layer)
+def forward(layer: Layer, targets: Tensor, scales: Tensor, top_k_rows: Tensor | None, options: Options) -> Swept:
+    """Sweep over the vocabulary for `targets` [N] at `scales` [S, N], filtered at `top_k_rows` [N]."""
+    tiles = Tiles.of(layer)
     top, target, sums, moment, kept, kept_index = empty_results(layer, scales, options.top_k)
     state = State(top, target, sums, moment)
     top.fill_(LOWEST)
     target.fill_(torch.nan)  # stays where the target is outside of the vocabulary
     sums.zero_(), moment.zero_(), kept.fill_(-torch.inf), kept_index.zero_()
+    if top_k_rows is not None:
+        kept.masked_fill_(~top_k_rows[:, None], torch.inf)  # no logit is larger, so none is kept
     fold = triton_tokens.fold if options.triton else _fold
     for columns, weight, bias in tiles.columns():
         for rows in tiles.rows():
@@ -155,10 +239,13 @@ def _fold(
 def _fold_largest(logits: Tensor, values: Tensor, index: Tensor, start: int) -> None:
     """Update the largest logits so far, in descending order, and their columns, in place."""
     count = values.shape[1]
-    more = logits.topk(min(count, logits.shape[1]), sorted=False)
-    best = torch.cat([values, more.values], 1).topk(count)
-    index.copy_(torch.cat([index, more.indices + start], 1).gather(1, best.indices))
-    values.copy_(best.values)
+    rows: slice | Tensor = slice(None)
+    if logits.device.type == "cpu":  # most tiles change few rows; on CUDA, counting them would wait for the device
+        rows = (~(logits.amax(1) <= values[:, -1])).nonzero()[:, 0]
+    more = logits[rows].topk(min(count, logits.shape[1]), sorted=False)
+    best = torch.cat([values[rows], more.values], 1).topk(count)
+    index[rows] = torch.cat([index[rows], more.indices + start], 1).gather(1, best.indices)
+    values[rows] = best.values
 
 
 def _keep_target(values: Tensor, index: Tensor, target: Tensor, targets: Tensor) -> None:
@@ -177,13 +264,13 @@ def backward(
     layer: Layer, scales: Tensor, rates: Rates, points: Points, options: Options, used: Used, needed: Needed
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of hidden, weight and bias, each empty unless it is needed. `scales` [1 + S, N] begin with 1."""
-    tiles = Tiles(layer)
+    tiles = Tiles.of(layer)
     by_hidden, by_weight, by_bias = empty_gradients(layer, needed)
     total_hidden = by_hidden.to(tiles.wide).zero_()
     gradient = triton_tokens.gradient if options.triton else _gradient
     for columns, weight, bias in tiles.columns():
         # Sums over rows end here, so that half precision is rounded once.
-        total_weight = by_weight[columns].to(tiles.wide).zero_()
+        total_weight = by_weight[columns].to(tiles.total).zero_()
         total_bias = by_bias[columns].to(tiles.wide).zero_()
         for rows in tiles.rows():
             tile = tiles.tile(rows, weight, bias)
@@ -194,11 +281,8 @@ def backward(
             tile.scatter_add_(1, local.clamp(0, len(weight) - 1), torch.where(inside, points.value[rows], 0.0))
             if needed.bias:
                 total_bias += tile.sum(0)
-            factor = tile.to(tiles.factor)
-            if needed.hidden:
-                tiles.add_product(total_hidden[rows], factor, weight)
-            if needed.weight:
-                tiles.add_product(total_weight, factor.T, tiles.hidden[rows])
+            sums = total_hidden[rows] if needed.hidden else None, total_weight if needed.weight else None
+            tiles.add_products(*sums, tile, weight, rows)
         if needed.weight and total_weight.dtype != by_weight.dtype:
             by_weight[columns] = total_weight
         if needed.bias:

@@ -39,7 +39,7 @@ class _TokenLogProbs(torch.autograd.Function):
         top_k_rows: Tensor | None,
         *options: Any,
     ) -> tuple[Tensor, ...]:
-        swept = Swept(*_sweep(hidden, weight, bias, targets, scales, *options))
+        swept = Swept(*_sweep(hidden, weight, bias, targets, scales, top_k_rows, *options))
         scales = _with_unit_scale(scales)
         normaliser = swept.sums.log()
         entropy = normaliser[0] - swept.moment / swept.sums[0]
@@ -126,6 +126,7 @@ def sweep(
     bias: Tensor | None,
     targets: Tensor,
     scales: Tensor,
+    top_k_rows: Tensor | None,
     temperature: float,
     softcap: float,
     top_k: int,
@@ -133,7 +134,7 @@ def sweep(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`tiles.forward`."""
     options = Options(temperature, softcap, top_k, triton)
-    return tuple(tiles.forward(Layer(hidden, weight, bias), targets, scales, options))  # type: ignore[return-value]
+    return tuple(tiles.forward(Layer(hidden, weight, bias), targets, scales, top_k_rows, options))  # type: ignore[return-value]
 
 
 def sweep_back(
@@ -166,7 +167,7 @@ _sweep_back = torch.library.custom_op("entropyfloor::sweep_back", sweep_back, mu
 
 @_sweep.register_fake
 def _fake_sweep(*args: Any) -> tuple[Tensor, ...]:
-    layer, scales, options = Layer(*args[:3]), args[4], Options(*args[5:])
+    layer, scales, options = Layer(*args[:3]), args[4], Options(*args[6:])
     return tuple(tiles.empty_results(layer, scales, options.top_k))
 
 
