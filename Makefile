@@ -53,6 +53,7 @@ bench: $(VENV)/installed-hosts  ## Measure speed: floors against plain heads, ag
 	$(BIN)/python benchmarks/activations.py
 	$(BIN)/python benchmarks/control.py
 	$(BIN)/python benchmarks/vision.py
+	$(BIN)/python benchmarks/language.py
 	$(BIN)/python benchmarks/token_log_probs.py
 
 FIGURES := demo control/walker-run control/halfcheetah-ppo control/beside-sb3/pendulum control/beside-sb3/ppo \

@@ -28,8 +28,8 @@ def grow_in_place(cache: Any) -> None:
 class BufferedLayer(DynamicLayer):
     """Keys and values of a layer with full attention, in buffers with room for tokens to come.
 
-    A `DynamicLayer` copies all keys and values into new memory for each new token, which takes half of the time of
-    a small model.
+    A `DynamicLayer` copies all keys and values into new memory for each new token. With hundreds of tokens this
+    takes longer than attention.
 
     Args:
         layer: A layer that has read a prompt, whose keys and values are taken over.
