@@ -7,7 +7,8 @@ from entropyfloor.language.model import cache
 from entropyfloor.language.model.cache import BufferedLayer, grow_in_place
 from entropyfloor.language.sampling.decoding import Batch
 from test_language_decoding import PROMPTS, model_of
-from transformers.cache_utils import DynamicLayer
+
+from transformers.cache_utils import DynamicLayer  # isort: skip  behind entropyfloor.language.model
 
 
 def layers_of(model):
