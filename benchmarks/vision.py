@@ -1,4 +1,4 @@
-"""What a floor costs a training step of a classifier.
+"""What a floor and bfloat16 change in the time of a training step of a classifier.
 
     python benchmarks/vision.py
     python benchmarks/vision.py --parts head --rounds 200
@@ -7,8 +7,10 @@ step: a whole step of ResNet-18 on CIFAR-sized images, forward, backward and SGD
 head: the last layer alone, with its loss, forward and backward, and what the floor adds to it as a share of a
     whole step of ResNet-18 on as many images of 32×32 with as many classes. The difference of whole steps would
     drown in their noise.
+precision: a whole step of ResNet-18, on small and on large images, and of timm's test_resnet, in float32 and in
+    bfloat16 (mixed precision), in both memory layouts.
 
-The floored model and the plain one take turns, in a new random order in each round; what counts is CPU time, on
+Sides take turns, in a new random order in each round; what counts is CPU time, on
 one thread. Needs `pip install 'entropyfloor[vision]'`.
 """
 
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 
 import entropyfloor.vision
 from entropyfloor.runs import machine
+from entropyfloor.runs.settings import Precision
 from entropyfloor.torch.nn import ERALinear
 
 # isort: split
@@ -36,18 +39,31 @@ from pairs import Side, compare, measure, median
 BATCH = 128
 HEADS = ((BATCH, 512, 10), (1024, 512, 1000), (256, 512, 21_843))
 """Images, features, classes: CIFAR-10, ImageNet-1k, ImageNet-21k."""
+STEPS = (("resnet18", BATCH, 32), ("test_resnet", BATCH, 32), ("resnet18", 16, 224))
+"""Model, images in a batch, and their height and width."""
+LAYOUTS = {"": torch.contiguous_format, ", last": torch.channels_last}
+"""Names and memory layouts of images: channels first, and last."""
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 MORE = 8
 """How many times more rounds a head has than a model: a turn of it is short, and its difference is small."""
 
 
-def turn(model: Callable[[Tensor], Tensor], parameters: nn.Module, inputs: Tensor, classes: int) -> Side:
+def turn(
+    model: Callable[[Tensor], Tensor],
+    parameters: nn.Module,
+    inputs: Tensor,
+    classes: int,
+    precision: Precision = "fp32",
+) -> Side:
     """A step of SGD on the same batch again and again, at a learning rate that changes nothing."""
     target = torch.randint(classes, inputs.shape[:1])
     optimiser = torch.optim.SGD(parameters.parameters(), lr=1e-12)
 
     def step() -> None:
         optimiser.zero_grad()
-        nn.functional.cross_entropy(model(inputs), target).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            logits = model(inputs)
+        nn.functional.cross_entropy(logits.float(), target).backward()
         optimiser.step()
 
     return Side(step, 1)
@@ -91,7 +107,20 @@ def head(rounds: int) -> None:
             print(f"added to a step of {step_seconds:.2f} s (ResNet-18, eager, 32×32): {share}", flush=True)
 
 
-PARTS = {"step": step, "head": head}
+def precision(rounds: int) -> None:
+    """A step in float32 and in bfloat16."""
+    for name, batch, size in STEPS:
+        sides = {}
+        for layout, memory_format in LAYOUTS.items():
+            images = torch.randn(batch, 3, size, size).contiguous(memory_format=memory_format)
+            for number_format in PRECISIONS:
+                model = timm.create_model(name, num_classes=10)
+                sides[f"{number_format}{layout}"] = turn(model, model, images, 10, number_format)
+        pairs = [("fp32", "bf16"), ("fp32, last", "bf16, last"), ("fp32", "bf16, last")]
+        compare(f"{name}, {batch} images of {size}×{size}, eager", "steps", sides, pairs, rounds)
+
+
+PARTS = {"step": step, "head": head, "precision": precision}
 
 
 def main() -> None:
@@ -103,7 +132,7 @@ def main() -> None:
     torch.set_num_threads(1)
     found = machine.describe()
     versions = f"torch {found['versions']['torch']}, timm {timm.__version__}"
-    print(f"{found['hardware']['cpu']}, one thread, float32, {found['started']}, {versions}")
+    print(f"{found['hardware']['cpu']}, one thread, {found['started']}, {versions}")
     for part in args.parts:
         PARTS[part](args.rounds)
 

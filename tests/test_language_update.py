@@ -413,7 +413,7 @@ def test_mixed_precision_samples_from_the_policy_that_is_updated(tmp_path, monke
     batch, _ = trainer._rollout()
     ((dtype, sampled),) = drawn
     assert dtype == torch.float32
-    full = replace(trainer.hyperparameters, precision="no")
+    full = replace(trainer.hyperparameters, precision="fp32")
     exact, _ = update.log_probs_of(trainer.model, batch.responses, full)
     error = (batch.unscaled - exact).abs().max()
     assert 1e-4 < error < 0.1

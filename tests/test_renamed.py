@@ -34,6 +34,13 @@ def test_plain_heads_of_discrete_actions_are_the_softmax(before):
     assert current({**stored, "min_entropy": 0.1})["head"] == "softmax"
 
 
+@pytest.mark.parametrize("domain", ["vision", "language"])
+def test_the_precision_called_no_is_fp32(domain):
+    stored = {"domain": domain, "precision": "no"}
+    assert current(stored) == {"domain": domain, "precision": "fp32"}
+    assert stored["precision"] == "no"
+
+
 @pytest.mark.parametrize("head", ["tanh", "clip", "softmax"])
 def test_runs_with_the_marker_have_todays_names_already(head):
     settings = {"domain": "control", "agent": "ppo", "head": head}
@@ -45,6 +52,9 @@ def test_runs_with_the_marker_have_todays_names_already(head):
     [
         {"domain": "language", "agent": "grpo", "head": "clip"},
         {"domain": "vision", "agent": "none", "names": "of the classes"},
+        {"domain": "vision", "precision": "bf16"},
+        {"domain": "language", "precision": ["no"]},
+        {"domain": "control", "agent": "sb3-sac", "precision": "no"},
         {"domain": "control", "agent": "sb3-sac", "host": "stable-baselines3 2.9.2"},
         {"domain": "control", "agent": "sac", "head": ["clip"], "backend": "native", "precision": "fp32"},
         {},

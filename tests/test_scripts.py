@@ -66,13 +66,25 @@ def test_floors_of_classifiers_are_drawn(tmp_path):
 @pytest.mark.timeout(1200)  # inductor compiles ResNet-18 three times
 @pytest.mark.parametrize(
     ("part", "line"),
-    [("head", "time of calibrated / time of plain"), ("step", "time of paper / time of plain")],
+    [
+        ("head", "time of calibrated / time of plain"),
+        ("step", "time of paper / time of plain"),
+        ("precision", "time of fp32, last / time of bf16, last"),
+    ],
 )
 def test_the_benchmark_of_classifiers_runs(part, line):
     done = run("benchmarks/vision.py", "--parts", part, "--rounds", "1", limit=1100)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(line) >= 2
     assert done.stdout.count("added to a step of") == (6 if part == "head" else 0)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_language_models_runs():
+    done = run("benchmarks/language.py", "--models", "tiny", "--rounds", "1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("time of generate bf16 / time of ours bf16") == 1
+    assert done.stdout.count("time of fp32 / time of bf16") == 1
 
 
 @pytest.mark.slow

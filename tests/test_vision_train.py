@@ -847,7 +847,7 @@ for again in (lambda: train(VisionConfig(**settings)), lambda: resume(Path(setti
         ({"min_entropy": 0.9}, r"min_entropy=0\.9 nats is outside"),
         ({"temperature_floor": 0.9}, r"min_entropy=0\.9 must be above 0 and below log 2"),
         ({"model": "test_vit", "input_size": 33}, "33"),
-        ({"precision": "fp16"}, "precision='fp16' is not for a device of type cpu: choose bf16 or no"),
+        ({"precision": "fp16"}, "precision='fp16' is not for a device of type cpu: choose bf16 or fp32"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_written(settings, message, folder, tmp_path):

@@ -15,6 +15,7 @@ from entropyfloor.runs.settings import (
     THREADS,
     CountsIf,
     Effect,
+    Precision,
     Range,
     check,
     check_counted,
@@ -22,7 +23,6 @@ from entropyfloor.runs.settings import (
 
 TaskName = Literal["countdown", "countdown-3", "countdown-4", "arithmetic", "modular", "file"]
 LossName = Literal["grpo", "dr-grpo", "gspo"]
-Precision = Literal["no", "bf16"]
 Threshold = float | Literal["auto"]
 
 ABOVE_ONE = Range(1, math.inf, "above 1", open=True)
@@ -184,8 +184,8 @@ class LanguageConfig:
     """Number of rollouts in which the learning rate rises; it is constant afterwards."""
     clip_grad: Annotated[float, POSITIVE] = 1.0
     """Largest norm of a gradient; larger ones are scaled down."""
-    precision: Precision = "no"
-    """Mixed precision of the model in sampling and learning; its logits are float32 in any case."""
+    precision: Precision = "fp32"
+    """Number format of the model in sampling and learning: bf16 is mixed precision, with logits in float32."""
     device: Annotated[str, Effect.SPEED] = "auto"
     """Device such as cuda or cpu; auto takes an accelerator where there is one."""
 

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from entropyfloor.language import losses
-from entropyfloor.language.config import Precision, Threshold
+from entropyfloor.language.config import Threshold
 from entropyfloor.language.model.forward import IGNORED, autocast, head_of, hidden_states
 from entropyfloor.language.sampling.rollout import Responses, parts
+from entropyfloor.runs.settings import Precision
 from entropyfloor.torch import functional as F
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Hyperparameters:
     """Hyperparameters of an update. Those that `LanguageConfig` has too mean the same here."""
 
     temperature: float = 1.0
-    precision: Precision = "no"
+    precision: Precision = "fp32"
     micro_batch: int = 256
     top_fraction: float = 0.2
 

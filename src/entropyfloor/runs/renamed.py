@@ -23,7 +23,8 @@ and the values that say how they were made."""
 def current(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a run of any version, with today's names and values, without the marker, and with `ADDED`.
 
-    Only discrete actions have a `min_entropy`. If a run stored none, `clip` and `tanh` mean the softmax, as today.
+    Vision and language once called the precision fp32 `no`. In control, only discrete actions have a
+    `min_entropy`. If a run stored none, `clip` and `tanh` mean the softmax, as today.
 
     Args:
         settings: The content of `config.toml`.
@@ -32,7 +33,11 @@ def current(settings: Mapping[str, Any]) -> dict[str, Any]:
     for where, known_by, added in ADDED:
         if domain == where and known_by in settings:
             renamed = {**added, **renamed}
-    if domain != "control" or renamed.pop(MARKER, None) is not None:
+    if domain != "control":
+        if settings.get("precision") == "no":
+            renamed["precision"] = "fp32"
+        return renamed
+    if renamed.pop(MARKER, None) is not None:
         return renamed
     if "settings" in renamed:
         renamed["networks"] = renamed.pop("settings")

@@ -56,6 +56,8 @@ THREADS = Range(0, 1024, "between 0 and 1024")
 """Libraries crash where the system cannot give as many threads as are asked for."""
 WORKERS = Range(0, 256, "between 0 and 256")
 """A process costs more than a thread: thousands bring a machine to a halt."""
+Precision = Literal["fp32", "bf16"]
+"""Number format of matrix products. With bf16, parameters, losses and entropies are still float32."""
 LARGEST = 10**12 - 1
 """Limit of every whole number: the names of checkpoints have 12 digits, and counters 64 bits."""
 

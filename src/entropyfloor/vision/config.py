@@ -9,11 +9,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from entropyfloor.runs.resume import config_of
-from entropyfloor.runs.settings import NATURAL, POSITIVE, SEED_RANGE, SHARE, THREADS, WORKERS, Effect, Range, check
+from entropyfloor.runs.settings import (
+    NATURAL,
+    POSITIVE,
+    SEED_RANGE,
+    SHARE,
+    THREADS,
+    WORKERS,
+    Effect,
+    Precision,
+    Range,
+    check,
+)
 
 DatasetName = Literal["cifar10", "cifar100", "digits", "folder"]
 Augmentation = Literal["none", "light", "timm"]
-Precision = Literal["no", "bf16", "fp16"]
 
 NATIVE_SIZE = {"cifar10": 32, "cifar100": 32, "digits": 32, "folder": 224}
 """Default `input_size`. Digits of 8×8 pixels are enlarged, because models halve the resolution several times."""
@@ -113,8 +123,8 @@ class VisionConfig:
     """Maximum norm of the gradient; longer ones are scaled down."""
     ema: Annotated[float, SHARE] = 0.0
     """Decay of the moving average of the weights, which is evaluated instead of them. 0 turns it off."""
-    precision: Precision = "no"
-    """Mixed precision: no, bf16, or fp16 (on accelerators). The floor is always computed in float32."""
+    precision: Precision | Literal["fp16"] = "fp32"
+    """Number format of the model: fp32; or mixed precision, bf16 or fp16 (accelerators), with a float32 floor."""
     channels_last: Annotated[bool, Effect.SPEED] = False
     """Use the channels-last memory layout, which is faster on some devices."""
     compile: Annotated[bool, Effect.SPEED] = False

@@ -30,10 +30,10 @@ def accelerator_of(config: VisionConfig) -> Accelerator:
     if config.threads:
         torch.set_num_threads(config.threads)
     AcceleratorState._reset_state()  # one process may train several runs in different precisions
-    accelerator = Accelerator(mixed_precision=config.precision)
-    if config.precision != "no" and not accelerator.native_amp:  # it would be ignored
+    accelerator = Accelerator(mixed_precision="no" if config.precision == "fp32" else config.precision)
+    if config.precision != "fp32" and not accelerator.native_amp:  # it would be ignored
         kind = accelerator.device.type
-        raise ValueError(f"precision={config.precision!r} is not for a device of type {kind}: choose bf16 or no")
+        raise ValueError(f"precision={config.precision!r} is not for a device of type {kind}: choose bf16 or fp32")
     return accelerator
 
 

@@ -1,4 +1,4 @@
-"""Causal language models of transformers: files, forward passes, a tiny model, preparation of updates.
+"""Causal language models of transformers: files, forward passes, caches, a tiny model, preparation of updates.
 
 Import this before transformers: it names the extra that brings transformers, and repairs a broken torchvision.
 """

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from entropyfloor.extras import brief
-from entropyfloor.language.config import Precision
+from entropyfloor.runs.settings import Precision
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -46,7 +46,7 @@ def device_of(name: str) -> torch.device:
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Context in which a model runs: mixed precision for bf16, the precision of its weights for no."""
+    """Context in which a model runs: mixed precision for bf16, the precision of its weights for fp32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from entropyfloor.language.model.cache import grow_in_place
+
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
@@ -150,6 +152,7 @@ class Batch:
         tokens = torch.tensor([[0] * pad + list(prompt) for pad, prompt in pairs], device=model.device)
         self._mask = torch.tensor([[0] * pad + [1] * len(prompt) for pad, prompt in pairs], device=model.device)
         self._forward(tokens, (self._mask.cumsum(1) - 1).clamp(min=0))
+        grow_in_place(self._cache)
 
     @property
     def movable(self) -> bool:

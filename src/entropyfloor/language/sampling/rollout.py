@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from entropyfloor.extras import out_of_memory_hint
-from entropyfloor.language.config import Precision
 from entropyfloor.language.encoding import encode
 from entropyfloor.language.model.forward import Policy, autocast, ends_of, rows_of
 from entropyfloor.language.sampling.decoding import Written, decode
+from entropyfloor.runs.settings import Precision
 from entropyfloor.torch.seeding import derived
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def sample(
     max_new_tokens: int,
     temperature: float = 1.0,
     batch_size: int = 256,
-    precision: Precision = "no",
+    precision: Precision = "fp32",
     special: bool = True,
 ) -> Responses:
     """Sample one response to each prompt, from the whole distribution of the model.

@@ -1,0 +1,167 @@
+"""Speed of the two halves of a training step of a language model, in float32 and in bfloat16 (mixed precision).
+
+    python benchmarks/language.py
+    python benchmarks/language.py --parts decoding --models tiny --rounds 50
+
+decoding: tokens that the loop of training and evaluation samples, beside `generate` of transformers, which has no
+    seed for each response. Both sample from the whole distribution, and no token ends a response.
+update: forward and backward pass of the log-probabilities of responses, and a step of AdamW.
+
+tiny: the model of `train language --model tiny`; 256 responses to 16 problems are a rollout with default settings.
+llama: a Llama of 135 million parameters with random weights (the shape of SmolLM2-135M).
+
+Sides take turns, in a new random order in each round; what counts is CPU time, on one thread. Needs
+`pip install 'entropyfloor[language]'`.
+"""
+
+import os
+
+os.environ.update(OMP_NUM_THREADS="1")
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+
+from entropyfloor.language.config import LanguageConfig
+from entropyfloor.language.model.forward import Policy, autocast
+from entropyfloor.language.prepare import build_model, complete
+from entropyfloor.language.sampling.decoding import decode
+from entropyfloor.language.sampling.rollout import Responses
+from entropyfloor.language.update import Hyperparameters, head_arguments
+from entropyfloor.runs import machine
+from entropyfloor.runs.settings import Precision
+from entropyfloor.torch import functional as F
+
+# isort: split
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM  # after our package, see torchvision_shim
+
+from pairs import Side, compare
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+
+
+class Setup(NamedTuple):
+    """A model and what it is asked."""
+
+    model: Any
+    prompts: int
+    samples: int
+    """Responses to each prompt."""
+    lengths: tuple[int, int]
+    """Tokens of the shortest and of the longest prompt."""
+    new: int
+    """Tokens of each response."""
+    learned: int
+    """Responses in an update."""
+
+
+def tiny() -> Setup:
+    """The trainer's own model."""
+    config, task = complete(LanguageConfig())
+    model, _ = build_model(config, task)
+    rows = config.prompts * config.samples
+    return Setup(
+        model, config.prompts, config.samples, (8, task.max_prompt), int(config.max_new_tokens or 0), rows
+    )
+
+
+def llama() -> Setup:
+    """The shape of SmolLM2-135M."""
+    config = LlamaConfig(
+        vocab_size=49_152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    )
+    return Setup(LlamaForCausalLM(config), 32, 1, (20, 60), 64, 4)
+
+
+MODELS: dict[str, Callable[[], Setup]] = {"tiny": tiny, "llama": llama}
+
+
+def decoding(name: str, setup: Setup, rounds: int) -> None:
+    """Tokens per second of both loops."""
+    model, rows, longest = setup.model, setup.prompts * setup.samples, setup.lengths[1]
+    lengths = torch.linspace(*setup.lengths, setup.prompts).int().repeat_interleave(setup.samples)
+    mask = (torch.arange(longest) >= longest - lengths[:, None]).long()
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    tokens = torch.randint(3, vocabulary, (setup.prompts, longest)).repeat_interleave(setup.samples, 0) * mask
+    prompts = [row[-length:] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+    limits, seeds = [setup.new] * rows, range(rows)
+
+    def ours(precision: Precision) -> None:
+        with autocast(model.device, precision):
+            decode(Policy(model), prompts, limits=limits, seeds=seeds, ends=())
+
+    def generate(precision: Precision) -> None:
+        with autocast(model.device, precision):
+            model.generate(
+                tokens,
+                attention_mask=mask,
+                max_new_tokens=setup.new,
+                do_sample=True,
+                top_k=0,
+                pad_token_id=0,
+            )
+
+    sides = {
+        f"{loop.__name__} {precision}": Side(partial(loop, precision), rows * setup.new)
+        for loop in (ours, generate)
+        for precision in PRECISIONS
+    }
+    pairs = [("generate fp32", "ours fp32"), ("generate bf16", "ours bf16"), ("ours fp32", "ours bf16")]
+    title = f"decoding, {name}, {setup.prompts} prompts × {setup.samples} responses of {setup.new} tokens"
+    compare(title, "tokens", sides, pairs, rounds)
+
+
+def update(name: str, setup: Setup, rounds: int) -> None:
+    """Responses per second of an update, at a learning rate that changes nothing."""
+    model, length = setup.model, setup.lengths[1] + setup.new
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    tokens = torch.randint(3, vocabulary, (setup.learned, length))
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    ended = mask[:, 0]
+    responses = Responses(tokens, mask, mask[:, -setup.new :], [""] * setup.learned, ended)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-12, weight_decay=0.0)
+
+    def step(precision: Precision) -> None:
+        log_probs, _ = F.token_log_probs(**head_arguments(model, responses, Hyperparameters(precision=precision)))
+        log_probs.mean().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+    sides = {precision: Side(partial(step, precision), setup.learned) for precision in PRECISIONS}
+    title = f"update, {name}, {setup.learned} responses of {setup.new} tokens, {length} with their prompts"
+    compare(title, "responses", sides, [("fp32", "bf16")], rounds)
+
+
+PARTS = {"decoding": decoding, "update": update}
+
+
+def main() -> None:
+    """Print a table for each part and model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=10, help="turns of each side")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    found = machine.describe()
+    versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("torch", "transformers"))
+    print(f"{found['hardware']['cpu']}, one thread, {found['started']}, {versions}", flush=True)
+    for name in args.models:
+        torch.manual_seed(0)
+        setup = MODELS[name]()
+        setup.model.eval().generation_config = GenerationConfig()
+        for part in args.parts:
+            PARTS[part](name, setup, args.rounds)
+
+
+if __name__ == "__main__":
+    main()
