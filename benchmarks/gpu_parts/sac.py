@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from entropyfloor.control.agents.build import build_agent
-from entropyfloor.control.config import SACConfig, configure
+from entropyfloor.control.config import configure
 from entropyfloor.control.replay import Transition
 from gpu_parts.rows import Plan, Row, UnavailableError, compare, rates
 from pairs import Side
@@ -20,9 +20,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "sac-era": {"agent": "sac-era"},
     "sac-era-exact": {"agent": "sac-era-exact"},
 }
-PRECISIONS: dict[str, dict[str, Any]] = {"fp32": {}}
-if "precision" in SACConfig.__dataclass_fields__:
-    PRECISIONS["bf16"] = {"precision": "bf16"}
+PRECISIONS = "fp32", "bf16"
 
 
 def rows(plan: Plan) -> Iterator[Row]:
@@ -35,23 +33,23 @@ def rows(plan: Plan) -> Iterator[Row]:
     yield Row(
         "settings", jax.devices()[0].device_kind, remark=f"JAX {jax.__version__}, float32 products {products}"
     )
-    if len(PRECISIONS) == 1:
-        yield Row("settings", "bf16", skipped="this version has no setting `precision`")
     batch, calls = (8, 1) if plan.tiny else (256, 20)
     sizes = [(16, 2)] if plan.tiny else [(256, 64), (256, 1), (256, 8), (512, 64), (512, 1), (512, 8)]
     pairs = [(f"{name}, {p}", f"plain head, {p}") for p in PRECISIONS for name in ("sac-era", "sac-era-exact")]
     pairs += [(f"{name}, bf16", f"{name}, fp32") for name in HEADS]
     for hidden, seeds in sizes:
         sides: dict[str, Side] = {}
-        for precision, more in PRECISIONS.items():  # the second beside the first, once that has its rows
+        for precision in PRECISIONS:  # the second beside the first, once that has its rows
             case = f"SAC, {OBSERVATION} → {ACTION}, hidden {hidden}, batch {batch}, {seeds} seeds, {precision}"
             if late := plan.late(case):
                 yield from late
                 continue
             for name, head in HEADS.items():
-                sides[f"{name}, {precision}"] = side(head | more | {"hidden": hidden}, seeds, batch, calls)
-            found = yield from compare(plan, case, sides, pairs, 6.0, time.perf_counter)
-            yield from rates(case, found, "updates per second", "")
+                sides[f"{name}, {precision}"] = side(
+                    {**head, "precision": precision, "hidden": hidden}, seeds, batch, calls
+                )
+            seconds = yield from compare(plan, case, sides, pairs, 6.0, time.perf_counter)
+            yield from rates(case, seconds, "updates per second", "")
 
 
 def side(settings: dict[str, Any], seeds: int, batch: int, calls: int) -> Side:

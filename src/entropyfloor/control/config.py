@@ -15,9 +15,19 @@ from typing import Annotated, Any, Literal, get_args
 from entropyfloor import targets
 from entropyfloor.control.agents.sac import AlphaWeight, EntropyTerm
 from entropyfloor.control.heads import DistributionName, HeadName
-from entropyfloor.control.networks import ActivationName, Precision
+from entropyfloor.control.networks import ActivationName
 from entropyfloor.runs.resume import config_of
-from entropyfloor.runs.settings import NATURAL, POSITIVE, SEED_RANGE, SHARE, THREADS, Effect, Range, check
+from entropyfloor.runs.settings import (
+    NATURAL,
+    POSITIVE,
+    SEED_RANGE,
+    SHARE,
+    THREADS,
+    Effect,
+    Precision,
+    Range,
+    check,
+)
 
 SACName = Literal["sac", "sac-no-entropy", "sac-era", "sac-era-exact"]
 OBACName = Literal["obac", "obac-era", "obac-era-exact"]

@@ -10,13 +10,12 @@ from flax import linen as nn
 from jax import Array
 
 from entropyfloor.control import products
+from entropyfloor.runs.settings import Precision
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 ActivationName = Literal["relu", "elu", "silu", "tanh"]
-Precision = Literal["fp32", "bf16"]
-"""Precision of matrix products; everything else is float32 in both."""
 
 
 def dense(width: int, gain: float, precision: Precision) -> nn.Dense:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import LongTensor, Tensor
 from transformers.cache_utils import DynamicLayer
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class BufferedLayer(DynamicLayer):
         **kwargs: Any,  # noqa: ARG002
     ) -> tuple[Float[Tensor, "B H L D"], Float[Tensor, "B H L E"]]:
         """Append keys and values of new tokens, and return all of them."""
+        assert self.keys is not None
+        assert self.values is not None
         start = self.keys.shape[-2]
         end = start + key_states.shape[-2]
         if self._buffers is None or self._buffers[0].shape[-2] < end:
@@ -56,7 +58,7 @@ class BufferedLayer(DynamicLayer):
         self.keys, self.values = keys[:, :, :end], values[:, :, :end]
         return self.keys, self.values
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: LongTensor) -> None:
         """Continue with these rows, which are copied out of the buffers."""
         super().reorder_cache(beam_idx)
         self._buffers = None
