@@ -218,7 +218,7 @@ def kill(child: subprocess.Popen) -> None:
 
 
 def terminate(number: int, _: Any) -> None:
-    """End as after Ctrl-C."""
+    """Stop, and name the signal."""
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
@@ -241,7 +241,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.scale == "full" and not any(map(os.path.exists, DEVICES)):
         parser.error("there is no GPU here: --scale tiny (SCALE=tiny make bench-gpu) tries all parts on a CPU")
     record = Record(args.out or OUT[args.scale], header)
-    signal.signal(signal.SIGTERM, terminate)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, terminate)
     total, share, failed = sum(PARTS[name].share for name in args.parts), 0.0, False
     try:
         for name in args.parts:
@@ -252,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 failed |= row.get("skipped", "").startswith(FAILED) or row.get("remark", "").startswith(VIOLATED)
         end = "finished"
     except KeyboardInterrupt as error:
-        end = f"stopped by {error.args[0] if error.args else 'SIGINT'}"
+        end = f"stopped by {error}"
     record.say(f"\n{end} after {time.monotonic() - start:.0f} s: {record.path}")
     return 130 if end != "finished" else int(failed)
 

@@ -156,8 +156,8 @@ def _has_matrix_units() -> bool:
 
 
 def _has_wide_products(device: torch.device) -> bool:
-    """Whether a product of half-precision matrices can be written in float32: on CUDA, from PyTorch 2.8 on."""
-    return device.type == "cuda" and torch.version.hip is None and hasattr(torch.ops.aten.addmm, "dtype_out")
+    """Whether a product of half-precision matrices can be added to a float32 one: on CUDA, from PyTorch 2.10."""
+    return device.type == "cuda" and torch.version.hip is None and torch.__version__ >= "2.10"
 
 
 def _to_logits(tile: Tensor, options: Options) -> None:
