@@ -3,11 +3,13 @@
     python benchmarks/language.py
     python benchmarks/language.py --parts decoding --models tiny --rounds 50
 
-decoding: tokens that the loop of training and evaluation samples, beside `generate` of transformers, which has no
-    seed for each response. Both sample from the whole distribution, and no token ends a response.
+decoding: tokens that the loop of training and evaluation samples, beside the same loop with the cache of
+    transformers, which copies keys and values at each token, and beside `generate` of transformers, where
+    responses have no seeds of their own. All sample from the whole distribution, and no token ends a response.
 update: forward and backward pass of the log-probabilities of responses, and a step of AdamW.
 
 tiny: the model of `train language --model tiny`; 256 responses to 16 problems are a rollout with default settings.
+tiny-long: the same model with prompts of 400 tokens.
 llama: a Llama of 135 million parameters with random weights (the shape of SmolLM2-135M).
 
 Sides take turns, in a new random order in each round; what counts is CPU time, on one thread. Needs
@@ -22,6 +24,7 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 
@@ -68,6 +71,11 @@ def tiny() -> Setup:
     )
 
 
+def tiny_long() -> Setup:
+    """The trainer's own model with long prompts."""
+    return tiny()._replace(prompts=2, lengths=(400, 400), new=48, learned=32)
+
+
 def llama() -> Setup:
     """The shape of SmolLM2-135M."""
     config = LlamaConfig(
@@ -82,7 +90,7 @@ def llama() -> Setup:
     return Setup(LlamaForCausalLM(config), 32, 1, (20, 60), 64, 4)
 
 
-MODELS: dict[str, Callable[[], Setup]] = {"tiny": tiny, "llama": llama}
+MODELS: dict[str, Callable[[], Setup]] = {"tiny": tiny, "tiny-long": tiny_long, "llama": llama}
 
 
 def decoding(name: str, setup: Setup, rounds: int) -> None:
@@ -99,6 +107,10 @@ def decoding(name: str, setup: Setup, rounds: int) -> None:
         with autocast(model.device, precision):
             decode(Policy(model), prompts, limits=limits, seeds=seeds, ends=())
 
+    def copying(precision: Precision) -> None:
+        with patch("entropyfloor.language.sampling.decoding.grow_in_place"):
+            ours(precision)
+
     def generate(precision: Precision) -> None:
         with autocast(model.device, precision):
             model.generate(
@@ -112,10 +124,11 @@ def decoding(name: str, setup: Setup, rounds: int) -> None:
 
     sides = {
         f"{loop.__name__} {precision}": Side(partial(loop, precision), rows * setup.new)
-        for loop in (ours, generate)
+        for loop in (ours, copying, generate)
         for precision in PRECISIONS
     }
-    pairs = [("generate fp32", "ours fp32"), ("generate bf16", "ours bf16"), ("ours fp32", "ours bf16")]
+    pairs = [(f"{other} {p}", f"ours {p}") for p in PRECISIONS for other in ("copying", "generate")]
+    pairs += [("ours fp32", "ours bf16")]
     title = f"decoding, {name}, {setup.prompts} prompts × {setup.samples} responses of {setup.new} tokens"
     compare(title, "tokens", sides, pairs, rounds)
 
