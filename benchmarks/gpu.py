@@ -39,6 +39,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,18 +129,18 @@ def _header_text(header: dict[str, Any]) -> str:
 
 def describe(scale: str, minutes: float, commit: str | None) -> dict[str, Any]:
     """The header."""
-    found = machine.describe()
+    header = machine.describe()
     for name in LIBRARIES:
         try:
-            found["versions"][name] = version(name)
+            header["versions"][name] = version(name)
         except PackageNotFoundError:
             continue
     driver = None
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
-    return found | {
-        "commit": commit or found["commit"],
+    return header | {
+        "commit": commit or header["commit"],
         "driver": driver,
         "scale": scale,
         "minutes": minutes,
@@ -162,10 +163,7 @@ def serve(name: str, scale: str, seconds: float) -> int:
     plan = Plan(scale == "tiny", time.monotonic() + (1 - RESERVE) * seconds)
 
     def write(row: Row) -> None:
-        print(
-            json.dumps({key: value for key, value in row._asdict().items() if value not in (None, "")}), file=rows
-        )
-        rows.flush()
+        print(json.dumps(row.plain(), allow_nan=False), file=rows, flush=True)
 
     try:
         for row in importlib.import_module(f"gpu_parts.{part.module}").rows(plan, *part.arguments):
@@ -183,13 +181,13 @@ def serve(name: str, scale: str, seconds: float) -> int:
 
 
 def measure(name: str, scale: str, seconds: float) -> Iterator[dict[str, Any]]:
-    """Rows of a part, from its own process, which is killed after `seconds`."""
+    """Rows of a part, from its own process, which is killed after `seconds` with all processes that it started."""
     command = [sys.executable, __file__, f"--serve={name}", f"--scale={scale}", f"--seconds={seconds}"]
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     if scale == "tiny":
         environment["TRITON_INTERPRET"] = "1"
     child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, process_group=0)
-    late = threading.Event()
+    late, failed = threading.Event(), False
 
     def stop() -> None:
         late.set()
@@ -199,7 +197,9 @@ def measure(name: str, scale: str, seconds: float) -> Iterator[dict[str, Any]]:
     timer.start()
     try:
         assert child.stdout is not None
-        yield from map(json.loads, child.stdout)
+        for row in map(json.loads, child.stdout):
+            failed |= row.get("skipped", "").startswith(FAILED)
+            yield row
         status = child.wait()
     finally:
         timer.cancel()
@@ -207,13 +207,14 @@ def measure(name: str, scale: str, seconds: float) -> Iterator[dict[str, Any]]:
         child.wait()
     if late.is_set():
         yield {"case": "all", "name": "the rest", "skipped": f"the part was stopped after its {seconds:.0f} s"}
-    elif status < 0:
-        yield {"case": "all", "name": "the rest", "skipped": f"{FAILED}{signal.Signals(-status).name}"}
+    elif status and not failed:
+        reason = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        yield {"case": "all", "name": "the rest", "skipped": f"{FAILED}{reason}"}
 
 
 def kill(child: subprocess.Popen) -> None:
-    """End a process and its children, compilers among them."""
-    if child.poll() is None:
+    """End a process and its children, compilers among them. Children that outlive it hold its output open."""
+    with suppress(ProcessLookupError, PermissionError):  # none is left
         os.killpg(child.pid, signal.SIGKILL)
 
 

@@ -88,6 +88,15 @@ def test_a_side_that_fails_is_left_out():
     ]
 
 
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_value_that_is_not_finite_is_a_remark(value):
+    row = Row("case", "name", "below the floor", value, "nats", remark="VIOLATED: allowed 1e-05").plain()
+    assert json.loads(json.dumps(row, allow_nan=False)) == row
+    assert "value" not in row
+    assert Row(**row).text().endswith(f"VIOLATED: allowed 1e-05; below the floor: {value}")
+    assert Row("case", "name", "time", 2.0, "ms", 1.0, 3.0).plain()["value"] == 2
+
+
 def test_the_reason_of_a_failure_is_one_line():
     assert failure(int) is None
     assert failure(lambda: int("a\nb")).startswith("ValueError: invalid literal for int() with base 10")
@@ -136,6 +145,7 @@ def test_the_full_scale_needs_a_gpu():
         ("raise ImportError('no plugin')", "no plugin", 0),
         ("raise RuntimeError('the driver is too old')", "failed: RuntimeError: the driver is too old", 1),
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "failed: SIGSEGV", 1),
+        ("import sys; sys.exit(3)", "failed: exit status 3", 1),
     ],
 )
 def test_a_part_that_cannot_run_leaves_its_reason_and_the_other_parts(tmp_path, module, reason, status):
@@ -159,6 +169,15 @@ def test_a_part_is_stopped_when_its_time_is_over(tmp_path):
     assert done.returncode == 0
     rows = read(tmp_path / "out")[1]
     assert rows[0]["skipped"].startswith("the part was stopped after its ")
+
+
+def test_a_process_that_outlives_its_part_is_stopped_too(tmp_path):
+    """It holds the pipe of the rows, as a forked process does."""
+    (tmp_path / "jax.py").write_text("import os, time; os.fork() or time.sleep(300); os._exit(0)")
+    done = start(tmp_path / "out", "sac", "parallel", path=str(tmp_path), minutes="0.05")
+    done.communicate(timeout=30)
+    assert done.returncode == 0
+    assert [row["part"] for row in read(tmp_path / "out")[1]] == ["sac", "parallel"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

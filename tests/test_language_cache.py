@@ -17,7 +17,7 @@ def layers_of(model):
 
 @pytest.mark.parametrize("kind", ["rotary", "learned positions", "sliding window", "convolution"])
 def test_logits_are_those_of_the_cache_of_transformers(kind, monkeypatch):
-    monkeypatch.setattr(cache, "ROOM", 2)
+    monkeypatch.setattr(cache, "SPARE", 2)
     model = model_of(kind)
     ours = Batch(model, PROMPTS)
     with monkeypatch.context() as without:
@@ -39,7 +39,7 @@ def test_logits_are_those_of_the_cache_of_transformers(kind, monkeypatch):
 
 
 def test_new_tokens_are_written_into_the_same_memory(monkeypatch):
-    monkeypatch.setattr(cache, "ROOM", 3)
+    monkeypatch.setattr(cache, "SPARE", 3)
     batch = Batch(model_of("rotary"), PROMPTS)
     places = []
     for _ in range(9):
@@ -49,6 +49,32 @@ def test_new_tokens_are_written_into_the_same_memory(monkeypatch):
     assert len(set(places[:4])) == len(set(places[4:8])) == 1  # a buffer has room for the token and three more
     assert len(set(places)) == 3
     assert layer.keys.shape == (5, 2, max(map(len, PROMPTS)) + 9, 8)
+
+
+CHANGES = {
+    "selected rows": ("batch_select_indices", torch.tensor([2])),
+    "repeated rows": ("batch_repeat_interleave", 2),
+    "fewer tokens": ("crop", -1),
+    "reset": ("reset",),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_transformers_does_with_a_layer_is_respected(name):
+    method, *arguments = CHANGES[name]
+    filled = DynamicLayer()
+    filled.update(*torch.randn(2, 4, 2, 3, 8))
+    ours, theirs = BufferedLayer(filled), filled
+    tokens = torch.randn(2, 4, 2, 1, 8)
+    for layer in (ours, theirs):
+        layer.update(*tokens)
+        getattr(layer, method)(*arguments)
+    rows = len(theirs.keys) if theirs.is_initialized else 5
+    for _ in range(3):
+        tokens = torch.randn(2, rows, 2, 1, 8)
+        results = [layer.update(*tokens) for layer in (ours, theirs)]
+        for one, other in zip(*results, strict=True):
+            assert torch.equal(one, other)
 
 
 def test_only_layers_with_full_attention_change():

@@ -253,6 +253,21 @@ def test_rounded_factors_are_rounded_only_inside():
     assert torch.equal(left @ right, plain)
 
 
+@pytest.mark.skipif(not tiles._has_matrix_units(), reason="this CPU has no matrix units")
+def test_an_inherited_precision_is_still_inherited_afterwards(monkeypatch):
+    monkeypatch.setattr(torch.backends, "fp32_precision", "tf32")
+    matmul = torch.backends.mkldnn.matmul
+    assert matmul.fp32_precision == "tf32"
+    try:
+        with tiles._rounded_factors():
+            assert matmul.fp32_precision == "bf16"
+        assert matmul.fp32_precision == "tf32"
+        torch.backends.fp32_precision = "ieee"
+        assert matmul.fp32_precision == "ieee"
+    finally:
+        matmul.fp32_precision = "none"
+
+
 @pytest.mark.parametrize(
     ("dtypes", "found", "kind"),
     [

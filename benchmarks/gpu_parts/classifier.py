@@ -51,8 +51,8 @@ def steps(plan: Plan, mode: str, name: str, batch: int, size: int, compiled: Cal
         forward = compiled(model) if compiled else model
         optimiser = torch.optim.SGD(model.parameters(), lr=1e-12, momentum=0.9)
         sides[side] = Side(partial(step, forward, optimiser, images, labels), 1)
-    found = yield from compare(plan, case, sides, [("floor", "plain")], SECONDS, clock)
-    yield from rates(case, found, "images per second", "", batch)
+    times = yield from compare(plan, case, sides, [("floor", "plain")], SECONDS, clock)
+    yield from rates(case, times, "images per second", "", batch)
 
 
 def step(

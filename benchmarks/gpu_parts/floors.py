@@ -62,14 +62,14 @@ def rows(plan: Plan, library: str) -> Iterator[Row]:
 
 def worst(case: str, name: str, check: Callable[[], Iterator[tuple[float, float, bool]]]) -> Row:
     """The largest violation that `check` finds; with each it says what is allowed, and if gradients are finite."""
-    found: list[tuple[float, float, bool]] = []
-    if reason := failure(lambda: found.extend(check())):
+    cases: list[tuple[float, float, bool]] = []
+    if reason := failure(lambda: cases.extend(check())):
         return Row(case, name, skipped=reason)
-    violations, allowed, finite = zip(*found, strict=True)
+    violations, allowed, finite = zip(*cases, strict=True)
     violation = max(violations) if np.isfinite(violations).all() else math.inf
     held = "holds" if violation <= allowed[0] and all(finite) else VIOLATED
     infinite = "" if all(finite) else ", gradients that are not finite"
-    remark = f"{held}: allowed {allowed[0]:g}, cases: {len(found)}{infinite}"
+    remark = f"{held}: allowed {allowed[0]:g}, cases: {len(cases)}{infinite}"
     return Row(case, name, "below the floor", violation, "nats", remark=remark)
 
 

@@ -1,9 +1,10 @@
 """What every part of `benchmarks/gpu.py` shares: its rows, its time, and the comparison of sides in turns."""
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,6 +40,14 @@ class Row(NamedTuple):
     remark: str | None = None
     skipped: str | None = None
     """Why there is no value."""
+
+    def plain(self) -> dict[str, Any]:
+        """What the row has, as JSON can hold it: a value that is not finite becomes a remark."""
+        row = self
+        if self.value is not None and not math.isfinite(self.value):
+            remark = "; ".join(filter(None, (self.remark, f"{self.quantity}: {self.value}")))
+            row = self._replace(value=None, low=None, high=None, remark=remark)
+        return {key: value for key, value in row._asdict().items() if value not in (None, "")}
 
     def text(self) -> str:
         """The row without its case, for people."""
@@ -82,7 +91,7 @@ def compare(
     The first turn of each side, in which compilers work, is not counted. A side that fails is left out.
 
     Returns:
-        What `pairs.measure` found.
+        Seconds per unit of work of each side that did not fail, one value a round.
     """
     working, round_seconds = {}, 0.0
     for name, side in sides.items():
@@ -95,28 +104,28 @@ def compare(
         working[name] = side
     seconds, fewest = (TINY_SECONDS, TINY_FEWEST) if plan.tiny else (min(seconds, plan.left()), FEWEST)
     rounds = int(min(max(seconds / max(round_seconds, 1e-6), fewest), MOST))
-    found = measure(working, rounds, clock)
-    for name, values in found.items():
+    times = measure(working, rounds, clock)
+    for name, values in times.items():
         yield Row(case, name, "time", *_with_interval(1e3 * values), rounds=rounds)
     for one, other in pairs:
-        if one in found and other in found:
-            middle, low, high = median(found[one] / found[other])
+        if one in times and other in times:
+            middle, low, high = median(times[one] / times[other])
             yield Row(case, f"{one} / {other}", "time", middle, "", low, high, rounds)
-    return found
+    return times
 
 
-def rates(case: str, found: dict[str, np.ndarray], quantity: str, unit: str, count: float = 1) -> Iterator[Row]:
+def rates(case: str, times: dict[str, np.ndarray], quantity: str, unit: str, count: float = 1) -> Iterator[Row]:
     """`count` / time of each side that was measured."""
-    for name, seconds in found.items():
+    for name, seconds in times.items():
         middle, low, high = median(count / seconds)
         yield Row(case, name, quantity, middle, unit, low, high, len(seconds))
 
 
 def attempted(case: str, name: str, measured: Callable[[], Iterable[Row]]) -> Iterator[Row]:
     """Rows, and where they fail the reason."""
-    found: list[Row] = []
-    reason = failure(lambda: found.extend(measured()))
-    yield from found
+    measured_rows: list[Row] = []
+    reason = failure(lambda: measured_rows.extend(measured()))
+    yield from measured_rows
     if reason:
         yield Row(case, name, skipped=reason)
 

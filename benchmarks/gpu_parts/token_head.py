@@ -73,8 +73,8 @@ def rows(plan: Plan) -> Iterator[Row]:
 
     def timed(names: list[str], pairs: list[tuple[str, str]], share: float) -> Any:
         sides = {name: Side(partial(call, heads[name], data), 1) for name in names if not reasons.get(name)}
-        found = yield from compare(plan, case, sides, pairs, share * plan.left(), clock)
-        yield from rates(case, found, "share of matrix limit", "", 6 * count * hidden * vocabulary / limit)
+        times = yield from compare(plan, case, sides, pairs, share * plan.left(), clock)
+        yield from rates(case, times, "share of matrix limit", "", 6 * count * hidden * vocabulary / limit)
 
     yield from timed(["plain", "era"], [("era", "plain")], 0.2)
     pairs = [*((name, "era") for name in OTHERS), ("era-filtered", "release")]
@@ -124,12 +124,14 @@ def errors(count: int, hidden: int, vocabulary: int) -> Iterator[Row]:
     wide = data[0].detach().double().requires_grad_(), data[1].detach().double().requires_grad_(), *data[2:]
     right = call(HEADS["naive"], wide)
     for impl in ("triton", "torch"):
-        found: list[Tensor] = []
-        if reason := failure(lambda impl=impl, found=found: found.extend(call(partial(with_impl, impl), data))):
+        results: list[Tensor] = []
+        if reason := failure(
+            lambda impl=impl, results=results: results.extend(call(partial(with_impl, impl), data))
+        ):
             yield Row(case, impl, skipped=reason)
             continue
         names = "log-probs", "entropies", "gradient of hidden", "gradient of weight"
-        for name, one, other in zip(names, found, right, strict=True):
+        for name, one, other in zip(names, results, right, strict=True):
             difference = one.detach().double() - other.detach()
             yield Row(case, impl, name, float(difference.norm() / other.detach().norm()))
 

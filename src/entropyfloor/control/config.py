@@ -117,7 +117,7 @@ class ControlConfig(ABC):
     hidden: Annotated[int, COUNT] = 512
     """Width of the two hidden layers."""
     precision: Precision = "fp32"
-    """Matrix products of the networks in float32 or bfloat16. Everything else is float32, and so is the floor."""
+    """Matrix products of hidden layers and of the actor's output: float32 or bfloat16. All else is float32."""
     learning_rate: Annotated[float, POSITIVE] = 3e-4
     """Learning rate of every optimiser."""
     discount: Annotated[float, SHARE] = 0.99

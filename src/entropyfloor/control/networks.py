@@ -32,7 +32,7 @@ class MLP(nn.Module):
         activation: Name of the activation in `flax.linen`.
         layer_norm: Whether each layer is normalised before its activation.
         tanh_first: Make the first layer `Dense` → `LayerNorm` → tanh, whatever the others are (OBAC).
-        precision: Precision of the matrix products, also of the layer that a network has behind this body.
+        precision: Precision of the matrix products, also of an actor's output layer. That of a value is float32.
     """
 
     hidden: tuple[int, ...]

@@ -19,10 +19,10 @@ SLOW = (256, 256)
 def bfloat16(
     x: Float[Array, "*batch i"], kernel: Float[Array, "i o"], *_: Any, **__: Any
 ) -> Float32[Array, "*batch o"]:
-    """`x kernel` of factors that are rounded to bfloat16, for the argument `dot_general` of a layer.
+    """`x kernel` of factors that are rounded to bfloat16. A layer takes it as its `dot_general`.
 
     The gradient of each factor is a product of the same kind, with the incoming gradient rounded. Products and
-    gradients are summed and returned in float32.
+    gradients are summed and returned in float32. There is no forward-mode derivative (`jax.jvp`).
 
     Args:
         x: Input of the layer.

@@ -43,7 +43,7 @@ def reproduce(plan: Sequence[PlannedRun], workers: int) -> None:
             pool.shutdown(wait=False, cancel_futures=True)
             try:
                 runs.stop()
-            except KeyboardInterrupt:  # a second Ctrl-C: to a run that is saving, a second signal says at once
+            except KeyboardInterrupt:  # by a second Ctrl-C: a second signal stops runs that are still saving
                 runs.stop()
             raise KeyboardInterrupt("the same command continues the unfinished runs") from None
     if runs.failed:

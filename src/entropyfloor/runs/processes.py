@@ -57,7 +57,7 @@ def each_in_its_process(
     finally:
         try:
             _stop(running)
-        except KeyboardInterrupt:  # a second Ctrl-C: to a process that is saving, a second signal says at once
+        except KeyboardInterrupt:  # by a second Ctrl-C: a second signal stops processes that are still saving
             _stop(running)
     if failed:
         raise RuntimeError(f"{', '.join(failed)} failed, of {len(items)} runs; the reasons are above")

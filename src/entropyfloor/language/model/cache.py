@@ -10,8 +10,8 @@ from transformers.cache_utils import DynamicLayer
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-ROOM = 64
-"""Number of tokens that a new buffer has room for, beyond those in it."""
+SPARE = 64
+"""Number of tokens that can be appended to a new buffer before it is full."""
 
 
 def grow_in_place(cache: Any) -> None:
@@ -26,7 +26,7 @@ def grow_in_place(cache: Any) -> None:
 
 
 class BufferedLayer(DynamicLayer):
-    """Keys and values of a layer with full attention, in buffers with room for tokens to come.
+    """Keys and values of a layer with full attention, in buffers that are longer than what they hold.
 
     A `DynamicLayer` copies all keys and values into new memory for each new token. With hundreds of tokens this
     takes longer than attention.
@@ -38,6 +38,8 @@ class BufferedLayer(DynamicLayer):
     def __init__(self, layer: DynamicLayer) -> None:
         vars(self).update(vars(layer))
         self._buffers: tuple[Tensor, Tensor] | None = None
+        self._written: tuple[Tensor, Tensor] | None = None
+        """The keys and values that are parts of the buffers."""
 
     def update(
         self,
@@ -47,24 +49,29 @@ class BufferedLayer(DynamicLayer):
         **kwargs: Any,  # noqa: ARG002
     ) -> tuple[Float[Tensor, "B H L D"], Float[Tensor, "B H L E"]]:
         """Append keys and values of new tokens, and return all of them."""
+        if not self.is_initialized:  # since it was reset
+            return super().update(key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
+        written = self._written  # transformers may have put others in their place: other rows, or fewer tokens
+        if written is None or self.keys is not written[0] or self.values is not written[1]:
+            self._buffers = None
         start = self.keys.shape[-2]
         end = start + key_states.shape[-2]
         if self._buffers is None or self._buffers[0].shape[-2] < end:
-            self._buffers = _with_room(self.keys, end + ROOM), _with_room(self.values, end + ROOM)
+            self._buffers = _longer(self.keys, end + SPARE), _longer(self.values, end + SPARE)
         keys, values = self._buffers
         keys[:, :, start:end], values[:, :, start:end] = key_states, value_states
-        self.keys, self.values = keys[:, :, :end], values[:, :, :end]
-        return self.keys, self.values
+        self.keys, self.values = self._written = keys[:, :, :end], values[:, :, :end]
+        return self._written
 
     def reorder_cache(self, beam_idx: LongTensor) -> None:
-        """Continue with these rows, which are copied out of the buffers."""
+        """Continue with these rows. The buffers are freed at once, not at the next update of this layer."""
         super().reorder_cache(beam_idx)
-        self._buffers = None
+        self._buffers = self._written = None
 
 
-def _with_room(states: Float[Tensor, "B H L D"], length: int) -> Float[Tensor, "B H N D"]:
+def _longer(states: Float[Tensor, "B H L D"], length: int) -> Float[Tensor, "B H N D"]:
     """A longer buffer that begins with `states`."""
     rows, heads, used, size = states.shape
     buffer = states.new_empty(rows, heads, length, size)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,9 +107,14 @@ class MatrixUnitTiles(Tiles):
     def __init__(self, layer: Layer) -> None:
         super().__init__(layer)
         self.height, self.width = MATRIX_UNIT_TILE
-        self.hidden_twice = layer.hidden.expand(2, -1, -1).contiguous()
+        self.layer = layer
         if len(layer.hidden) <= self.height:
             self.total = layer.weight.dtype  # one product has the whole sum
+
+    @cached_property
+    def hidden_twice(self) -> Tensor:
+        """The factor of both parts of a gradient, which only the gradient of a weight needs."""
+        return self.layer.hidden.expand(2, -1, -1).contiguous()
 
     def tile(self, rows: slice, weight: Tensor, bias: Tensor | None) -> Tensor:
         """`W h + b` of some rows and columns."""
@@ -117,7 +124,7 @@ class MatrixUnitTiles(Tiles):
     def add_products(
         self, by_hidden: Tensor | None, by_weight: Tensor | None, gradient: Tensor, weight: Tensor, rows: slice
     ) -> None:
-        """Add what the gradient of a tile gives; one of the weight in bfloat16 is overwritten."""
+        """The same, but a gradient of the weight in bfloat16, which has one tile of rows, is overwritten."""
         parts = gradient.new_empty((2, *gradient.shape), dtype=torch.bfloat16)
         parts[0] = gradient
         low = gradient - parts[0].float()
@@ -140,18 +147,22 @@ _PRECISION = threading.Lock()
 @contextmanager
 def _rounded_factors() -> Iterator[None]:
     """Let products of float32 matrices round their factors to bfloat16, in all threads of the process."""
-    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined, unused-ignore]
+    mkldnn: Any = torch.backends.mkldnn
     with _PRECISION:
-        before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+        before = mkldnn.matmul.fp32_precision
+        if before == mkldnn.fp32_precision:
+            before = "none"  # inherited: it must follow later changes of the setting that it comes from
         try:
+            mkldnn.matmul.fp32_precision = "bf16"
             yield
         finally:
-            matmul.fp32_precision = before
+            mkldnn.matmul.fp32_precision = before
 
 
 def _has_matrix_units() -> bool:
-    """Whether the CPU has matrix units for bfloat16 (AMX), and this version of PyTorch tells and uses them."""
-    known = hasattr(torch.cpu, "get_capabilities") and torch.backends.mkldnn.enabled
+    """Whether the CPU has matrix units for bfloat16 (AMX), and this version of PyTorch reports and uses them."""
+    mkldnn = torch.backends.mkldnn
+    known = hasattr(torch.cpu, "get_capabilities") and hasattr(mkldnn, "matmul") and mkldnn.enabled
     return bool(known and torch.cpu.get_capabilities().get("amx_bf16"))
 
 
