@@ -323,6 +323,7 @@ def test_seeds_in_lockstep_have_the_numbers_of_each_alone(name, tmp_path):
         assert metrics_of(path) == metrics_of(other)
 
 
+@pytest.mark.slow
 def test_seeds_in_processes_are_the_runs_of_each_and_go_on(tmp_path, cache):
     """Of each alone in a process of its own: this one computes in another precision."""
     settings = {**OFF_POLICY, "steps": 200, "checkpoint_every": 100, "env": "gym/Pendulum-v1"}
@@ -346,6 +347,7 @@ def test_seeds_that_were_begun_with_other_settings_are_not_passed_off(finished, 
         train_seeds(config, [0])
 
 
+@pytest.mark.slow
 def test_a_seed_that_fails_does_not_stop_the_others_and_none_outlives_its_parent(tmp_path, cache):
     settings = {**OFF_POLICY, "steps": 200, "checkpoint_every": 100, "learning_rate": 1e30}
     args = options_of({"agent": "sac", "env": "gym/Pendulum-v1", **settings, "out": tmp_path / "failing"})
