@@ -4,6 +4,8 @@
     python benchmarks/control.py --parts share --rounds 200
 
 updates: SAC, OBAC and PPO without an environment: sampling what was stored, gradients, optimisers, target critics.
+heads: the same SAC with a plain head and with the exact one; and Stable-Baselines3's SAC beside itself with the
+    exact head's work on top, in eager PyTorch: once for the next actions, once with gradients.
 loops: acting, simulating, storing and updating on HalfCheetah, and PPO's collection alone.
 share: whole loops of ERA's agents beside the same agents with a plain head, at a learning rate next to 0, so that
     both go on acting alike: what another policy costs the simulator is no cost of ERA's.
@@ -40,6 +42,7 @@ from entropyfloor.control.envs import make
 from entropyfloor.control.replay import Replay, Transition
 from entropyfloor.control.train import build
 from entropyfloor.runs import machine
+from entropyfloor.torch.nn import ERATruncatedNormal
 from pairs import Side, compare
 
 TASK = "gym/HalfCheetah-v4"
@@ -124,6 +127,24 @@ def host_sac_updates(library: Any, sizes: Sizes, hidden: int) -> Side:
     model = host(library, "SAC", Noise(sizes), hidden, buffer_size=STORED, learning_starts=STORED)
     model.learn(STORED)
     return Side(lambda: model.train(gradient_steps=UPDATES, batch_size=BATCH), UPDATES)
+
+
+def sb3_with_the_exact_head(sizes: Sizes, hidden: int) -> Side:
+    """SAC of Stable-Baselines3, and the exact head on a batch as many times as an update needs it."""
+    plain = host_sac_updates(sb3, sizes, hidden)
+    loc, raw = (torch.randn(BATCH, sizes[1]) for _ in range(2))
+    loc, raw = loc.tanh().requires_grad_(), raw.requires_grad_()
+    head = ERATruncatedNormal(sizes[1], -0.5 * sizes[1])
+
+    def train() -> None:
+        plain.turn()
+        for _ in range(plain.count):
+            with torch.no_grad():
+                head(loc, raw)
+            log_std = head(loc, raw)
+            torch.autograd.grad(log_std, (loc, raw), torch.ones_like(log_std))
+
+    return Side(train, plain.count)
 
 
 def host_ppo_updates(library: Any, sizes: Sizes, steps: int) -> Side:
@@ -239,6 +260,21 @@ def updates(rounds: int, steps: int) -> None:
     compare(title, "gradient steps", sides, pairs, rounds)
 
 
+def heads(rounds: int, _: int) -> None:
+    """The share of the exact head in an update."""
+    for sizes, hidden in ((HUMANOID, 256), (HUMANOID, 512), (WALKER, 256)):
+        sides = {
+            "plain head": our_sac_updates("sac-era", sizes, hidden, head="tanh", **PLAIN_NETS),
+            "sac-era-exact": our_sac_updates("sac-era-exact", sizes, hidden, **PLAIN_NETS),
+            "SB3": host_sac_updates(sb3, sizes, hidden),
+            "SB3 exact": sb3_with_the_exact_head(sizes, hidden),
+        }
+        title = (
+            f"SAC with the exact head: observation {sizes[0]}, action {sizes[1]}, hidden {hidden}, batch {BATCH}"
+        )
+        compare(title, "updates", sides, [("sac-era-exact", "plain head"), ("SB3 exact", "SB3")], MORE * rounds)
+
+
 def loops(rounds: int, steps: int) -> None:
     """Whole loops beside the hosts'."""
     turn = steps // 16
@@ -279,7 +315,7 @@ def share(rounds: int, steps: int) -> None:
         compare(f"ERA's share of the loop: {TASK}", "environment steps", sides, pairs, MORE * rounds)
 
 
-PARTS = {"updates": updates, "loops": loops, "share": share}
+PARTS = {"updates": updates, "heads": heads, "loops": loops, "share": share}
 
 
 def main() -> None:

@@ -138,3 +138,29 @@ def test_dim_is_only_a_transposition(backend, dim):
         out = backend.numpy(getattr(backend.functional, name)(raw, argument, dim=dim))
         last = backend.numpy(getattr(backend.functional, name)(backend.array(RAW, "float64"), argument))
         np.testing.assert_allclose(out if dim else out.T, last, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("log_std_min", [-8.0, -50.0])
+def test_one_step_of_the_truncated_head_is_as_good_as_its_rounding(backend, log_std_min):
+    """Single precision takes one step from a fitted start where σ ≤ 1: value and slopes over the whole range."""
+    distance = np.concatenate([np.linspace(0, 1, 101), np.geomspace(1e-4, 1, 101)])
+    loc = (1 - distance).astype(np.float32).astype(np.float64)
+    log_std = np.concatenate([np.linspace(-3, -1e-3, 120), np.linspace(-7.9, -3, 30)])[:, None]
+    entropy = reference.truncated_normal_entropy(loc, log_std)  # with a partner that takes up the rest of H0
+    loc, entropy = np.broadcast_to(loc, entropy.shape).ravel(), entropy.ravel()
+    most = reference.truncated_normal_entropy(loc, 0.0)
+    pair, share = np.stack([loc, np.zeros_like(loc)], -1), (most - entropy) / 10
+    raw = np.stack([np.log(share), np.log1p(-share)], -1)
+    target = most + reference.truncated_normal_entropy(0.0, 0.0) - 10
+
+    def head(dtype):
+        call = lambda a, b: backend.functional.era_truncated_normal(  # noqa: E731
+            a, b, backend.array(target, dtype), log_std_min=log_std_min
+        )
+        return backend.value_and_grads(call, backend.array(pair, dtype), backend.array(raw, dtype))
+
+    (out, grads), (expected, exact) = head("float32"), head("float64")
+    wanted = reference.truncated_normal_entropy(loc, expected[:, 0])
+    np.testing.assert_allclose(reference.truncated_normal_entropy(loc, out[:, 0]), wanted, rtol=0, atol=2e-6)
+    for grad, value in zip(grads, exact, strict=True):
+        np.testing.assert_allclose(grad, value, rtol=1e-4, atol=1e-6 * abs(value).max())

@@ -107,3 +107,23 @@ def test_a_mean_of_floored_logits_keeps_low_floors(n, min_entropy, kept, inverse
     assert entropy[0] == pytest.approx(min_entropy, abs=1e-9)
     assert (entropy.min() >= min_entropy - 1e-9) == kept
     assert targets.mean_keeps_floor(n, min_entropy, 4.0, "calibrated", inverse) == kept
+
+
+@pytest.mark.parametrize("log_std", [3.0, 1.0, 0.0, -0.5, -0.9])
+@pytest.mark.parametrize("tolerance", [1e-8, 1e-14])
+def test_the_polynomial_of_the_truncated_entropy_is_as_exact_as_asked_for(log_std, tolerance):
+    coefficients = targets.truncated_entropy_polynomial(log_std, tolerance)
+    if coefficients is None:
+        assert tolerance == 1e-14
+        assert log_std < 0
+        return
+    loc = np.linspace(-1, 1, 2001)
+    value = np.polynomial.Polynomial(coefficients)(loc**2)
+    np.testing.assert_allclose(
+        value, reference.truncated_normal_entropy(loc, log_std), rtol=0, atol=tolerance + 2e-15
+    )
+    assert len(coefficients) <= 11
+
+
+def test_small_sigma_has_no_polynomial():
+    assert targets.truncated_entropy_polynomial(-2.0, 1e-8) is None

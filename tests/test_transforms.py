@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from jax.test_util import check_grads
 
 from entropyfloor.jax import functional as J
 from entropyfloor.torch import functional as T
@@ -102,9 +103,21 @@ def test_targets_are_checked_under_a_trace():
         jax.jit(lambda raw: J.era_softmax(raw, 3.0))(RAW)
 
 
-def test_the_inverse_has_second_derivatives():
-    z = torch.tensor(RAW[:1], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradgradcheck(lambda x: T.era_softmax(x, 0.6), z)
+TWICE = {
+    "era_softmax": lambda F, loc, raw: F.era_softmax(raw, 0.6),
+    "era_truncated_normal": lambda F, loc, raw: F.era_truncated_normal(loc, raw, -3.0),
+    "era_truncated_normal/floor": lambda F, loc, raw: F.era_truncated_normal(loc, raw, -3.0, mode="floor"),
+    "era_truncated_normal/wide": lambda F, loc, raw: F.era_truncated_normal(loc, raw, 1.0, log_std_max=2.0),
+    "truncated_normal_entropy": lambda F, loc, raw: F.truncated_normal_entropy(loc, raw),
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_inverses_have_second_derivatives(name):
+    arrays = LOC[:1].astype(np.float64), RAW[:1].astype(np.float64)
+    tensors = [torch.tensor(x, requires_grad=True) for x in arrays]
+    assert torch.autograd.gradgradcheck(lambda *x: TWICE[name](T, *x), tensors)
+    check_grads(lambda *x: TWICE[name](J, *x), arrays, order=2, modes=["rev"])
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -19,7 +19,7 @@ from jax import Array, lax
 from jax.scipy.special import logsumexp
 
 from entropyfloor import targets
-from entropyfloor.jax.numerics import as_float, constant, log_sech_squared
+from entropyfloor.jax.numerics import as_float, constant, log_sech_squared, polynomial
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -110,6 +110,15 @@ def tanh_normal_entropy(loc: Float[Array, "..."], log_std: Float[Array, "..."]) 
 
 # --- the truncated Gaussian on [-1, 1] -------------------------------------------------------------------
 
+# The start of `_unit_root`, fitted by least squares, reweighted towards the largest error, over |μ| ≤ 1 and
+# log σ ≤ 0.1: to 0.0041, and to 0.021 for wider σ. A bound at the distance d, with w = d / e^H, has the effect
+# v = (1 + Σ _BOUND_k w^k)⁻². Both have S (_SUM_1 + _SUM_2 S + _SUM_3 S² + _SUM_P P + _SUM_Y y) + _BOTH_P P +
+# _BOTH_Y y, where S and P are the sum and the product of their v, and y = (e^H / 2)⁴.
+_BOUND = (1.1405744, 11.4717097, -37.9047181, 70.4642612)
+_SUM_1, _SUM_2, _SUM_3, _SUM_P, _SUM_Y = 1.7654613, -1.7973838, 0.7215831, 328.3610764, 0.0782143
+_BOTH_P, _BOTH_Y = -32.1003655, -0.2747542
+_ONE_STEP = 0.1  # largest log σ up to which one step from this start has single precision
+
 
 def unit_coordinates(loc: Array, low: float, high: float) -> tuple[Array, float]:
     """μ in coordinates in which [low, high] is [-1, 1], and the logarithm of their scale."""
@@ -127,9 +136,16 @@ def unit_entropy(mu: Array, log_std: Array, log_std_max: float) -> Array:
 
 @unit_entropy.defjvp
 def _unit_entropy_jvp(log_std_max: float, primals: Pair, tangents: Pair) -> Pair:
-    mu, log_std = lax.stop_gradient(primals)
-    entropy, by_log_std, by_mu, *_ = _flat(_unit_derivatives, mu, log_std, log_std_max)
-    return entropy, by_mu * tangents[0] + by_log_std * tangents[1]
+    _, by_log_std, by_mu, _ = _flat(_unit_derivatives, *primals, log_std_max)
+    return unit_entropy(*primals, log_std_max), by_mu * tangents[0] + by_log_std * tangents[1]
+
+
+def unit_entropy_max(mu: Array, log_std: float) -> Array:
+    """Entropy of the Gaussian truncated to [-1, 1] where σ is one number, for |μ| ≤ 1: a polynomial in μ²."""
+    coefficients = targets.truncated_entropy_polynomial(log_std, 1e-14 if mu.dtype == jnp.float64 else 1e-8)
+    if coefficients is None:
+        return unit_entropy(mu, jnp.full_like(mu, log_std), log_std)
+    return polynomial(coefficients, mu * mu)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
@@ -140,18 +156,19 @@ def unit_log_std(mu: Array, entropy: Array, log_std_min: float, log_std_max: flo
 
 @unit_log_std.defjvp
 def _unit_log_std_jvp(log_std_min: float, log_std_max: float, primals: Pair, tangents: Pair) -> Pair:
-    mu, entropy = lax.stop_gradient(primals)
-    log_std, by_log_std, by_mu = _flat(_unit_root, mu, entropy, log_std_min, log_std_max)
+    log_std = unit_log_std(*primals, log_std_min, log_std_max)
+    within = log_std.clip(log_std_min - 2, log_std_max)
+    _, by_log_std, by_mu, _ = _flat(_unit_derivatives, primals[0], within, log_std_max)
     return log_std, (tangents[1] - by_mu * tangents[0]) / by_log_std
 
 
 def _unit_derivatives(mu: Array, log_std: Array, log_std_max: float) -> tuple[Array, ...]:
-    """H of the Gaussian truncated to [-1, 1] for |μ| ≤ 1, with H_s, H_μ, H_ss / H_s and H_sμ, where s = log σ.
+    """H of the Gaussian truncated to [-1, 1] for |μ| ≤ 1, with H_s, H_μ and H_ss / H_s, where s = log σ.
 
     With t = (x - μ) / √2σ, of density ∝ exp(-t²) on [-a, b], they are cumulants: `H_s = 2 Var(t²)`,
-    `H_μ = Cov(t², t) √2/σ`, `H_ss = 4 κ(t², t², t²) - 4 H_s`, `H_sμ = κ(t², t², t) 2√2/σ - 4 H_μ`. Both ends have
-    opposite signs, so nothing cancels in the normaliser. Where the range is short (σ > 2) the closed forms of the
-    cumulants cancel, and they are integrated numerically instead; `log_std_max` ≤ log 2 skips that branch.
+    `H_μ = Cov(t², t) √2/σ`, `H_ss = 4 κ(t², t², t²) - 4 H_s`. Both ends have opposite signs, so nothing cancels in
+    the normaliser. Where the range is short (σ > 2) the closed forms of the cumulants cancel, and they are
+    integrated numerically instead; `log_std_max` ≤ log 2 skips that branch.
     """
     scale = jnp.exp(-log_std.clip(min=-40.0)) * math.sqrt(0.5)  # σ < e⁻⁴⁰ would overflow, and is as good as 0
     a, b = (1 + mu) * scale, (1 - mu) * scale
@@ -161,14 +178,12 @@ def _unit_derivatives(mu: Array, log_std: Array, log_std_max: float) -> tuple[Ar
     # Integration by parts gives the even moments of t as sums over both ends, the odd ones as differences.
     a0, b0 = jnp.exp(-aa) * norm, jnp.exp(-bb) * norm
     a2, b2 = aa * a0, bb * b0
-    a4, b4 = aa * a2, bb * b2
-    edge1, edge3, edge5 = a * a0 + b * b0, a * a2 + b * b2, a * a4 + b * b4
+    edge1, edge3, edge5 = a * a0 + b * b0, a * a2 + b * b2, a * (aa * a2) + b * (bb * b2)
     square = 1 - edge1
     entropy = log_std + jnp.log(mass) + (targets.LOG_SQRT_2PIE - math.log(2)) - 0.5 * edge1
     by_log_std = 1 - 0.5 * edge1 * (1 + edge1) - edge3
     cov = 0.5 * (a0 - b0) * (1 + edge1) + (a2 - b2)
     third = square * (15 - square * square - 6 * by_log_std) - 10 * edge3 - 4 * edge5  # 8 κ(t², t², t²)
-    mixed = 2 * (a4 - b4) + (a0 - b0) * (2 * square - by_log_std - 0.5 * square * square) - 2 * square * cov
     bend = 0.5 * third / by_log_std - 4
 
     if log_std_max > math.log(2):  # else a + b = √2/σ ≥ √½
@@ -184,35 +199,33 @@ def _unit_derivatives(mu: Array, log_std: Array, log_std_max: float) -> tuple[Ar
         var = (p * v * v).sum(-1)
         entropy = jnp.where(short, math.log(2) + jnp.log(norm) + square, entropy)
         by_log_std = jnp.where(short, 2 * var, by_log_std)
+        cov = jnp.where(short, 2 * (p * v * w).sum(-1), cov)
         bend = jnp.where(short, 2 * (p * v**3).sum(-1) / var - 4, bend)
-        cov_short = (p * v * w).sum(-1)
-        cov = jnp.where(short, 2 * cov_short, cov)
-        mixed = jnp.where(short, 4 * (p * v * v * w).sum(-1) - 8 * cov_short, mixed)
-    return entropy, by_log_std, cov * scale, bend, mixed * scale
+    return entropy, by_log_std, cov * scale, bend
 
 
-def _unit_root(mu: Array, entropy: Array, log_std_min: float, log_std_max: float) -> tuple[Array, Array, Array]:
-    """log σ at which the Gaussian truncated to [-1, 1] has the given entropy, with ∂H/∂log σ and ∂H/∂μ there.
+def _unit_root(mu: Array, entropy: Array, log_std_min: float, log_std_max: float) -> tuple[Array]:
+    """log σ at which the Gaussian truncated to [-1, 1] has the given entropy.
 
-    Two steps of Halley's method. The start has both limits: log σ = H - log √(2πe) where σ is small, and
-    -¼ log(log 2 - H) where the policy is nearly uniform. Its third term, the effect of the bounds in between, was
-    fitted by least squares, reweighted towards the largest error, over |μ| ≤ 1 and log σ ≤ 1.2, to 0.026. One step
-    leaves an error of 1e-4, two leave 1e-12. Both slopes are extrapolated to the root by their derivatives.
+    Halley's method. The start has both limits: log σ = H - log √(2πe) where σ is small, and -¼ log(log 2 - H)
+    where the policy is nearly uniform. Its third term, the effect of the bounds in between, is a fit. One step
+    leaves an error of 4e-7 for σ ≤ 1, two leave 1e-12 for all.
     """
     entropy = entropy.clip(min=min(log_std_min, 0.0))  # below it σ is under its bound for every μ
-    x = 0.25 * jnp.exp(2 * entropy.clip(min=-40.0))  # (e^H / 2)²
-    z = (x / (x + (1 - jnp.abs(mu)) ** 2)) ** 4  # near 1 where μ is near a bound
-    bound = z * (1.874 + z * (1.213 * z - 2.397)) + x * (0.097 * z - 0.177)
-    nearly = (1 - x * x).clip(min=jnp.finfo(mu.dtype).eps)
-    log_std = entropy - targets.LOG_SQRT_2PIE - 0.25 * jnp.log(nearly) + bound
-    for _ in range(2):
+    power = jnp.exp(entropy)
+    near, far = (polynomial((1.0, *_BOUND), ((1 + side) / power).clip(max=8.0)) for side in (mu, -mu))
+    first, second = 1 / (near * near), 1 / (far * far)  # beyond 8 both are as good as 0
+    both, product, wide = first + second, first * second, (0.5 * power) ** 4
+    fit = polynomial((_SUM_1, _SUM_2, _SUM_3), both) + product * _SUM_P + wide * _SUM_Y
+    fit = fit * both + product * _BOTH_P + wide * _BOTH_Y
+    nearly = jnp.log((1 - wide).clip(min=jnp.finfo(mu.dtype).eps))
+    log_std = fit + entropy - 0.25 * nearly - targets.LOG_SQRT_2PIE
+    for _ in range(1 if mu.dtype == jnp.float32 and log_std_max <= _ONE_STEP else 2):
         log_std = log_std.clip(log_std_min - 2, log_std_max)
-        value, by_log_std, by_mu, bend, mixed = _unit_derivatives(mu, log_std, log_std_max)
+        value, by_log_std, _, bend = _unit_derivatives(mu, log_std, log_std_max)
         newton = (entropy - value) / by_log_std
-        step = newton / (1 + 0.5 * bend * newton).clip(min=0.5)  # ½ only where no σ has this entropy
-        log_std = log_std + step
-    by_log_std = by_log_std * (1 + bend * step).clip(min=0.25)
-    return log_std.clip(log_std_min - 2, log_std_max + 1), by_log_std, by_mu + mixed * step
+        log_std = log_std + newton / (1 + 0.5 * bend * newton).clip(min=0.5)  # ½ only where no σ has this entropy
+    return (log_std.clip(log_std_min - 2, log_std_max + 1),)
 
 
 def _flat(function: Callable[..., tuple[Array, ...]], x: Array, y: Array, *bounds: float) -> tuple[Array, ...]:

@@ -3,8 +3,7 @@
 Entropies are in nats. Equations are those of arXiv 2510.08549; what is marked *ours* is not in the paper.
 Half-precision input is computed and returned in float32: rounding the result back would break the floor.
 Every function runs eager, under `jax.jit`, `jax.vmap` and `jax.grad`. Inverses are solved in a fixed number of
-steps outside the graph and differentiated by the implicit function theorem; for the truncated Gaussian this gives
-first derivatives only.
+steps outside the graph and differentiated, any number of times, by the implicit function theorem.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from entropyfloor.jax.entropies import (
     tanh_normal_entropy,
     truncated_normal_entropy,
     unit_coordinates,
-    unit_entropy,
+    unit_entropy_max,
     unit_log_std,
 )
 from entropyfloor.jax.lambert import inverse_kappa
@@ -182,7 +181,7 @@ def era_truncated_normal(
     mu, log_scale = unit_coordinates(loc, low, high)
     bounds = log_std_min - log_scale, log_std_max - log_scale
 
-    most = unit_entropy(mu, jnp.full_like(mu, bounds[1]), bounds[1])
+    most = unit_entropy_max(mu, bounds[1])
     target = _array(target_entropy, mu, -1) - mu.shape[-1] * log_scale
     gap = target - most.sum(-1, keepdims=True)
     if clamp:

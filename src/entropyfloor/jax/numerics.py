@@ -26,6 +26,15 @@ def constant(values: Sequence[float], like: Array) -> Array:
     return jnp.asarray(values, like.dtype)
 
 
+def polynomial(coefficients: Sequence[float], x: Array) -> Array:
+    """`Σ c_k x^k`, by Horner's rule."""
+    *lower, last = coefficients
+    value = jnp.full_like(x, last)
+    for coefficient in lower[::-1]:
+        value = value * x + coefficient
+    return value
+
+
 def log_sech_squared(u: Array) -> Array:
     """log(1 - tanh² u) without cancellation: `2 (log 2 - |u| - log(1 + e^{-2|u|}))`."""
     return 2 * (math.log(2) - jnp.abs(u) - jnp.log1p(jnp.exp(-2 * jnp.abs(u))))

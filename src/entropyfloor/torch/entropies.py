@@ -8,14 +8,15 @@ Kept by design: SciPy's `truncnorm` has no gradients, runs on no accelerator, an
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import guard_scalar
 
 from entropyfloor import targets
-from entropyfloor.torch.numerics import as_float, constant, implicit, log_sech_squared
+from entropyfloor.torch.numerics import as_float, constant, log_sech_squared, polynomial, scalars
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -69,8 +70,7 @@ def truncated_normal_entropy(
     loc, log_std = torch.broadcast_tensors(as_float(loc, "loc"), as_float(log_std, "log_std"))
     mu, log_scale = unit_coordinates(loc, low, high)
     log_sigma = log_std - log_scale
-    entropy, by_log_std, by_mu, *_ = unit_derivatives(mu.detach(), log_sigma.detach(), math.inf)
-    return implicit(entropy + log_scale, (mu, by_mu), (log_sigma, by_log_std))
+    return unit_entropy(mu, log_sigma, math.inf) + log_scale
 
 
 def tanh_normal_entropy(loc: Float[Tensor, "..."], log_std: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -116,76 +116,173 @@ def unit_coordinates(loc: Tensor, low: float, high: float) -> tuple[Tensor, floa
     return (loc.clamp(low, high) - 0.5 * (low + high)) / half, math.log(half)
 
 
-def unit_derivatives(mu: Tensor, log_std: Tensor, log_std_max: float) -> tuple[Tensor, ...]:
-    """H of the Gaussian truncated to [-1, 1] for |μ| ≤ 1, with H_s, H_μ, H_ss / H_s and H_sμ, where s = log σ.
+def unit_entropy(mu: Tensor, log_std: Tensor, log_std_max: float) -> Tensor:
+    """Entropy of the Gaussian truncated to [-1, 1], for |μ| ≤ 1 and log σ ≤ `log_std_max`."""
+    return _UnitEntropy.apply(mu, log_std, log_std_max)
 
-    With t = (x - μ) / √2σ, of density ∝ exp(-t²) on [-a, b], they are cumulants: `H_s = 2 Var(t²)`,
-    `H_μ = Cov(t², t) √2/σ`, `H_ss = 4 κ(t², t², t²) - 4 H_s`, `H_sμ = κ(t², t², t) 2√2/σ - 4 H_μ`. Both ends have
-    opposite signs, so nothing cancels in the normaliser. Where the range is short (σ > 2) the closed forms of the
-    cumulants cancel, and they are integrated numerically instead; `log_std_max` ≤ log 2 skips that branch.
-    """
-    scale = torch.exp(-log_std.clamp(min=-40.0)) * math.sqrt(0.5)  # σ < e⁻⁴⁰ would overflow, and is as good as 0
-    a, b = (1 + mu) * scale, (1 - mu) * scale
-    aa, bb = a * a, b * b
-    mass = torch.erf(a) + torch.erf(b)
-    norm = 2 / math.sqrt(math.pi) / mass
-    # Integration by parts gives the even moments of t as sums over both ends, the odd ones as differences.
-    a0, b0 = torch.exp(-aa) * norm, torch.exp(-bb) * norm
-    a2, b2 = aa * a0, bb * b0
-    a4, b4 = aa * a2, bb * b2
-    edge1, edge3, edge5 = a * a0 + b * b0, a * a2 + b * b2, a * a4 + b * b4
-    square = 1 - edge1
-    entropy = log_std + mass.log() + (targets.LOG_SQRT_2PIE - math.log(2)) - 0.5 * edge1
-    by_log_std = 1 - 0.5 * edge1 * (1 + edge1) - edge3
-    cov = 0.5 * (a0 - b0) * (1 + edge1) + (a2 - b2)
-    third = square * (15 - square * square - 6 * by_log_std) - 10 * edge3 - 4 * edge5  # 8 κ(t², t², t²)
-    mixed = 2 * (a4 - b4) + (a0 - b0) * (2 * square - by_log_std - 0.5 * square * square) - 2 * square * cov
-    bend = 0.5 * third / by_log_std - 4
 
+def unit_entropy_max(mu: Tensor, log_std: float) -> Tensor:
+    """Entropy of the Gaussian truncated to [-1, 1] where σ is one number, for |μ| ≤ 1: a polynomial in μ²."""
+    log_std = guard_scalar(log_std)
+    coefficients = _entropy_polynomial(log_std, 1e-14 if mu.dtype == torch.float64 else 1e-8)
+    if coefficients is None:
+        return unit_entropy(mu, torch.full_like(mu, log_std, requires_grad=False), log_std)
+    return polynomial(coefficients, mu * mu)
+
+
+def unit_log_std(mu: Tensor, entropy: Tensor, log_std_min: float, log_std_max: float) -> Tensor:
+    """log σ at which the Gaussian truncated to [-1, 1] has the given entropy."""
+    return _UnitLogStd.apply(mu, entropy, log_std_min, log_std_max)
+
+
+# A constant to compilers. `guard_scalar` keeps its argument from becoming a symbol when it changes between calls.
+_entropy_polynomial = torch.compiler.assume_constant_result(targets.truncated_entropy_polynomial)
+
+
+class _UnitEntropy(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(mu: Tensor, log_std: Tensor, log_std_max: float) -> Tensor:
+        return _unit_entropy(mu, log_std, log_std_max)[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], _: Tensor) -> None:
+        mu, log_std, ctx.log_std_max = inputs
+        ctx.save_for_backward(mu, log_std)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        mu, log_std = ctx.saved_tensors
+        by_log_std, by_mu = _unit_slopes(mu, log_std, ctx.log_std_max)
+        return grad * by_mu, grad * by_log_std, None
+
+
+class _UnitLogStd(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(mu: Tensor, entropy: Tensor, log_std_min: float, log_std_max: float) -> Tensor:
+        return _unit_root(mu, entropy, log_std_min, log_std_max)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        mu, _, *ctx.bounds = inputs
+        ctx.save_for_backward(mu, output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (mu, log_std), (log_std_min, log_std_max) = ctx.saved_tensors, ctx.bounds
+        by_log_std, by_mu = _unit_slopes(mu, log_std.clamp(log_std_min - 2, log_std_max), log_std_max)
+        by_entropy = grad / by_log_std
+        return -by_entropy * by_mu, by_entropy, None, None
+
+
+# H of the Gaussian truncated to [-1, 1] for |μ| ≤ 1, and its derivatives. With s = log σ and t = (x - μ) / √2σ,
+# of density ∝ exp(-t²) on [-a, b], they are cumulants: `H_s = 2 Var(t²)`, `H_μ = Cov(t², t) √2/σ`,
+# `H_ss = 4 κ(t², t², t²) - 4 H_s`. Integration by parts gives the even moments of t as sums over both ends, the
+# odd ones as differences. Both ends have opposite signs, so nothing cancels in the normaliser. Where the range is
+# short (σ > 2) these forms cancel, and the cumulants are integrated numerically instead; `log_std_max` ≤ log 2
+# skips that branch. Eager PyTorch pays per operation and buffer: sums are done in place.
+
+
+def _unit_entropy(mu: Tensor, log_std: Tensor, log_std_max: float) -> tuple[Tensor, Tensor, Tensor]:
+    """H, H_s and H_ss / H_s."""
+    one, half, four, fifteen, rest = scalars((1.0, 0.5, 4.0, 15.0, targets.LOG_SQRT_2PIE - math.log(2)), mu)
+    (a, b), squares, density, mass, _ = _unit_ends(mu, log_std)
+    aa, bb = squares
+    a1, b1 = a * density[0], b * density[1]
+    a3, b3 = a1 * aa, b1 * bb
+    edge1, edge3, edge5 = a1 + b1, a3 + b3, torch.addcmul(a3 * aa, b3, bb)
+    square = one - edge1
+    entropy = (mass.log() + log_std).sub_(edge1, alpha=0.5).add_(rest)
+    by_log_std = (one - edge3).sub_(torch.addcmul(edge1, edge1, edge1), alpha=0.5)
+    third = (fifteen - square * square).sub_(by_log_std, alpha=6) * square
+    third = third.sub_(edge3, alpha=10).sub_(edge5, alpha=4)  # 8 κ(t², t², t²)
+    bend = (half * third / by_log_std).sub_(four)
     if log_std_max > math.log(2):  # else a + b = √2/σ ≥ √½
-        nodes, weights = (constant(c, mu) for c in _LEGENDRE_UNIT)
-        short = a + b < math.sqrt(0.5)
-        t = torch.where(short, a + b, 0.5)[..., None] * nodes - torch.where(short, a, 0.25)[..., None]
-        p = torch.exp(-t * t) * weights
-        norm = p.sum(-1)
-        p = p / norm[..., None]
+        short, t, p, norm = _short_density(a, b)
         square = (p * t * t).sum(-1)
         v = t * t - square[..., None]
-        w = t - (p * t).sum(-1)[..., None]
         var = (p * v * v).sum(-1)
         entropy = torch.where(short, math.log(2) + norm.log() + square, entropy)
         by_log_std = torch.where(short, 2 * var, by_log_std)
         bend = torch.where(short, 2 * (p * v**3).sum(-1) / var - 4, bend)
-        cov_short = (p * v * w).sum(-1)
-        cov = torch.where(short, 2 * cov_short, cov)
-        mixed = torch.where(short, 4 * (p * v * v * w).sum(-1) - 8 * cov_short, mixed)
-    return entropy, by_log_std, cov * scale, bend, mixed * scale
+    return entropy, by_log_std, bend
 
 
-def unit_root(
-    mu: Tensor, entropy: Tensor, log_std_min: float, log_std_max: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """log σ at which the Gaussian truncated to [-1, 1] has the given entropy, with ∂H/∂log σ and ∂H/∂μ there.
+def _unit_slopes(mu: Tensor, log_std: Tensor, log_std_max: float) -> tuple[Tensor, Tensor]:
+    """H_s and H_μ."""
+    (one,) = scalars((1.0,), mu)
+    (a, b), (aa, bb), (a0, b0), _, scale = _unit_ends(mu, log_std)
+    a2, b2 = aa * a0, bb * b0
+    edge1, edge3 = torch.addcmul(a * a0, b, b0), torch.addcmul(a * a2, b, b2)
+    by_log_std = (one - edge3).sub_(torch.addcmul(edge1, edge1, edge1), alpha=0.5)
+    cov = torch.addcmul(a2 - b2, a0 - b0, one + edge1, value=0.5)
+    if log_std_max > math.log(2):
+        short, t, p, _ = _short_density(a, b)
+        v = t * t - (p * t * t).sum(-1, keepdim=True)
+        by_log_std = torch.where(short, 2 * (p * v * v).sum(-1), by_log_std)
+        cov = torch.where(short, 2 * (p * v * t).sum(-1), cov)
+    return by_log_std, cov * scale
 
-    Two steps of Halley's method. The start has both limits: log σ = H - log √(2πe) where σ is small, and
-    -¼ log(log 2 - H) where the policy is nearly uniform. Its third term, the effect of the bounds in between, was
-    fitted by least squares, reweighted towards the largest error, over |μ| ≤ 1 and log σ ≤ 1.2, to 0.026. One step
-    leaves an error of 1e-4, two leave 1e-12. Both slopes are extrapolated to the root by their derivatives.
+
+def _unit_ends(mu: Tensor, log_std: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Both ends a and b, stacked, their squares, the density of t there, erf(a) + erf(b), and √½/σ."""
+    one, shift, norm = scalars((1.0, -0.5 * math.log(2), 0.5 * math.sqrt(math.pi)), mu)
+    scale = torch.exp(shift - log_std.clamp(min=-40.0))  # a smaller σ is as good as 0
+    # e⁻⁸¹ is as good as 0, and what is smaller would soon be denormal, hence slow.
+    ends = (torch.stack((one + mu, one - mu)) * scale).clamp(max=9.0)
+    squares = ends * ends
+    above, below = torch.erf(ends)
+    mass = above + below
+    return ends, squares, torch.exp(-squares) / (norm * mass), mass, scale
+
+
+def _short_density(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where [-a, b] is short; for a rule on it the nodes t, their probabilities, and the integral of exp(-t²)."""
+    nodes, weights = (constant(c, a) for c in _LEGENDRE_UNIT)
+    short = a + b < math.sqrt(0.5)
+    t = torch.where(short, a + b, 0.5)[..., None] * nodes - torch.where(short, a, 0.25)[..., None]
+    p = torch.exp(-t * t) * weights
+    norm = p.sum(-1)
+    return short, t, p / norm[..., None], norm
+
+
+# The start of `_unit_root`, fitted by least squares, reweighted towards the largest error, over |μ| ≤ 1 and
+# log σ ≤ 0.1: to 0.0041, and to 0.021 for wider σ. A bound at the distance d, with w = d / e^H, has the effect
+# v = (1 + Σ _BOUND_k w^k)⁻². Both have S (_SUM_1 + _SUM_2 S + _SUM_3 S² + _SUM_P P + _SUM_Y y) + _BOTH_P P +
+# _BOTH_Y y, where S and P are the sum and the product of their v, and y = (e^H / 2)⁴.
+_BOUND = (1.1405744, 11.4717097, -37.9047181, 70.4642612)
+_SUM_1, _SUM_2, _SUM_3, _SUM_P, _SUM_Y = 1.7654613, -1.7973838, 0.7215831, 328.3610764, 0.0782143
+_BOTH_P, _BOTH_Y = -32.1003655, -0.2747542
+_ONE_STEP = 0.1  # largest log σ up to which one step from this start has single precision
+
+
+def _unit_root(mu: Tensor, entropy: Tensor, log_std_min: float, log_std_max: float) -> Tensor:
+    """log σ at which the Gaussian truncated to [-1, 1] has the given entropy.
+
+    Halley's method. The start has both limits: log σ = H - log √(2πe) where σ is small, and -¼ log(log 2 - H)
+    where the policy is nearly uniform. Its third term, the effect of the bounds in between, is a fit. One step
+    leaves an error of 4e-7 for σ ≤ 1, two leave 1e-12 for all.
     """
     entropy = entropy.clamp(min=min(log_std_min, 0.0))  # below it σ is under its bound for every μ
-    x = 0.25 * torch.exp(2 * entropy.clamp(min=-40.0))  # (e^H / 2)²
-    z = (x / (x + (1 - mu.abs()) ** 2)) ** 4  # near 1 where μ is near a bound
-    bound = z * (1.874 + z * (1.213 * z - 2.397)) + x * (0.097 * z - 0.177)
-    nearly = (1 - x * x).clamp(min=torch.finfo(mu.dtype).eps)
-    log_std = entropy - targets.LOG_SQRT_2PIE - 0.25 * nearly.log() + bound
-    for _ in range(2):
+    one, half, start = scalars((1.0, 0.5, targets.LOG_SQRT_2PIE), mu)
+    power = entropy.exp()
+    distance = (torch.stack((one + mu, one - mu)) / power).clamp(max=8.0)  # beyond 8 the effect is as good as 0
+    first, second = polynomial((1.0, *_BOUND), distance).square().reciprocal()
+    both, product, wide = first + second, first * second, (half * power).square().square()
+    fit = polynomial((_SUM_1, _SUM_2, _SUM_3), both).add_(product, alpha=_SUM_P).add_(wide, alpha=_SUM_Y)
+    fit = torch.addcmul(entropy, fit, both).add_(product, alpha=_BOTH_P).add_(wide, alpha=_BOTH_Y)
+    nearly = (one - wide).clamp(min=torch.finfo(mu.dtype).eps).log()
+    log_std = fit.sub_(nearly, alpha=0.25).sub_(start)
+    for _ in range(1 if mu.dtype == torch.float32 and log_std_max <= _ONE_STEP else 2):
         log_std = log_std.clamp(log_std_min - 2, log_std_max)
-        value, by_log_std, by_mu, bend, mixed = unit_derivatives(mu, log_std, log_std_max)
+        value, by_log_std, bend = _unit_entropy(mu, log_std, log_std_max)
         newton = (entropy - value) / by_log_std
-        step = newton / (1 + 0.5 * bend * newton).clamp(min=0.5)  # ½ only where no σ has this entropy
-        log_std = log_std + step
-    by_log_std = by_log_std * (1 + bend * step).clamp(min=0.25)
-    return log_std.clamp(log_std_min - 2, log_std_max + 1), by_log_std, by_mu + mixed * step
+        bent = (half * bend * newton).add_(one).clamp(min=0.5)  # ½ only where no σ has this entropy
+        log_std = torch.addcdiv(log_std, newton, bent)
+    return log_std.clamp(log_std_min - 2, log_std_max + 1)
 
 
 # --- quadrature ------------------------------------------------------------------------------------------

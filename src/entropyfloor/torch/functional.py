@@ -3,8 +3,8 @@
 Entropies are in nats. Equations are those of arXiv 2510.08549; what is marked *ours* is not in the paper.
 Half-precision input is computed and returned in float32: rounding the result back would break the floor.
 Every function runs eager, under `torch.compile(fullgraph=True)`, `torch.func.vmap` and autocast. Inverses are
-solved in a fixed number of steps outside the graph and differentiated by the implicit function theorem; for the
-truncated Gaussian this gives first derivatives only.
+solved in a fixed number of steps outside the graph and differentiated, any number of times, by the implicit
+function theorem.
 The token functions, in PyTorch only, are in `entropyfloor.torch.tokens` and can be imported from here too.
 """
 
@@ -24,11 +24,11 @@ from entropyfloor.torch.entropies import (
     tanh_normal_entropy,
     truncated_normal_entropy,
     unit_coordinates,
-    unit_derivatives,
-    unit_root,
+    unit_entropy_max,
+    unit_log_std,
 )
 from entropyfloor.torch.lambert import inverse_kappa, inverse_kappa_in_script
-from entropyfloor.torch.numerics import as_float, constant, implicit
+from entropyfloor.torch.numerics import as_float, constant
 from entropyfloor.torch.tokens import (
     era_token_scale,
     log_probs_at,
@@ -197,20 +197,17 @@ def era_truncated_normal(
     mu, log_scale = unit_coordinates(loc, low, high)
     bounds = log_std_min - log_scale, log_std_max - log_scale
 
-    top = torch.full_like(mu, bounds[1], requires_grad=False)
-    most, _, by_mu, *_ = unit_derivatives(mu.detach(), top, bounds[1])
-    most = implicit(most, (mu, by_mu))
+    most = unit_entropy_max(mu, bounds[1])
     target = _array(target_entropy, mu, -1) - mu.shape[-1] * log_scale
     gap = target - most.sum(-1, keepdim=True)
-    if clamp:
+    if clamp and number is None:  # a number was checked
         gap = gap.clamp(max=0.0)
     if is_floor(mode):
         gap = gap * torch.sigmoid(raw.mean(-1, keepdim=True) - slack)
-    entropy = most + gap * raw.softmax(-1)
+    entropy = torch.addcmul(most, gap, raw.softmax(-1))
 
-    root, by_log_std, by_mu = unit_root(mu.detach(), entropy.detach(), *bounds)
-    log_std = implicit(root, (entropy, 1 / by_log_std), (mu, -by_mu / by_log_std))
-    return log_std.clamp(*bounds) + log_scale
+    # `hardtanh` is `clamp` with a backward pass of one kernel.
+    return torch.nn.functional.hardtanh(unit_log_std(mu, entropy, *bounds), *bounds) + log_scale
 
 
 def project_gaussian(

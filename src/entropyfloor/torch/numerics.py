@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,10 +26,20 @@ def constant(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device)
 
 
-def implicit(value: Tensor, *slopes: tuple[Tensor, Tensor]) -> Tensor:
-    """`value` with the derivative `slope` by `x`, for each pair `(x, slope)`."""
-    for x, slope in slopes:
-        value = value + slope * (x - x.detach())
+def scalars(values: Sequence[float], like: Tensor) -> Sequence[Any]:
+    """`values` for arithmetic with `like`: eager PyTorch takes 0-d tensors of a CPU faster than numbers.
+
+    On an accelerator they stay numbers, which need no copy.
+    """
+    return constant(values, like).unbind() if like.device.type == "cpu" else values
+
+
+def polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:
+    """`Σ c_k x^k` with at least two coefficients, by Horner's rule."""
+    *lower, second, last = scalars(coefficients, x)
+    value = (x * last).add_(second)
+    for coefficient in lower[::-1]:
+        value = (value * x).add_(coefficient)
     return value
 
 
