@@ -52,6 +52,7 @@ test-all: lint $(VENV)/installed-hosts  ## Run `test` and the slow tests: long r
 bench: $(VENV)/installed-hosts  ## Measure speed: floors against plain heads, agents and the fused last layer against other libraries
 	$(BIN)/python benchmarks/activations.py
 	$(BIN)/python benchmarks/control.py
+	$(BIN)/python benchmarks/massively_parallel.py
 	$(BIN)/python benchmarks/vision.py
 	$(BIN)/python benchmarks/language.py
 	$(BIN)/python benchmarks/token_log_probs.py

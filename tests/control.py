@@ -53,7 +53,7 @@ def save_untrained(path, agent, step=1, **settings):
     trainer, rng = build([config]), np.random.default_rng(0)
     for _ in range(5):
         collector = trainer.collectors[0]
-        if agent.startswith(("ppo", "eapo")):
+        if agent.startswith(("ppo", "eapo", "fast")):
             collector.observe()
             collector.play(np.stack([collector.action_space.sample()]))
         else:

@@ -11,6 +11,7 @@ from entropyfloor.control.export import export
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("jax2onnx")
 
+PARALLEL = {"num_envs": 1, "critic_hidden": 8, "replay_capacity": 100}
 RUNS = {
     "exact": {"agent": "sac-era-exact", "env": "gym/Reacher-v4"},
     "floor, 6 dimensions": {"agent": "sac-era", "head": "era-floor", "env": "gym/HalfCheetah-v4"},
@@ -22,6 +23,18 @@ RUNS = {
         "env": "gym/Reacher-v4",
     },
     "projection": {"agent": "sac", "head": "projection", "env": "gym/Reacher-v4"},
+    "mnse": {"agent": "mnse", "env": "gym/Reacher-v4"},
+    "fastsac-era-exact": {"agent": "fastsac-era-exact", "env": "gym/Reacher-v4", **PARALLEL},
+    "fasttd3": {"agent": "fasttd3", "env": "gym/Reacher-v4", **PARALLEL},
+    "shares": {"agent": "fastsac", "head": "shares", "env": "gym/Reacher-v4", **PARALLEL},
+    "tdmpc2-era-exact": {
+        "agent": "tdmpc2-era-exact",
+        "env": "gym/Reacher-v4",
+        "encoder_hidden": 8,
+        "latent": 8,
+        "critics": 2,
+        "simplex": 4,
+    },
     "ppo": {"agent": "ppo", "env": "gym/Pendulum-v1"},
     "ppo-era": {"agent": "ppo-era", "env": "gym/Reacher-v4"},
     "discrete": {"agent": "ppo", "env": "gym/CartPole-v1"},
@@ -35,13 +48,16 @@ def test_the_file_is_the_policy_for_any_batch(name, tmp_path, capsys):
     save_untrained(tmp_path / "run", **RUNS[name])
     out = tmp_path / "files" / "policy.onnx"
     assert main(["export", str(tmp_path / "run"), "--out", str(out)]) == 0
-    assert f"InferenceSession({str(out)!r})" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"InferenceSession({str(out)!r})" in told
+    assert ("the policy prior, without the planner" in told) == name.startswith("tdmpc2")
     session, policy = onnxruntime.InferenceSession(str(out)), load_policy(tmp_path / "run")
     names = [output.name for output in session.get_outputs()]
     assert names == ["action", *(["logits"] if policy.discrete else ["loc", "scale"]), "entropy"]
     metadata = session.get_modelmeta().custom_metadata_map
     assert metadata.get("floor") == (None if policy.floor is None else str(policy.floor))
     assert metadata["head"] == policy.agent.policy.head
+    assert ("acts" in metadata) == name.startswith("tdmpc2")
     for batch in (1, 7):
         observation = np.random.default_rng(batch).normal(size=(batch, policy.observation_dim))
         observation = observation.astype(np.float32)

@@ -20,6 +20,7 @@ from entropyfloor.runs.resume import begin
 
 pytestmark = pytest.mark.usefixtures("cache")
 
+PARALLEL = {"num_envs": 1, "critic_hidden": 8, "replay_capacity": 100}
 RUNS = {
     "exact": {"agent": "sac-era-exact", "env": "gym/Reacher-v4"},
     "tanh": {"agent": "sac", "env": "gym/Reacher-v4"},
@@ -30,6 +31,10 @@ RUNS = {
         "env": "gym/Reacher-v4",
     },
     "obac": {"agent": "obac-era", "env": "gym/Reacher-v4", "residual_entropy": 0.3},
+    "mnse": {"agent": "mnse", "env": "gym/Reacher-v4"},
+    "parallel, normalised": {"agent": "fastsac-era-exact", "env": "gym/Reacher-v4", **PARALLEL},
+    "fasttd3": {"agent": "fasttd3", "env": "gym/Reacher-v4", **PARALLEL, "normalise_observations": False},
+    "shares": {"agent": "fastsac", "head": "shares", "env": "gym/Reacher-v4", **PARALLEL},
     "normalised": {"agent": "ppo", "env": "gym/Pendulum-v1"},
     "ppo-era": {"agent": "ppo-era", "env": "gym/Reacher-v4", "normalise_observations": False},
     "discrete": {"agent": "ppo", "env": "gym/CartPole-v1"},
@@ -40,6 +45,10 @@ AIMS = {  # floor, target entropy
     "tanh": (None, -1.0),
     "era-batch": (None, -1.0),
     "obac": (-1.0, -1.0),
+    "mnse": (None, None),
+    "parallel, normalised": (-1.0, -1.0),
+    "fasttd3": (None, None),
+    "shares": (None, 0.0),
     "normalised": (None, None),
     "ppo-era": (-0.6, -0.6),
     "discrete": (None, None),

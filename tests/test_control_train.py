@@ -38,12 +38,36 @@ OFF_POLICY = {
     "eval_every": 200,
     "log_every": 50,
 }
+MODEL_BASED = {
+    **OFF_POLICY,
+    "encoder_hidden": 8,
+    "latent": 16,
+    "critics": 3,
+    "horizon": 2,
+    "samples": 16,
+    "proposals": 4,
+    "elites": 4,
+}
 ON_POLICY = {
     "hidden": 16,
     "rollout_steps": 32,
     "num_envs": 2,
     "minibatch_size": 16,
     "epochs": 2,
+    "eval_episodes": 1,
+    "eval_every": 200,
+    "log_every": 50,
+}
+PARALLEL = {
+    "hidden": 16,
+    "critic_hidden": 16,
+    "atoms": 11,
+    "batch_size": 16,
+    "num_envs": 4,
+    "n_steps": 3,
+    "random_steps": 100,
+    "updates_per_step": 2,
+    "policy_delay": 1,
     "eval_episodes": 1,
     "eval_every": 200,
     "log_every": 50,
@@ -85,7 +109,7 @@ def test_a_setting_of_the_wrong_kind_is_named(settings, message):
 
 NUMBERS = [
     (agent, field.name)
-    for agent in ("obac", "ppo")  # all settings of SAC are settings of OBAC
+    for agent in ("obac", "fasttd3", "tdmpc2", "ppo")  # all settings of SAC are settings of OBAC
     for field in fields(CONFIGS[agent])
     if {"int", "float"} & set(re.findall(r"\w+", str(field.type)))
 ]
@@ -123,6 +147,12 @@ def test_what_no_run_can_have_is_refused_when_it_is_said(settings, message):
         ("ppo-era", {"head": "era-batch", "env": "gym/Reacher-v4"}, "is for SAC and OBAC"),
         ("ppo", {"minibatch_size": 60, "env": "gym/Pendulum-v1"}, "must divide a rollout"),
         ("sac", {"env": "gym/CartPole-v1"}, "ppo takes both"),
+        ("fasttd3", {"env": "gym/CartPole-v1"}, "ppo takes both"),
+        (
+            "fasttd3",
+            {"replay_capacity": 10**9, "steps": 10**9, "env": "gym/Reacher-v4"},
+            "lower --replay-capacity to",
+        ),
     ],
 )
 def test_what_would_have_no_effect_or_cannot_be_is_refused(agent, settings, message, tmp_path):
@@ -151,6 +181,25 @@ RUNS = {
         "checkpoint_every": 250,
         **OFF_POLICY,
     },
+    "mnse": {"agent": "mnse", "env": "gym/Reacher-v4", "steps": 400, "checkpoint_every": 250, **OFF_POLICY},
+    # its episodes of 50 steps end between the two checkpoints, one of which is in the middle of an episode
+    "tdmpc2": {
+        "agent": "tdmpc2",
+        "env": "gym/Reacher-v4",
+        "steps": 200,
+        "checkpoint_every": 125,
+        "episodic": True,
+        **MODEL_BASED,
+    },
+    "tdmpc2, exact, bf16": {
+        "agent": "tdmpc2-era-exact",
+        "precision": "bf16",
+        "env": "gym/Reacher-v4",
+        "steps": 300,
+        "checkpoint_every": 125,
+        "action_repeat": 2,
+        **MODEL_BASED,
+    },
     # CartPole's episodes end by themselves, in each environment at another time; 64 steps a rollout
     "ppo, discrete": {
         "agent": "ppo-era",
@@ -168,6 +217,37 @@ RUNS = {
         **ON_POLICY,
     },
     "eapo": {"agent": "eapo", "env": "gym/Pendulum-v1", "steps": 512, "checkpoint_every": 256, **ON_POLICY},
+    # Reacher's episodes take 50 steps; the replay has wrapped around when it is saved
+    "fasttd3, repeats": {
+        "agent": "fasttd3",
+        "env": "gym/Reacher-v4",
+        "steps": 600,
+        "checkpoint_every": 320,
+        **PARALLEL,
+        "action_repeat": 2,
+        "replay_capacity": 120,
+    },
+    # two processes; episodes that terminate
+    "fastsac, processes": {
+        "agent": "fastsac",
+        "head": "shares",
+        "env": "gym/Hopper-v4",
+        "steps": 400,
+        "checkpoint_every": 250,
+        "env_processes": 2,
+        **PARALLEL,
+    },
+    "fastsac-era, era-batch, learned residual": {
+        "agent": "fastsac-era",
+        "head": "era-batch",
+        "residual_entropy": "learned",
+        "env": "gym/Reacher-v4",
+        "steps": 400,
+        "checkpoint_every": 250,
+        "actions_per_update": 2,
+        "normalise_observations": False,
+        **PARALLEL,
+    },
     "sac, bf16": {
         "agent": "sac-era-exact",
         "precision": "bf16",
@@ -187,7 +267,10 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+SLOW = ("tdmpc2",)  # its other run is of the same code; a minute of compilation is enough
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in RUNS])
 def test_a_resumed_run_is_the_same_run_bit_for_bit(name, tmp_path):
     whole = train(configure(**RUNS[name], seed=5, out=str(tmp_path / "whole")))
     first, *_, last = Run.open(whole).checkpoints()
@@ -300,7 +383,14 @@ def test_checkpoints_hold_no_code(finished):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param("obac", marks=pytest.mark.slow), "sac, era-batch, learned residual", "ppo, discrete"]
+    "name",
+    [
+        pytest.param("obac", marks=pytest.mark.slow),
+        pytest.param("tdmpc2", marks=pytest.mark.slow),
+        "sac, era-batch, learned residual",
+        "fasttd3, repeats",
+        "ppo, discrete",
+    ],
 )
 def test_seeds_in_lockstep_have_the_numbers_of_each_alone(name, tmp_path):
     """Compiled apart, they differ by rounding, and what grows of it in some updates."""
@@ -480,9 +570,9 @@ def test_a_simulator_that_has_changed_is_not_continued_as_if_it_had_not(copied):
         resume(copied)
 
 
-@pytest.mark.parametrize("agent", ["sac", "ppo"])
+@pytest.mark.parametrize("agent", ["sac", pytest.param("tdmpc2", marks=pytest.mark.slow), "ppo"])
 def test_a_quantity_that_is_not_finite_stops_the_run_and_is_kept(agent, tmp_path):
-    sizes = OFF_POLICY if agent == "sac" else ON_POLICY
+    sizes = {"sac": OFF_POLICY, "tdmpc2": MODEL_BASED, "ppo": ON_POLICY}[agent]
     config = configure(
         agent, env="gym/Pendulum-v1", **sizes, steps=400, learning_rate=1e30, out=str(tmp_path / "run")
     )

@@ -36,6 +36,9 @@ def trained(tmp_path_factory):
     small = {"hidden": 16, "steps": 20, "random_steps": 100, "eval_episodes": 1, "max_episode_steps": 20}
     out = str(runs / "dmc-walker-run/sac-era-exact/seed-0")
     train_control(configure("sac-era-exact", env="dmc/walker-run", out=out, **small))
+    model = {"model_size": "1M", "samples": 8, "proposals": 4, "elites": 4, "iterations": 1}
+    out = str(runs / "dmc-walker-walk/tdmpc2-era/seed-0")
+    train_control(configure("tdmpc2-era", env="dmc/walker-walk", out=out, **small, **model))
     out = str(runs / "vision/digits-test_resnet/era-calibrated-0.6/seed-0")
     train_vision(VisionConfig(model="test_resnet", dataset="digits", min_entropy=0.6, epochs=1, out=out))
     out = str(runs / "language/countdown-3-tiny/grpo-era/seed-0")
@@ -70,7 +73,7 @@ def test_commands_in_prose_exist(command):
 def test_options_in_prose_exist(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     commands = [command.split()[1:] for command in INLINE]
-    commands += [["train", "control", "--agent", agent] for agent in ("ppo", "obac")]
+    commands += [["train", "control", "--agent", agent] for agent in ("ppo", "obac", "fasttd3", "tdmpc2")]
     for domain in ("control", "vision", "language"):  # the options of `evaluate` follow from the run
         Path(domain).mkdir()
         Path(domain, "config.toml").write_text(f'domain = "{domain}"\n')

@@ -62,6 +62,22 @@ def test_floors_of_classifiers_are_drawn(tmp_path):
     assert all(f"<!-- {label} -->" in svg for label in ("paper", "calibrated", "no floor"))
 
 
+def test_returns_are_drawn_beside_published_ones(tmp_path):
+    for agent, seed in itertools.product(("tdmpc2", "tdmpc2-era"), (0, 1)):
+        settings = {"domain": "control", "env": "dmc/walker-walk", "agent": agent, "seed": seed}
+        one = Run.create(tmp_path / "runs" / agent / f"seed-{seed}", settings)
+        with one.recording():
+            for step in (0, 100_000, 200_000):
+                one.log(step, {"return": 0.004 * step})
+    done = run("examples/published.py", "--runs", str(tmp_path / "runs"), "--figure", str(tmp_path / "f"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "f.png").stat().st_size > 20_000
+    svg = (tmp_path / "f.svg").read_text()
+    methods = ("tdmpc2, published", "sac, published", "dreamerv3, published", "tdmpc2-era")
+    assert all(f"<!-- {label} -->" in svg for label in methods)
+    assert run("examples/published.py", "--runs", str(tmp_path / "none")).returncode == 1
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # inductor compiles ResNet-18 three times
 @pytest.mark.parametrize(
@@ -106,6 +122,17 @@ def test_the_benchmark_of_activations_runs():
 )
 def test_the_benchmark_of_agents_runs(part, line):
     done = run("benchmarks/control.py", "--parts", part, "--rounds", "2", "--steps", "64", limit=1100)
+    assert done.returncode == 0, done.stderr
+    assert line in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # six agents are compiled in two sizes
+@pytest.mark.parametrize(
+    ("part", "line"), [("updates", "time of fastsac-era / time of plain head"), ("loops", "simulation")]
+)
+def test_the_benchmark_of_parallel_agents_runs(part, line):
+    done = run("benchmarks/massively_parallel.py", "--parts", part, "--rounds", "1", "--envs", "2", limit=1100)
     assert done.returncode == 0, done.stderr
     assert line in done.stdout
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from entropyfloor.control import seeding
-from entropyfloor.control.agents.build import aim
+from entropyfloor.control.agents.build import aim, player
 from entropyfloor.control.config import required
 from entropyfloor.control.envs import make, registered
 from entropyfloor.control.evaluator import Evaluator
@@ -34,7 +34,7 @@ def evaluate(
     video: Path | None = None,
     max_episode_steps: int | None = None,
 ) -> str:
-    """Play episodes with the mode action of a trained policy, and write `evaluation.json` into the run.
+    """Play episodes with a trained agent, without exploration, and write `evaluation.json` into the run.
 
     Args:
         run: Run directory, whose last checkpoint is evaluated, or a directory in its `checkpoints`.
@@ -67,7 +67,9 @@ def evaluate(
     limit = config.max_episode_steps if max_episode_steps is None else max_episode_steps
     env = make(config.env, **replace(config, max_episode_steps=limit).env_options())
     log_std_min = required(config.log_std_min)
-    player = Evaluator(env, policy.distribution, [], log_std_min, normalise=policy.normalise)
+    evaluator = Evaluator(
+        env, policy.distribution, [], log_std_min, normalise=policy.normalise, player=player(policy.agent)
+    )
 
     played = []
     with Progress(episodes, unit="episodes", every=1, evaluation="") as progress:
@@ -75,11 +77,11 @@ def evaluate(
         for i in range(episodes):
             number = seeding.episode(seed, seeding.PLAY_EPISODES, i)
             watch = film.take if video is not None and i == 0 else lambda: None
-            played.append(player.play(policy.actor, number, watch))
+            played.append(evaluator.play(policy.actor, number, watch))
             progress.advance(i + 1)
     env.close()  # which frees what drew the film
     returns = np.array([episode.total for episode in played])
-    entropy, _ = player.measure(policy.actor, np.concatenate([episode.observations for episode in played]))
+    entropy, _ = evaluator.measure(policy.actor, np.concatenate([episode.observations for episode in played]))
     low, high = bootstrap_interval(returns)
     aims = aim(policy.agent)
     results: dict[str, Any] = {

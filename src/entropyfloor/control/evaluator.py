@@ -17,6 +17,7 @@ from entropyfloor.control.heads import Distribution
 from entropyfloor.jax.distributions import Categorical
 
 Params = Any
+Player = Callable[[int], Callable[[Params, np.ndarray], Any]]
 CHUNK = 1024
 """Number of states per call when entropies are measured: one shape, one compilation."""
 ENDLESS = 100_000
@@ -37,7 +38,7 @@ class Stopped(Exception):  # noqa: N818
 
 
 class Evaluator:
-    """Plays episodes with the mode action and measures the acting policy in every state that it visits.
+    """Plays episodes without exploration, and measures the acting policy in every state that it visits.
 
     Args:
         env: Environment that training does not use.
@@ -46,6 +47,8 @@ class Evaluator:
         log_std_min: Lower bound of log σ, to count how often it binds.
         normalise: From observations to the input of the networks.
         stopped: Called before each action; True stops the evaluation.
+        player: From the seed of an episode to what acts in it, `(actor, observation) → action`; by default the
+            mode of the distribution.
     """
 
     def __init__(
@@ -56,13 +59,15 @@ class Evaluator:
         log_std_min: float,
         normalise: Callable[[np.ndarray], np.ndarray] = lambda observations: observations,
         stopped: Callable[[], bool] = lambda: False,
+        player: Player | None = None,
     ) -> None:
         self._env = env
         self._limited = has_time_limit(env)
         self._seeds = seeds
         self._normalise = normalise
         self._stopped = stopped
-        self._mode = jax.jit(lambda actor, observation: distribution(actor, observation).mode())
+        mode = jax.jit(lambda actor, observation: distribution(actor, observation).mode())
+        self._player: Player = player or (lambda _: mode)
 
         def measure(actor: Params, observation: Array) -> tuple[Array, Array]:
             policy = distribution(actor, observation)
@@ -87,7 +92,7 @@ class Evaluator:
         }
 
     def play(self, actor: Params, seed: int, watch: Callable[[], None] = lambda: None) -> Episode:
-        """Play an episode with the mode action; `watch` is called before every action.
+        """Play an episode; `watch` is called before every action.
 
         Raises:
             SimulatorError: The simulator raised, or the episode does not end.
@@ -96,7 +101,7 @@ class Evaluator:
         at = f"the evaluation from seed {seed}"
         observation = reset(self._env, seed, f"the reset of {at}")
         visited: list[np.ndarray] = []
-        total, running = 0.0, True
+        total, running, act = 0.0, True, self._player(seed)
         while running:
             if self._stopped():
                 raise Stopped
@@ -107,7 +112,7 @@ class Evaluator:
                 )
             visited.append(self._normalise(observation))
             watch()
-            action = np.asarray(self._mode(actor, visited[-1]))[()]  # a discrete one as a number
+            action = np.asarray(act(actor, visited[-1]))[()]  # a discrete one as a number
             result = step(self._env, action, f"action {len(visited)} of {at}")
             observation, total = result.observation, total + result.reward
             running = not (result.terminated or result.truncated)

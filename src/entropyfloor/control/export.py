@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from entropyfloor.control.agents.build import build_agent
+from entropyfloor.control.agents.build import build_agent, player
 from entropyfloor.control.load import Policy, load_policy
 from entropyfloor.control.normalise import VARIANCE_FLOOR
 from entropyfloor.extras import require
@@ -21,6 +21,7 @@ from entropyfloor.runs import files
 
 OUTPUTS = {True: ("action", "logits", "entropy"), False: ("action", "loc", "scale", "entropy")}
 """Names of the outputs, for discrete actions and for continuous ones."""
+PRIOR = "the policy prior, without the planner that acts in training and in evaluations"
 
 
 def export(run: Path, out: Path) -> str:
@@ -29,7 +30,8 @@ def export(run: Path, out: Path) -> str:
     The input is `observation` `[B, obs]` for any B. The outputs are the mode `action`, which evaluations take; the
     `loc` and `scale` of the distribution before it is bounded, or the `logits` of discrete actions; and the
     `entropy` of the acting policy, in nats. The metadata name the distribution, the floor and the run's settings.
-    The file computes in float32, whatever the `precision` of the run.
+    The file computes in float32, whatever the `precision` of the run. If the agent plans, the file is its policy
+    prior; the metadata and the lines returned say so.
 
     Args:
         run: A run directory, or a directory in its `checkpoints`.
@@ -51,7 +53,8 @@ def export(run: Path, out: Path) -> str:
     content = _onnx(replace(policy, agent=agent))
     out.parent.mkdir(parents=True, exist_ok=True)
     files.replace(out, content)
-    return (
+    note = "" if player(agent) is None else f"# {PRIOR}\n"
+    return note + (
         f"session = onnxruntime.InferenceSession({str(out)!r})\n"
         f"action, *_ = session.run(None, {{'observation': observations}})  # float32 [B, {policy.observation_dim}]"
     )
@@ -71,7 +74,9 @@ def _onnx(policy: Policy) -> bytes:
     config, aims = policy.config, {"floor": policy.floor, "target_entropy": policy.target_entropy}
     acting: Any = policy.agent.policy
     kinds = {"head": acting.head, "distribution": "categorical" if discrete else config.distribution}
-    names = {"env": config.env, "agent": config.agent, "seed": config.seed, "step": policy.step}
+    names: dict[str, Any] = {"env": config.env, "agent": config.agent, "seed": config.seed, "step": policy.step}
+    if player(policy.agent) is not None:
+        names["acts"] = PRIOR
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a library that works around versions of other libraries
         for name in ("jax2onnx", "onnx_ir"):

@@ -23,7 +23,9 @@ from entropyfloor.jax.distributions import Categorical, Normal, TanhNormal, Trun
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-GaussianHeadName = Literal["tanh", "clip", "era", "era-batch", "era-exact", "era-floor", "projection"]
+GaussianHeadName = Literal[
+    "tanh", "clip", "era", "era-batch", "era-exact", "era-floor", "projection", "fixed", "shares"
+]
 CategoricalHeadName = Literal["softmax", "era", "era-exact"]
 HeadName = Literal[GaussianHeadName, CategoricalHeadName]
 DistributionName = Literal["truncated", "tanh", "normal"]
@@ -31,7 +33,7 @@ Gaussian = TanhNormal | TruncatedNormal | Normal
 Distribution = Gaussian | Categorical
 
 _PINS = ("era", "era-exact")
-_NO_TARGET = ("tanh", "clip", "softmax")
+_NO_TARGET = ("tanh", "clip", "fixed", "shares", "softmax")
 MOMENTUM = 0.1
 """Weight of a new batch in the running mean M of Eq. 36, as in `ERAGaussian`; the paper states none."""
 
@@ -53,11 +55,13 @@ class GaussianPolicy:
     """The map from raw network outputs to the distribution over continuous actions.
 
     Args:
-        head: `tanh`: log σ bounded by a tanh, no floor. `clip`: log σ clipped at its bounds, no floor. `era`:
-            Eq. 11, a floor under the Gaussian *before* it is bounded. `era-batch`: Eq. 36, the same on average
-            over the batch. `era-exact` (*ours*): the floor is under the truncated policy itself. `era-floor`
-            (*ours*): the entropy may rise above the floor; exact where the distribution is truncated.
-            `projection`: the baseline, on top of `tanh`.
+        head: `tanh`: log σ bounded by a tanh, no floor. `clip`: log σ clipped at its bounds, no floor. `fixed`:
+            log σ is `log_std_max` in every state. `shares`: `tanh`, and a second raw output z for each dimension
+            divides the deviation among them, `σ_i = D softmax(z)_i exp(log σ̂_i)`, no floor (FastDSAC, arXiv
+            2603.12612). `era`: Eq. 11, a floor under the Gaussian *before* it is bounded. `era-batch`: Eq. 36,
+            the same on average over the batch. `era-exact` (*ours*): the floor is under the truncated policy
+            itself. `era-floor` (*ours*): the entropy may rise above the floor; exact where the distribution is
+            truncated. `projection`: the baseline, on top of `tanh`.
         distribution: `truncated`: loc = tanh(mean), bounded by truncation. `tanh`: loc = mean, squashed.
             `normal`: loc = mean, unbounded; the environment clips.
         action_dim: D.
@@ -105,9 +109,9 @@ class GaussianPolicy:
         return self.head == "era-exact" or (self.head == "era-floor" and self._truncated)
 
     def __call__(
-        self, mean: Float[Array, "*batch D"], raw_log_std: Float[Array, "*batch D"], state: HeadState = STATELESS
+        self, mean: Float[Array, "*batch D"], raw_log_std: Float[Array, "*batch R"], state: HeadState = STATELESS
     ) -> Gaussian:
-        """π(·|s) from the outputs of the network."""
+        """π(·|s) from the outputs of the network, R = D `raw_outputs(head)` raw ones."""
         loc = jnp.tanh(mean) if self._truncated else mean
         scale = jnp.exp(self._log_std(loc, raw_log_std, state))
         family = {"truncated": TruncatedNormal, "tanh": TanhNormal, "normal": Normal}[self.distribution]
@@ -131,6 +135,12 @@ class GaussianPolicy:
             return log_std.reshape(raw.shape)
         if self.head == "clip":
             return raw.clip(self.log_std_min, self.log_std_max)
+        if self.head == "fixed":
+            return jnp.full_like(raw, self.log_std_max)
+        if self.head == "shares":
+            raw, z = jnp.split(raw, 2, axis=-1)
+            shares = math.log(self.action_dim) + jax.nn.log_softmax(z, axis=-1)
+            return shares + tanh_bounded(raw, self.log_std_min, self.log_std_max)
         bounded = tanh_bounded(raw, self.log_std_min, self.log_std_max)
         return bounded if self.head == "tanh" else F.project_gaussian(bounded, target)
 
@@ -188,6 +198,11 @@ class CategoricalPolicy:
 def tanh_bounded(raw: Float[Array, "..."], low: float, high: float) -> Float[Array, "..."]:
     """The head `tanh`: `low + (high - low) (tanh(raw) + 1) / 2`."""
     return low + 0.5 * (high - low) * (jnp.tanh(raw) + 1.0)
+
+
+def raw_outputs(head: HeadName) -> int:
+    """Number of raw outputs for each action dimension, beside its mean."""
+    return 2 if head == "shares" else 1
 
 
 def has_target(head: HeadName) -> bool:

@@ -13,10 +13,21 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from entropyfloor.control.agents import build
+from entropyfloor.control.agents.mnse import MNSEActor
 from entropyfloor.control.agents.ppo import PPO
 from entropyfloor.control.agents.sac import SAC, ActorState
-from entropyfloor.control.config import ControlConfig, PPOConfig, SACConfig, read_config
-from entropyfloor.control.heads import CategoricalPolicy, Distribution, HeadState
+from entropyfloor.control.agents.tdmpc2.agent import TDMPC2, Planning
+from entropyfloor.control.config import (
+    ControlConfig,
+    FastConfig,
+    MNSEConfig,
+    PPOConfig,
+    SACConfig,
+    TDMPC2Config,
+    read_config,
+    required,
+)
+from entropyfloor.control.heads import CategoricalPolicy, Distribution, HeadState, raw_outputs
 from entropyfloor.control.normalise import RunningMoments
 from entropyfloor.runs.directory import Checkpoint, open_checkpoint
 
@@ -36,7 +47,7 @@ class Policy:
     """Settings of the run."""
     step: int
     """Environment steps that the policy was trained for."""
-    agent: SAC | PPO
+    agent: SAC | TDMPC2 | PPO
     """The agent, whose `distribution(actor, observations)` is π(·|s) of normalised observations."""
     actor: Any
     """Everything that the acting policy depends on: parameters, and the state of the head."""
@@ -57,6 +68,20 @@ class Policy:
     def entropy(self, observation: ArrayLike) -> np.ndarray:
         """Entropy of the acting policy in each state, in nats."""
         return np.asarray(self._entropy(self.actor, self._input(observation)))
+
+    def player(self, seed: int) -> Callable[[ArrayLike], np.ndarray]:
+        """What acts in one episode as evaluations do: from each observation `[obs]` in turn to an action.
+
+        An agent with a model plans, each time from its last plan; the others take the mode action. Ask for a new
+        one for each episode.
+
+        Args:
+            seed: Seed of the planner.
+        """
+        if self._player is None:
+            return self
+        act = self._player(seed)
+        return lambda observation: self._bounded(act(self.actor, self._input(observation)))
 
     @property
     def discrete(self) -> bool:
@@ -81,6 +106,10 @@ class Policy:
         """π(·|s) of normalised observations, to be traced by JAX."""
         distribution: Distribution = self.agent.distribution(actor, observation)
         return distribution
+
+    @cached_property
+    def _player(self) -> Callable[[int], Callable[[Any, Any], jax.Array]] | None:
+        return build.player(self.agent)
 
     @cached_property
     def _mode(self) -> Callable[..., jax.Array]:
@@ -136,25 +165,44 @@ def load_policy(run: Path | str) -> Policy:
 
 
 def _policy(config: ControlConfig, checkpoint: Checkpoint) -> Policy:
+    if isinstance(config, TDMPC2Config):
+        return _planning_policy(config, checkpoint)
     arrays = checkpoint.arrays
     is_sac = isinstance(config, SACConfig)
     discrete = not is_sac and arrays["0/actions"].ndim == 1
     params = _nested(arrays, "agent/actor/params/" if is_sac else "agent/actor/")
     outputs = params["params"]["Dense_0"]["bias"].size
     one_each = discrete or (isinstance(config, PPOConfig) and config.global_log_std)  # else mean and log σ
-    action_dim = outputs if one_each else outputs // 2
+    action_dim = outputs if one_each else outputs // (1 + raw_outputs(required(config.head)))
     head = HeadState(*(arrays.get(f"agent/actor/head/{name}") for name in HeadState._fields))
+    actor: Any = ActorState(params, head) if is_sac else params
+    if isinstance(config, MNSEConfig):
+        actor = MNSEActor(params, head, jax.numpy.asarray(arrays["agent/actor/evidence"]))
     moments = None
-    if isinstance(config, PPOConfig) and config.normalise_observations:
+    if isinstance(config, PPOConfig | FastConfig) and config.normalise_observations:
         moments = RunningMoments(arrays["moments/mean"].shape)
         moments.load({name: arrays[f"moments/{name}"] for name in ("count", "mean", "variance")})
     return Policy(
         config,
         checkpoint.step,
         build.build_agent(config, action_dim, discrete=discrete),
-        ActorState(params, head) if is_sac else params,
+        actor,
         moments,
         observation_dim=params["params"]["body"]["Dense_0"]["kernel"].shape[0],
+        action_dim=action_dim,
+    )
+
+
+def _planning_policy(config: TDMPC2Config, checkpoint: Checkpoint) -> Policy:
+    model, prior = (_nested(checkpoint.arrays, f"agent/actor/{name}/") for name in ("model", "prior"))
+    action_dim = prior["params"]["Dense_2"]["bias"].size // 2
+    return Policy(
+        config,
+        checkpoint.step,
+        build.build_agent(config, action_dim),
+        Planning(model, prior, jax.numpy.asarray(checkpoint.arrays["agent/actor/discount"])),
+        None,
+        observation_dim=model["encoder"]["params"]["Dense_0"]["kernel"].shape[0],
         action_dim=action_dim,
     )
 

@@ -54,29 +54,31 @@ class MLP(nn.Module):
 
 
 class GaussianActor(nn.Module):
-    """Mean and raw log σ of a Gaussian, before any head: `[..., obs] → 2 × [..., D]`.
+    """Mean and raw log σ of a Gaussian, before any head: `[..., obs] → [..., D], [..., R]`.
 
     Args:
         action_dim: D.
         body: The hidden layers.
         global_log_std: One raw log σ for all states, a parameter that starts at 0, instead of an output.
+        raw_outputs: R / D: see `heads.raw_outputs`.
     """
 
     action_dim: int
     body: MLP
     global_log_std: bool = False
+    raw_outputs: int = 1
 
     @nn.compact
-    def __call__(self, observation: Float[Array, "*batch o"]) -> tuple[Float[Array, "*batch D"], ...]:
+    def __call__(self, observation: Float[Array, "*batch o"]) -> tuple[Float[Array, "*batch _"], ...]:
         """`(mean, raw_log_std)`."""
-        x = self.body(observation)
+        x, raw_dim = self.body(observation), self.raw_outputs * self.action_dim
         # Near zero at the start: the mean in the middle of the actions, the entropy shared out evenly.
         if self.global_log_std:
             mean = dense(self.action_dim, 0.01, self.body.precision)(x)
-            raw = self.param("raw_log_std", nn.initializers.zeros, (self.action_dim,), jnp.float32)
-            return mean, jnp.broadcast_to(raw, mean.shape)
-        out = dense(2 * self.action_dim, 0.01, self.body.precision)(x)
-        mean, raw_log_std = jnp.split(out, 2, axis=-1)
+            raw = self.param("raw_log_std", nn.initializers.zeros, (raw_dim,), jnp.float32)
+            return mean, jnp.broadcast_to(raw, (*mean.shape[:-1], raw_dim))
+        out = dense(self.action_dim + raw_dim, 0.01, self.body.precision)(x)
+        mean, raw_log_std = jnp.split(out, [self.action_dim], axis=-1)
         return mean, raw_log_std
 
 
@@ -126,3 +128,20 @@ class Critics(nn.Module):
         pairs = jnp.concatenate([observation, action], axis=-1)
         members = [Value(self.body.clone(parent=None)) for _ in range(self.size)]
         return jnp.stack([member(pairs) for member in members])
+
+
+class DistributionalCritics(nn.Module):
+    """As `Critics`, of the distribution of returns: logits of `atoms` values each, `[size, ..., atoms]`."""
+
+    body: MLP
+    atoms: int
+    size: int = 2
+
+    @nn.compact
+    def __call__(
+        self, observation: Float[Array, "*batch o"], action: Float[Array, "*batch D"]
+    ) -> Float[Array, "size *batch atoms"]:
+        """The logits of every critic, near zero at the start: a uniform distribution."""
+        pairs = jnp.concatenate([observation, action], axis=-1)
+        members = [CategoricalActor(self.atoms, self.body.clone(parent=None)) for _ in range(self.size)]
+        return jnp.stack([member(pairs)[0] for member in members])

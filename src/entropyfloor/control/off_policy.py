@@ -1,4 +1,4 @@
-"""Training of SAC and OBAC: act, store, update."""
+"""Training of SAC, OBAC and TD-MPC2: act, store, update."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from gymnasium import spaces
 
 from entropyfloor.control import seeding
 from entropyfloor.control.agents.build import build_agent
-from entropyfloor.control.config import SACConfig
+from entropyfloor.control.config import SACConfig, TDMPC2Config
 from entropyfloor.control.envs import make
-from entropyfloor.control.episodes import Episodes
+from entropyfloor.control.episodes import Episodes, Step
 from entropyfloor.control.replay import Replay, Transition
 from entropyfloor.control.trainer import Metrics, Trainer
 from entropyfloor.runs.machine import check_memory
@@ -26,8 +26,8 @@ class OffPolicyCollector:
         seeds: Number of seeds in this process, which share its memory.
     """
 
-    def __init__(self, config: SACConfig, seeds: int = 1) -> None:
-        env = make(config.env, **config.env_options())
+    def __init__(self, config: SACConfig | TDMPC2Config, seeds: int = 1) -> None:
+        self.env = env = make(config.env, **config.env_options())
         if not isinstance(env.action_space, spaces.Box):
             raise ValueError(
                 f"{config.env} has discrete actions: {config.agent} needs continuous ones, ppo takes both"
@@ -39,19 +39,24 @@ class OffPolicyCollector:
         check_memory(capacity, each, "transitions in the replay", "--replay-capacity")
         batch = config.updates_per_step * config.batch_size
         check_memory(batch, each, "transitions in the updates of a step", "--batch-size")
-        self.replay = Replay(capacity, self.obs_dim, self.action_dim, self._rng)
+        self.replay = self.empty_replay(capacity)
         self.episodes = Episodes(env, lambda i: seeding.episode(config.seed, seeding.TRAIN_EPISODES, i))
         self.returns = self.episodes.returns
+
+    def empty_replay(self, capacity: int) -> Replay:
+        """A replay for that many transitions."""
+        return Replay(capacity, self.obs_dim, self.action_dim, self._rng)
 
     def random_action(self) -> np.ndarray:
         """Uniform on [-1, 1]."""
         return self._rng.uniform(-1.0, 1.0, self.action_dim).astype(np.float32)
 
-    def play(self, action: np.ndarray) -> None:
+    def play(self, action: np.ndarray) -> Step:
         """Take one action and store the transition."""
         observation = self.episodes.observation
         step = self.episodes.step(action)
         self.replay.add(Transition(observation, action, step.reward, step.terminated, step.observation))
+        return step
 
     def normalise(self, observations: np.ndarray) -> np.ndarray:
         """Observations as the networks take them: unchanged."""
@@ -72,7 +77,8 @@ class OffPolicyCollector:
 
     def restore(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
         """Continue from the arrays and the state of another collector."""
-        self.replay.load({name: arrays[f"replay/{name}"] for name in Transition._fields}, state["added"])
+        stored = {name.removeprefix("replay/"): array for name, array in arrays.items()}
+        self.replay.load(stored, state["added"])
         self._rng.bit_generator.state = state["rng"]
         self.episodes.restore(state["episodes"], arrays)
 

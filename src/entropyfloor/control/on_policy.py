@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from entropyfloor.control import seeding
 from entropyfloor.control.agents.build import build_agent
 from entropyfloor.control.agents.ppo import Rollout
 from entropyfloor.control.config import PPOConfig
 from entropyfloor.control.envs import make
-from entropyfloor.control.episodes import Episodes
 from entropyfloor.control.normalise import RewardScaler, RunningMoments
+from entropyfloor.control.pool import pool_of
 from entropyfloor.control.trainer import Metrics, Trainer
 from entropyfloor.runs.machine import check_memory
 
@@ -36,34 +35,24 @@ class OnPolicyCollector:
         floats = 2 * self.obs_dim + math.prod(self.action_space.shape or ()) + 4
         per_step = 4 * seeds * config.num_envs * floats  # a float32 has four bytes
         check_memory(config.rollout_steps, per_step, "steps of a rollout", "--rollout-steps or --num-envs")
-        others = (make(config.env, **config.env_options()) for _ in range(config.num_envs - 1))
+        self._pool = pool_of(config.env, config.env_options(), config.num_envs, config.seed, first=first)
+        self.returns = self._pool.returns
         self._moments = RunningMoments((self.obs_dim,))
         self._scaler = RewardScaler(config.num_envs, config.discount)
 
-        def episodes(env: Any, i: int) -> Episodes:
-            return Episodes(env, lambda number: seeding.episode(config.seed, seeding.TRAIN_EPISODES, i, number))
-
-        self.episodes = [episodes(env, i) for i, env in enumerate([first, *others])]
-        self.returns: list[float] = []
-
     def observe(self) -> np.ndarray:
         """Observations to act on, `[N, obs]`: the moments are updated with them, then they are normalised."""
-        observations = np.stack([episodes.observation for episodes in self.episodes])
+        observations = self._pool.observations
         if self._config.normalise_observations:
             self._moments.update(observations)
         return self.normalise(observations)
 
     def play(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
         """One action in each environment: `reward, terminated, truncated, next_observation`, each `[N, ...]`."""
-        steps = [episodes.step(action) for episodes, action in zip(self.episodes, actions, strict=True)]
-        for episodes in self.episodes:
-            self.returns += episodes.returns
-            episodes.returns.clear()
-        reward = np.array([step.reward for step in steps], np.float32)
-        terminated, truncated = (np.array([step[i] for step in steps], bool) for i in (2, 3))
+        reward, terminated, truncated, observations = self._pool.step(actions)
         if self._config.normalise_rewards:
             reward = self._scaler(reward, terminated, truncated)
-        return reward, terminated, truncated, self.normalise(np.stack([step.observation for step in steps]))
+        return reward, terminated, truncated, self.normalise(observations)
 
     @property
     def reward_scale(self) -> float:
@@ -78,20 +67,17 @@ class OnPolicyCollector:
         """Arrays of a checkpoint: with `state`, everything that `restore` needs."""
         arrays = {f"moments/{name}": value for name, value in self._moments.arrays().items()}
         arrays |= {f"scaler/{name}": value for name, value in self._scaler.arrays().items()}
-        for i, episodes in enumerate(self.episodes):
-            arrays |= {f"{i}/{name}": value for name, value in episodes.arrays().items()}
-        return arrays
+        return arrays | self._pool.arrays()
 
     def state(self) -> dict[str, Any]:
         """The rest of a checkpoint, as JSON can hold it."""
-        return {"episodes": [episodes.state() for episodes in self.episodes], "returns": self.returns}
+        return {"episodes": self._pool.state(), "returns": self.returns}
 
     def restore(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
         """Continue from the arrays and the state of another collector."""
         self._moments.load({name: arrays[f"moments/{name}"] for name in ("count", "mean", "variance")})
         self._scaler.load({name: arrays[f"scaler/{name}"] for name in ("returns", "count", "mean", "variance")})
-        for i, (episodes, where) in enumerate(zip(self.episodes, state["episodes"], strict=True)):
-            episodes.restore(where, {name: arrays[f"{i}/{name}"] for name in ("actions", "observation")})
+        self._pool.restore(state["episodes"], arrays)
         self.returns[:] = state["returns"]
 
 

@@ -10,10 +10,20 @@ from typing import Any
 
 import jax
 
-from entropyfloor.control.config import ControlConfig, PPOConfig, configure, read_config, required
+from entropyfloor.control.config import (
+    ControlConfig,
+    FastConfig,
+    PPOConfig,
+    TDMPC2Config,
+    configure,
+    read_config,
+    required,
+)
 from entropyfloor.control.envs import registered
+from entropyfloor.control.model_based import ModelBasedTrainer
 from entropyfloor.control.off_policy import OffPolicyTrainer
 from entropyfloor.control.on_policy import OnPolicyTrainer
+from entropyfloor.control.parallel import ParallelTrainer
 from entropyfloor.control.trainer import Trainer
 from entropyfloor.runs import Run, read_run
 from entropyfloor.runs.processes import cores
@@ -76,8 +86,9 @@ def train_seeds(config: ControlConfig, seeds: Sequence[int]) -> list[Path]:
 
 def build(configs: Sequence[ControlConfig]) -> Trainer[Any, Any]:
     """The trainer of one or more resolved configs that differ in nothing but `seed` and `out`."""
-    kind: Any = OnPolicyTrainer if isinstance(configs[0], PPOConfig) else OffPolicyTrainer
-    return kind(configs)
+    kinds: Any = {PPOConfig: OnPolicyTrainer, FastConfig: ParallelTrainer, TDMPC2Config: ModelBasedTrainer}
+    trainer: Trainer[Any, Any] = kinds.get(type(configs[0]), OffPolicyTrainer)(configs)
+    return trainer
 
 
 def _train_registered(described: str | None, config: ControlConfig) -> Path:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from entropyfloor.control import seeding
-from entropyfloor.control.agents.build import aim
+from entropyfloor.control.agents.build import aim, player
 from entropyfloor.control.config import ControlConfig, required
 from entropyfloor.control.envs import make
 from entropyfloor.control.evaluator import Evaluator, Stopped
@@ -61,6 +61,8 @@ class Trainer(ABC, Generic[ConfigT, CollectorT]):
     agent: Any
     state: Any
     """State of the agent; where there are several seeds, stacked along a first axis."""
+    memory: Any = ()
+    """What else is on the device, such as a replay; stacked as `state` is."""
     collectors: list[CollectorT]
     """One for each seed."""
     aim: dict[str, float]
@@ -102,13 +104,19 @@ class Trainer(ABC, Generic[ConfigT, CollectorT]):
         self._update = self.across_seeds(keyed(update), donate_argnums=0)
         self._act_keys, self._update_keys = self.keys(seeding.ACT), self.keys(seeding.UPDATE)
 
-    def learn(self, data: Any) -> Metrics:
-        """Call `update` once; the first call compiles it, which is shown instead of a speed."""
+    def learn(self, data: Any, number: int | None = None) -> Metrics:
+        """Call `update` once; the first call compiles it, which is shown instead of a speed.
+
+        Args:
+            data: Data of the update.
+            number: Number from which the update's random numbers follow; by default the step.
+        """
         compiled, self._compiled = self._compiled, True
         progress = None if compiled or self._loop is None else self._loop.progress
         if progress is not None:
             progress.busy(self.step, "compiling the first update, for up to a minute")
-        self.state, metrics = self._update(self.state, data, self._update_keys, np.uint32(self.step))
+        folded = np.uint32(self.step if number is None else number)
+        self.state, metrics = self._update(self.state, data, self._update_keys, folded)
         if progress is not None:
             progress.restart(self.step)
         return metrics
@@ -149,6 +157,7 @@ class Trainer(ABC, Generic[ConfigT, CollectorT]):
         """Write everything that `restore` needs, unless it is written."""
         for i, (run, collector) in enumerate(zip(runs, self.collectors, strict=True)):
             arrays = named_arrays("agent", self.pick(self.state, i)) | collector.arrays()
+            arrays |= named_arrays("memory", self.pick(self.memory, i))
             due = {"evaluation_due": True} if self._evaluation_due else {}
             run.save(self.step, arrays, collector.state() | due)
 
@@ -163,12 +172,13 @@ class Trainer(ABC, Generic[ConfigT, CollectorT]):
             raise ValueError(f"the seeds stopped at different steps, {steps}: resume each of them alone")
         self.step = steps[0]
         self._evaluation_due = any(checkpoint.state.get("evaluation_due") for checkpoint in checkpoints)
-        states = []
+        states, memories = [], []
         for i, (collector, checkpoint) in enumerate(zip(self.collectors, checkpoints, strict=True)):
             with checkpoint.restoring():
-                states.append(self._agent_state(i, checkpoint))
+                states.append(_restored("agent", self.pick(self.state, i), checkpoint))
+                memories.append(_restored("memory", self.pick(self.memory, i), checkpoint))
                 collector.restore(checkpoint.arrays, checkpoint.state)
-        self.state = self.stack(states)
+        self.state, self.memory = self.stack(states), self.stack(memories)
 
     # --- several seeds as one ----------------------------------------------------------------------------
 
@@ -223,6 +233,7 @@ class Trainer(ABC, Generic[ConfigT, CollectorT]):
             required(config.log_std_min),
             normalise=collector.normalise,
             stopped=lambda: self._loop is not None and self._loop.stopping,
+            player=player(self.agent),
         )
 
     def _is_evaluated(self, run: Run) -> bool:
@@ -257,17 +268,6 @@ class Trainer(ABC, Generic[ConfigT, CollectorT]):
 
             check_finite(self._values(metrics, i), self.step, run, arrays)
 
-    def _agent_state(self, i: int, checkpoint: Checkpoint) -> Any:
-        fresh = self.pick(self.state, i)
-        leaves = []
-        for name, leaf in named_leaves(fresh):
-            array = checkpoint.arrays.get(f"agent/{name}")
-            if array is None or array.shape != leaf.shape or array.dtype != leaf.dtype:
-                stored = "missing" if array is None else f"{array.dtype}{array.shape}"
-                raise ValueError(f"{name} is {stored}, this run needs {leaf.dtype}{leaf.shape}")
-            leaves.append(jax.numpy.asarray(array))
-        return jax.tree.unflatten(jax.tree.structure(fresh), leaves)
-
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     """Leaves with their paths, such as `critics/params/Dense_0/kernel`."""
@@ -278,6 +278,18 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
 def named_arrays(prefix: str, tree: Any) -> dict[str, np.ndarray]:
     """Leaves as arrays of a checkpoint."""
     return {f"{prefix}/{name}": np.asarray(leaf) for name, leaf in named_leaves(tree)}
+
+
+def _restored(prefix: str, fresh: Any, checkpoint: Checkpoint) -> Any:
+    """The tree of a checkpoint that was saved by `named_arrays(prefix, tree)` of one like `fresh`."""
+    leaves = []
+    for name, leaf in named_leaves(fresh):
+        array = checkpoint.arrays.get(f"{prefix}/{name}")
+        if array is None or array.shape != leaf.shape or array.dtype != leaf.dtype:
+            stored = "missing" if array is None else f"{array.dtype}{array.shape}"
+            raise ValueError(f"{name} is {stored}, this run needs {leaf.dtype}{leaf.shape}")
+        leaves.append(jax.numpy.asarray(array))
+    return jax.tree.unflatten(jax.tree.structure(fresh), leaves)
 
 
 class _Clock:

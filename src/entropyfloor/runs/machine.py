@@ -45,7 +45,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def check_memory(count: int, size: int, what: str, option: str) -> None:
+def check_memory(count: int, size: int, what: str, option: str, memory: int | None = None) -> None:
     """Refuse to begin what this machine's memory cannot hold.
 
     Args:
@@ -53,15 +53,17 @@ def check_memory(count: int, size: int, what: str, option: str) -> None:
         size: Bytes of an item.
         what: Name of the items, in the plural.
         option: The option, or options, that make them fewer.
+        memory: Bytes of a device that holds them instead.
 
     Raises:
         ValueError: The items need more than `SHARE` of the memory.
     """
-    limit = SHARE * _memory()
+    where, total = ("machine", _memory()) if memory is None else ("device", memory)
+    limit = SHARE * total
     if (needed := count * size) > limit:
         most = f" to at most {fits}" if (fits := int(limit / size)) else ""
         raise ValueError(
-            f"{count:,} {what} need {needed / 2**30:,.1f} GiB, and this machine has {limit / 2**30:,.1f} GiB for "
+            f"{count:,} {what} need {needed / 2**30:,.1f} GiB, and this {where} has {limit / 2**30:,.1f} GiB for "
             f"them: lower {option}{most}"
         )
 

@@ -9,14 +9,36 @@ import optax
 
 from entropyfloor import targets
 from entropyfloor.control import heads
+from entropyfloor.control.agents.fast import Fast
+from entropyfloor.control.agents.mnse import MNSE
 from entropyfloor.control.agents.obac import OBAC
 from entropyfloor.control.agents.ppo import PPO, adam
 from entropyfloor.control.agents.sac import SAC
-from entropyfloor.control.config import ControlConfig, OBACConfig, PPOConfig, SACConfig, required
-from entropyfloor.control.networks import MLP, CategoricalActor, Critics, GaussianActor, Value
+from entropyfloor.control.agents.tdmpc2.agent import TDMPC2, Player
+from entropyfloor.control.agents.tdmpc2.model import NormedMLP, WorldModel
+from entropyfloor.control.agents.tdmpc2.planner import MPPI
+from entropyfloor.control.agents.tdmpc2.values import Bins
+from entropyfloor.control.config import (
+    ControlConfig,
+    FastConfig,
+    MNSEConfig,
+    OBACConfig,
+    PPOConfig,
+    SACConfig,
+    TDMPC2Config,
+    required,
+)
+from entropyfloor.control.networks import (
+    MLP,
+    CategoricalActor,
+    Critics,
+    DistributionalCritics,
+    GaussianActor,
+    Value,
+)
 
 
-def build_agent(config: ControlConfig, action_dim: int, *, discrete: bool = False) -> SAC | PPO:
+def build_agent(config: ControlConfig, action_dim: int, *, discrete: bool = False) -> SAC | TDMPC2 | PPO:
     """The agent of a resolved config.
 
     Args:
@@ -29,16 +51,20 @@ def build_agent(config: ControlConfig, action_dim: int, *, discrete: bool = Fals
     """
     if isinstance(config, PPOConfig):
         return _ppo(config, action_dim, discrete)
-    assert isinstance(config, SACConfig)
     assert not discrete
+    if isinstance(config, TDMPC2Config):
+        return _tdmpc2(config, action_dim)
+    assert isinstance(config, SACConfig)
     return _sac(config, action_dim)
 
 
-def aim(agent: SAC | PPO) -> dict[str, float]:
+def aim(agent: SAC | TDMPC2 | PPO) -> dict[str, float]:
     """The `floor` under the entropy of the acting policy, or else the `target_entropy` of its average, in nats.
 
     Empty where nothing steers the entropy.
     """
+    if isinstance(agent, MNSE):
+        return {}  # α steers the inner policy, and the mapping changes the entropy of the one that acts
     policy: Any = agent.policy
     target: float = policy.min_entropy if isinstance(policy, heads.CategoricalPolicy) else policy.target_entropy
     if isinstance(agent, SAC):
@@ -50,6 +76,11 @@ def aim(agent: SAC | PPO) -> dict[str, float]:
     return {}
 
 
+def player(agent: SAC | TDMPC2 | PPO) -> Player | None:
+    """What acts in evaluations, for each episode anew: an agent with a model plans; None stands for the mode."""
+    return Player(agent) if isinstance(agent, TDMPC2) else None
+
+
 def _sac(config: SACConfig, action_dim: int) -> SAC:
     target_entropy = targets.resolve(required(config.target_entropy), action_dim)
     learned = config.residual_entropy == "learned"
@@ -58,14 +89,17 @@ def _sac(config: SACConfig, action_dim: int) -> SAC:
     if config.residual_entropy and not heads.has_target(required(config.head)):
         raise ValueError(f"residual_entropy={config.residual_entropy} has no use under head={config.head!r}")
     residual = 0.0 if isinstance(config.residual_entropy, str) else config.residual_entropy
-    obac = isinstance(config, OBACConfig)
+    obac, fast = isinstance(config, OBACConfig), isinstance(config, FastConfig)
+    if isinstance(config, MNSEConfig) and config.distribution != "tanh":
+        raise ValueError(f"distribution={config.distribution!r}: MNSE maps the actions of distribution='tanh'")
 
-    def body(layer_norm: bool | None) -> MLP:
-        sizes, activation = (config.hidden, config.hidden), required(config.activation)
-        return MLP(sizes, activation, required(layer_norm), obac, config.precision)
+    def body(layer_norm: bool | None, width: int = config.hidden) -> MLP:
+        sizes = (width, -(-width // 2), -(-width // 4)) if fast else (width, width)
+        return MLP(sizes, required(config.activation), required(layer_norm), obac, config.precision)
 
+    raw_outputs = heads.raw_outputs(required(config.head))
     parts: dict[str, Any] = {
-        "actor": GaussianActor(action_dim, body(config.actor_layer_norm)),
+        "actor": GaussianActor(action_dim, body(config.actor_layer_norm), raw_outputs=raw_outputs),
         "critics": Critics(body(config.critic_layer_norm)),
         "policy": _gaussian(config, action_dim, target_entropy + residual, clamp=config.clamp_target),
         "actor_optimiser": optax.adam(config.learning_rate),
@@ -79,10 +113,78 @@ def _sac(config: SACConfig, action_dim: int) -> SAC:
         "discount": config.discount,
         "tau": config.tau,
     }
+    if isinstance(config, MNSEConfig):
+        inverse = GaussianActor(action_dim, body(config.actor_layer_norm))
+        return MNSE(
+            **parts, inverse=inverse, intervals=config.mapping_intervals, evidence_rate=config.mapping_rate
+        )
+    if isinstance(config, FastConfig):
+        adam: dict[str, Any] = {"learning_rate": config.learning_rate, "b2": required(config.adam_b2)}
+        adamw = optax.adamw(**adam, weight_decay=config.weight_decay)
+        parts |= {"actor_optimiser": adamw, "critic_optimiser": adamw, "alpha_optimiser": optax.adam(**adam)}
+        critic_body = body(config.critic_layer_norm, required(config.critic_hidden))
+        parts["critics"] = DistributionalCritics(critic_body, config.atoms)
+        own = ("atoms", "v_min", "v_max", "clipped_double_q", "target_noise", "target_noise_clip", "policy_delay")
+        return Fast(**parts, **{name: required(getattr(config, name)) for name in own})
     if not isinstance(config, OBACConfig):
         return SAC(**parts)
     value = Value(body(config.critic_layer_norm))
     return OBAC(**parts, value=value, expectile=config.expectile, cloning_weight=config.cloning_weight)
+
+
+def _tdmpc2(config: TDMPC2Config, action_dim: int) -> TDMPC2:
+    if config.head == "era-batch":
+        raise ValueError("head='era-batch' is for SAC and OBAC: a plan has the prior's σ in a single state")
+    hidden, latent = required(config.hidden), required(config.latent)
+    if latent % config.simplex:
+        raise ValueError(f"latent={latent} must be a multiple of simplex={config.simplex}")
+
+    def network(out: int, **options: Any) -> NormedMLP:
+        return NormedMLP((hidden, hidden), out, precision=config.precision, **options)
+
+    encoder = (required(config.encoder_hidden),) * required(config.encoder_layers)
+    bins = Bins()
+    world = WorldModel(
+        encoder=NormedMLP(encoder, latent, config.simplex, precision=config.precision),
+        dynamics=network(latent, simplex=config.simplex),
+        reward=network(bins.count, zero=True),
+        critic=network(bins.count, zero=True, dropout=config.dropout),
+        termination=network(1) if config.episodic else None,
+        prior=network(2 * action_dim),
+        critics=required(config.critics),
+        bins=bins,
+    )
+    return TDMPC2(
+        world,
+        _gaussian(config, action_dim, targets.resolve(required(config.target_entropy), action_dim)),
+        MPPI(
+            config.horizon,
+            config.samples,
+            config.proposals,
+            config.elites,
+            # "6 iterations (+2 if act ≥ 20)": the authors' code.
+            config.iterations or (8 if action_dim >= 20 else 6),
+            config.temperature,
+            config.min_std,
+            config.max_std,
+        ),
+        model_optimiser=optax.chain(
+            optax.clip_by_global_norm(config.max_grad_norm),
+            optax.adam(config.learning_rate),
+            optax.masked(optax.scale(config.encoder_rate), lambda model: {k: k == "encoder" for k in model}),
+        ),
+        prior_optimiser=optax.chain(
+            optax.clip_by_global_norm(config.max_grad_norm), optax.adam(config.learning_rate, eps=1e-5)
+        ),
+        entropy_coef=required(config.entropy_coef),
+        discount=config.discount,
+        tau=config.tau,
+        rho=config.rho,
+        consistency_coef=config.consistency_coef,
+        reward_coef=config.reward_coef,
+        value_coef=config.value_coef,
+        termination_coef=config.termination_coef,
+    )
 
 
 def _ppo(config: PPOConfig, action_dim: int, discrete: bool) -> PPO:
@@ -104,7 +206,8 @@ def _ppo(config: PPOConfig, action_dim: int, discrete: bool) -> PPO:
             raise ValueError(
                 f"min_entropy={config.min_entropy} is for discrete actions: {config.env} needs target_entropy"
             )
-        actor = GaussianActor(action_dim, body, required(config.global_log_std))
+        raw_outputs = heads.raw_outputs(required(config.head))
+        actor = GaussianActor(action_dim, body, required(config.global_log_std), raw_outputs)
         policy = _gaussian(config, action_dim, targets.resolve(required(config.target_entropy), action_dim))
     rollout = config.num_envs * config.rollout_steps
     if rollout % config.minibatch_size:

@@ -36,7 +36,8 @@ class DMControl(gymnasium.Env[Any, Any]):
         self._env = _suite().load(domain, name, task_kwargs=dict(random=self._random, **kwargs))
         if limit is not None:
             self._env._step_limit = limit
-        self.time_limited = math.isfinite(self._env._step_limit)
+        steps = self._env._step_limit
+        self.step_limit = math.ceil(steps) if math.isfinite(steps) else None
         self.metadata = {**self.metadata, "render_fps": round(1 / self._env.control_timestep())}
         action = self._env.action_spec()
         self.action_space = spaces.Box(action.minimum, action.maximum, dtype=np.float64)

@@ -56,8 +56,6 @@ class EnvPool(gymnasium.Env[Any, Any]):
         ImportError: envpool is not installed; the message says how to install it.
     """
 
-    time_limited = True
-
     def __init__(self, name: str, limit: int | None = None, /) -> None:
         suite, _, task = name.partition("/")
         self._task, self._others = task, set[str]()
@@ -65,7 +63,7 @@ class EnvPool(gymnasium.Env[Any, Any]):
             domain, _, rest = task.partition("-")
             self._task, self._others = f"{_camel(domain)}{_camel(rest)}-v1", _OTHERS.get(domain, set())
         spec = _library().make_spec(self._task)
-        self._limit = int(spec.config.max_episode_steps) if limit is None else limit
+        self.step_limit = int(spec.config.max_episode_steps) if limit is None else limit
         self._steps, self._running = 0, False
         self._pool: Any = None
         action, layout = spec.gymnasium_action_space, spec.gymnasium_observation_space
@@ -88,7 +86,7 @@ class EnvPool(gymnasium.Env[Any, Any]):
                 num_threads=1,
                 seed=seed % 2**31,
                 # Steps are counted here: in the last one, the pool would report its limit in place of a failure.
-                max_episode_steps=self._limit + 1,
+                max_episode_steps=self.step_limit + 1,
             )
         observation, _ = self._pool.reset()
         self._steps, self._running = 0, True
@@ -102,7 +100,7 @@ class EnvPool(gymnasium.Env[Any, Any]):
             )
         observation, reward, terminated, _, _ = self._pool.step(np.asarray(action)[None])
         self._steps += 1
-        truncated = self._steps == self._limit
+        truncated = self._steps == self.step_limit
         self._running = not (terminated[0] or truncated)
         return self._observe(observation), float(reward[0]), bool(terminated[0]), truncated, {}
 

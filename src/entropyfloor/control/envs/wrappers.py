@@ -107,11 +107,17 @@ class Standard(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 def has_time_limit(env: AnyEnv) -> bool:
     """Whether every episode has a time limit, by Gymnasium's wrapper or in the simulator."""
+    return step_limit(env) is not None
+
+
+def step_limit(env: AnyEnv) -> int | None:
+    """Number of environment steps after which an episode is truncated; None where there is no limit."""
     while isinstance(env, gymnasium.Wrapper):
         if isinstance(env, TimeLimit):
-            return True
+            return env._max_episode_steps
         env = env.env
-    return bool(getattr(env, "time_limited", False))
+    limit: int | None = getattr(env, "step_limit", None)
+    return limit
 
 
 class ActionRepeat(gymnasium.Wrapper[Any, Any, Any, Any]):

@@ -1,0 +1,139 @@
+"""Speed of FastTD3, FastSAC and FastSAC-ERA, and the shares of simulation, replay and update in it.
+
+    python benchmarks/massively_parallel.py
+
+updates: critics and actor without an environment, ERA beside a plain head and beside FastTD3, with and without the
+    delay of its actor.
+loops: environment steps and updates per CPU-second against the number of environments.
+
+One thread, CPU time, sides in turns of random order: see `pairs.py`.
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from entropyfloor.control.agents.build import build_agent
+from entropyfloor.control.agents.fast import Batch
+from entropyfloor.control.config import configure
+from entropyfloor.control.threads import limit_threads
+from entropyfloor.control.train import build
+from entropyfloor.runs import machine
+from pairs import Side, compare, measure
+
+UPDATES = 2  # in a turn
+SIZES = {
+    "walker-walk, 32 environments": (24, 6, {"hidden": 256, "critic_hidden": 512, "batch_size": 256}),
+    "h1hand-walk, the authors' networks": (151, 61, {"hidden": 512, "critic_hidden": 1024, "batch_size": 1024}),
+}
+"""Widths of observation and action, networks and batch."""
+ARMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "fasttd3": ("fasttd3", {}),
+    "fasttd3, no delay": ("fasttd3", {"policy_delay": 1}),
+    "plain head": ("fastsac-era", {"head": "tanh"}),
+    "fastsac-era": ("fastsac-era", {}),
+    "fastsac-era-exact": ("fastsac-era-exact", {}),
+    "fastsac": ("fastsac", {"updates_per_step": UPDATES, "policy_delay": 2}),
+}
+PAIRS = [
+    ("fastsac-era", "plain head"),
+    ("fastsac-era-exact", "plain head"),
+    ("fastsac-era", "fasttd3, no delay"),
+    ("fastsac-era", "fasttd3"),
+    ("fastsac", "fasttd3"),
+]
+
+
+def update(agent_name: str, obs_dim: int, action_dim: int, **settings: Any) -> Side:
+    """Updates from batches of random numbers."""
+    config: Any = configure(agent_name, precision="bf16", learning_rate=1e-9, **settings).resolved()
+    agent: Any = build_agent(config, action_dim)
+    state = agent.init(jax.random.key(0), obs_dim, action_dim)
+    rng, shape = np.random.default_rng(0), (config.updates_per_step, config.batch_size)
+    observation, following = rng.normal(size=(2, *shape, obs_dim)).astype(np.float32)
+    action, reward = rng.uniform(-1, 1, (*shape, action_dim)), rng.random(shape)
+    batches = Batch(observation, *map(np.float32, (action, reward, np.full(shape, 0.99))), following)
+    step, key = jax.jit(agent.update_many, donate_argnums=0), jax.random.key(1)
+    batches = jax.device_put(batches)
+
+    def turn() -> None:
+        nonlocal state
+        state, _ = step(state, batches, key)
+        jax.block_until_ready(state)
+
+    return Side(turn, config.updates_per_step)
+
+
+def updates(rounds: int) -> None:
+    """ERA's share of an update."""
+    for title, (obs_dim, action_dim, sizes) in SIZES.items():
+        sides = {
+            name: update(agent, obs_dim, action_dim, **sizes, **settings)
+            for name, (agent, settings) in ARMS.items()
+        }
+        compare(f"{title}: batch {sizes['batch_size']}, bf16", "updates", sides, PAIRS, rounds)
+
+
+def loops(rounds: int, num_envs: list[int]) -> None:
+    """Loops of growing pools, and their parts."""
+    print(
+        f"\nfastsac-era, dmc/walker-walk, hidden 256 and 512, batch 256, 4 updates a step, bf16; {rounds} rounds"
+    )
+    names = ("environments", "steps/s", "updates/s", "simulation", "acting", "replay", "update")
+    print("".join(f"{name:>14}" for name in names))
+    for number in num_envs:
+        settings = {"hidden": 256, "critic_hidden": 512, "batch_size": 256, "updates_per_step": 4, "n_steps": 3}
+        config: Any = configure(
+            "fastsac-era", env="dmc/walker-walk", num_envs=number, **settings, precision="bf16", random_steps=1
+        ).resolved()
+        trainer: Any = build([config])
+        (collector,) = trainer.collectors
+        trainer.advance()
+        actions = collector.random_actions()
+        steps = collector.play(actions)
+
+        def blocked(function: Callable[[], Any]) -> Callable[[], Any]:
+            return lambda: jax.block_until_ready(function())
+
+        def store(trainer: Any = trainer, steps: Any = steps) -> Any:
+            trainer.memory = trainer._add(trainer.memory, steps, None)
+            return trainer.memory
+
+        def learn(trainer: Any = trainer, collector: Any = collector) -> Any:
+            return trainer.learn((trainer.memory, collector.scaling()))
+
+        sides = {
+            "loop": Side(trainer.advance, 1),
+            "simulation": Side(lambda collector=collector, actions=actions: collector.play(actions), 1),
+            "acting": Side(trainer._actions, 1),
+            "replay": Side(blocked(store), 1),
+            "update": Side(blocked(learn), 1),
+        }
+        seconds = {name: float(np.median(values)) for name, values in measure(sides, rounds).items()}
+        loop = seconds.pop("loop")
+        rates = f"{number:>14}{number / loop:>14,.0f}{settings['updates_per_step'] / loop:>14,.0f}"
+        print(rates + "".join(f"{value / sum(seconds.values()):>14.0%}" for value in seconds.values()), flush=True)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=60, help="turns of each side")
+    parser.add_argument("--envs", type=int, nargs="+", default=[16, 64, 256], help="numbers of environments")
+    parser.add_argument("--parts", nargs="+", choices=("updates", "loops"), default=["updates", "loops"])
+    args = parser.parse_args()
+    limit_threads(1)
+    found = machine.describe()
+    versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("jax", "flax", "mujoco"))
+    print(f"{found['hardware']['cpu']}, one thread, {found['started']}, {versions}")
+    if "updates" in args.parts:
+        updates(args.rounds)
+    if "loops" in args.parts:
+        loops(max(5, args.rounds // 4), args.envs)
+
+
+if __name__ == "__main__":
+    main()

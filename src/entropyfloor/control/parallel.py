@@ -1,0 +1,162 @@
+"""Training of FastTD3, FastSAC and FastSAC-ERA: act in many environments, store, update."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from gymnasium import spaces
+
+from entropyfloor.control import ring, seeding
+from entropyfloor.control.agents.build import build_agent
+from entropyfloor.control.agents.fast import View
+from entropyfloor.control.config import FastConfig, required
+from entropyfloor.control.envs import make
+from entropyfloor.control.normalise import VARIANCE_FLOOR, RunningMoments
+from entropyfloor.control.pool import pool_of
+from entropyfloor.control.ring import Steps
+from entropyfloor.control.trainer import Metrics, Trainer
+from entropyfloor.runs.machine import check_memory
+
+
+class ParallelCollector:
+    """Simulators, normaliser and exploration noise of one seed.
+
+    Args:
+        config: Resolved settings.
+        seeds: Number of seeds in this process, which share its memory.
+    """
+
+    def __init__(self, config: FastConfig, seeds: int = 1) -> None:
+        self._config = config
+        env = make(config.env, **config.env_options())
+        self.action_space: Any = env.action_space
+        if not isinstance(env.action_space, spaces.Box):
+            raise ValueError(
+                f"{config.env} has discrete actions: {config.agent} needs continuous ones, ppo takes both"
+            )
+        (self.obs_dim,), (self.action_dim,) = env.observation_space.shape or (), env.action_space.shape
+        self.rows = -(-min(config.replay_capacity, config.steps) // config.num_envs)
+        self._check_memory(seeds)
+        options = config.env_options()
+        self._pool = pool_of(
+            config.env, options, config.num_envs, config.seed, first=env, workers=config.env_processes
+        )
+        self.returns = self._pool.returns
+        self._rng = seeding.generator(config.seed, seeding.HOST)
+        self.noise = self._draw_noise()
+        """σ of the exploration noise, `[N]`, the same until the end of an episode."""
+        self._moments = RunningMoments((self.obs_dim,))
+
+    def observe(self) -> View:
+        """What to act on: the moments are updated with the observations, then these are normalised."""
+        observations = self._pool.observations
+        if self._config.normalise_observations:
+            self._moments.update(observations)
+        return View(self.normalise(observations), self.noise)
+
+    def random_actions(self) -> np.ndarray:
+        """Uniform on [-1, 1], `[N, D]`."""
+        return self._rng.uniform(-1.0, 1.0, (self._config.num_envs, self.action_dim)).astype(np.float32)
+
+    def play(self, actions: np.ndarray) -> Steps:
+        """One action in each environment; the noise is drawn again where an episode ends."""
+        observations = self._pool.observations
+        step = self._pool.step(actions)
+        self.noise = np.where(step.terminated | step.truncated, self._draw_noise(), self.noise)
+        return Steps(observations, actions, step.reward, step.terminated, step.truncated, step.observation)
+
+    def scaling(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation that observations are normalised by now."""
+        deviation = np.sqrt(self._moments.variance + VARIANCE_FLOOR)
+        return self._moments.mean.astype(np.float32), deviation.astype(np.float32)
+
+    def normalise(self, observations: np.ndarray) -> np.ndarray:
+        """Observations as the networks take them."""
+        return self._moments.normalise(observations) if self._config.normalise_observations else observations
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Arrays of a checkpoint: with `state`, everything that `restore` needs."""
+        moments = {f"moments/{name}": value for name, value in self._moments.arrays().items()}
+        return moments | {"noise": self.noise} | self._pool.arrays()
+
+    def state(self) -> dict[str, Any]:
+        """The rest of a checkpoint, as JSON can hold it."""
+        return {
+            "episodes": self._pool.state(),
+            "returns": self.returns,
+            "rng": self._rng.bit_generator.state,
+        }
+
+    def restore(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
+        """Continue from the arrays and the state of another collector."""
+        self._moments.load({name: arrays[f"moments/{name}"] for name in ("count", "mean", "variance")})
+        self.noise = arrays["noise"]
+        self._pool.restore(state["episodes"], arrays)
+        self.returns[:] = state["returns"]
+        self._rng.bit_generator.state = state["rng"]
+
+    def _draw_noise(self) -> np.ndarray:
+        bounds = required(self._config.noise_min), required(self._config.noise_max)
+        return self._rng.uniform(*bounds, self._config.num_envs).astype(np.float32)
+
+    def _check_memory(self, seeds: int) -> None:
+        """Refuse what the memory of the device cannot hold."""
+        config, device = self._config, jax.local_devices()[0]
+        memory = None if device.platform == "cpu" else (device.memory_stats() or {}).get("bytes_limit")
+        each = seeds * ring.step_bytes(self.obs_dim, self.action_dim)
+        check_memory(self.rows * config.num_envs, each, "transitions in the replay", "--replay-capacity", memory)
+        drawn = required(config.updates_per_step) * required(config.batch_size)
+        check_memory(drawn, each, "transitions in the updates of a step", "--batch-size", memory)
+
+
+class ParallelTrainer(Trainer[FastConfig, ParallelCollector]):
+    """Trainer of FastTD3, FastSAC and FastSAC-ERA. Its `memory` is the replay."""
+
+    def __init__(self, configs: Sequence[FastConfig]) -> None:
+        super().__init__(configs)
+        config = self.config
+        collectors = [ParallelCollector(config, len(configs)) for config in configs]
+        sizes = collectors[0].obs_dim, collectors[0].action_dim
+        agent: Any = build_agent(config, sizes[1])
+        self.memory = self.stack([ring.empty(collectors[0].rows, config.num_envs, *sizes)] * len(configs))
+        shape = required(config.updates_per_step), required(config.batch_size)
+
+        def update(state: Any, data: Any, key: Any) -> Any:
+            """Sample, normalise, update."""
+            memory, scaling = data
+            sample_key, update_key = jax.random.split(key)
+            batches = ring.sample(memory, sample_key, shape, config.n_steps, config.discount)
+            if config.normalise_observations:
+                batches = batches._replace(
+                    observation=ring.normalise(batches.observation, *scaling),
+                    next_observation=ring.normalise(batches.next_observation, *scaling),
+                )
+            return agent.update_many(state, batches, update_key)
+
+        self.begin(agent, collectors, sizes, update)
+        self._add = self.across_seeds(lambda memory, steps, _: ring.add(memory, steps), donate_argnums=0)
+
+    def advance(self) -> tuple[Metrics | None, Any]:
+        """Some actions in every environment of each seed, then as many updates as the config says."""
+        config = self.config
+        for _ in range(config.actions_per_update):
+            steps = [
+                collector.play(actions)
+                for collector, actions in zip(self.collectors, self._actions(), strict=True)
+            ]
+            self.memory = self._add(self.memory, self.stack(steps), None)
+            self.step += config.num_envs * config.action_repeat
+        if self.step < config.random_steps:
+            return None, None
+        scaling = self.stack([collector.scaling() for collector in self.collectors])
+        return self.learn((self.memory, scaling)), scaling
+
+    def _actions(self) -> list[np.ndarray]:
+        views = self.stack([collector.observe() for collector in self.collectors])
+        if self.step < self.config.random_steps:
+            return [collector.random_actions() for collector in self.collectors]
+        actions = np.asarray(self._act(self.state.actor, views, self._act_keys, np.uint32(self.step)))
+        return [actions] if len(self.collectors) == 1 else list(actions)
