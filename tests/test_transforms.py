@@ -128,3 +128,15 @@ def test_one_compiled_era_softmax_takes_any_number_of_classes(masked):
         z = torch.randn(8, n, generator=torch.Generator().manual_seed(n))
         mask = z > -1 if masked else None
         torch.testing.assert_close(compiled(z, 0.6, mask=mask), T.era_softmax(z, 0.6, mask=mask))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.*is deprecated", "ignore:.*:torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if "truncated" in name])
+def test_a_saved_trace_holds_the_truncated_head(name, tmp_path):
+    inputs = torch.tensor(LOC, requires_grad=True), torch.tensor(RAW, requires_grad=True)
+    function = lambda loc, raw: FUNCTIONS[name](T, loc, raw)  # noqa: E731
+    torch.jit.trace(function, inputs).save(str(tmp_path / "trace.pt"))
+    loaded = torch.jit.load(str(tmp_path / "trace.pt"))
+    torch.testing.assert_close(loaded(*inputs), function(*inputs))
+    traced, exact = (torch.autograd.grad(f(*inputs).sum(), inputs) for f in (loaded, function))
+    torch.testing.assert_close(traced, exact, rtol=1e-3, atol=1e-3)
