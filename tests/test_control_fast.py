@@ -182,6 +182,7 @@ def test_the_actor_waits_for_the_critics(delay, expected):
     assert {"loss/actor", "loss/critic", "q/edge_share", "grad_norm/actor"} <= set(metrics)
 
 
+@pytest.mark.slow
 def test_many_updates_are_single_ones_in_their_order():
     settings = {"updates_per_step": 2, "policy_delay": 2}
     state, batches, key = state_of("fastsac"), random_batch(2, 16), jax.random.key(3)

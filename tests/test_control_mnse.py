@@ -82,6 +82,7 @@ def test_it_is_sac_while_nothing_is_mapped():
     assert np.isfinite(metrics["loss/inverse"])
 
 
+@pytest.mark.slow
 def test_the_mapping_passes_over_a_dead_zone():
     """Half of the actions of the first coordinate do nothing, and get less than a fifth of the inner range."""
     config = configure("mnse", hidden=64, mapping_intervals=8, mapping_rate=0.02, learning_rate=3e-3)

@@ -127,6 +127,7 @@ def test_a_device_has_memory_of_its_own(monkeypatch):
         collector_of(replay_capacity=9_000)
 
 
+@pytest.mark.slow
 def test_the_number_of_processes_changes_nothing(tmp_path):
     settings = {
         **TINY,

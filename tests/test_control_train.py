@@ -267,7 +267,7 @@ RUNS = {
 }
 
 
-SLOW = ("tdmpc2",)  # its other run is of the same code; a minute of compilation is enough
+SLOW = ("obac", "tdmpc2", "tdmpc2, exact, bf16")  # minutes of compilation
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in RUNS])
@@ -388,7 +388,7 @@ def test_checkpoints_hold_no_code(finished):
         pytest.param("obac", marks=pytest.mark.slow),
         pytest.param("tdmpc2", marks=pytest.mark.slow),
         "sac, era-batch, learned residual",
-        "fasttd3, repeats",
+        pytest.param("fasttd3, repeats", marks=pytest.mark.slow),
         "ppo, discrete",
     ],
 )
@@ -734,6 +734,7 @@ def make_own():
 """
 
 
+@pytest.mark.slow
 def test_a_run_of_a_registered_environment_is_resumed_and_evaluated_by_the_command(tmp_path, monkeypatch, cache):
     """Where its class is in a module; one that is defined in the program itself needs the program."""
     (tmp_path / "own_env.py").write_text(OWN)
