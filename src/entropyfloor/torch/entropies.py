@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import guard_scalar
 
 from entropyfloor import targets
-from entropyfloor.torch.numerics import as_float, constant, log_sech_squared, polynomial, scalars
+from entropyfloor.torch.numerics import as_float, constant, is_tracing, log_sech_squared, polynomial, scalars
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -118,7 +118,7 @@ def unit_coordinates(loc: Tensor, low: float, high: float) -> tuple[Tensor, floa
 
 def unit_entropy(mu: Tensor, log_std: Tensor, log_std_max: float) -> Tensor:
     """Entropy of the Gaussian truncated to [-1, 1], for |μ| ≤ 1 and log σ ≤ `log_std_max`."""
-    if _is_tracing():
+    if is_tracing():
         return _unit_entropy(mu, log_std, log_std_max)[0]
     return _UnitEntropy.apply(mu, log_std, log_std_max)
 
@@ -134,14 +134,9 @@ def unit_entropy_max(mu: Tensor, log_std: float) -> Tensor:
 
 def unit_log_std(mu: Tensor, entropy: Tensor, log_std_min: float, log_std_max: float) -> Tensor:
     """log σ at which the Gaussian truncated to [-1, 1] has the given entropy."""
-    if _is_tracing():
+    if is_tracing():
         return _unit_root(mu, entropy, log_std_min, log_std_max)
     return _UnitLogStd.apply(mu, entropy, log_std_min, log_std_max)
-
-
-def _is_tracing() -> bool:
-    """Whether `torch.jit.trace` records. Its files hold no Python functions: gradients go through the steps."""
-    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined]  # hints lack it
 
 
 # A constant to compilers. `guard_scalar` keeps its argument from becoming a symbol when it changes between calls.

@@ -28,7 +28,7 @@ from entropyfloor.torch.entropies import (
     unit_log_std,
 )
 from entropyfloor.torch.lambert import inverse_kappa, inverse_kappa_in_script
-from entropyfloor.torch.numerics import as_float, constant
+from entropyfloor.torch.numerics import as_float, constant, is_tracing
 from entropyfloor.torch.tokens import (
     era_token_scale,
     log_probs_at,
@@ -283,7 +283,7 @@ def era_softmax(
     """
     logits = as_float(logits, "logits")
     n = logits.shape[dim]
-    if not torch.jit.is_tracing():  # type: ignore[attr-defined]  # hints lack it; a trace has a tensor here
+    if not is_tracing():  # a trace has a tensor here
         n = int(guard_scalar(n))  # a compiler makes a symbol of a size that changes between calls
     options = n, guard_scalar(min_entropy), guard_scalar(tau), floor, inverse
     if mask is not None:

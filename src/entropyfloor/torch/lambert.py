@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from entropyfloor.torch.numerics import is_tracing
+
 
 def inverse_kappa(kappa: Tensor, inverse: str) -> Tensor:
     """The x ≤ -1 with `-x eˣ = κ`, by the inverse `"exact"` or `"paper"`."""
     if inverse == "exact":
-        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]  # hints lack it
-        return _inverse_exact_in_script(kappa) if tracing else _InverseExact.apply(kappa)
+        return _inverse_exact_in_script(kappa) if is_tracing() else _InverseExact.apply(kappa)
     return _inverse_paper(kappa)
 
 

@@ -43,6 +43,11 @@ def polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:
     return value
 
 
+def is_tracing() -> bool:
+    """Whether `torch.jit.trace` records. Its files hold no Python functions: gradients go through their steps."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined]  # hints lack it
+
+
 def log_sech_squared(u: Tensor) -> Tensor:
     """log(1 - tanh² u) without cancellation: `2 (log 2 - |u| - log(1 + e^{-2|u|}))`."""
     return 2 * (math.log(2) - u.abs() - torch.log1p(torch.exp(-2 * u.abs())))
