@@ -63,8 +63,8 @@ bench-gpu: $(VENV)/installed  ## Measure one accelerator in eight minutes; `SCAL
 	$(BIN)/python benchmarks/gpu.py --scale $(SCALE)
 
 FIGURES := demo control/walker-run control/halfcheetah-ppo control/beside-sb3/pendulum control/beside-sb3/ppo \
-	control/beside-sb3/sac control/precision/walker-run control/precision/humanoid vision/cifar10-regularisers \
-	language/countdown language/long language/longer
+	control/beside-sb3/sac control/precision/walker-run control/precision/humanoid vision/cifar10-regularisers vision/precision \
+	language/countdown language/long language/longer language/precision
 CIFAR10 := vision/cifar10-regularisers
 COUNTDOWN := language/countdown
 

@@ -5,7 +5,8 @@
 
 decoding: tokens that the loop of training and evaluation samples, beside the same loop with the cache of
     transformers, which copies keys and values at each token, and beside `generate` of transformers, where
-    responses have no seeds of their own. All sample from the whole distribution, and no token ends a response.
+    responses have no seeds of their own: as it is, with a static cache, and with `torch.compile` on top, which
+    needs a C++ compiler. All sample from the whole distribution, and no token ends a response.
 update: forward and backward pass of the log-probabilities of responses, and a step of AdamW.
 
 tiny: the model of `train language --model tiny`; 256 responses to 16 problems are a rollout with default settings.
@@ -39,7 +40,7 @@ from entropyfloor.runs.settings import Precision
 from entropyfloor.torch import functional as F
 
 # isort: split
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM  # after our package, see torchvision_shim
+from transformers import CompileConfig, GenerationConfig, LlamaConfig, LlamaForCausalLM  # after our package, see torchvision_shim
 
 from pairs import Side, compare
 
@@ -87,7 +88,7 @@ def llama() -> Setup:
         num_key_value_heads=3,
         tie_word_embeddings=True,
     )
-    return Setup(LlamaForCausalLM(config), 32, 1, (20, 60), 64, 4)
+    return Setup(LlamaForCausalLM(config), 16, 1, (20, 60), 32, 4)
 
 
 MODELS: dict[str, Callable[[], Setup]] = {"tiny": tiny, "tiny-long": tiny_long, "llama": llama}
@@ -111,7 +112,7 @@ def decoding(name: str, setup: Setup, rounds: int) -> None:
         with patch("entropyfloor.language.sampling.decoding.grow_in_place"):
             ours(precision)
 
-    def generate(precision: Precision) -> None:
+    def generate(precision: Precision, **options: Any) -> None:
         with autocast(model.device, precision):
             model.generate(
                 tokens,
@@ -120,17 +121,22 @@ def decoding(name: str, setup: Setup, rounds: int) -> None:
                 do_sample=True,
                 top_k=0,
                 pad_token_id=0,
+                **options,
             )
 
-    sides = {
-        f"{loop.__name__} {precision}": Side(partial(loop, precision), rows * setup.new)
-        for loop in (ours, copying, generate)
-        for precision in PRECISIONS
-    }
+    loops: dict[str, Callable[[Precision], None]] = {"ours": ours, "copying": copying, "generate": generate}
+    sides = {f"{name} {p}": partial(loop, p) for name, loop in loops.items() for p in PRECISIONS}
     pairs = [(f"{other} {p}", f"ours {p}") for p in PRECISIONS for other in ("copying", "generate")]
+    # Under autocast a static cache is refused: its buffers are float32, and new keys bfloat16.
+    compilation = CompileConfig(mode="default")
+    compilation._compile_all_devices = True  # by default `generate` compiles on accelerators only
+    for name, options in {"static": {}, "compiled": {"compile_config": compilation}}.items():
+        sides[name] = partial(generate, "fp32", cache_implementation="static", **options)
+        pairs += [(name, "ours fp32")]
     pairs += [("ours fp32", "ours bf16")]
     title = f"decoding, {name}, {setup.prompts} prompts × {setup.samples} responses of {setup.new} tokens"
-    compare(title, "tokens", sides, pairs, rounds)
+    turns = {name: Side(loop, rows * setup.new) for name, loop in sides.items()}
+    compare(title, "tokens", turns, pairs, rounds)
 
 
 def update(name: str, setup: Setup, rounds: int) -> None:
