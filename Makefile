@@ -44,10 +44,10 @@ lint: $(VENV)/installed  ## Check style and types
 	$(BIN)/mypy
 
 test: lint  ## Run the checks of CI: style, types and the tests
-	$(BIN)/python -m pytest -n 2 -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 test-all: lint $(VENV)/installed-hosts  ## Run `test` and the slow tests: long runs, the demo, comparisons with other libraries
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: $(VENV)/installed-hosts  ## Measure speed: floors against plain heads, agents and the fused last layer against other libraries
 	$(BIN)/python benchmarks/activations.py

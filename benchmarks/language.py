@@ -130,9 +130,9 @@ def decoding(name: str, setup: Setup, rounds: int) -> None:
     # Under autocast a static cache is refused: its buffers are float32, and new keys bfloat16.
     compilation = CompileConfig(mode="default")
     compilation._compile_all_devices = True  # by default `generate` compiles on accelerators only
-    for name, options in {"static": {}, "compiled": {"compile_config": compilation}}.items():
-        sides[name] = partial(generate, "fp32", cache_implementation="static", **options)
-        pairs += [(name, "ours fp32")]
+    for loop, options in {"static": {}, "compiled": {"compile_config": compilation}}.items():
+        sides[loop] = partial(generate, "fp32", cache_implementation="static", **options)
+        pairs += [(loop, "ours fp32")]
     pairs += [("ours fp32", "ours bf16")]
     title = f"decoding, {name}, {setup.prompts} prompts × {setup.samples} responses of {setup.new} tokens"
     turns = {name: Side(loop, rows * setup.new) for name, loop in sides.items()}
