@@ -40,7 +40,12 @@ from entropyfloor.runs.settings import Precision
 from entropyfloor.torch import functional as F
 
 # isort: split
-from transformers import CompileConfig, GenerationConfig, LlamaConfig, LlamaForCausalLM  # after our package, see torchvision_shim
+from transformers import (  # after our package, see torchvision_shim
+    CompileConfig,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from pairs import Side, compare
 
