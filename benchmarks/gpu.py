@@ -9,7 +9,9 @@ token-head: the last layer of a language model with Triton's kernels: errors, sh
 sac: updates of SAC, many seeds at once, with a plain head, ERA's and the exact one.
 classifier: steps of ResNets with and without a floor, eager and compiled, and `era_softmax` beside log-softmax.
 floors-torch, floors-jax: how far adversarial inputs, in three precisions, get below a floor on this device.
-parallel: massively parallel training, which does not exist yet.
+parallel: training with simulators on the device, several seeds at once: returns over time and steps, and speed.
+    Needs Gymnasium and MuJoCo, and MuJoCo Playground for a task that is one. Most of a short time is compiling:
+    `--parts parallel` has all of it.
 
 Each part is a process of its own with a share of the time; what a part does not use is left to those after it. A
 row is written as soon as it is measured, to <out>/<date>-<gpu>.jsonl, and for people to the .txt beside it:
@@ -75,7 +77,7 @@ PARTS = {
     "classifier": Part("classifier", 0.23),
     "floors-torch": Part("floors", 0.1, ("torch",)),
     "floors-jax": Part("floors", 0.1, ("jax",)),
-    "parallel": Part("parallel", 0.0),
+    "parallel": Part("parallel", 0.4),
 }
 
 

@@ -156,8 +156,7 @@ def test_a_part_that_cannot_run_leaves_its_reason_and_the_other_parts(tmp_path, 
     header, rows = read(tmp_path / "out")
     assert header["scale"] == "tiny"
     assert [row["part"] for row in rows] == ["sac", "parallel"]
-    assert reason in rows[0]["skipped"]
-    assert rows[1]["skipped"] == "this version has no massively parallel trainer"
+    assert all(reason in row["skipped"] for row in rows)
     assert reason in printed
     assert "noise" not in printed
 
@@ -183,8 +182,9 @@ def test_a_process_that_outlives_its_part_is_stopped_too(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_keeps_what_is_written(tmp_path, number):
     begun = tmp_path / "begun"
+    (tmp_path / "torch.py").write_text("raise ImportError('no plugin')")
     (tmp_path / "jax.py").write_text(f"import os, time; os.mkdir({str(begun)!r}); time.sleep(300)")
-    done = start(tmp_path / "out", "parallel", "sac", path=str(tmp_path))
+    done = start(tmp_path / "out", "classifier", "sac", path=str(tmp_path))
     while not begun.exists():
         assert done.poll() is None, done.communicate()
         time.sleep(0.05)
@@ -192,7 +192,7 @@ def test_a_signal_keeps_what_is_written(tmp_path, number):
     printed, errors = done.communicate(timeout=60)
     assert done.returncode == 130, errors
     assert f"stopped by {number.name}" in printed
-    assert [row["part"] for row in read(tmp_path / "out")[1]] == ["parallel"]
+    assert [row["part"] for row in read(tmp_path / "out")[1]] == ["classifier"]
 
 
 @pytest.mark.slow
@@ -210,6 +210,7 @@ def test_every_part_runs_in_tiny_sizes(tmp_path):
         "classifier": ("floor / plain", "era_softmax / log-softmax"),
         "floors-torch": ("era_truncated_normal, pin", "era_softmax, tau 2.72"),
         "floors-jax": ("era_gaussian, floor", "era_softmax"),
+        "parallel": ("loop",),
     }.items():
         assert {(part, name) for name in names} <= measured
     floors = [row["remark"] for row in rows if row.get("quantity") == "below the floor"]

@@ -125,6 +125,8 @@ def test_a_device_has_memory_of_its_own(monkeypatch):
     message = r"need 0\.0 GiB, and this device has 0\.0 GiB for them: lower --replay-capacity to at most 8490$"
     with pytest.raises(ValueError, match=message):
         collector_of(replay_capacity=9_000)
+    config = configure("fasttd3", **TINY, replay_capacity=9_000).resolved()
+    assert parallel.replay_rows(config, (11, 3), seeds=1, devices=2) == 1_500  # which two such devices hold
 
 
 @pytest.mark.slow

@@ -80,7 +80,7 @@ class Evaluator:
 
     def __call__(self, actor: Params) -> dict[str, float]:
         """Mean return and length, and the entropy (nats) of the acting policy over visited states."""
-        episodes = [self.play(actor, seed) for seed in self._seeds]
+        episodes = self.play_all(actor, self._seeds)
         entropy, clipped = self.measure(actor, np.concatenate([episode.observations for episode in episodes]))
         return {
             "return": float(np.mean([episode.total for episode in episodes])),
@@ -90,6 +90,10 @@ class Evaluator:
             "realised_entropy/q05": float(np.quantile(entropy, 0.05)),
             "clipped_share": float(clipped.mean()),
         }
+
+    def play_all(self, actor: Params, seeds: Sequence[int]) -> list[Episode]:
+        """Play an episode from each seed."""
+        return [self.play(actor, seed) for seed in seeds]
 
     def play(self, actor: Params, seed: int, watch: Callable[[], None] = lambda: None) -> Episode:
         """Play an episode; `watch` is called before every action.

@@ -57,6 +57,10 @@ class RunningMoments:
         scaled = (np.asarray(x, np.float64) - self.mean) / np.sqrt(self.variance + VARIANCE_FLOOR)
         return scaled.clip(-clip, clip).astype(np.float32)
 
+    def scaling(self) -> tuple[Float[ndarray, "..."], Float[ndarray, "..."]]:
+        """Mean and deviation that `normalise` takes, in float32."""
+        return self.mean.astype(np.float32), np.sqrt(self.variance + VARIANCE_FLOOR).astype(np.float32)
+
     def arrays(self) -> dict[str, ndarray]:
         """The moments, for a checkpoint."""
         return {"count": np.asarray(self.count), "mean": self.mean.copy(), "variance": self.variance.copy()}

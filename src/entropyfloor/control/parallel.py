@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,12 +11,12 @@ from gymnasium import spaces
 
 from entropyfloor.control import ring, seeding
 from entropyfloor.control.agents.build import build_agent
-from entropyfloor.control.agents.fast import View
+from entropyfloor.control.agents.fast import Batch, View
 from entropyfloor.control.config import FastConfig, required
 from entropyfloor.control.envs import make
-from entropyfloor.control.normalise import VARIANCE_FLOOR, RunningMoments
+from entropyfloor.control.normalise import RunningMoments
 from entropyfloor.control.pool import pool_of
-from entropyfloor.control.ring import Steps
+from entropyfloor.control.ring import Ring, Steps
 from entropyfloor.control.trainer import Metrics, Trainer
 from entropyfloor.runs.machine import check_memory
 
@@ -38,8 +38,7 @@ class ParallelCollector:
                 f"{config.env} has discrete actions: {config.agent} needs continuous ones, ppo takes both"
             )
         (self.obs_dim,), (self.action_dim,) = env.observation_space.shape or (), env.action_space.shape
-        self.rows = -(-min(config.replay_capacity, config.steps) // config.num_envs)
-        self._check_memory(seeds)
+        self.rows = replay_rows(config, (self.obs_dim, self.action_dim), seeds)
         options = config.env_options()
         self._pool = pool_of(
             config.env, options, config.num_envs, config.seed, first=env, workers=config.env_processes
@@ -70,8 +69,7 @@ class ParallelCollector:
 
     def scaling(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation that observations are normalised by now."""
-        deviation = np.sqrt(self._moments.variance + VARIANCE_FLOOR)
-        return self._moments.mean.astype(np.float32), deviation.astype(np.float32)
+        return self._moments.scaling()
 
     def normalise(self, observations: np.ndarray) -> np.ndarray:
         """Observations as the networks take them."""
@@ -102,15 +100,6 @@ class ParallelCollector:
         bounds = required(self._config.noise_min), required(self._config.noise_max)
         return self._rng.uniform(*bounds, self._config.num_envs).astype(np.float32)
 
-    def _check_memory(self, seeds: int) -> None:
-        """Refuse what the memory of the device cannot hold."""
-        config, device = self._config, jax.local_devices()[0]
-        memory = None if device.platform == "cpu" else (device.memory_stats() or {}).get("bytes_limit")
-        each = seeds * ring.step_bytes(self.obs_dim, self.action_dim)
-        check_memory(self.rows * config.num_envs, each, "transitions in the replay", "--replay-capacity", memory)
-        drawn = required(config.updates_per_step) * required(config.batch_size)
-        check_memory(drawn, each, "transitions in the updates of a step", "--batch-size", memory)
-
 
 class ParallelTrainer(Trainer[FastConfig, ParallelCollector]):
     """Trainer of FastTD3, FastSAC and FastSAC-ERA. Its `memory` is the replay."""
@@ -122,21 +111,7 @@ class ParallelTrainer(Trainer[FastConfig, ParallelCollector]):
         sizes = collectors[0].obs_dim, collectors[0].action_dim
         agent: Any = build_agent(config, sizes[1])
         self.memory = self.stack([ring.empty(collectors[0].rows, config.num_envs, *sizes)] * len(configs))
-        shape = required(config.updates_per_step), required(config.batch_size)
-
-        def update(state: Any, data: Any, key: Any) -> Any:
-            """Sample, normalise, update."""
-            memory, scaling = data
-            sample_key, update_key = jax.random.split(key)
-            batches = ring.sample(memory, sample_key, shape, config.n_steps, config.discount)
-            if config.normalise_observations:
-                batches = batches._replace(
-                    observation=ring.normalise(batches.observation, *scaling),
-                    next_observation=ring.normalise(batches.next_observation, *scaling),
-                )
-            return agent.update_many(state, batches, update_key)
-
-        self.begin(agent, collectors, sizes, update)
+        self.begin(agent, collectors, sizes, learner(config, agent))
         self._add = self.across_seeds(lambda memory, steps, _: ring.add(memory, steps), donate_argnums=0)
 
     def advance(self) -> tuple[Metrics | None, Any]:
@@ -160,3 +135,58 @@ class ParallelTrainer(Trainer[FastConfig, ParallelCollector]):
             return [collector.random_actions() for collector in self.collectors]
         actions = np.asarray(self._act(self.state.actor, views, self._act_keys, np.uint32(self.step)))
         return [actions] if len(self.collectors) == 1 else list(actions)
+
+
+def learner(
+    config: FastConfig, agent: Any, place: Callable[[Batch], Batch] = lambda batches: batches
+) -> Callable[[Any, Any, Any], Any]:
+    """Updates of a step: `(state, (replay, mean and deviation of observations), key) → (state, metrics)`.
+
+    Args:
+        config: Resolved settings.
+        agent: The agent.
+        place: Called on the sampled batches, to choose their devices.
+    """
+    shape = required(config.updates_per_step), required(config.batch_size)
+
+    def update(state: Any, data: tuple[Ring, Any], key: Any) -> Any:
+        """Sample, normalise, update."""
+        memory, scaling = data
+        sample_key, update_key = jax.random.split(key)
+        batches = place(ring.sample(memory, sample_key, shape, config.n_steps, config.discount))
+        batches = batches._replace(
+            observation=normalised(config, batches.observation, scaling),
+            next_observation=normalised(config, batches.next_observation, scaling),
+        )
+        return agent.update_many(state, batches, update_key)
+
+    return update
+
+
+def normalised(config: FastConfig, observations: Any, scaling: tuple[Any, Any]) -> Any:
+    """Observations on the device as the networks take them, by their mean and deviation."""
+    return ring.normalise(observations, *scaling) if config.normalise_observations else observations
+
+
+def replay_rows(config: FastConfig, sizes: tuple[int, int], seeds: int, devices: int = 1) -> int:
+    """Number of steps of every environment that the replay holds.
+
+    Args:
+        config: Resolved settings.
+        sizes: Width of an observation, and of an action.
+        seeds: Number of seeds that share the memory.
+        devices: Number of devices that share the replay.
+
+    Raises:
+        ValueError: The replay, or the batches of a step, are more than the memory of the devices can hold.
+    """
+    rows = -(-min(config.replay_capacity, config.steps) // config.num_envs)
+    device = jax.local_devices()[0]
+    memory = None
+    if device.platform != "cpu" and (limit := (device.memory_stats() or {}).get("bytes_limit")):
+        memory = devices * limit
+    each = seeds * ring.step_bytes(*sizes)
+    check_memory(rows * config.num_envs, each, "transitions in the replay", "--replay-capacity", memory)
+    drawn = required(config.updates_per_step) * required(config.batch_size)
+    check_memory(drawn, each, "transitions in the updates of a step", "--batch-size", memory)
+    return rows

@@ -11,6 +11,11 @@ def key(seed: int, stream: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), stream)
 
 
+def raw(key: jax.Array) -> jax.Array:
+    """A key as numbers, which arrays of a checkpoint can hold, and which MuJoCo Playground takes as well."""
+    return jax.random.key_data(key)
+
+
 def generator(seed: int, stream: int) -> np.random.Generator:
     """Generator of a stream for NumPy."""
     return np.random.default_rng([seed, stream])

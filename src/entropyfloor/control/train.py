@@ -22,6 +22,7 @@ from entropyfloor.control.config import (
 from entropyfloor.control.envs import registered
 from entropyfloor.control.model_based import ModelBasedTrainer
 from entropyfloor.control.off_policy import OffPolicyTrainer
+from entropyfloor.control.on_device import DeviceTrainer
 from entropyfloor.control.on_policy import OnPolicyTrainer
 from entropyfloor.control.parallel import ParallelTrainer
 from entropyfloor.control.trainer import Trainer
@@ -87,7 +88,10 @@ def train_seeds(config: ControlConfig, seeds: Sequence[int]) -> list[Path]:
 def build(configs: Sequence[ControlConfig]) -> Trainer[Any, Any]:
     """The trainer of one or more resolved configs that differ in nothing but `seed` and `out`."""
     kinds: Any = {PPOConfig: OnPolicyTrainer, FastConfig: ParallelTrainer, TDMPC2Config: ModelBasedTrainer}
-    trainer: Trainer[Any, Any] = kinds.get(type(configs[0]), OffPolicyTrainer)(configs)
+    kind = kinds.get(type(config := configs[0]), OffPolicyTrainer)
+    if isinstance(config, FastConfig) and config.on_device:
+        kind = DeviceTrainer
+    trainer: Trainer[Any, Any] = kind(configs)
     return trainer
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
 import jax
@@ -24,6 +25,8 @@ from entropyfloor.control.threads import limit_threads
 from entropyfloor.runs import Checkpoint, Run, read_run
 from entropyfloor.runs.loop import Loop, check_finite, training_loop
 
+SEEDS = "seeds"
+"""Name of the axis of several seeds, for collectives over them."""
 _AIMS = (("floor", "floor"), ("target", "target_entropy"))
 Metrics = dict[str, Any]
 ConfigT = TypeVar("ConfigT", bound=ControlConfig)
@@ -111,15 +114,21 @@ class Trainer(ABC, Generic[ConfigT, CollectorT]):
             data: Data of the update.
             number: Number from which the update's random numbers follow; by default the step.
         """
+        folded = np.uint32(self.step if number is None else number)
+        with self.compiling("compiling the first update, for up to a minute"):
+            self.state, metrics = self._update(self.state, data, self._update_keys, folded)
+        return metrics
+
+    @contextmanager
+    def compiling(self, words: str) -> Iterator[None]:
+        """Show these words instead of a speed while the body, of the first call, compiles."""
         compiled, self._compiled = self._compiled, True
         progress = None if compiled or self._loop is None else self._loop.progress
         if progress is not None:
-            progress.busy(self.step, "compiling the first update, for up to a minute")
-        folded = np.uint32(self.step if number is None else number)
-        self.state, metrics = self._update(self.state, data, self._update_keys, folded)
+            progress.busy(self.step, words)
+        yield
         if progress is not None:
             progress.restart(self.step)
-        return metrics
 
     @abstractmethod
     def advance(self) -> tuple[Metrics | None, Any]:
@@ -188,7 +197,7 @@ class Trainer(ABC, Generic[ConfigT, CollectorT]):
             return jax.jit(function, **options)
 
         def mapped(*args: Any) -> Any:
-            return jax.vmap(function, in_axes=(*[0] * (len(args) - 1), None))(*args)
+            return jax.vmap(function, in_axes=(*[0] * (len(args) - 1), None), axis_name=SEEDS)(*args)
 
         return jax.jit(mapped, **options)
 
@@ -223,10 +232,12 @@ class Trainer(ABC, Generic[ConfigT, CollectorT]):
         """The metrics of seed `i`."""
         return {name: float(self.pick(value, i)) for name, value in metrics.items()}
 
-    def _evaluator(self, config: ConfigT, collector: CollectorT) -> Evaluator:
+    def _evaluator(
+        self, config: ConfigT, collector: CollectorT, kind: Callable[..., Evaluator] = Evaluator
+    ) -> Evaluator:
         """Evaluation of a seed, on an environment and episodes of its own."""
         episodes = [seeding.episode(config.seed, seeding.EVAL_EPISODES, i) for i in range(config.eval_episodes)]
-        return Evaluator(
+        return kind(
             make(config.env, **config.env_options()),
             self.agent.distribution,
             episodes,

@@ -15,6 +15,7 @@ import psutil
 
 PACKAGES = (
     *("entropyfloor", "numpy", "jax", "flax", "optax", "torch", "gymnasium", "mujoco", "dm_control"),
+    *("mujoco-mjx", "playground"),
     *("timm", "transformers", "trl", "accelerate", "vllm", "math-verify"),
 )
 CGROUP = Path("/sys/fs/cgroup/memory.max")

@@ -49,7 +49,7 @@ class ControlConfig(ABC):
     agent: str = "sac-era-exact"
     """Preset of head, distribution and entropy."""
     env: str = "dmc/walker-walk"
-    """Environment, `suite/task`: gym/HalfCheetah-v4, dmc/walker-run, humanoid_bench/h1-walk-v0, …"""
+    """Environment, `suite/task`: gym/HalfCheetah-v4, dmc/walker-run, playground/WalkerWalk, …"""
     seed: Annotated[int, SEED_RANGE, Effect.IDENTITY] = 0
     """Seed of everything random."""
     steps: Annotated[int, COUNT] = 1_000_000

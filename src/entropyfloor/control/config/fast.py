@@ -71,10 +71,10 @@ class FastConfig(SACConfig):
     replay_capacity: Annotated[int, COUNT] = 6_553_600
     """Number of transitions that the replay holds, over all environments."""
 
-    num_envs: Annotated[int, ENVS] = 128
-    """Number of environments."""
+    num_envs: Annotated[int, Range(1, 65_536, "between 1 and 65,536")] = 128
+    """Number of environments; more than 4096 only in `playground/`, whose tasks are simulated on the device."""
     env_processes: Annotated[int, WORKERS, Effect.SPEED] = 1
-    """Number of processes that step the environments; 0 and 1 step them in turn in this process."""
+    """Number of processes that step the environments, 0 and 1 in this process; of no use in `playground/`."""
     actions_per_update: Annotated[int, COUNT] = 1
     """Number of actions in each environment between updates."""
     n_steps: Annotated[int, COUNT] = 1
@@ -103,6 +103,8 @@ class FastConfig(SACConfig):
         super().__post_init__()
         if self.networks != "paper":
             raise ValueError(f"networks={self.networks!r}: {self.agent} has networks of its own")
+        if self.num_envs > ENVS.high and not self.on_device:
+            raise ValueError(f"num_envs={self.num_envs} must be at most {ENVS.high} in {self.env}")
         if self.v_min >= self.v_max:
             raise ValueError(f"v_min={self.v_min} must be below v_max={self.v_max}")
         if (self.noise_min or 0.0) > (self.noise_max if self.noise_max is not None else math.inf):
@@ -115,6 +117,11 @@ class FastConfig(SACConfig):
             raise ValueError(
                 f"replay_capacity={self.replay_capacity} must be at least num_envs={self.num_envs}, one of each"
             )
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the environments are simulated on the device."""
+        return self.env.startswith("playground/")
 
     def defaults(self) -> dict[str, Any]:
         """The paper's target; a deterministic policy is shown with the noise of the critics' target."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import gymnasium
 
-from entropyfloor.control.envs import dmc, envpool, humanoid_bench, registered
+from entropyfloor.control.envs import dmc, envpool, humanoid_bench, playground, registered
 from entropyfloor.control.envs.wrappers import ActionRepeat, AnyEnv, Checked, IgnoreTermination, Standard
 from entropyfloor.extras import brief
 
@@ -99,7 +99,7 @@ def _build(name: str, build: Callable[..., AnyEnv], task: str, limit: int | None
 
 
 def names() -> list[str]:
-    """Every name that `make` accepts, those of HumanoidBench only where it is installed."""
+    """Every name that `make` accepts, those of HumanoidBench and Playground only where they are installed."""
     return [f"{suite}/{task}" for suite, (_, list_tasks) in _SUITES.items() for task in list_tasks()]
 
 
@@ -123,4 +123,5 @@ _SUITES: dict[str, tuple[Callable[..., AnyEnv], Callable[[], list[str]]]] = {
     "gym": (_make_gym, _gym_tasks),
     "dmc": (dmc.DMControl, dmc.tasks),
     "humanoid_bench": (humanoid_bench.HumanoidBench, humanoid_bench.tasks),
+    "playground": (playground.Playground, playground.tasks),
 }
