@@ -53,6 +53,7 @@ bench: $(VENV)/installed-hosts  ## Measure speed: floors against plain heads, ag
 	$(BIN)/python benchmarks/activations.py
 	$(BIN)/python benchmarks/control.py
 	$(BIN)/python benchmarks/massively_parallel.py
+	$(BIN)/python benchmarks/model_based.py
 	$(BIN)/python benchmarks/vision.py
 	$(BIN)/python benchmarks/language.py
 	$(BIN)/python benchmarks/token_log_probs.py

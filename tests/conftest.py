@@ -79,10 +79,14 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Directory of compiled programs, so that a resumed or repeated run does not compile again."""
+    """Directory of compiled programs: each is compiled quickly, and once, also where a run is resumed."""
     path = tmp_path_factory.mktemp("cache")
-    options = {"jax_compilation_cache_dir": str(path), "jax_persistent_cache_min_compile_time_secs": 0.0}
-    before = {name: getattr(jax.config, name) for name in options}
+    options = {
+        "jax_compilation_cache_dir": str(path),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_disable_most_optimizations": True,
+    }
+    before = {name: jax.config.values[name] for name in options}
     for values in (options, before):
         for name, value in values.items():
             jax.config.update(name, value)

@@ -28,6 +28,15 @@ def distance(one, other):
     return math.sqrt(sum(float(((a - b) ** 2).sum()) for a, b in pairs(one, other)))
 
 
+def compile_quickly(cache):
+    """Variables of a process that compiles as those do that have the fixture `cache`."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+
+
 def metrics_of(path):
     """What was logged, without the wall clock."""
     clock = ("seconds", "steps_per_second")

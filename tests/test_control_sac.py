@@ -17,7 +17,7 @@ import optax
 import pytest
 
 import reference
-from control import assert_same_run, distance, metrics_of, pairs, random_batch
+from control import assert_same_run, compile_quickly, distance, metrics_of, pairs, random_batch
 from entropyfloor.control.agents.build import build_agent
 from entropyfloor.control.agents.sac import (
     SAC,
@@ -543,8 +543,7 @@ def command(*args, cache):
     """The command in a process of its own; `cache` spares the second one the compilation of the first."""
     return subprocess.Popen(
         [sys.executable, "-m", "entropyfloor.cli", "train", "control", *args],
-        env=os.environ
-        | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
+        env=os.environ | compile_quickly(cache),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

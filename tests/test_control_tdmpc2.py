@@ -16,7 +16,7 @@ from control import pairs, save_untrained
 from entropyfloor.control import load_policy, seeding
 from entropyfloor.control.agents.build import aim, build_agent
 from entropyfloor.control.agents.tdmpc2.agent import TDMPC2, decayed_mean, default_discount, prior_loss, td_target
-from entropyfloor.control.agents.tdmpc2.model import NormedMLP, WorldModel, dropout, mish, simnorm
+from entropyfloor.control.agents.tdmpc2.model import NormedMLP, WorldModel, dropout, mish, normed_mish, simnorm
 from entropyfloor.control.agents.tdmpc2.planner import MPPI, Plan, shifted
 from entropyfloor.control.agents.tdmpc2.values import Bins, running_scale, symexp, symlog
 from entropyfloor.control.config import configure
@@ -105,6 +105,27 @@ def test_mish_and_its_slope_are_those_of_the_definition():
     slope = inner + x * (1 - inner**2) * special.expit(x)
     np.testing.assert_allclose(jax.vmap(jax.grad(mish))(jnp.asarray(x)), slope, rtol=1e-7, atol=1e-9)
     single = jax.vmap(jax.value_and_grad(mish))(x.astype(np.float32))
+    assert all(np.isfinite(part).all() for part in single)
+
+
+@pytest.mark.parametrize("shape", [(9,), (4, 9), (2, 3, 9)])
+def test_a_normed_mish_and_its_gradients_are_those_of_the_definition(shape):
+    rng = np.random.default_rng(0)
+    x, (scale, bias) = 3 * rng.normal(size=shape) + 1, rng.normal(size=(2, 9))
+    x[..., 0], scale[1], scale[2], bias[2] = 1e3, 0.0, 1e-3, 50.0
+
+    def definition(x, scale, bias):
+        normed = (x - x.mean(axis=-1, keepdims=True)) / jnp.sqrt(x.var(axis=-1, keepdims=True) + 1e-5)
+        return mish(normed * scale + bias)
+
+    found, back = jax.vjp(normed_mish, x, scale, bias)
+    expected, of_definition = jax.vjp(definition, x, scale, bias)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    grad = rng.normal(size=shape)
+    for one, other in zip(back(grad), of_definition(grad), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-7, atol=1e-10)
+    large = (np.float32(each) for each in (1e4 * x, scale, 1e4 * bias))
+    single = jax.vjp(normed_mish, *large)[1](np.float32(grad))
     assert all(np.isfinite(part).all() for part in single)
 
 
@@ -615,7 +636,7 @@ def test_an_environment_without_a_limit_needs_a_discount(tmp_path):
         del registry["Endless-v0"]
 
 
-def test_a_loaded_policy_is_the_prior(tmp_path):
+def test_a_loaded_policy_is_the_prior(tmp_path, cache):
     sizes = {name: value for name, value in SMALL.items() if name not in ("hidden", "batch_size")}
     trainer = save_untrained(tmp_path, "tdmpc2-era-exact", step=7, env="gym/Reacher-v4", **sizes)
     policy = load_policy(tmp_path)
@@ -632,7 +653,7 @@ def test_a_loaded_policy_is_the_prior(tmp_path):
     assert (np.array(actions[0]) != policy(observations)).any()
 
 
-def test_evaluations_plan(tmp_path):
+def test_evaluations_plan(tmp_path, cache):
     sizes = {name: value for name, value in SMALL.items() if name not in ("hidden", "batch_size")}
     save_untrained(tmp_path, "tdmpc2", env="gym/Reacher-v4", **sizes)
     evaluate(tmp_path, episodes=2)
@@ -655,7 +676,7 @@ def test_memory_is_kept_where_the_library_can():
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_tdmpc2_learns_to_swing_up(tmp_path):
-    """Measured with seed 0: 24 at the start, 300 after 4,000 steps, 455 after 12,000."""
+    """Measured: 8 to 130 untrained, in six seeds; 302 to 414 after 8,000 steps, in three."""
     sizes = {**SMALL, "hidden": 64, "latent": 64, "encoder_hidden": 64, "batch_size": 64, "learning_rate": 1e-3}
     planner = {"horizon": 3, "samples": 128, "proposals": 12, "elites": 16}
     steps = {"steps": 12_000, "random_steps": 1000, "eval_every": 12_000, "eval_episodes": 2, "action_repeat": 4}

@@ -138,6 +138,14 @@ def test_the_benchmark_of_parallel_agents_runs(part, line):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # five updates and five plans are compiled
+def test_the_benchmark_of_agents_with_a_model_runs():
+    done = run("benchmarks/model_based.py", "--rounds", "1", limit=1100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("time of tdmpc2 fp32 / time of tdmpc2") == 2
+
+
+@pytest.mark.slow
 def test_the_fused_head_is_measured_beside_others():
     small = ["--tokens", "64", "--hidden", "32", "--vocabulary", "5000", "--rounds", "1", "--dtype"]
     done = run("benchmarks/token_log_probs.py", *small, "bfloat16")

@@ -193,17 +193,20 @@ class TDMPC2:
     ) -> Float[Array, " N"]:
         """`Σ_t γ^t r_t + γ^H Q(z_H, π(z_H))` of each sequence, the mean of two critics; 0 after a termination."""
         prior_key, critic_key = jax.random.split(key)
-        z = jnp.broadcast_to(z, (actions.shape[1], *z.shape))
-        total, weight = jnp.zeros_like(z[:, 0]), jnp.ones_like(z[:, 0])
+        zs = [jnp.broadcast_to(z, (actions.shape[1], *z.shape))]
+        logits = []
         for action in actions:
-            reward = self.world.bins.decode(self.world.reward_logits(actor.model, z, action))
-            z = self.world.next(actor.model, z, action)
+            logits.append(self.world.reward_logits(actor.model, zs[-1], action))
+            zs.append(self.world.next(actor.model, zs[-1], action))
+        total, weight = jnp.zeros_like(zs[0][:, 0]), jnp.ones_like(zs[0][:, 0])
+        # All at once: XLA would fuse each decoding with the last layer of the network, which is slow.
+        for reward, z in zip(self.world.bins.decode(jnp.stack(logits)), zs[1:], strict=True):
             total += weight * reward
             weight *= actor.discount
             if self.world.termination is not None:
                 weight *= self.world.termination_logits(actor.model, z) <= 0.0  # probability 1/2
-        action = self.prior(actor.prior, z).sample(seed=prior_key)
-        values = self.world.two_values(actor.model["critics"], z, action, critic_key)
+        action = self.prior(actor.prior, zs[-1]).sample(seed=prior_key)
+        values = self.world.two_values(actor.model["critics"], zs[-1], action, critic_key)
         return total + weight * values.mean(axis=0)
 
     # --- learning ----------------------------------------------------------------------------------------
