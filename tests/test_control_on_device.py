@@ -3,11 +3,13 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -20,7 +22,7 @@ from entropyfloor.control.evaluate import evaluate
 from entropyfloor.control.evaluator import Evaluator
 from entropyfloor.control.export import export
 from entropyfloor.control.normalise import VARIANCE_FLOOR, RunningMoments
-from entropyfloor.control.on_device import DeviceTrainer
+from entropyfloor.control.on_device import DeviceTrainer, Moments, merge
 from entropyfloor.control.ring import Steps
 from entropyfloor.control.train import _resume, _start, build, resume, train
 from entropyfloor.report import write_report
@@ -164,6 +166,55 @@ def test_a_resumed_run_is_the_same_run_bit_for_bit(agent, settings, tmp_path):
     assert_same_run(whole, part)
 
 
+def test_an_interrupted_run_is_saved_and_goes_on_with_the_evaluation_that_was_due(tmp_path, monkeypatch):
+    settings = {**TINY, "checkpoint_every": 30 * ENVS}
+    whole, part = train(configure(AGENT, **settings, out=str(tmp_path / "whole"))), tmp_path / "part"
+    advance = DeviceTrainer.advance
+
+    def interrupted(trainer):
+        found = advance(trainer)
+        if trainer.step == 15 * ENVS:
+            os.kill(os.getpid(), signal.SIGINT)
+        return found
+
+    monkeypatch.setattr(DeviceTrainer, "advance", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="saved at step 90;"):
+        train(configure(AGENT, **settings, out=str(part)))
+    assert read_run(part).series("return")[0].tolist() == [0]
+    resume(part)
+    assert_same_run(whole, part)
+
+
+def test_a_restored_replay_comes_from_the_host(monkeypatch, tmp_path):
+    """One device need not have room for the replay of several."""
+    config = configure(AGENT, **TINY, out=str(tmp_path / "run")).resolved()
+    trainer, run = build([config]), begin(config, domain="control", names=2)
+    trainer.step = ENVS
+    trainer.save([run])
+    place, kinds = trainer._place, set()
+
+    def spy():
+        kinds.update(map(type, jax.tree.leaves((trainer.state, trainer.memory))))
+        place()
+
+    monkeypatch.setattr(trainer, "_place", spy)
+    trainer.restore([run.latest()])
+    assert kinds == {np.ndarray}
+    assert isinstance(trainer.memory.ring.steps.reward, jax.Array)
+
+
+def test_the_moments_are_those_of_all_batches():
+    """Features of any size, beside those of the host in float64."""
+    batches = np.random.default_rng(0).normal(size=(50, 32, 4)) * [1e-3, 1.0, 1e3, 0.0] + [0.0, 3.0, 1e3, 0.1]
+    moments, exact = trainer_of().memory.moments, RunningMoments((4,))
+    moments = Moments(moments.batches, *jnp.broadcast_to(jnp.stack(moments[1:])[:, :1], (2, 4)))
+    for batch in batches.astype(np.float32):
+        moments = merge(moments, batch)
+        exact.update(batch)
+        np.testing.assert_allclose(moments.mean, exact.mean, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(moments.variance, exact.variance, rtol=1e-4, atol=1e-12)
+
+
 @pytest.mark.slow
 def test_seeds_in_lockstep_have_the_numbers_of_each_alone(tmp_path):
     configs = [configure(AGENT, **TINY, seed=seed, out=str(tmp_path / str(seed))).resolved() for seed in (3, 4)]
@@ -232,6 +283,14 @@ def test_episodes_of_an_evaluation_are_those_that_are_played_one_by_one():
 def test_what_it_does_not_do_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         trainer_of(**settings)
+
+
+@pytest.mark.parametrize(("name", "value"), [("num_envs", 6), ("batch_size", 18)])
+def test_devices_have_equal_shares(name, value, monkeypatch):
+    devices = 4 * jax.local_devices()
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    with pytest.raises(ValueError, match=f"^{name}={value} must be a multiple of the 4 devices$"):
+        trainer_of(**{"num_envs": 8, name: value})
 
 
 @pytest.mark.slow

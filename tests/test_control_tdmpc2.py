@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from scipy import special, stats
 
 from control import pairs, save_untrained
@@ -127,6 +128,24 @@ def test_a_normed_mish_and_its_gradients_are_those_of_the_definition(shape):
     large = (np.float32(each) for each in (1e4 * x, scale, 1e4 * bias))
     single = jax.vjp(normed_mish, *large)[1](np.float32(grad))
     assert all(np.isfinite(part).all() for part in single)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("constant", [False, True])
+def test_a_normed_mish_is_as_exact_as_a_layer_norm_of_flax(size, constant):
+    """Gradients too, in float32, of rows without a variance and of large ones."""
+    rng = np.random.default_rng(0)
+    x, scale, bias = (np.float32(rng.normal(size=shape)) for shape in ((7, 64), 64, 64))
+    x = np.float32(size) * (np.ones_like(x) if constant else x)
+
+    def with_flax(x, scale, bias):
+        return mish(nn.LayerNorm(epsilon=1e-5).apply({"params": {"scale": scale, "bias": bias}}, x))
+
+    grad = np.float32(rng.normal(size=x.shape))
+    found = [jax.vjp(function, x, scale, bias) for function in (normed_mish, with_flax)]
+    for one, other in pairs(*((value, back(grad)) for value, back in found)):
+        assert one.dtype == np.float32
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-7 + 2e-6 * np.abs(other).max())
 
 
 def test_each_entry_is_dropped_with_its_probability():

@@ -9,6 +9,7 @@ import time
 import pytest
 
 import tiny_language
+from control import compile_quickly
 from entropyfloor.cli import main
 from entropyfloor.control.config import SACConfig, configure
 from entropyfloor.experiments import recipe
@@ -49,8 +50,10 @@ return = "a lot"
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
+def home(tmp_path, monkeypatch, cache):
     monkeypatch.chdir(tmp_path)
+    for name, value in compile_quickly(cache).items():
+        monkeypatch.setenv(name, value)
     (tmp_path / "small.toml").write_text(SMALL)
     return tmp_path
 

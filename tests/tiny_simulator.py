@@ -44,11 +44,11 @@ class State(NamedTuple):
 
 
 class Point:
-    """The task ends outside of a square; where it is told to, the simulation diverges before."""
+    """The task ends outside of a square; where it is given a value to diverge to, it does so before."""
 
     action_size, observation_size, dt = 2, 3, 0.1
 
-    def __init__(self, diverges=False):
+    def __init__(self, diverges=None):
         self.diverges = diverges
 
     def reset(self, key):
@@ -59,8 +59,8 @@ class Point:
     def step(self, state, action):
         position = state.obs[:2] + jnp.float32(0.3) * action
         observation = jnp.concatenate([position, state.obs[2:]])
-        if self.diverges:
-            observation = jnp.where(position[0] > 0.7, jnp.nan, observation)
+        if self.diverges is not None:
+            observation = jnp.where(position[0] > 0.7, jnp.float32(self.diverges), observation)
         outside = (jnp.abs(position) > 1).any()
         return State(observation, 1 - (position**2).sum(), outside.astype(jnp.float32))
 

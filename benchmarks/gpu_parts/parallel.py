@@ -34,7 +34,7 @@ TINY: dict[str, Any] = {
 
 
 def rows(plan: Plan) -> Iterator[Row]:
-    """Of each agent the time to compile, returns with their seeds, and steps and updates per second."""
+    """The time to compile, returns of every seed, and steps and updates per second, of each agent."""
     if jax.default_backend() == "cpu" and not plan.tiny:
         raise UnavailableError("JAX finds no accelerator")
     sizes = TINY if plan.tiny else {**FULL, "precision": "bf16", "eval_episodes": 5, "steps": 2**32 - 1}

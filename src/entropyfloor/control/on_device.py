@@ -1,9 +1,9 @@
 """Training of FastTD3, FastSAC and FastSAC-ERA with simulators on the device: one compiled loop for everything.
 
-Episodes, moments of observations, exploration noise, replay and updates are pure functions, and nothing returns to
-Python before the next line of metrics, evaluation or checkpoint. All random numbers follow from the seed and the
-step, so it does not matter when that is. Of several devices each has an equal share of the environments, of their
-replay and of each batch; parameters are on all of them.
+Episodes, moments of observations, exploration noise, replay and updates are pure functions, and nothing returns
+to Python before the next line of metrics, evaluation or checkpoint. All random numbers follow from the seed and
+the step, so it does not matter when that is. Several devices have equal shares of the environments, of their
+replay and of each batch, and each has all parameters.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class DeviceTrainer(Trainer[FastConfig, DeviceCollector]):
         self.begin(agent, [DeviceCollector(config, sizes[0]) for config in configs], sizes, update)
 
         def empty(*_: Any) -> Memory:
-            moments = Moments(jnp.uint32(0), jnp.zeros(sizes[0], jnp.float32), jnp.ones(sizes[0], jnp.float32))
+            moments = Moments(jnp.uint32(0), *jnp.zeros((2, sizes[0]), jnp.float32))
             return Memory(simulators.empty(config.num_envs), moments, ring.empty(rows, config.num_envs, *sizes))
 
         whole, columns = shares(seeds=False), shares(None, "devices")

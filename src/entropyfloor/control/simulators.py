@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, PRNGKeyArray, UInt32
 
 
+LARGEST = 1e10
+"""Size beyond which MuJoCo takes a state for diverged (`mjMAXVAL`). MJX has no limit: on their way to NaN, single
+observations would spoil the moments of all."""
+
+
 class Players(NamedTuple):
     """N environments and their episodes."""
 
@@ -82,16 +87,17 @@ class Simulators:
     def step(self, players: Players, actions: Float[Array, "N D"]) -> tuple[Players, Steps]:
         """One action in each environment.
 
-        A simulation that diverges is cut off: its last step goes nowhere, without a reward.
+        A simulation that diverges, to NaN or beyond `LARGEST`, is cut off: its last step goes nowhere, without a
+        reward.
         """
         before = players.simulator.obs
         state = self._step(players.simulator, actions)
-        finite = jnp.isfinite(state.obs).all(axis=-1) & jnp.isfinite(state.reward)
-        following = jnp.where(finite[:, None], state.obs, before)
-        reward = jnp.where(finite, state.reward, 0.0)
-        terminated = (state.done > 0) & finite & self._terminates
+        sound = (jnp.abs(state.obs) <= LARGEST).all(axis=-1) & (jnp.abs(state.reward) <= LARGEST)
+        following = jnp.where(sound[:, None], state.obs, before)
+        reward = jnp.where(sound, state.reward, 0.0)
+        terminated = (state.done > 0) & sound & self._terminates
         count = players.steps + 1
-        truncated = (count >= self._limit) | ~finite
+        truncated = (count >= self._limit) | ~sound
         players = Players(state, players.noise, count, players.total + reward, terminated | truncated)
         return players, Steps(before, actions, reward, terminated, truncated, following)
 

@@ -292,14 +292,14 @@ def named_arrays(prefix: str, tree: Any) -> dict[str, np.ndarray]:
 
 
 def _restored(prefix: str, fresh: Any, checkpoint: Checkpoint) -> Any:
-    """The tree of a checkpoint that was saved by `named_arrays(prefix, tree)` of one like `fresh`."""
+    """The tree of a checkpoint that was saved by `named_arrays(prefix, tree)` of one like `fresh`, on the host."""
     leaves = []
     for name, leaf in named_leaves(fresh):
         array = checkpoint.arrays.get(f"{prefix}/{name}")
         if array is None or array.shape != leaf.shape or array.dtype != leaf.dtype:
             stored = "missing" if array is None else f"{array.dtype}{array.shape}"
             raise ValueError(f"{name} is {stored}, this run needs {leaf.dtype}{leaf.shape}")
-        leaves.append(jax.numpy.asarray(array))
+        leaves.append(array)  # a device need not hold the whole of what several share
     return jax.tree.unflatten(jax.tree.structure(fresh), leaves)
 
 

@@ -88,7 +88,7 @@ def load(task: str, **overrides: Any) -> tuple[Any, int]:
     suite = _suite()
     # Its own default, MuJoCo Warp, needs an NVIDIA GPU, and lets all simulations share a number of contacts.
     simulator = suite.load(task, config_overrides={"impl": "jax"} | overrides)
-    return simulator, int(suite.get_default_config(task).episode_length)
+    return simulator, int(overrides.get("episode_length", suite.get_default_config(task).episode_length))
 
 
 @functools.cache
