@@ -49,6 +49,11 @@ class Mapped:
     log_share: Float[Array, "D K"]
 
     @property
+    def loc(self) -> Float[Array, "*batch D"]:
+        """Mean of the inner policy before it is squashed."""
+        return jnp.asarray(self.inner.loc)
+
+    @property
     def scale(self) -> Float[Array, "*batch D"]:
         """Standard deviation of the inner policy before it is squashed."""
         return jnp.asarray(self.inner.scale)
@@ -69,7 +74,7 @@ class Mapped:
 
     def entropy(self) -> Float[Array, "*batch"]:
         """Entropy of a: that of e and `Σ_i E[log f_i'(e_i)]`."""
-        loc, scale = self.inner.loc[..., None], self.scale[..., None]
+        loc, scale = self.loc[..., None], self.scale[..., None]
         in_interval = jnp.diff(norm.cdf((jnp.arctanh(self._knots()) - loc) / scale))
         log_slope = -self.log_share - jnp.log(self.log_share.shape[-1])
         return self.inner.entropy() + (in_interval * log_slope).sum((-2, -1))
