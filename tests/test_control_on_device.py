@@ -244,6 +244,7 @@ def test_a_quantity_that_is_not_finite_stops_the_run_and_is_kept(tmp_path):
     assert {"data/mean", "agent/log_alpha"} <= set(arrays)
 
 
+@pytest.mark.slow
 def test_its_runs_are_evaluated_loaded_exported_and_reported(tmp_path):
     run = train(configure(AGENT, **TINY, out=str(tmp_path / "run")))
     assert "5 episodes" in evaluate(run, episodes=5)

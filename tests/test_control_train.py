@@ -392,7 +392,7 @@ ONE_SEQUENCE = {"samples": 1, "proposals": 1, "elites": 1}
         pytest.param("tdmpc2", ONE_SEQUENCE, marks=pytest.mark.slow),
         ("sac, era-batch, learned residual", {}),
         pytest.param("fasttd3, repeats", {}, marks=pytest.mark.slow),
-        ("ppo, discrete", {}),
+        pytest.param("ppo, discrete", {}, marks=pytest.mark.slow),
     ],
 )
 def test_seeds_in_lockstep_have_the_numbers_of_each_alone(name, more, tmp_path):

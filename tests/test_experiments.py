@@ -428,6 +428,7 @@ def test_recipes_are_listed(capsys):
     assert "control/sac-dmc " in out
 
 
+@pytest.mark.slow
 def test_a_recipe_is_carried_out_and_once_is_enough(home, capsys):
     assert main(["reproduce", "small.toml", "--dry-run"]) == 0
     first = capsys.readouterr().out.splitlines()[0]
