@@ -23,6 +23,7 @@ from entropyfloor.control.evaluator import Evaluator
 from entropyfloor.control.export import export
 from entropyfloor.control.normalise import VARIANCE_FLOOR, RunningMoments
 from entropyfloor.control.on_device import DeviceTrainer, Moments, merge
+from entropyfloor.control.parallel import learner
 from entropyfloor.control.ring import Steps
 from entropyfloor.control.train import _resume, _start, build, resume, train
 from entropyfloor.report import write_report
@@ -84,13 +85,13 @@ class Loop:
 
 
 def test_it_stores_what_a_loop_in_python_does():
-    """Random actions, then those of a policy that learns, with each environment's noise and running moments."""
+    """Random actions, then those of a policy that learns from it, with each environment's noise and moments."""
     trainer = trainer_of(log_every=ENVS)
     assert isinstance(trainer, DeviceTrainer)
     loop, ends, drawn = Loop(trainer), np.zeros(2, int), 0
     for i in range(25):
         noise = loop.noise.copy()
-        wanted = loop.advance()
+        wanted, state = loop.advance(), jax.tree.map(np.copy, trainer.state)
         drawn += (noise != loop.noise).sum()
         metrics, _ = trainer.advance()
         assert trainer.step == int(trainer.memory.ring.added) * ENVS == (i + 1) * ENVS
@@ -110,6 +111,12 @@ def test_it_stores_what_a_loop_in_python_does():
     assert len(collector.returns) == len(loop.returns)
     assert np.sum(collector.returns) == pytest.approx(np.sum(loop.returns), rel=1e-5)
     np.testing.assert_allclose(collector.scaling()[1], np.sqrt(loop.moments.variance + VARIANCE_FLOOR), rtol=1e-5)
+    # The last updates are those of the state before, from the replay and the moments of now.
+    key = jax.random.fold_in(seeding.key(trainer.config.seed, seeding.UPDATE), np.uint32(trainer.step))
+    data = trainer.memory.ring, loop.moments.scaling()
+    wanted_state, _ = jax.jit(learner(trainer.config, trainer.agent))(state, data, key)
+    for leaf, expected in zip(jax.tree.leaves(trainer.state), jax.tree.leaves(wanted_state), strict=True):
+        np.testing.assert_allclose(leaf, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_loop_is_left_where_there_is_something_to_do_and_compiled_once():
