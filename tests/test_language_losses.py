@@ -11,12 +11,11 @@ import pytest
 import torch
 
 from entropyfloor.language.losses import (
+    cispo_terms,
     clip_cov_tokens,
     clipped_tokens,
     entropy_terms,
-    equal_rewards,
     forking_tokens,
-    group_advantages,
     kl_cov_tokens,
     kl_terms,
     policy_statistics,
@@ -143,6 +142,11 @@ BASELINES = {
         lambda x, c: plain(x, c, clip_low=math.inf, clip_high=math.inf) + kl_terms(x["new"], x["old"], c, "abs"),
         "token",
     ),
+    "cispo": (
+        nothing,
+        lambda x, c: cispo_terms(x["new"], x["old"], x["advantages"], x["mask"], clip_low=0.3, clip_high=0.4),
+        "token",
+    ),
     "entropy": (nothing, lambda x, c: plain(x, c) + entropy_terms(x["entropies"], x["mask"], 0.3), "token"),
     "kl": (nothing, lambda x, c: plain(x, c) + 0.1 * kl_terms(x["new"], x["reference"], x["mask"]), "token"),
 }
@@ -160,6 +164,8 @@ def np_baseline(name, new, old, advantages, mask, entropies, reference, choice):
         "kl-cov": lambda: (
             np_terms(*arguments, np.inf, np.inf) + np_top(covariances, mask, 0.1) * np.abs(new - old)
         ),
+        # Weights are no part of the gradient: they stay those of NEW, whatever `new` is.
+        "cispo": lambda: -np.exp(NEW - OLD).clip(0.7, 1.4) * (advantages.T * np.ones((T, 1))).T * new,
         "entropy": lambda: np_terms(*arguments) - 0.3 * entropies,
         "kl": lambda: np_terms(*arguments) + 0.1 * (np.exp(reference - new) - (reference - new) - 1),
     }.get(name, lambda: np_terms(*arguments))()
@@ -286,38 +292,6 @@ def test_low_precision_is_computed_in_float32(dtype):
     rounded = [x[key].detach().double().numpy() for key in ("new", "old", "advantages", "reference")]
     expected = np_terms(*rounded[:3], MASK) + MASK * NP_KL["k3"](rounded[0] - rounded[3])
     np.testing.assert_allclose(terms.detach(), expected, rtol=2e-6, atol=1e-6)
-
-
-# --- advantages ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("std", [True, False])
-def test_advantages_of_a_group(std):
-    rewards = RNG.random((5, 8))
-    expected = rewards - rewards.mean(1, keepdims=True)
-    if std:
-        expected = expected / (rewards.std(1, ddof=1, keepdims=True) + 1e-6)
-    np.testing.assert_allclose(group_advantages(torch.tensor(rewards), std=std), expected, rtol=1e-12)
-
-
-@pytest.mark.parametrize("std", [True, False])
-@pytest.mark.parametrize("reward", [0.0, 0.1, 1.0, 1e6 / 3])
-def test_equal_rewards_teach_nothing(reward, std):
-    rewards = torch.full((3, 7), reward)
-    rewards[1, 4] += 1.0
-    assert equal_rewards(rewards).tolist() == [True, False, True]
-    advantages = group_advantages(rewards, std=std)
-    assert (advantages[[0, 2]] == 0).all()
-    assert (advantages[1] != 0).all()
-
-
-def test_rewards_that_cannot_be_compared():
-    with pytest.raises(ValueError, match=r"\(3, 1\) must be \[groups, samples\] with two samples or more"):
-        group_advantages(torch.zeros(3, 1))
-    with pytest.raises(ValueError, match="must be"):
-        equal_rewards(torch.zeros(3))
-    with pytest.raises(ValueError, match="must be finite"):
-        group_advantages(torch.tensor([[0.0, math.nan]]))
 
 
 # --- terms -----------------------------------------------------------------------------------------------
@@ -629,6 +603,11 @@ TRL = {
         lambda x: plain(x, None, ratio="sequence", clip_low=0.02, clip_high=0.06),
         "sequence",
     ),
+    "cispo": (  # TRL's bound is one of the ratio
+        {"loss_type": "cispo", "high": 1.4},
+        lambda x: cispo_terms(x["new"], x["old"], x["advantages"], x["mask"], clip_high=0.4),
+        "token",
+    ),
     "forking": ({"top": 0.2}, lambda x: plain(x, None) * forking(x), "token"),
     "kl": ({"beta": 0.1}, lambda x: plain(x, None) + 0.1 * kl_terms(x["new"], x["reference"], x["mask"]), "token"),
     "entropy": (
@@ -671,7 +650,7 @@ def test_losses_are_those_of_trl(name):
     assert found[0] == pytest.approx(found[1], rel=1e-6)
     for mine, theirs in zip(*grads, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-9)
-    if "level" not in options:  # of a sequence TRL counts sequences
+    if "level" not in options and name != "cispo":  # of a sequence TRL counts sequences
         assert statistics["clip_fraction"].item() == pytest.approx(metrics["clip_ratio/region_mean"][0])
         assert statistics["clip_fraction/low"].item() == pytest.approx(metrics["clip_ratio/low_mean"][0])
         assert statistics["clip_fraction/high"].item() == pytest.approx(metrics["clip_ratio/high_mean"][0])

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import signal
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ from entropyfloor.language.trainer import Trainer
 from entropyfloor.language.update import Batch
 from entropyfloor.language.warm_start import file_of
 from entropyfloor.runs import Run, read_run
+from entropyfloor.runs.resume import check_same
 from entropyfloor.torch import functional as F
 from tiny_families import build
 from tiny_language import TINY, Evens, config
@@ -322,7 +323,16 @@ def test_thresholds_that_cross_are_refused_when_they_are_known(settings, evens, 
 # --- runs ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{"head": "era", "kl_coef": 0.1}, {"clip_cov": 0.1, "minibatches": 2}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"head": "era", "kl_coef": 0.1},
+        {"clip_cov": 0.1, "minibatches": 2},
+        {"head": "era-floor", "min_entropy": 2.8, "era_tokens": "forking", "minibatches": 2},
+        {"controller": "skywork", "min_entropy": 3.0, "bonus_step": 0.1},
+        {"controller": "entropic", "min_entropy": 2.0, "integral_gain": 1.0, "advantages": "ds-grpo"},
+    ],
+)
 def test_a_resumed_run_is_the_run_that_was_left_alone(settings, evens, tmp_path, monkeypatch):
     settings = {**settings, "steps": 4}
     whole = train(config(tmp_path / "whole", **settings))
@@ -439,6 +449,17 @@ def test_the_length_of_responses_is_known_before_a_trainer_is_built(tmp_path, mo
         train_seeds(config(tmp_path, **settings, max_new_tokens=3), [0])
 
 
+@pytest.mark.parametrize("arm", ["grpo", "era"])
+def test_a_run_of_an_earlier_version_is_continued_by_the_same_command(arm):
+    path = Path(__file__).parents[1] / "results" / "language" / "longer" / arm / "seed-0"
+    stored = read_run(path).config
+    same = read_config(stored)
+    assert "controller" not in stored
+    check_same(path, asdict(same))
+    with pytest.raises(ValueError, match=r"was begun with controller=none \(now entropic\): give the same"):
+        check_same(path, asdict(same) | {"controller": "entropic"})
+
+
 def test_samples_follow_from_seed_and_step_alone(evens, tmp_path):
     trainer = tiny_language.trainer(tmp_path, warm_start_steps=0)
     texts, evaluations = [], []
@@ -507,7 +528,7 @@ def test_settings_that_cannot_be(settings, message):
         ({"kl_cov_coef": 0.5}, "kl_cov_coef=0.5 would be ignored without kl_cov"),
         ({"loss": "gspo", "aggregate": "sequence-mean"}, "would be ignored without loss='grpo'"),
         ({"loss": "dr-grpo", "aggregate": "sequence-mean"}, "would be ignored without loss='grpo'"),
-        ({"data": "x", "max_prompt": 9}, "data='x', max_prompt=9 would be ignored without task='file'"),
+        ({"data": "x", "min_level": 9}, "data='x', min_level=9 would be ignored without task='file'"),
         ({"stop_token": "="}, "stop_token='=' would be ignored without a model that is read"),
         ({"model": "mine", "hidden": 64}, "hidden=64.* would be ignored without model='tiny'"),
         ({"warm_start_steps": 0, "warm_starts": "x"}, "warm_starts='x' would be ignored without warm_start_steps"),

@@ -90,18 +90,27 @@ def top(values, mask, share):
     """So many of the tokens of the batch, from the top."""
     count = max(1, int(share * int(mask.sum()) + 1e-9))
     ranked = values[mask].sort(descending=True).values
-    assert ranked[count - 1] - ranked[count] > 1e-4, "rounding may not decide: choose another share"
+    if count < len(ranked):
+        assert ranked[count - 1] - ranked[count] > 1e-4, "rounding may not decide: choose another share"
     return mask & (values >= ranked[count - 1])
 
 
-def scales_of(config, entropies, mask, advantages, thresholds):
+def scales_of(config, entropies, mask, advantages, thresholds, failures):
+    """`[B, T]`."""
     of_responses = reference.response_entropy(entropies.numpy(), mask.numpy(), config.top_fraction)
     low, high = thresholds
-    options = {"omega_low": low, "omega_high": high, "k": config.k, "min_advantage": config.min_advantage}
-    return torch.tensor(reference.era_token_scale(of_responses, advantages[:, None].numpy(), **options))
+    options = {"omega_high": high, "k": config.k, "min_advantage": config.min_advantage, "signs": config.era_signs}
+    low = low * failures if config.era_by_failures else low
+    of_tokens = advantages[:, None].expand_as(entropies).numpy()
+    s = torch.tensor(reference.era_token_scale(of_responses, of_tokens, low, **options))
+    if config.era_tokens == "forking":
+        return torch.stack(
+            [torch.where(top(h, m, 0.2), row, 1.0) for h, m, row in zip(entropies, mask, s, strict=True)]
+        )
+    return s
 
 
-def expected(config, now, before, reference_model, responses, advantages, thresholds, top_k):
+def expected(config, now, before, reference_model, responses, advantages, thresholds, top_k, failures):
     """The loss of a minibatch, with its gradient, and what is to be logged of it.
 
     Args:
@@ -113,6 +122,7 @@ def expected(config, now, before, reference_model, responses, advantages, thresh
         advantages: Of them.
         thresholds: ω_low and ω_high; None without ERA.
         top_k: How many logits are kept where the advantage is positive; None for all.
+        failures: Share of failures in the group of each response.
     """
     mask, T = responses.response_mask, config.temperature
     with torch.no_grad():
@@ -121,11 +131,11 @@ def expected(config, now, before, reference_model, responses, advantages, thresh
     z = logits_of(now, responses, T)
     entropies, old_entropies = entropies_of(z), entropies_of(z_old)
     new, old = at_targets(z, responses), at_targets(z_old, responses)
-    scaled_new, scaled_old, weighed = new, old, advantages
+    scaled_new, scaled_old, A = new, old, advantages[:, None].expand_as(new)
     if thresholds is not None:
         decided = old_entropies if config.freeze_scale else entropies.detach()
-        s = scales_of(config, decided, mask, advantages, thresholds)
-        s_old = scales_of(config, old_entropies, mask, advantages, thresholds)
+        s = scales_of(config, decided, mask, advantages, thresholds, failures)
+        s_old = scales_of(config, old_entropies, mask, advantages, thresholds, failures)
         if top_k is not None:
             good = (advantages > 0)[:, None, None]
             said = torch.nn.functional.one_hot(responses.targets, z.shape[-1]).bool()
@@ -136,7 +146,7 @@ def expected(config, now, before, reference_model, responses, advantages, thresh
         scaled_new = at_targets(s[..., None] * z, responses)
         scaled_old = at_targets(s_old[..., None] * z_old, responses)
         if config.scale_advantages:
-            weighed = advantages / s[:, 0]
+            A = A / s
 
     def ratio_of(new, old):
         ratio = torch.ones_like(new)
@@ -145,15 +155,17 @@ def expected(config, now, before, reference_model, responses, advantages, thresh
             ratio[i, tokens] = (d.mean().expand_as(d) if config.loss == "gspo" else d).exp()
         return ratio
 
-    A = weighed[:, None].expand_as(new)
     ratio = ratio_of(scaled_new, scaled_old)
-    low, high = {"gspo": (3e-4, 4e-4)}.get(config.loss, (0.2, 0.2))
+    low, high = {"gspo": (3e-4, 4e-4), "cispo": (1.0, 4.0)}.get(config.loss, (0.2, 0.2))
     low = low if config.clip_low is None else config.clip_low
     high = high if config.clip_high is None else config.clip_high
     if config.kl_cov:
         low = high = math.inf
     above, below = mask & (A > 0) & (ratio > 1 + high), mask & (A < 0) & (ratio < 1 - low)
-    terms = -torch.where(above, 1 + high, torch.where(below, 1 - low, ratio)) * A
+    bounded = torch.where(above, 1 + high, torch.where(below, 1 - low, ratio))
+    terms = -bounded * A
+    if config.loss == "cispo":
+        terms = -ratio.detach().clamp(1 - low, 1 + high) * A * scaled_new
     cov = (old - old[mask].mean()) * (advantages[:, None] - advantages[:, None].expand_as(old)[mask].mean())
     if config.clip_cov:  # all of them: which ones are drawn is a test of `losses`
         assert config.clip_cov == 1
@@ -187,9 +199,8 @@ def expected(config, now, before, reference_model, responses, advantages, thresh
         "ratio": ratio_of(new, old),
         "approx_kl": (new - old).exp() - 1 - (new - old),
     }
-    weighed_by = (
-        "grpo" if config.loss == "dr-grpo" else config.loss
-    )  # a share of all, whatever the loss divides by
+    # a share of all, whatever the loss divides by
+    weighed_by = "grpo" if config.loss == "dr-grpo" else config.loss
     found |= {name: mean(value, weighed_by) for name, value in logged.items()}
     return {name: float(value.detach()) for name, value in found.items()}, flat(gradient)
 
@@ -206,6 +217,7 @@ ARMS = {
     "sequence-mean": {"aggregate": "sequence-mean"},
     "dr-grpo": {"loss": "dr-grpo"},
     "gspo": {"loss": "gspo"},
+    "cispo": {"loss": "cispo", "clip_low": 0.1, "clip_high": 0.15},
     "gspo-wide": {"loss": "gspo", "clip_low": 0.05, "clip_high": 0.1},
     "clip-higher": {"clip_high": 0.4},
     "clip-lower": {"clip_low": 0.05},
@@ -226,9 +238,17 @@ OPTIONS = {
     "k": {"k": 3.0},
     "least": {"min_advantage": 1.0},
     "fraction": {"top_fraction": 0.5},
+    "both-signs": {"era_signs": "both"},
+    "forking-scale": {"era_tokens": "forking", "scale_advantages": True},
+    "by-failures": {"era_by_failures": True},
 }
 CASES = {f"{arm}-{head}": (ARMS[arm], HEADS[head]) for arm in ARMS for head in HEADS}
 CASES |= {f"era-{option}": (OPTIONS[option], ERA) for option in OPTIONS}
+FLOOR = {"head": "era-floor", "min_entropy": 0.5}
+CASES |= {f"{arm}-floor": (ARMS[arm], FLOOR) for arm in ("grpo", "gspo-wide", "cispo")}
+CASES |= {f"floor-{option}": (OPTIONS[option], FLOOR) for option in ("advantages", "both-signs", "forking-scale")}
+STEERED = 1.7
+"""Scale of era-floor."""
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -239,6 +259,8 @@ def test_an_update_is_that_of_full_logits(name, tmp_path, monkeypatch):
     trainer = trainer_of(tmp_path, minibatches=2, micro_batch=5, learning_rate=0.005, seed=2, **of_arm, **of_head)
     settings = trainer.config
     trainer.step = settings.steps // 2 if second else 0
+    if settings.head == "era-floor":
+        trainer.controller.decision = STEERED
     other = moved(copy.deepcopy(trainer.model), 0.1, seed=1)
     trainer.reference = other if settings.kl_coef else None
     found, models, gradients = [], [], []
@@ -261,12 +283,19 @@ def test_an_update_is_that_of_full_logits(name, tmp_path, monkeypatch):
         if settings.head == "era":
             thresholds = (2.0, 2.1) if second else (2.05, 2.2)
             top_k = None if second else settings.top_k
+        if settings.head == "era-floor":
+            settings, thresholds = replace(settings, k=STEERED), (math.inf, math.inf)
         rows = slice(16 * i, 16 * i + 16)
         advantages = advantages_of(settings, batch.responses.texts)[rows]
-        responses, (before, *_) = batch.responses.rows(rows), models
-        return expected(
-            settings, models[i], before, copy.deepcopy(other).double(), responses, advantages, thresholds, top_k
+        right = np.array([TASK.reward(None, text) for text in batch.responses.texts]).reshape(-1, settings.samples)
+        failures = np.repeat(1 - right.mean(1), settings.samples)[rows]
+        responses, (before, *_), reference_model = (
+            batch.responses.rows(rows),
+            models,
+            copy.deepcopy(other).double(),
         )
+        of_era = thresholds, top_k, failures
+        return expected(settings, models[i], before, reference_model, responses, advantages, *of_era)
 
     for i in (0, 1):
         metrics, gradient = by_reference(settings, i)
@@ -323,7 +352,7 @@ def test_advantages_are_compared_before_they_are_scaled(tmp_path):
         high = batch.advantages > 1
         assert 0 < high.sum() < len(high)
         now = update.forward(trainer.model, batch, trainer.hyperparameters)
-        torch.testing.assert_close(now.advantages, torch.where(high, batch.advantages / 4, batch.advantages))
+        torch.testing.assert_close(now.advantages[:, 0], torch.where(high, batch.advantages / 4, batch.advantages))
         torch.testing.assert_close(now.log_probs, batch.old, atol=1e-5, rtol=1e-5)
 
 

@@ -64,6 +64,24 @@ def test_what_was_not_renamed_stays(stored):
     assert current(stored) == stored
 
 
+RULES = {
+    "advantages": "group",
+    "smoothing": 0.05,
+    "right_weight": 0.1,
+    "era_signs": "positive",
+    "era_tokens": "all",
+    "controller": "none",
+    "min_entropy": "auto",
+    "min_entropy_decay": 0.0,
+    "entropy_ema": 0.8,
+    "margin": 0.03,
+    "max_scale": 8.0,
+    "band": 1.2,
+    "bonus_step": 0.001,
+    "bonus_max": 0.5,
+}
+
+
 @pytest.mark.parametrize(
     ("stored", "added"),
     [
@@ -73,7 +91,7 @@ def test_what_was_not_renamed_stays(stored):
             {"backend": "native", "precision": "fp32", "alpha_weight": "alpha", "clamp_target": True},
         ),
         ({"domain": "vision", "model": "resnet18"}, {"pretrained": False}),
-        ({"domain": "language", "model": "tiny"}, {"digits": 2, "chain_length": 5}),
+        ({"domain": "language", "model": "tiny"}, {"digits": 2, "chain_length": 5, **RULES}),
     ],
 )
 def test_settings_that_were_added_later_have_the_values_of_before(stored, added):

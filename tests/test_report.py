@@ -26,6 +26,7 @@ from entropyfloor.cli import main
 from entropyfloor.report import write_report
 from entropyfloor.report.comparison import read_comparisons
 from entropyfloor.report.figures.language import (
+    front_figure,
     pass_figure,
     responses_figure,
     shares_figure,
@@ -1028,6 +1029,7 @@ def speaker(
                 evaluated["response_length/eval"] = 12.5
                 shared = {f"pass_at_{k}": 0.125 * k + 0.01 * seed for k in (1, 2, 4) if k <= samples}
                 run.log(step, {"avg_at_k": 0.25 + 0.01 * step, **evaluated, **shared})
+    return run
 
 
 def spoken(root):
@@ -1161,6 +1163,24 @@ def test_pass_at_k_is_drawn_over_k(tmp_path):
         "pass_at_2",
         "pass_at_4",
     ]  # each one's largest
+
+
+def test_a_front_has_a_point_for_each_temperature(tmp_path):
+    counts = {"grpo": [[4, 0, 0, 0], [2, 1, 0, 0]], "grpo-era": [[4, 4, 0, 0], [2, 2, 1, 1]]}
+    for agent, (cold, hot) in counts.items():
+        for seed in range(2):
+            front = [{"temperature": 0.5, "correct": cold}, {"temperature": 1.0, "correct": hot}]
+            conditions = {"step": 4, "problems": 4, "asked": 7, "samples": 4, "temperature": 1.0, "values": {}}
+            speaker(tmp_path, agent, seed).keep_evaluation({**conditions, "front": front})
+    comparison, look = spoken(tmp_path)
+    [axes] = front_figure(comparison, look).axes
+    assert axes.get_xlabel() == "avg@4 (%)"
+    plain, era = (line.get_xydata().tolist() for line in axes.lines)
+    assert plain == [[25.0, 25.0], [18.75, 50.0]]
+    assert era == [[50.0, 50.0], [37.5, 100.0]]
+    assert {text.get_text() for text in axes.texts} == {"0.5", "1"}
+    speaker(tmp_path / "bare")
+    assert front_figure(*spoken(tmp_path / "bare")) is None
 
 
 def test_shares_of_responses_add_up(tmp_path):

@@ -1,5 +1,7 @@
 """Response entropies, scales and advantages of token ERA, and its filter of logits."""
 
+import math
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -66,6 +68,16 @@ def test_half_precision_is_averaged_in_float32():
     assert_allclose(F.response_entropy(low, MASK), reference.response_entropy(low.double(), MASK), rtol=1e-6)
 
 
+@pytest.mark.parametrize("fraction", [0.01, 0.2, 0.29, 0.5, 1.0])
+def test_the_entropy_of_a_response_is_the_mean_over_its_top_tokens(fraction):
+    top = F.top_tokens(ENTROPY, MASK, fraction)
+    assert not top[~MASK].any()
+    assert_allclose(
+        (ENTROPY * top).sum(-1) / top.sum(-1).clamp(min=1), F.response_entropy(ENTROPY, MASK, fraction)
+    )
+    assert F.top_tokens(torch.ones(1, 10), torch.ones(1, 10), 0.2).tolist() == [[True] * 2 + [False] * 8]
+
+
 @pytest.mark.parametrize(
     "options",
     [{}, {"omega_low": 0.2, "omega_high": np.inf}, {"k": 3.0, "omega_high": 1.0}, {"min_advantage": 1.0}],
@@ -75,6 +87,34 @@ def test_era_token_scale(options):
     assert_allclose(scale, reference.era_token_scale(RESPONSE.numpy(), ADVANTAGES.numpy(), **options), rtol=1e-6)
     by_response = torch.stack([F.era_token_scale(RESPONSE, a, **options) for a in ADVANTAGES.T], 1)
     torch.testing.assert_close(by_response, scale)
+
+
+def test_scales_of_both_signs_and_thresholds_of_single_responses():
+    low = torch.tensor([0.1, 0.3, 0.5, 4.0, 0.0])
+    options = {"omega_low": low, "omega_high": math.inf, "k": 4.0, "signs": "both", "min_advantage": 0.5}
+    scale = F.era_token_scale(RESPONSE, ADVANTAGES, **options)
+    expected = reference.era_token_scale(
+        RESPONSE.numpy(), ADVANTAGES.numpy(), **options | {"omega_low": low.numpy()}
+    )
+    assert_allclose(scale, expected, rtol=1e-6)
+    assert (scale[ADVANTAGES < 0] != 1).any()
+    everything = F.era_token_scale(RESPONSE, ADVANTAGES, omega_low=math.inf, omega_high=math.inf)
+    assert torch.equal(everything, torch.where(ADVANTAGES > 0, 2.0, 1.0))
+
+
+def test_a_scaled_policy_is_a_weight_and_a_bonus_on_its_renyi_entropy():
+    """`log π'_s = s log π + (s - 1) H_s`, with its gradient: what a scale adds to an update."""
+    logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
+    logits.requires_grad_()
+    for s in (0.5, 2.0, 3.7):
+        scaled, plain = (s * logits).log_softmax(-1)[:, 7], logits.log_softmax(-1)[:, 7]
+        renyi = (s * logits.log_softmax(-1)).logsumexp(-1) / (1 - s)
+        of_reference = [reference.renyi_entropy(row, s) for row in logits.detach().numpy()]
+        assert_allclose(renyi.detach(), of_reference, rtol=1e-12)
+        identity = s * plain + (s - 1) * renyi
+        torch.testing.assert_close(scaled, identity, rtol=1e-12, atol=1e-12)
+        gradients = (torch.autograd.grad(x.sum(), logits, retain_graph=True)[0] for x in (scaled, identity))
+        torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
 
 
 def test_the_scale_acts_on_positive_advantages_alone():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from entropyfloor.runs.settings import (
     COUNT,
@@ -22,7 +22,7 @@ from entropyfloor.runs.settings import (
 )
 
 TaskName = Literal["countdown", "countdown-3", "countdown-4", "arithmetic", "modular", "file"]
-LossName = Literal["grpo", "dr-grpo", "gspo"]
+LossName = Literal["grpo", "dr-grpo", "gspo", "cispo"]
 Threshold = float | Literal["auto"]
 
 ABOVE_ONE = Range(1, math.inf, "above 1", open=True)
@@ -35,6 +35,10 @@ UP_TO_INFINITY = Range(0, math.inf, "at least 0, or inf for none", finite=False)
 FILE = CountsIf("task='file'", lambda config: config.task == "file")
 COUNTDOWN = CountsIf("task='countdown'", lambda config: config.task.startswith("countdown"))
 ARITHMETIC = CountsIf("task='arithmetic'", lambda config: config.task == "arithmetic")
+REASONING_GYM = CountsIf("task='reasoning_gym:…'", lambda config: config.of_reasoning_gym)
+QUESTIONS = CountsIf(
+    "task='file' or 'reasoning_gym:…'", lambda config: config.task == "file" or config.of_reasoning_gym
+)
 MODULAR = CountsIf("task='modular'", lambda config: config.task == "modular")
 READ_MODEL = CountsIf("a model that is read", lambda config: config.model != "tiny")
 TINY = CountsIf("model='tiny'", lambda config: config.model == "tiny")
@@ -44,8 +48,24 @@ SECOND_STAGE = CountsIf("second_stage", lambda config: config.second_stage < 1)
 GRPO = CountsIf("loss='grpo'", lambda config: config.loss == "grpo")
 KL_COV = CountsIf("kl_cov", lambda config: config.kl_cov > 0)
 ERA = CountsIf("head='era'", lambda config: config.head == "era")
+ANY_ERA = CountsIf("head='era' or 'era-floor'", lambda config: config.head != "none")
+ERA_FLOOR = CountsIf("head='era-floor'", lambda config: config.head == "era-floor")
+DS_GRPO = CountsIf("advantages='ds-grpo'", lambda config: config.advantages == "ds-grpo")
+W_REINFORCE = CountsIf("advantages='w-reinforce'", lambda config: config.advantages == "w-reinforce")
+CONTROLLED = CountsIf("head='era-floor' or a controller", lambda config: config.is_controlled)
+PI = CountsIf(
+    "head='era-floor' or controller='entropic'",
+    lambda config: config.head == "era-floor" or config.controller == "entropic",
+)
+BAND = CountsIf("controller='entrocraft'", lambda config: config.controller == "entrocraft")
+BONUS = CountsIf("controller='skywork'", lambda config: config.controller == "skywork")
 
-CLIP: dict[LossName, tuple[float, float]] = {"grpo": (0.2, 0.2), "dr-grpo": (0.2, 0.2), "gspo": (3e-4, 4e-4)}
+CLIP: dict[LossName, tuple[float, float]] = {
+    "grpo": (0.2, 0.2),
+    "dr-grpo": (0.2, 0.2),
+    "gspo": (3e-4, 4e-4),
+    "cispo": (1.0, 4.0),
+}
 """Default distances of the bounds of ratios below and above 1."""
 
 
@@ -53,8 +73,8 @@ CLIP: dict[LossName, tuple[float, float]] = {"grpo": (0.2, 0.2), "dr-grpo": (0.2
 class LanguageConfig:
     """Settings of `entropyfloor train language`. None stands for a value that follows from other settings."""
 
-    task: TaskName = "countdown-3"
-    """Task: countdown (short for countdown-3), countdown-4, arithmetic or modular, all generated, or file."""
+    task: TaskName | str = "countdown-3"
+    """Task: countdown (short for countdown-3), countdown-4, arithmetic, modular, file or reasoning_gym:<name>."""
     largest: Annotated[int, AT_LEAST_2, COUNTDOWN] = 20
     """Task countdown: largest number."""
     digits: Annotated[int, COUNT, ARITHMETIC] = 2
@@ -67,16 +87,18 @@ class LanguageConfig:
     """Task file: a file to evaluate on; by default a tenth of `data` is held out."""
     min_level: Annotated[int, NATURAL, FILE] = 0
     """Task file: lowest level of problems to train on; the paper trains on levels 3 to 5 of MATH."""
-    prompt: Annotated[str, FILE] = "{question}"
-    """Task file: text of a prompt, in which {question} stands for the question."""
-    template: Annotated[Literal["chat"] | None, FILE] = None
-    """Task file: chat formats prompts by the tokenizer's own chat template, with all turns of a chat."""
+    task_config: Annotated[str | None, REASONING_GYM] = None
+    """Task reasoning_gym: settings of the library's task as JSON, such as '{"min_digits": 1}'."""
+    prompt: Annotated[str, QUESTIONS] = "{question}"
+    """Questions: text of a prompt, in which {question} stands for the question."""
+    template: Annotated[Literal["chat"] | None, QUESTIONS] = None
+    """Questions: chat formats prompts by the tokenizer's own chat template, with all turns of a chat."""
     question_column: Annotated[str | None, FILE] = None
     """Task file: column of the questions, if it has no usual name; a dot separates nested columns."""
     answer_column: Annotated[str | None, FILE] = None
     """Task file: column of the answers, if it has no usual name."""
-    max_prompt: Annotated[int | None, COUNT, FILE] = None
-    """Task file: longest prompt in tokens; problems with longer ones are left out, which is logged."""
+    max_prompt: Annotated[int | None, COUNT, QUESTIONS] = None
+    """Questions: longest prompt in tokens; problems with longer ones are left out, which is logged."""
     model: str = "tiny"
     """Any causal language model, by hub name or path; tiny is a random model of the Qwen2 architecture."""
     stop_token: Annotated[str | None, READ_MODEL] = None
@@ -131,13 +153,19 @@ class LanguageConfig:
     """Keep only the inputs of layers and compute them again in the backward pass: less memory, more time."""
 
     loss: LossName = "grpo"
-    """Loss: grpo, dr-grpo (no standard deviation, constant length) or gspo (ratio of whole responses)."""
+    """Loss: grpo, dr-grpo (no standard deviation, constant length), gspo (ratio of whole responses) or cispo."""
+    advantages: Literal["group", "maxrl", "ds-grpo", "w-reinforce"] = "group"
+    """Advantages: GRPO's, or those of MaxRL, DS-GRPO or W-REINFORCE."""
+    smoothing: Annotated[float, NATURAL, DS_GRPO] = 0.05
+    """DS-GRPO: weight of the mean log-probability of a response in its advantage."""
+    right_weight: Annotated[float, NATURAL, W_REINFORCE] = 0.1
+    """W-REINFORCE: advantage of a right response; that of a wrong one is -1."""
     aggregate: Annotated[Literal["token-mean", "sequence-mean"], GRPO] = "token-mean"
     """Loss grpo: mean over all tokens of the batch, or over the means of the responses."""
     clip_low: Annotated[float | None, NATURAL] = None
-    """Distance below 1 at which a ratio is clipped: 0.2 by default, 3e-4 for gspo; KL-Cov does not clip."""
+    """Distance below 1 at which a ratio is clipped: 0.2, 3e-4 for gspo, 1 for cispo; KL-Cov does not clip."""
     clip_high: Annotated[float | None, NATURAL] = None
-    """Distance above 1 at which a ratio is clipped: 0.2 by default, 4e-4 for gspo; clip-higher is 0.28."""
+    """Distance above 1 at which a ratio is clipped: 0.2, 4e-4 for gspo, 4 for cispo; clip-higher is 0.28."""
     entropy_coef: float = 0.0
     """Weight of an entropy bonus in the loss."""
     forking: Annotated[float, FRACTION] = 1.0
@@ -151,8 +179,8 @@ class LanguageConfig:
     kl_coef: Annotated[float, NATURAL] = 0.0
     """Weight of the KL divergence to the model that RL begins with."""
 
-    head: Literal["none", "era"] = "none"
-    """Head of the loss: era takes log-probabilities at scaled logits (Eq. 16)."""
+    head: Literal["none", "era", "era-floor"] = "none"
+    """Head of the loss: era takes log-probabilities at scaled logits (Eq. 16), and era-floor steers the scale."""
     omega_low: Annotated[Threshold, NATURAL] = "auto"
     """ω_low in nats: ERA makes responses with less entropy more random; auto is 0.75 of the entropy before RL."""
     omega_high: Annotated[Threshold, UP_TO_INFINITY] = "auto"
@@ -165,16 +193,45 @@ class LanguageConfig:
     """Second stage: ω_high; inf for none."""
     k: Annotated[float, ABOVE_ONE, ERA] = 2.0
     """ERA: scale k of Eq. 16."""
-    min_advantage: Annotated[float, NATURAL, ERA] = 0.0
+    min_advantage: Annotated[float, NATURAL, ANY_ERA] = 0.0
     """ERA: least positive advantage of a response whose logits are scaled; 1.0 mimics the authors' release."""
+    era_signs: Annotated[Literal["positive", "both"], ANY_ERA] = "positive"
+    """ERA: signs of the advantages of responses whose logits are scaled; positive in the paper."""
+    era_tokens: Annotated[Literal["all", "forking"], ANY_ERA] = "all"
+    """ERA: tokens whose logits are scaled: all of a response, or only those in its entropy, the `top_fraction`."""
+    era_by_failures: Annotated[bool, ERA] = False
+    """ERA: multiply ω_low by the share of failures in a group, so that solved problems have no threshold."""
     top_k: Annotated[int | None, COUNT, ERA] = None
     """ERA: number of largest logits that the first stage keeps where advantages are positive; 20 in the paper."""
-    scale_advantages: Annotated[bool, ERA] = False
+    scale_advantages: Annotated[bool, ANY_ERA] = False
     """ERA: divide advantages by the scale (Eq. 17)."""
     freeze_scale: Annotated[bool, ERA] = True
     """ERA: decide the scale once for a rollout; without it each forward pass decides, as in the release."""
     top_fraction: Annotated[float, FRACTION] = 0.2
     """Share of a response's tokens, those of highest entropy, whose mean is the entropy of the response."""
+
+    controller: Literal["none", "skywork", "entrocraft", "entropic"] = "none"
+    """Controller of the entropy without ERA: Skywork-OR1's bonus, the band of Entrocraft, or EntroPIC."""
+    min_entropy: Annotated[Threshold, POSITIVE, CONTROLLED] = "auto"
+    """Floor of era-floor, or target of a controller, in nats; auto is 0.75 of the entropy before RL."""
+    min_entropy_decay: Annotated[float, SHARE, CONTROLLED] = 0.0
+    """Share of `min_entropy` that is gone at the end: it falls linearly; 0 for a constant floor."""
+    gain: Annotated[float | None, NATURAL, PI] = None
+    """Controller: gain of the error in 1/nats: 20 for era-floor, 1 for entropic."""
+    integral_gain: Annotated[float | None, NATURAL, PI] = None
+    """Controller: gain of the sum of errors in 1/nats: 0.5 for era-floor, 0.01 for entropic."""
+    entropy_ema: Annotated[float, SHARE, ERA_FLOOR] = 0.8
+    """ERA-floor: weight of the past in the moving average of the entropy, which varies with the problems drawn."""
+    margin: Annotated[float, NATURAL, ERA_FLOOR] = 0.03
+    """ERA-floor: distance above `min_entropy` at which the entropy is held, in nats, for its fluctuations."""
+    max_scale: Annotated[float, ABOVE_ONE, ERA_FLOOR] = 8.0
+    """ERA-floor: largest scale of the logits."""
+    band: Annotated[float, ABOVE_ONE, BAND] = 1.2
+    """Entrocraft: upper end of the band, in multiples of `min_entropy`, which is its lower end."""
+    bonus_step: Annotated[float, POSITIVE, BONUS] = 1e-3
+    """Skywork-OR1: change of the coefficient of the entropy bonus after each rollout."""
+    bonus_max: Annotated[float, POSITIVE, BONUS] = 0.5
+    """Skywork-OR1: largest coefficient of the entropy bonus."""
 
     learning_rate: Annotated[float, POSITIVE] = 1e-4
     """Learning rate of AdamW in RL; 4e-4 destroys a small model."""
@@ -204,11 +261,14 @@ class LanguageConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.task not in get_args(TaskName) and not self.of_reasoning_gym:
+            known = ", ".join(get_args(TaskName))
+            raise ValueError(f"task={self.task!r} must be one of {known}, reasoning_gym:<name>")
         if self.task == "file" and self.data is None:
             raise ValueError("task='file' needs --data: a jsonl, json or parquet file of questions and answers")
-        if self.task == "file" and (self.model == "tiny" or self.warm_start_steps):
+        if QUESTIONS.holds(self) and (self.model == "tiny" or self.warm_start_steps):
             raise ValueError(
-                "task='file' has no solutions to begin with: it needs a --model that can speak, and "
+                f"task={self.task!r} has no solutions to begin with: it needs a --model that can speak, and "
                 "--warm-start-steps 0"
             )
         if self.samples < 2:
@@ -223,6 +283,33 @@ class LanguageConfig:
             raise ValueError(
                 "forking and clip_cov choose tokens that give a gradient, and with loss='gspo' a response gives "
                 "one as a whole: choose another loss"
+            )
+        if self.loss == "cispo" and (self.kl_cov or self.clip_cov):
+            raise ValueError(
+                "loss='cispo' has a policy loss of its own: kl_cov and clip_cov are for losses that clip ratios"
+            )
+        if self.head != "none" and self.controller != "none":
+            raise ValueError(
+                f"head={self.head!r} and controller={self.controller!r} both steer the entropy: choose"
+            )
+        stages = self.omega_low, self.omega_high, self.second_stage
+        if self.head == "era-floor" and stages != ("auto", "auto", 1):
+            raise ValueError(
+                "head='era-floor' holds the entropy at min_entropy: give that instead of omega_low, omega_high "
+                "and second_stage"
+            )
+        if self.controller == "skywork" and self.entropy_coef:
+            raise ValueError(
+                "controller='skywork' decides the weight of the entropy bonus: leave out entropy_coef"
+            )
+        if self.advantages != "group" and self.loss == "dr-grpo":
+            raise ValueError(
+                f"loss='dr-grpo' has advantages of its own: advantages={self.advantages!r} needs grpo"
+            )
+        if self.advantages == "ds-grpo" and self.top_k is not None:
+            raise ValueError(
+                "top_k keeps logits where advantages are positive, and those of ds-grpo follow from the "
+                "log-probabilities: leave out top_k"
             )
         if self.prompts % self.minibatches:
             raise ValueError(f"prompts={self.prompts} must be a multiple of minibatches={self.minibatches}")
@@ -239,15 +326,25 @@ class LanguageConfig:
         """
         check_counted(self)
         low, high = self._clip
-        task: TaskName = "countdown-3" if self.task == "countdown" else self.task
+        task = "countdown-3" if self.task == "countdown" else self.task
         name = self.model.rstrip("/").rsplit("/", 1)[-1]
         return replace(
             self,
             task=task,
             clip_low=low,
             clip_high=high,
-            out=self.out or f"runs/language/{task}-{name}/{self.label}/seed-{self.seed}",
+            out=self.out or f"runs/language/{task.replace(':', '-')}-{name}/{self.label}/seed-{self.seed}",
         )
+
+    @property
+    def is_controlled(self) -> bool:
+        """Whether something holds the entropy at `min_entropy`."""
+        return self.head == "era-floor" or self.controller != "none"
+
+    @property
+    def of_reasoning_gym(self) -> bool:
+        """Whether the task is one of the library reasoning-gym."""
+        return self.task.startswith("reasoning_gym:")
 
     @property
     def _clip(self) -> tuple[float, float]:
@@ -262,7 +359,16 @@ class LanguageConfig:
         """Name of what is compared: the loss and its variants."""
         clip, era = self._clip, self.head == "era"
         variants = {
-            "era": era,
+            self.advantages: self.advantages != "group",
+            self.head: self.head != "none",
+            self.controller: self.controller != "none",
+            f"floor-{self.min_entropy}": self.is_controlled and self.min_entropy != "auto",
+            "falling": self.min_entropy_decay > 0,
+            f"k-{self.k:g}": era and self.k != 2,
+            "both-signs": self.era_signs == "both",
+            "forking-scale": self.era_tokens == "forking",
+            "by-failures": self.era_by_failures,
+            "eq-17": self.scale_advantages,
             f"low-{self.omega_low}": era and self.omega_low != "auto",
             f"high-{self.omega_high}": era and self.omega_high not in ("auto", math.inf),
             "no-high": era and self.omega_high == math.inf,

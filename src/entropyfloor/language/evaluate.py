@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -160,6 +161,7 @@ def evaluate(
     problems: int = 256,
     samples: int = 64,
     temperature: float | None = None,
+    temperatures: tuple[float, ...] = (),
     data: Path | None = None,
     test_data: Path | None = None,
 ) -> str:
@@ -172,6 +174,8 @@ def evaluate(
         problems: Number of held-out problems, always the same ones; all where there are fewer.
         samples: Responses to each problem; pass@k reaches up to this k.
         temperature: Temperature of sampling instead of the run's `eval_temperature`.
+        temperatures: Further temperatures, for the front of avg@k against pass@k: one temperature does not compare
+            policies of different entropy.
         data: File of training problems, if it was moved and a tenth of it is held out.
         test_data: File of held-out problems, if it was moved, or another one.
 
@@ -187,27 +191,36 @@ def evaluate(
     if temperature is not None:
         changes["eval_temperature"] = temperature
     config, task = complete(replace(trained.config, **changes), training=False)
+    for each in temperatures:
+        replace(config, eval_temperature=each)  # refuses what is no temperature
     if config.threads:
         torch.set_num_threads(config.threads)
     model, tokenizer = trained.model.to(device_of("auto")), trained.tokenizer  # type: ignore[arg-type]
     try:
         adapt_task(task, config, model, tokenizer)
+        measured: dict[float, Evaluation] = {}
+
+        def report(temperature: float, done: int) -> None:
+            progress.report(done, f"answered at temperature {temperature:g}")
+
         with Progress(problems, unit="problems", every=1, evaluation="responding") as progress:
-            progress.restart(0)
-            evaluation = evaluate_model(
-                model,
-                tokenizer,
-                task,
-                hyperparameters_of(config),
-                problems=problems,
-                samples=samples,
-                seed=derived(config.seed, STREAM, trained.step),
-                temperature=config.eval_temperature,
-                sampling=sampling_of(config),
-                advance=lambda done: progress.report(done, "answered"),
-            )
+            for each in dict.fromkeys([config.eval_temperature, *temperatures]):
+                progress.restart(0)
+                measured[each] = evaluate_model(
+                    model,
+                    tokenizer,
+                    task,
+                    hyperparameters_of(config),
+                    problems=problems,
+                    samples=samples,
+                    seed=derived(config.seed, STREAM, trained.step),
+                    temperature=each,
+                    sampling=sampling_of(config),
+                    advance=partial(report, each),
+                )
     finally:
         task.close()
+    evaluation = measured[config.eval_temperature]
     scores = evaluation.scores()
     file = trained.run.keep_evaluation(
         {
@@ -219,6 +232,10 @@ def evaluate(
             "values": evaluation.metrics(),
             "intervals_95": {name: [score.low, score.high] for name, score in scores.items()},
             "correct": evaluation.correct.sum(1).tolist(),
+            "front": [
+                {"temperature": each, "correct": of.correct.sum(1).tolist()}
+                for each, of in sorted(measured.items())
+            ],
         }
     )
     trained.run.keep_text("samples/evaluation.txt", evaluation.examples())
@@ -227,6 +244,10 @@ def evaluate(
     for name, (value, low, high) in scores.items():
         label = f"avg@{samples}" if name == "avg_at_k" else name.replace("_at_", "@")
         lines.append(f"{label:<22}{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}] %")
+    for each, of in sorted(measured.items() if temperatures else ()):
+        average, solved = (of.scores()[name].value for name in ("avg_at_k", f"pass_at_{samples}"))
+        label = f"temperature {each:g}"
+        lines.append(f"{label:<22}avg@{samples} {100 * average:.1f} %, pass@{samples} {100 * solved:.1f} %")
     lines.append(f"{'entropy':<22}{evaluation.entropies.mean():.3f} nats, of the top tokens of a response")
     lines.append(f"{'written to':<22}{file}")
     return "\n".join(lines)

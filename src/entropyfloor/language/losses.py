@@ -2,18 +2,21 @@
 
 Three kinds of functions make a loss:
 
-- *terms* `[B, T]`, one for each token, which are added: `policy_terms`, `kl_terms`, `entropy_terms`;
+- *terms* `[B, T]`, one for each token, which are added: `policy_terms` or `cispo_terms`, `kl_terms`,
+  `entropy_terms`;
 - *choices* `[B, T]` of tokens, made over a whole batch: `forking_tokens`, `clip_cov_tokens`, `kl_cov_tokens`;
 - *weights* `[B, T]` of tokens, made over a whole batch: `token_weights`.
 
 The loss is `weighted_sum(terms, weights)`. Choices and weights come from the whole batch before the first
 micro-batch. A micro-batch is some rows of everything, and the losses and gradients of micro-batches add up to
 those of the batch: nothing is divided by the size of a micro-batch. `update.policy_losses` does all of this.
+Advantages are in `advantages`.
 
 | baseline | how |
 |---|---|
 | GRPO | `policy_terms(…)` with `token_weights(mask, "sequence")` as published, or with the mean over tokens |
 | Dr. GRPO | `group_advantages(…, std=False)`, `token_weights(mask, "length", max_length=…)` |
+| CISPO | `cispo_terms(…, clip_high=4.0)` |
 | clip-higher | `policy_terms(…, clip_high=0.28)` |
 | GSPO | `policy_terms(…, ratio="sequence", clip_low=3e-4, clip_high=4e-4)`, `token_weights(mask, "sequence")` |
 | forking tokens | `policy_terms(…) * forking_tokens(entropies, mask)` |
@@ -50,44 +53,6 @@ Estimator = Literal["k1", "k2", "k3", "abs"]
 
 LOG_RATIO_MAX = 20.0
 """Limit of log ratios, e^20 = 5e8: beyond it nothing is learned, and exponentials would overflow."""
-
-
-# --- advantages ------------------------------------------------------------------------------------------
-
-
-def equal_rewards(rewards: Float[Tensor, "groups samples"]) -> Bool[Tensor, " groups"]:
-    """Groups whose rewards are all equal, from which nothing is learned.
-
-    Dynamic sampling drops them (Yu et al. 2025, arXiv 2503.14476, Sec. 3.2).
-    """
-    _check_rewards(rewards)
-    return rewards.amax(-1) == rewards.amin(-1)
-
-
-def group_advantages(
-    rewards: Float[Tensor, "groups samples"], *, std: bool = True, eps: float = 1e-6
-) -> Float[Tensor, "groups samples"]:
-    """`A = (R - mean) / (std + eps)` within each group of responses to one prompt.
-
-    Shao et al. 2024 (arXiv 2402.03300), Sec. 4.1.2, with the sample's standard deviation. Groups of equal rewards
-    get 0 exactly: the rounding of their mean, divided by `eps`, would be a signal.
-
-    Args:
-        rewards: R, a row for each prompt. `.flatten()` of the result is `[B]` in that order.
-        std: False leaves the division out (Dr. GRPO: Liu et al. 2025, arXiv 2503.20783, Sec. 3.2).
-        eps: Added to the standard deviation.
-
-    Raises:
-        ValueError: Not `[groups, samples]`, fewer than two samples, or a reward that is not finite.
-    """
-    _check_rewards(rewards)
-    rewards = as_float(rewards, "rewards")
-    if not bool(rewards.isfinite().all()):
-        raise ValueError("rewards must be finite: give a sample that could not be judged the reward 0")
-    centred = rewards - rewards.mean(-1, keepdim=True)
-    if std:
-        centred = centred / (rewards.std(-1, keepdim=True) + eps)
-    return centred.masked_fill(equal_rewards(rewards)[:, None], 0.0)
 
 
 # --- terms -----------------------------------------------------------------------------------------------
@@ -129,6 +94,39 @@ def policy_terms(
     """
     values, bounded = _surrogates(log_probs, old_log_probs, advantages, mask, clip_low, clip_high, ratio)
     return -torch.minimum(values, bounded)
+
+
+def cispo_terms(
+    log_probs: Float[Tensor, "B T"],
+    old_log_probs: Float[Tensor, "B T"],
+    advantages: Float[Tensor, " B"] | Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    *,
+    clip_low: float = 1.0,
+    clip_high: float = 4.0,
+) -> Float[Tensor, "B T"]:
+    """`-sg(clip(r, 1 - clip_low, 1 + clip_high)) A log π`: CISPO, which clips the weight and not the gradient.
+
+    MiniMax 2025 (arXiv 2506.13585), Sec. 3.1; sg stops the gradient. Every token has one, whatever its ratio.
+
+    Args:
+        log_probs: log π of the tokens; the gradient flows through them only.
+        old_log_probs: log π_old.
+        advantages: A, of responses or of tokens.
+        mask: Tokens of the response.
+        clip_low: Distance of the lower bound of ratios from 1; 1 for none.
+        clip_high: Distance of the upper bound from 1.
+
+    Returns:
+        A term for each token, 0 outside `mask`.
+
+    Raises:
+        ValueError: Shapes that differ, or a clip below 0.
+    """
+    log_ratio = _log_ratio(log_probs, old_log_probs, mask)
+    bounded = log_ratio.detach().exp().clamp(*_bounds(clip_low, clip_high))
+    values = _masked(log_probs, _mask(mask, log_probs), "log_probs")
+    return -bounded * _advantages(advantages, log_ratio, mask) * values
 
 
 def clipped_tokens(
@@ -395,9 +393,7 @@ def _surrogates(
     ratio: str,
 ) -> tuple[Tensor, Tensor]:
     """`r A`, and the same with r clipped."""
-    for name, value in (("clip_low", clip_low), ("clip_high", clip_high)):
-        if not value >= 0:
-            raise ValueError(f"{name}={value} must be at least 0, the distance of the bound from 1")
+    bounds = _bounds(clip_low, clip_high)
     if ratio not in ("token", "sequence"):
         raise ValueError(f"ratio={ratio!r} must be token or sequence")
     log_ratio = _log_ratio(log_probs, old_log_probs, mask)
@@ -405,7 +401,15 @@ def _surrogates(
         log_ratio = _sequence_mean(log_ratio, _mask(mask, log_probs))
     advantages = _advantages(advantages, log_ratio, mask)
     ratios = log_ratio.exp()
-    return ratios * advantages, ratios.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages
+    return ratios * advantages, ratios.clamp(*bounds) * advantages
+
+
+def _bounds(clip_low: float, clip_high: float) -> tuple[float, float]:
+    """Bounds of ratios."""
+    for name, value in (("clip_low", clip_low), ("clip_high", clip_high)):
+        if not value >= 0:
+            raise ValueError(f"{name}={value} must be at least 0, the distance of the bound from 1")
+    return 1.0 - clip_low, 1.0 + clip_high
 
 
 def _log_ratio(log_probs: Tensor, other: Tensor, mask: Tensor) -> Tensor:
@@ -467,8 +471,3 @@ def _share(value: float, name: str) -> float:
     if not 0.0 < value <= 1.0:
         raise ValueError(f"{name}={value} must be above 0 and at most 1, a share of the tokens")
     return value
-
-
-def _check_rewards(rewards: Tensor) -> None:
-    if rewards.ndim != 2 or rewards.shape[1] < 2:
-        raise ValueError(f"rewards {tuple(rewards.shape)} must be [groups, samples] with two samples or more")

@@ -116,16 +116,17 @@ def sampling_of(config: LanguageConfig) -> dict[str, Any]:
 def hyperparameters_of(config: LanguageConfig, **changes: Any) -> Hyperparameters:
     """Hyperparameters of an update, from complete settings.
 
-    `changes` are those that change during training: the thresholds, and `top_k`.
+    `changes` are those that change during training: the thresholds, `top_k`, and what a controller decides.
     """
-    decided = ("omega_low", "omega_high", "top_k")  # by the trainer, as training goes on
+    decided = ("omega_low", "omega_high", "top_k", *changes)  # by the trainer, as training goes on
     shared = {field.name for field in fields(Hyperparameters)} & {field.name for field in fields(config)}
-    mean = {"grpo": config.aggregate.removesuffix("-mean"), "dr-grpo": "length", "gspo": "sequence"}[config.loss]
+    means = {"dr-grpo": "length", "gspo": "sequence"}
+    mean = means.get(config.loss, config.aggregate.removesuffix("-mean"))
     return Hyperparameters(
         **{name: getattr(config, name) for name in shared.difference(decided)},
+        surrogate="cispo" if config.loss == "cispo" else "clipped",
         ratio="sequence" if config.loss == "gspo" else "token",
         mean=cast(Mean, mean),
         max_length=config.max_new_tokens if mean == "length" else None,
-        era=config.head == "era",
-        **changes,
+        **{"era": config.head == "era"} | changes,
     )

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from entropyfloor.extras import out_of_memory_hint
-from entropyfloor.language import losses, update
+from entropyfloor.language import advantages, update
 from entropyfloor.language.config import LanguageConfig
+from entropyfloor.language.controllers import Controller
 from entropyfloor.language.evaluate import STREAM, Evaluation, evaluate_model
 from entropyfloor.language.model import files
 from entropyfloor.language.model.forward import device_of
@@ -36,6 +37,7 @@ from entropyfloor.language.prepare import (
 from entropyfloor.language.sampling.checks import check_training
 from entropyfloor.language.sampling.rollout import Responses, joined, parts, sample
 from entropyfloor.language.tasks import Problem, Task
+from entropyfloor.language.thresholds import first_thresholds, second_thresholds, thresholds_of_stages
 from entropyfloor.language.warm_start import warm_start
 from entropyfloor.runs import Checkpoint, Run
 from entropyfloor.runs.loop import Loop, check_finite, training_loop
@@ -84,6 +86,7 @@ class Trainer:
         )
         self.thresholds: tuple[float, float] | None = None
         """ω_low and ω_high of the first stage; automatic ones are known after the first rollout."""
+        self.controller = Controller(config)
         self.idle = True
         """Whether no group has had different rewards since the beginning."""
 
@@ -147,6 +150,7 @@ class Trainer:
         state = {
             "optimiser": pack(self.optimiser.state_dict(), "optimiser", tensors),
             "thresholds": None if self.thresholds is None else [str(value) for value in self.thresholds],
+            "controller": self.controller.state,
             "data": self.task.data_checksum,
         }
         run.save(self.step, arrays_of(tensors), state)
@@ -159,7 +163,8 @@ class Trainer:
         """
         checksum = self.task.data_checksum
         if checkpoint.state.get("data", checksum) != checksum:
-            raise ValueError(f"the problems of data={self.config.data} are not those that the run began with")
+            source = self.config.task if self.config.data is None else f"data={self.config.data}"
+            raise ValueError(f"the problems of {source} are not those that the run began with")
 
     @torch.no_grad()
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -177,6 +182,7 @@ class Trainer:
             self.optimiser.load_state_dict(unpack_optimiser(checkpoint.state["optimiser"], everything))
             if (thresholds := checkpoint.state["thresholds"]) is not None:
                 self.thresholds = float(thresholds[0]), float(thresholds[1])
+            self.controller.state = checkpoint.state.get("controller")
         self.step, self.idle = checkpoint.step, checkpoint.step == 0
 
     @property
@@ -187,13 +193,21 @@ class Trainer:
         filtered = config.head == "era" and not second_stage  # only the paper's first stage drops logits
         thresholds = self.thresholds or (0.0, math.inf)
         if second_stage and self.thresholds is not None:
-            thresholds = update.second_thresholds((config.omega_low_2, config.omega_high_2), self.thresholds[0])
+            thresholds = second_thresholds((config.omega_low_2, config.omega_high_2), self.thresholds[0])
         return hyperparameters_of(
             config,
-            omega_low=thresholds[0],
-            omega_high=thresholds[1],
-            top_k=config.top_k if filtered else None,
+            **{
+                "omega_low": thresholds[0],
+                "omega_high": thresholds[1],
+                "top_k": config.top_k if filtered else None,
+            }
+            | self.controller.changes(self.min_entropy),
         )
+
+    @property
+    def min_entropy(self) -> float:
+        """The floor of this step, if something holds the entropy at one."""
+        return self.controller.floor(self.step / self.config.steps)
 
     # --- parts of a step --------------------------------------------------------------------------------
 
@@ -227,6 +241,7 @@ class Trainer:
             batch, metrics = self._rollout()
             if batch is not None:
                 metrics |= self._update(batch)
+                metrics |= self.controller.observe(metrics, self.min_entropy)
         if batch is not None:
             metrics["tokens_per_second"] = metrics.pop("tokens") / (time.perf_counter() - started)
         return metrics
@@ -237,12 +252,31 @@ class Trainer:
         responses, rewards, metrics = self._sample_groups()
         if responses is None:
             return None, metrics
-        advantages = losses.group_advantages(rewards, std=config.loss != "dr-grpo").flatten().to(self.device)
-        rollout = update.evaluate_rollout(self.model, self.reference, responses, advantages, self.hyperparameters)
+        values = self._advantages(rewards).flatten().to(self.device)
+        failures = 1.0 - rewards.clamp(0.0, 1.0).mean(1).repeat_interleave(config.samples).to(self.device)
+        rollout = update.evaluate_rollout(
+            self.model, self.reference, responses, values, self.hyperparameters, failures
+        )
+        entropies = rollout.mean_entropies()
         if self.thresholds is None:
-            self._set_thresholds(float(rollout.response_entropies.mean()))
+            self._set_thresholds(entropies["response_entropy"])
+            self.controller.begin(entropies)
+        if config.advantages == "ds-grpo":
+            right, mask = rewards.flatten().to(self.device) >= 1, responses.response_mask
+            coefs = {"right_coef": config.smoothing, "wrong_coef": config.smoothing}
+            values = values + advantages.smoothing(rollout.unscaled, mask, right, **coefs)
+        rollout = rollout._replace(advantages=self.controller.weigh(values, entropies, self.min_entropy))
         batch, more = update.batch_of(rollout, self.hyperparameters)
         return batch, metrics | more
+
+    def _advantages(self, rewards: Tensor) -> Tensor:
+        """Advantages that follow from rewards alone, `[groups, samples]`."""
+        config = self.config
+        if config.advantages == "maxrl":
+            return advantages.maxrl_advantages(rewards)
+        if config.advantages == "w-reinforce":
+            return advantages.weighted_advantages(rewards, config.right_weight)
+        return advantages.group_advantages(rewards, std=config.loss != "dr-grpo")
 
     def _sample_groups(self) -> tuple[Responses | None, Tensor, dict[str, float]]:
         """Responses, group by group, their rewards `[groups, samples]`, and metrics of all that were sampled.
@@ -264,7 +298,7 @@ class Trainer:
                 **sampling_of(config),
             )
             rewards = torch.tensor(self.task.rewards(repeated, responses.texts).tolist()).view(-1, config.samples)
-            equal = losses.equal_rewards(rewards)
+            equal = advantages.equal_rewards(rewards)
             use = ~equal if config.dynamic_sampling else torch.ones_like(equal)
             usable.append(responses.rows(use.repeat_interleave(config.samples)))
             usable_rewards.append(rewards[use])
@@ -272,7 +306,7 @@ class Trainer:
             if sum(map(len, usable_rewards)) >= config.prompts:
                 break
         everything, rewards = torch.cat(all_rewards), torch.cat(usable_rewards)
-        share = (~losses.equal_rewards(everything)).double().mean()
+        share = (~advantages.equal_rewards(everything)).double().mean()
         metrics = {"usable_groups": float(share), "reward": float(everything.mean())}
         groups = min(len(rewards), config.prompts) // config.minibatches * config.minibatches
         if not groups:
@@ -292,14 +326,11 @@ class Trainer:
             ValueError: Those of a stage cross.
         """
         config = self.config
-        first = update.first_thresholds((config.omega_low, config.omega_high), initial_entropy)
-        second = update.second_thresholds((config.omega_low_2, config.omega_high_2), first[0])
-        for low, high in (first, second):
-            if config.head == "era" and not low < high:
-                raise ValueError(
-                    f"RL begins with an entropy of {initial_entropy:g} nats, so auto gives ω_low={low:g}, and "
-                    f"ω_high={high:g} is not above it: give both"
-                )
+        given = (config.omega_low, config.omega_high), (config.omega_low_2, config.omega_high_2)
+        if config.head == "era":
+            first, _ = thresholds_of_stages(*given, initial_entropy)
+        else:  # they only count responses
+            first = first_thresholds(given[0], initial_entropy)
         self.thresholds = first
 
     def _update(self, batch: update.Batch) -> dict[str, float]:

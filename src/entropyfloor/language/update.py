@@ -15,13 +15,12 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from entropyfloor.language import losses
-from entropyfloor.language.config import Threshold
 from entropyfloor.language.model.forward import IGNORED, autocast, head_of, hidden_states
 from entropyfloor.language.sampling.rollout import Responses, parts
 from entropyfloor.runs.settings import Precision
@@ -30,11 +29,6 @@ from entropyfloor.torch import functional as F
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from transformers import PreTrainedModel
-
-LOW_SHARE, HIGH_SHARE = 0.75, 5.0
-"""Automatic thresholds of the first stage, in entropies that RL begins with; their ratio is near the paper's."""
-LOW_SHARE_2 = 0.2 / 0.45
-"""Automatic ω_low of the second stage, in ω_low of the first, as in the paper."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +40,8 @@ class Hyperparameters:
     micro_batch: int = 256
     top_fraction: float = 0.2
 
+    surrogate: Literal["clipped", "cispo"] = "clipped"
+    """Policy loss: `policy_terms` or `cispo_terms`."""
     ratio: losses.Ratio = "token"
     """Probability ratio of each token, or of whole responses."""
     mean: losses.Mean = "token"
@@ -70,14 +66,14 @@ class Hyperparameters:
     top_k: int | None = None
     """Number of logits that this stage keeps where the advantage is positive; None for all."""
     k: float = 2.0
+    scale_all: bool = False
+    """Whether responses are scaled by k whatever their entropy, as a controller of k wants it."""
     min_advantage: float = 0.0
+    era_signs: Literal["positive", "both"] = "positive"
+    era_tokens: Literal["all", "forking"] = "all"
+    era_by_failures: bool = False
     scale_advantages: bool = False
     freeze_scale: bool = True
-
-    @property
-    def thresholds(self) -> dict[str, float]:
-        """Arguments of `era_token_scale`."""
-        return {name: getattr(self, name) for name in ("omega_low", "omega_high", "k", "min_advantage")}
 
     @property
     def bounds(self) -> dict[str, Any]:
@@ -101,6 +97,15 @@ class Rollout(NamedTuple):
     """Log-probabilities at each scale that ERA chooses from."""
     reference: Float[Tensor, "B T"] | None
     """Log-probabilities of the reference model."""
+    failures: Float[Tensor, " B"] | None
+    """Share of the failures in the group of each response."""
+
+    def mean_entropies(self) -> dict[str, float]:
+        """Mean entropies of responses and of all tokens, in nats, by their names in a run."""
+        return {
+            "response_entropy": float(self.response_entropies.mean()),
+            "token_entropy": _mean(self.entropies, self.responses.response_mask),
+        }
 
 
 class Batch(NamedTuple):
@@ -114,10 +119,12 @@ class Batch(NamedTuple):
     """Log-probabilities of the policy that sampled."""
     old: Float[Tensor, "B T"]
     """The same at the scale of each response."""
-    scale: Float[Tensor, "B 1"]
-    """Scale of each response; 1 without ERA."""
+    scale: Float[Tensor, "B T"]
+    """Scale of each row of logits; 1 without ERA."""
     reference: Float[Tensor, "B T"] | None
     """Log-probabilities of the reference model."""
+    failures: Float[Tensor, " B"] | None
+    """Share of the failures in the group of each response."""
 
     def rows(self, index: Tensor | slice) -> Batch:
         """Some of the responses."""
@@ -134,7 +141,7 @@ class Forward(NamedTuple):
     """Log-probabilities of the policy itself."""
     entropies: Float[Tensor, "B T"]
     """Entropies of the policy."""
-    advantages: Float[Tensor, " B"]
+    advantages: Float[Tensor, " B"] | Float[Tensor, "B T"]
     """Advantages as the loss weighs them."""
 
 
@@ -165,6 +172,7 @@ def evaluate_rollout(
     responses: Responses,
     advantages: Float[Tensor, " B"],
     hyperparameters: Hyperparameters,
+    failures: Float[Tensor, " B"] | None = None,
 ) -> Rollout:
     """Evaluate responses by the policy that sampled them, in evaluation mode; thresholds are not used yet."""
     hp, all_scales = hyperparameters, None
@@ -176,7 +184,7 @@ def evaluate_rollout(
         unscaled, entropies = log_probs_of(policy, responses, hp)
     of_reference = None if reference is None else log_probs_of(reference, responses, hp)[0]
     of_responses = F.response_entropy(entropies, responses.response_mask, hp.top_fraction)
-    return Rollout(responses, advantages, entropies, of_responses, unscaled, all_scales, of_reference)
+    return Rollout(responses, advantages, entropies, of_responses, unscaled, all_scales, of_reference, failures)
 
 
 @torch.no_grad()
@@ -184,45 +192,52 @@ def batch_of(rollout: Rollout, hyperparameters: Hyperparameters) -> tuple[Batch,
     """The scale of each response by the thresholds of this rollout, and the metrics of the rollout."""
     hp, mask = hyperparameters, rollout.responses.response_mask
     of_responses, entropies, advantages = rollout.response_entropies, rollout.entropies, rollout.advantages
-    old, scale = rollout.unscaled, torch.ones_like(of_responses)
+    old, scale = rollout.unscaled, torch.ones_like(entropies)
     metrics: dict[str, float] = {}
     if rollout.all_scales is not None:
-        scale = F.era_token_scale(of_responses, advantages, **hp.thresholds)
-        old = F.log_probs_at(rollout.all_scales, scale[:, None])
-        metrics = {"omega_low": hp.omega_low, "scaled_share": float((scale != 1).double().mean())}
+        scale = scales_of(entropies, mask, advantages, rollout.failures, hp)
+        old = F.log_probs_at(rollout.all_scales, scale)
+        metrics = {"scaled_share": float((scale != 1).any(1).double().mean())}
+        metrics["omega_low"] = hp.omega_low
         if math.isfinite(hp.omega_high):
             metrics["omega_high"] = hp.omega_high
     top = losses.forking_tokens(entropies, mask)
-    metrics |= {
-        "response_entropy": float(of_responses.mean()),
+    metrics |= rollout.mean_entropies() | {
         "response_entropy/below": float((of_responses < hp.omega_low).double().mean()),
         "response_entropy/above": float((of_responses > hp.omega_high).double().mean()),
-        "token_entropy": _mean(entropies, mask),
         "token_entropy/top": _mean(entropies, top),
         "token_entropy/bottom": _mean(entropies, mask & ~top),
         "response_length": float(mask.sum(1).double().mean()),
         "ended": float(rollout.responses.ended.double().mean()),
         "tokens": float(mask.sum()),
     }
-    batch = Batch(
-        rollout.responses, advantages, entropies, rollout.unscaled, old, scale[:, None], rollout.reference
-    )
-    return batch, metrics
+    of_others = (rollout.reference, rollout.failures)
+    return Batch(rollout.responses, advantages, entropies, rollout.unscaled, old, scale, *of_others), metrics
 
 
-def first_thresholds(given: tuple[Threshold, Threshold], initial_entropy: float) -> tuple[float, float]:
-    """ω_low and ω_high of the first stage; automatic ones follow from the entropy that RL begins with."""
-    low, high = given
-    return (
-        LOW_SHARE * initial_entropy if low == "auto" else low,
-        HIGH_SHARE * initial_entropy if high == "auto" else high,
-    )
-
-
-def second_thresholds(given: tuple[Threshold, float], first_low: float) -> tuple[float, float]:
-    """ω_low and ω_high of the second stage; an automatic ω_low follows from that of the first stage."""
-    low, high = given
-    return LOW_SHARE_2 * first_low if low == "auto" else low, high
+def scales_of(
+    entropies: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    advantages: Float[Tensor, " B"],
+    failures: Float[Tensor, " B"] | None,
+    hyperparameters: Hyperparameters,
+) -> Float[Tensor, "B T"]:
+    """ERA's scale of each row of logits, from the entropies of a policy."""
+    hp = hyperparameters
+    low, high = (math.inf, math.inf) if hp.scale_all else (hp.omega_low, hp.omega_high)
+    of_responses = F.response_entropy(entropies, mask, hp.top_fraction)
+    scale = F.era_token_scale(
+        of_responses,
+        advantages,
+        omega_low=low * failures if hp.era_by_failures and failures is not None else low,
+        omega_high=high,
+        k=hp.k,
+        min_advantage=hp.min_advantage,
+        signs=hp.era_signs,
+    )[:, None].expand_as(entropies)
+    if hp.era_tokens == "forking":
+        scale = torch.where(F.top_tokens(entropies, mask, hp.top_fraction), scale, 1.0)
+    return scale
 
 
 # --- the loss ---------------------------------------------------------------------------------------------
@@ -259,7 +274,12 @@ def policy_loss(
     hp, mask = hyperparameters, batch.responses.response_mask
     now = forward(policy, batch, hp, unfiltered=not on_policy or batch.reference is not None)
     old, unscaled = (now.log_probs, now.unscaled) if on_policy else (batch.old, batch.unscaled)
-    terms = tokens.used * losses.policy_terms(now.log_probs, old, now.advantages, mask, **hp.bounds)
+    if hp.surrogate == "cispo":
+        clips = {"clip_low": hp.clip_low, "clip_high": hp.clip_high}
+        terms = losses.cispo_terms(now.log_probs, old, now.advantages, mask, **clips)
+    else:
+        terms = losses.policy_terms(now.log_probs, old, now.advantages, mask, **hp.bounds)
+    terms = tokens.used * terms
     if tokens.penalised is not None:
         terms = terms + hp.kl_cov_coef * losses.kl_terms(now.unscaled, unscaled, tokens.penalised, "abs")
     if hp.entropy_coef:
@@ -331,10 +351,9 @@ def forward(
     if unfiltered and hp.top_k is not None:
         unscaled, _ = F.token_log_probs(**arguments | {"top_k": None, "top_k_rows": None})
     if not hp.freeze_scale:
-        of_responses = F.response_entropy(entropies.detach(), batch.responses.response_mask, hp.top_fraction)
-        scale = F.era_token_scale(of_responses, advantages, **hp.thresholds)[:, None]
+        scale = scales_of(entropies.detach(), batch.responses.response_mask, advantages, batch.failures, hp)
     if hp.scale_advantages:
-        advantages = F.scale_advantages(advantages, scale[:, 0])
+        advantages = F.scale_advantages(advantages, scale)
     return Forward(F.log_probs_at(all_scales, scale), unscaled, entropies, advantages)
 
 

@@ -39,6 +39,16 @@ class Curve(NamedTuple):
     """Steps and values of single seeds from the end of `steps` on, for seeds that went further."""
 
 
+class Front(NamedTuple):
+    """Right responses to held-out problems at several temperatures."""
+
+    temperatures: np.ndarray
+    counts: np.ndarray
+    """`[seeds, temperatures, problems]`."""
+    samples: int
+    """Responses to each problem at each temperature."""
+
+
 @dataclass(frozen=True)
 class SeedRun:
     """The evaluations of one run. All arrays are `[evaluations]`."""
@@ -169,6 +179,20 @@ class Group:
         last = {int(k[1]): self.last(name) for name in names if (k := _K.fullmatch(name))}
         known = {k: values for k, values in sorted(last.items()) if values is not None}
         return Curve(np.array([*known]), 100 * np.stack([*known.values()], 1), []) if known else None
+
+    @cached_property
+    def front(self) -> Front | None:
+        """Right responses at the temperatures of `evaluate --temperatures`; None if a seed has none."""
+        points = [seed.record.evaluation.get("front", []) for seed in self.seeds]
+        temperatures = [[point["temperature"] for point in each] for each in points]
+        if (
+            not self.same_conditions
+            or len(temperatures[0]) < 2
+            or temperatures.count(temperatures[0]) < len(points)
+        ):
+            return None
+        counts = np.array([[point["correct"] for point in each] for each in points])
+        return Front(np.array(temperatures[0]), counts, int(self.seeds[0].record.evaluation["samples"]))
 
     def histogram(self, name: str) -> dict[str, np.ndarray] | None:
         """Sum over seeds of a histogram by `entropyfloor evaluate`; None where a seed has none.

@@ -15,6 +15,26 @@ ADDED: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("control", "residual_entropy", {"alpha_weight": "alpha", "clamp_target": True}),
     ("vision", "model", {"pretrained": False}),
     ("language", "model", {"digits": 2, "chain_length": 5}),
+    (
+        "language",
+        "model",
+        {
+            "advantages": "group",
+            "smoothing": 0.05,
+            "right_weight": 0.1,
+            "era_signs": "positive",
+            "era_tokens": "all",
+            "controller": "none",
+            "min_entropy": "auto",
+            "min_entropy_decay": 0.0,
+            "entropy_ema": 0.8,
+            "margin": 0.03,
+            "max_scale": 8.0,
+            "band": 1.2,
+            "bonus_step": 1e-3,
+            "bonus_max": 0.5,
+        },
+    ),
 )
 """Settings that were added when there were runs without them: the domain, a setting by which these runs are known,
 and the values that say how they were made."""

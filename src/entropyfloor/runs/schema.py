@@ -67,6 +67,13 @@ def _is_histogram(value: Any) -> bool:
     return rising and whole and bool(counts) and min(counts) >= 0 and sum(counts) > 0
 
 
+def _is_point(value: Any) -> bool:
+    if not isinstance(value, dict) or not is_number(value.get("temperature")):
+        return False
+    counts = value.get("correct")
+    return isinstance(counts, list) and bool(counts) and all(COUNT.holds(count) for count in counts)
+
+
 TEXT = Kind("text", lambda value: isinstance(value, str))
 NAMES = Kind(
     "a list of names", lambda value: isinstance(value, list) and all(isinstance(each, str) for each in value)
@@ -80,6 +87,11 @@ VALUES = Kind(
     lambda value: isinstance(value, dict) and all(map(is_number, value.values())),
 )
 HISTOGRAM = Kind("a histogram: lists of numbers, edges that rise, and counts", _is_histogram)
+
+FRONT = Kind(
+    "a list of tables with a temperature and counts of right responses",
+    lambda value: isinstance(value, list) and all(map(_is_point, value)),
+)
 
 CONFIG = {
     **dict.fromkeys(("domain", "env", "agent"), NAME),
@@ -96,6 +108,7 @@ EVALUATION = {
     "values": VALUES,
     **dict.fromkeys(("problems", "asked", "samples", "temperature", "ood"), PLAIN),
     **dict.fromkeys(HISTOGRAMS, HISTOGRAM.or_null()),
+    "front": FRONT,
 }
 
 

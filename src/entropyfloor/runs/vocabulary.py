@@ -68,6 +68,9 @@ QUANTITIES: dict[str, Quantity] = {
     "response_length/eval": Quantity("Length of responses to held-out problems", "tokens"),
     "ended": Quantity("Share of responses that ended before the limit"),
     "response_entropy": Quantity("Mean entropy of the top tokens of a response: H_resp of Eq. 16", "nats"),
+    "response_entropy/smoothed": Quantity(
+        "Moving average of the entropy of responses, which a controller holds", "nats"
+    ),
     "response_entropy/below": Quantity("Share of responses below ω_low"),
     "response_entropy/above": Quantity("Share of responses above ω_high"),
     "token_entropy": Quantity("Entropy of a token", "nats"),
@@ -75,6 +78,10 @@ QUANTITIES: dict[str, Quantity] = {
     "token_entropy/bottom": Quantity("Entropy of the other tokens", "nats"),
     "omega_low": Quantity("Threshold ω_low", "nats"),
     "omega_high": Quantity("Threshold ω_high", "nats"),
+    "min_entropy": Quantity("Entropy that a controller holds", "nats"),
+    "scale": Quantity("Scale of the logits of responses with positive advantage, by a controller"),
+    "entropy_coef": Quantity("Weight of the entropy bonus, by a controller"),
+    "advantage_weight": Quantity("Weight of positive advantages, by a controller"),
     "scaled_share": Quantity("Share of responses whose logits are scaled in the update"),
     "clip_fraction/low": Quantity("Share of tokens clipped from below"),
     "clip_fraction/high": Quantity("Share of tokens clipped from above"),

@@ -37,6 +37,7 @@ from entropyfloor.torch.tokens import (
     token_log_probs,
     token_log_probs_all_scales,
     top_k_logits,
+    top_tokens,
 )
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ __all__ = [
     "token_log_probs",
     "token_log_probs_all_scales",
     "top_k_logits",
+    "top_tokens",
     "truncated_normal_entropy",
 ]
 

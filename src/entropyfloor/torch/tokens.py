@@ -37,62 +37,84 @@ def response_entropy(
     Raises:
         ValueError: `top_fraction` outside (0, 1], shapes that differ, integer entropies.
     """
-    token_entropy = as_float(token_entropy, "token_entropy")
-    if token_entropy.shape != mask.shape:
-        raise ValueError(
-            f"token_entropy {tuple(token_entropy.shape)} and mask {tuple(mask.shape)} must have the same shape"
-        )
-    if not 0 < top_fraction <= 1:
-        raise ValueError(f"top_fraction={top_fraction} must lie in (0, 1]")
-    mask = mask != 0
-    length = mask.sum(-1, keepdim=True)
-    # In float32 the product 0.29 · 100 is 29; in float64 it is slightly less.
-    count = (length.float() * top_fraction).floor().clamp(min=1.0)
-    ranked = torch.where(mask, token_entropy, -torch.inf).sort(-1, descending=True).values
-    is_top = torch.arange(mask.shape[-1], device=mask.device) < torch.minimum(count, length)
-    return torch.where(is_top, ranked, 0.0).sum(-1) / count[..., 0]
+    ranked, _, is_top = _ranked(token_entropy, mask, top_fraction)
+    return torch.where(is_top, ranked, 0.0).sum(-1) / is_top.sum(-1).clamp(min=1)
+
+
+def top_tokens(
+    token_entropy: Float[Tensor, "*batch T"], mask: Shaped[Tensor, "*batch T"], top_fraction: float = 0.2
+) -> Bool[Tensor, "*batch T"]:
+    """The tokens that `response_entropy` is the mean of, the forking tokens of each response; the first of equals.
+
+    Args:
+        token_entropy: As in `response_entropy`.
+        mask: As in `response_entropy`.
+        top_fraction: As in `response_entropy`.
+
+    Returns:
+        True at these tokens.
+
+    Raises:
+        ValueError: As `response_entropy`.
+    """
+    _, order, is_top = _ranked(token_entropy, mask, top_fraction)
+    return torch.zeros_like(is_top).scatter(-1, order, is_top)
 
 
 def era_token_scale(
     response_entropy: Float[Tensor, "..."],
     advantages: Float[Tensor, "..."],
     *,
-    omega_low: float = 0.45,
+    omega_low: float | Float[Tensor, "..."] = 0.45,
     omega_high: float = 3.0,
     k: float = 2.0,
     min_advantage: float = 0.0,
+    signs: Literal["positive", "both"] = "positive",
 ) -> Float[Tensor, "..."]:
     """Scale s of each row of logits in the update (Eq. 16): `z' = s z`.
 
     s is k where `H_resp < omega_low`, 1/k where `H_resp > omega_high`, both only where `A > 0`, and 1 elsewhere.
     Compute it once per rollout, from the policy that sampled: old and new log-probs must share it.
 
+    With `π'_s ∝ π^s` it is `log π'_s = s log π + (s - 1) H_s`, H_s the Rényi entropy of order s. So the update at
+    scale s is the plain one times s, plus a bonus of weight `A (s - 1)` on H_s.
+
     Args:
         response_entropy: H_resp in nats, [B], from `response_entropy`.
         advantages: A, one per response, [B], or one per token, [B, T].
-        omega_low: ω_low in nats.
+        omega_low: ω_low in nats, one number, or one per response; inf where every response counts as below.
         omega_high: ω_high in nats, which may be inf.
         k: k > 1; 2 in the paper.
         min_advantage: A must be positive *and* at least this: 0 in the paper; 1 reproduces the released code,
             which stored A in an integer buffer.
+        signs: Signs of A with a scale: "positive" in the paper; "both" scales where A < 0 too, by the size of A.
 
     Returns:
         s, shaped as `advantages`, without a gradient.
 
     Raises:
-        ValueError: k ≤ 1, crossed or NaN ω, a negative `min_advantage`, shapes that do not belong together,
-            integer input.
+        ValueError: k ≤ 1, crossed or NaN ω, a negative `min_advantage`, unknown signs, shapes that do not belong
+            together, integer input.
     """
     entropy, advantages = as_float(response_entropy, "response_entropy"), as_float(advantages, "advantages")
     if not 1 < k < math.inf:
         raise ValueError(f"k={k} must be a finite number above 1")
-    if not omega_low < omega_high:
+    if isinstance(omega_low, Tensor):
+        if omega_low.shape != entropy.shape:
+            raise ValueError(
+                f"omega_low {tuple(omega_low.shape)} must be a number, or shaped as response_entropy "
+                f"{tuple(entropy.shape)}"
+            )
+    elif not (omega_low < omega_high or omega_low == omega_high == math.inf):
         raise ValueError(f"omega_low={omega_low} must be below omega_high={omega_high}")
+    if signs not in ("positive", "both"):
+        raise ValueError(f"signs={signs!r} must be positive or both")
     if not 0 <= min_advantage < math.inf:
         raise ValueError(f"min_advantage={min_advantage} must be finite and not negative")
-    entropy, advantages = _spread(entropy.detach(), "response_entropy", advantages.detach(), "advantages")
-    scale = torch.where(entropy < omega_low, k, torch.where(entropy > omega_high, 1 / k, 1.0)).to(advantages.dtype)
-    return torch.where((advantages > 0) & (advantages >= min_advantage), scale, 1.0)
+    scale = torch.where(entropy < omega_low, k, torch.where(entropy > omega_high, 1 / k, 1.0))
+    scale, advantages = _spread(scale, "response_entropy", advantages.detach(), "advantages")
+    size = advantages.abs() if signs == "both" else advantages
+    return torch.where((size > 0) & (size >= min_advantage), scale.to(advantages.dtype), 1.0)
 
 
 def scale_advantages(advantages: Float[Tensor, "..."], scale: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -374,6 +396,23 @@ class _Head:
         if torch.float64 in (self.hidden.dtype, self.weight.dtype):
             return "its kernels compute in float32"
         return triton_tokens.problem(self.hidden.device.type)
+
+
+def _ranked(token_entropy: Tensor, mask: Tensor, top_fraction: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Entropies from the highest to the lowest, the tokens they are of, and whether these are at the top."""
+    token_entropy = as_float(token_entropy, "token_entropy")
+    if token_entropy.shape != mask.shape:
+        raise ValueError(
+            f"token_entropy {tuple(token_entropy.shape)} and mask {tuple(mask.shape)} must have the same shape"
+        )
+    if not 0 < top_fraction <= 1:
+        raise ValueError(f"top_fraction={top_fraction} must lie in (0, 1]")
+    mask = mask != 0
+    length = mask.sum(-1, keepdim=True)
+    # In float32 the product 0.29 · 100 is 29; in float64 it is slightly less.
+    count = (length.float() * top_fraction).floor().clamp(min=1.0)
+    ranked, order = torch.where(mask, token_entropy, -torch.inf).sort(dim=-1, descending=True, stable=True)
+    return ranked, order, torch.arange(mask.shape[-1], device=mask.device) < torch.minimum(count, length)
 
 
 def _spread(few: Tensor, few_name: str, many: Tensor, many_name: str) -> tuple[Tensor, Tensor]:

@@ -73,7 +73,7 @@ class Task(Protocol):
 
     @property
     def data_checksum(self) -> int | None:
-        """CRC-32 of all prompts, by which a resumed run recognises its data; None where problems are generated."""
+        """CRC-32 of all prompts, by which a resumed run recognises its data; None where `prompts` is."""
 
     @property
     def idle_hint(self) -> str:
@@ -105,7 +105,7 @@ class Task(Protocol):
         """
 
     def rewards(self, problems: Sequence[Problem], responses: Sequence[str]) -> np.ndarray:
-        """`[B]` float64: 1 for each right response to its problem, 0 for any other."""
+        """`[B]` float64: 1 for each right response to its problem, less for any other."""
 
     def render(self, template: Callable[[Sequence[Turn]], str]) -> None:
         """Replace every prompt by its chat turns, written by `template`.

@@ -96,8 +96,7 @@ class Questions:
         Raises:
             ValueError: A file, a column or a level is missing, or a file is damaged.
         """
-        if "{question}" not in prompt:
-            raise ValueError(f"prompt={prompt!r} must have {{question}} in it, where the question goes")
+        check_prompt(prompt)
 
         def problems(path: str | Path, least: int) -> list[Problem]:
             rows = read_rows(path)
@@ -159,7 +158,7 @@ class Questions:
         return [problems[i] for i in order[:count]]
 
     def solution(self, problem: Problem, rng: np.random.Generator, *, wander: bool = False) -> str:  # noqa: ARG002
-        """See `Task`; files have no solutions, so this always raises."""
+        """See `Task`; there are no solutions, so this always raises."""
         raise ValueError(f"{self.name} has answers and no solutions to imitate: set warm_start_steps to 0")
 
     def rewards(self, problems: Sequence[Problem], responses: Sequence[str]) -> np.ndarray:
@@ -174,6 +173,16 @@ class Questions:
         for split, problems in self._problems.items():
             if not problems:
                 raise ValueError(f"{self.name} has no problem to {split} with: {hint}")
+
+
+def check_prompt(prompt: str) -> None:
+    """Refuse a text of prompts without a place for the question.
+
+    Raises:
+        ValueError: `{question}` is not in it.
+    """
+    if "{question}" not in prompt:
+        raise ValueError(f"prompt={prompt!r} must have {{question}} in it, where the question goes")
 
 
 def problems_of(

@@ -13,6 +13,7 @@ from entropyfloor.report.figures import language, scores
 from entropyfloor.report.figures.curves import CROWD
 from entropyfloor.report.figures.style import Look
 from entropyfloor.report.formats import bracketed, nats, plain, significant
+from entropyfloor.report.fronts import front
 from entropyfloor.report.groups import OUTSIDE, POINTS, RESPONSES, THRESHOLDS, Group
 from entropyfloor.report.statistics import mean_interval
 from entropyfloor.report.summary import sentence
@@ -77,6 +78,16 @@ def _pass(group: Group, _: Domain) -> str:
     return f"{group.label} has {', '.join(f'{plain(share, 1)} % for k = {k}' for k, share in shares)}"
 
 
+def _front(group: Group, _: Domain) -> str:
+    if not group.front:
+        return ""
+    temperatures, counts, samples = group.front
+    points = zip(temperatures, *(100 * values.mean(0) for values in front(counts, samples)), strict=True)
+    return f"{group.label} has " + ", ".join(
+        f"{plain(avg, 1)} % and {plain(solved, 1)} % at {each:g}" for each, avg, solved in points
+    )
+
+
 def _histogram(group: Group, _: Domain) -> str:
     if not (histogram := group.histogram(scores.ENTROPY_HISTOGRAM)):
         return ""
@@ -124,6 +135,14 @@ FIGURES = (
         "conditions.",
         "Share of held-out problems that one of k responses solves",
         _pass,
+    ),
+    Kind(
+        "front",
+        language.front_figure,
+        "Share of held-out problems that one of k responses solves, against the share of right responses: a point "
+        "for each temperature of entropyfloor evaluate --temperatures; the lowest and the highest are named.",
+        "pass@k against avg@k at several temperatures",
+        _front,
     ),
     Kind(
         "thresholds",

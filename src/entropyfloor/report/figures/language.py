@@ -24,6 +24,7 @@ from entropyfloor.report.figures.curves import (
 )
 from entropyfloor.report.figures.layout import Scene, arrange, grid, side_by_side
 from entropyfloor.report.figures.style import BACKGROUND, MUTED, Look, all_looks
+from entropyfloor.report.fronts import front
 from entropyfloor.report.groups import OUTSIDE, RESPONSES, THRESHOLDS, Curve
 
 STRENGTHS = (0.85, 0.14, 0.45)
@@ -45,6 +46,12 @@ def pass_figure(comparison: Comparison, look: dict[str, Look]) -> Figure | None:
     """pass@k of the last evaluation against k; None where no run has it."""
     logged = any(group.pass_at for group in comparison.groups)
     return side_by_side(comparison, look, [_draw_pass]) if logged else None
+
+
+def front_figure(comparison: Comparison, look: dict[str, Look]) -> Figure | None:
+    """pass@k against avg@k, a point for each temperature; None where no run was evaluated at several."""
+    known = any(group.front for group in comparison.groups)
+    return side_by_side(comparison, look, [_draw_front]) if known else None
 
 
 def benchmarks_figure(model: str, curves: Mapping[str, np.ndarray]) -> Figure:
@@ -145,6 +152,28 @@ def _draw_pass(scene: Scene, axes: Axes) -> Sequence[Artist]:
     limit_to_curves(axes, curves.values())
     _against_k(axes, (k for curve in curves.values() for k in curve.steps))
     axes.set_title("pass@k at the last evaluation (%)")
+    return []
+
+
+def _draw_front(scene: Scene, axes: Axes) -> Sequence[Artist]:
+    samples = 0
+    for group in scene.groups:
+        if group.front is None:
+            continue
+        temperatures, counts, samples = group.front
+        avg, solved = (100 * values.mean(0) for values in front(counts, samples))
+        style = scene.look[group.label]
+        axes.plot(avg, solved, color=style.colour, marker=style.marker, ms=4, lw=1.6)
+        for end in (0, -1):
+            place: dict[str, Any] = {
+                "xytext": (4, 3),
+                "textcoords": "offset points",
+                "fontsize": 7,
+                "color": style.colour,
+            }
+            axes.annotate(f"{temperatures[end]:g}", (avg[end], solved[end]), **place)
+    axes.set_xlabel(f"avg@{samples} (%)")
+    axes.set_title(f"pass@{samples} at several temperatures (%)")
     return []
 
 

@@ -1,0 +1,80 @@
+"""Fronts of avg@k against pass@k: area, and the comparison of two arms, on counts whose verdict is known."""
+
+import numpy as np
+import pytest
+
+from entropyfloor.report.fronts import LEVEL, TUNING, area, compare, front
+
+N, PROBLEMS = 64, 200
+TEMPERATURES = np.array([0.3, 1.0, 1.3])
+
+
+def counts_of(chances, seeds=4, seed=0):
+    """Right responses to problems of these chances, `[temperatures, problems]`."""
+    rng = np.random.default_rng(seed)
+    return rng.binomial(N, np.broadcast_to(chances, (seeds, *np.shape(chances))))
+
+
+def policies(share, chance):
+    """A share of the problems is solved with this chance at T = 0.3, with less at higher temperatures."""
+    solved = np.arange(PROBLEMS) % 10 < 10 * share
+    return np.array([np.where(solved, chance * factor, 0.0) for factor in (1.0, 0.8, 0.5)])
+
+
+def test_a_front_has_the_mean_and_the_share_of_solved_problems():
+    avg, solved = front(np.array([[[64, 0, 32, 0], [16, 16, 0, 0]]]), N)
+    assert avg.tolist() == [[0.375, 0.125]]
+    assert solved.tolist() == [[0.5, 0.5]]
+
+
+def test_the_area_is_that_of_the_union_of_rectangles():
+    assert area(np.array([0.5]), np.array([0.4])) == pytest.approx(0.2)
+    avg, solved = np.array([0.2, 0.5, 0.3]), np.array([0.9, 0.4, 0.6])
+    assert area(avg, solved) == pytest.approx(0.5 * 0.4 + 0.3 * 0.2 + 0.2 * 0.3)
+    assert area(avg[::-1], solved[::-1]) == area(avg, solved)
+    worse = np.append(avg, 0.1), np.append(solved, 0.1)
+    assert area(*worse) == area(avg, solved)
+    grid = np.random.default_rng(0).random((200_000, 2))
+    inside = ((grid[:, :1] < avg) & (grid[:, 1:] < solved)).any(1).mean()
+    assert area(avg, solved) == pytest.approx(inside, abs=0.005)
+
+
+def test_a_broader_policy_wins_both():
+    """A higher mean from twice as many problems."""
+    narrow, broad = counts_of(policies(0.4, 0.8)), counts_of(policies(0.8, 0.5), seed=1)
+    verdict = compare(broad, narrow, TEMPERATURES, N)
+    assert verdict.wins_both
+    assert verdict.temperature == verdict.baseline_temperature == 0.3
+    assert verdict.avg.value == pytest.approx(0.08, abs=0.01)
+    assert verdict.solved.value == pytest.approx(0.4, abs=0.02)
+    assert verdict.solved.low < verdict.solved.value < verdict.solved.high
+
+
+def test_pass_that_is_bought_with_avg_does_not_win():
+    narrow, broad = counts_of(policies(0.4, 0.8)), counts_of(policies(0.8, 0.2), seed=1)
+    verdict = compare(broad, narrow, TEMPERATURES, N)
+    assert verdict.solved.low > 0
+    assert not verdict.wins_both
+    assert verdict.avg.high < -LEVEL
+
+
+def test_nothing_is_won_against_oneself():
+    counts = counts_of(policies(0.4, 0.8))
+    verdict = compare(counts, counts, TEMPERATURES, N)
+    assert not verdict.wins_both
+    assert verdict.avg == verdict.solved == verdict.area == (0.0, 0.0, 0.0)
+
+
+def test_the_temperature_is_chosen_on_problems_that_do_not_count():
+    counts, baseline = counts_of(policies(0.8, 0.4)), counts_of(policies(0.4, 0.8))
+    tuning = np.arange(PROBLEMS) % TUNING == 0
+    counts[:, 1, tuning] = N
+    assert compare(counts, baseline, TEMPERATURES, N).temperature == 1.0
+    changed = counts.copy()
+    changed[:, :, tuning] = np.where(changed[:, :, tuning] == N, N, 1)
+    assert compare(changed, baseline, TEMPERATURES, N)[2:] == compare(counts, baseline, TEMPERATURES, N)[2:]
+
+
+def test_counts_that_do_not_belong_together():
+    with pytest.raises(ValueError, match=r"must be \[seeds, 3 temperatures, problems\]"):
+        compare(np.zeros((2, 3, 8)), np.zeros((2, 3, 9)), TEMPERATURES, N)
