@@ -82,6 +82,7 @@ FUNCTIONS = {
         f(x(2, 4, 6), x(5, 6), x(2, 4).long(), scale=2.0, top_k=2, top_k_rows=x(2, 4) > 0),
     ),
     "token_log_probs_all_scales": lambda f, x: f(x(2, 4, 6), x(5, 6), x(2, 4).long(), k=3.0, softcap=2.0),
+    "top_tokens": lambda f, x: (f(x(4, 6), x(4, 6)), f(x(4, 6), x(4, 6) > 0, 0.5)),
     "top_k_logits": lambda f, x: (f(x(6), 2), f(x(4, 6), 2, rows=x(4) > 0, targets=x(4).long())),
     "truncated_normal_entropy": lambda f, x: (f(x(6), x(6)), f(x(4, 6), x(), low=-2.0)),
 }
