@@ -82,7 +82,7 @@ COUNTDOWN := language/countdown
 
 figures: $(VENV)/installed  ## Redraw the figures of docs/ from results/
 	for name in $(FIGURES); do \
-		mkdir -p docs/$$name && $(BIN)/entropyfloor report results/$$name --out report/$$name && \
+		mkdir -p docs/$$name && $(BIN)/entropyfloor report results/$$name.runs.zip --out report/$$name && \
 		cp report/$$name/overview.* report/$$name/table.csv docs/$$name/ || exit 1; \
 	done
 	for kind in png svg; do \
@@ -91,8 +91,9 @@ figures: $(VENV)/installed  ## Redraw the figures of docs/ from results/
 			cp report/$(COUNTDOWN)/countdown-3-tiny-$$name.$$kind docs/$(COUNTDOWN)/$$name.$$kind || exit 1; \
 		done \
 	done
-	$(BIN)/python examples/min_entropy.py --runs results/vision/cifar10-min-entropy results/$(CIFAR10)
-	$(BIN)/python examples/instability.py --draw --out results/control/instability
+	$(BIN)/python examples/min_entropy.py --runs results/vision/cifar10-min-entropy.runs.zip results/$(CIFAR10).runs.zip
+	$(BIN)/python examples/instability.py --draw --out results/control/instability.runs.zip
+	$(BIN)/python examples/paper.py
 
 clean:  ## Remove the environment and caches, never results
 	rm -rf $(VENV) $(VENV)-verl .pytest_cache .ruff_cache .mypy_cache .hypothesis

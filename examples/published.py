@@ -1,6 +1,6 @@
 """Returns of TD-MPC2 beside those that its authors published.
 
-    python examples/published.py --runs results/control/tdmpc2
+    python examples/published.py --runs results/control/tdmpc2.runs.zip
 
 The runs are those of `entropyfloor reproduce control/tdmpc2-dmc`. Every seed is a line: ours solid; the authors'
 TD-MPC2 (5M parameters), SAC and DreamerV3 dotted.
@@ -15,7 +15,7 @@ import matplotlib
 import tyro
 from matplotlib.figure import Figure
 
-from entropyfloor.runs import read_run
+from entropyfloor.runs import find_runs, read_run
 
 COLOURS = {
     "tdmpc2": "#0072B2",
@@ -32,8 +32,8 @@ Curves = dict[tuple[str, str], dict[int, list[tuple[int, float]]]]
 class Published:
     """Draw runs of TD-MPC2 beside published returns, one panel for each environment."""
 
-    runs: Path = Path("results/control/tdmpc2")
-    """Directory above the runs."""
+    runs: Path = Path("results/control/tdmpc2.runs.zip")
+    """Directory above the runs, or their archive."""
     published: Path = Path("results/published/tdmpc2-dmc.csv")
     """Published returns, in environment steps."""
     figure: Path = Path("docs/control/tdmpc2/published")
@@ -42,8 +42,7 @@ class Published:
     def ours(self) -> Curves:
         """Evaluations of every run."""
         curves: Curves = defaultdict(dict)
-        for file in sorted(self.runs.rglob("config.toml")):
-            run = read_run(file.parent)
+        for run in map(read_run, find_runs(self.runs)):
             steps, returns = run.series("return")
             key = run.config["env"], run.config["agent"]
             curves[key][run.config["seed"]] = list(zip(steps.tolist(), returns.tolist(), strict=True))
@@ -62,8 +61,6 @@ class Published:
         """Draw every seed, as far as the longest of ours in the environment goes."""
         ours, theirs = self.ours(), self.theirs()
         envs = sorted({env for env, _ in ours})
-        if not envs:
-            raise SystemExit(f"no runs in {self.runs}")
         with matplotlib.rc_context(
             {"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "entropyfloor"}
         ):

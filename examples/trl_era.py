@@ -11,6 +11,7 @@ report` draws beside those of our own trainer.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
@@ -33,6 +34,7 @@ SMALL = {
     "gradient_checkpointing": False,
     "save_steps": 20,  # `trl_log.py` evaluates these
 }
+LONGER = SMALL | {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 4}  # prompts of 70 tokens
 LARGE = {
     "per_device_train_batch_size": 1,
     "gradient_accumulation_steps": 256,  # on 8 devices: 256 problems
@@ -52,7 +54,7 @@ class Example:
 
     model: str = "smollm2"
     """Any causal language model, by hub name or path."""
-    task: str = "sums"
+    task: Literal["sums", "words", "dapo"] = "sums"
     """sums, words (word problems about families, friends and colleagues) or dapo."""
     era: bool = True
     """Whether thresholds are the paper's; without it no response reaches them, which is GRPO."""
@@ -73,7 +75,7 @@ class Example:
 
     def arguments(self) -> ERAGRPOConfig:
         """The arguments of the trainer."""
-        sizes = LARGE if self.task == "dapo" else SMALL
+        sizes = {"sums": SMALL, "words": LONGER, "dapo": LARGE}[self.task]
         return ERAGRPOConfig(
             **sizes | ({} if self.steps is None else {"max_steps": self.steps}),
             omega_low=0.45 if self.era else 0.0,

@@ -18,7 +18,10 @@ MACHINE = {
 EVALUATION = {
     "step": 3000,
     "values": {"auroc": 0.75, "nll": 1.5},
-    "problems": 9,
+    "problems": 2,
+    "samples": 8,
+    "problem_keys": ["a", "b"],
+    "correct": [3, 8],
     "temperature": 1.0,
     "entropy_histogram": {"edges": [0.0, 0.5, 1.0], "counts": [3, 100]},
     "calibration_histogram": {

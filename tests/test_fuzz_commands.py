@@ -102,6 +102,41 @@ REFUSED = {
             *("--problems", "--samples", "--temperature"),
         ],
     ),
+    "audit": (
+        ["absent"],
+        [
+            *("--floor", "--out", "--episodes", "--seed", "--max-episode-steps", "--data-dir", "--problems"),
+            *("--samples", "--temperature", "--data", "--test-data"),
+        ],
+    ),
+    "audit policy": (
+        ["absent.zip"],
+        [
+            *("--observations", "--env", "--episodes", "--seed", "--distribution", "--outputs", "--std"),
+            *("--std-from", "--bounds", "--floor", "--out"),
+        ],
+    ),
+    "audit classifier": (
+        ["resnet18", "absent", "--checkpoint", "absent"],
+        [
+            "--min-entropy",
+            "--input-size",
+            "--crop",
+            "--mean",
+            "--std",
+            "--batch-size",
+            "--limit",
+            "--floor",
+            "--out",
+        ],
+    ),
+    "audit language": (
+        ["absent"],
+        [
+            *("--samples", "--max-new-tokens", "--temperature", "--template", "--limit", "--seed", "--batch-size"),
+            *("--precision", "--top-fraction", "--floor", "--out"),
+        ],
+    ),
     "export": (["absent", "--out", "x"], ["--out"]),
     "reproduce": (["absent.toml"], ["--scale", "--arms", "--seeds", "--out", "--set", "--workers"]),
     "report": (["absent"], ["--out"]),

@@ -109,6 +109,8 @@ def test_at_the_runs_own_temperature_every_response_is_the_likeliest(run, result
     assert found["temperature"] == 1e-3
     assert sorted(found["correct"]) == [0] * (len(PROBLEMS) - greedy) + [2] * greedy
     assert (found["asked"] == results["asked"]) == same  # by which reports see what may be compared
+    common = {*found["problem_keys"]} & {*results["problem_keys"]}  # by which they pair the problems
+    assert len(common) == len(PROBLEMS) - (not same)
 
 
 def test_a_front_has_the_counts_at_every_temperature(run, tmp_path):

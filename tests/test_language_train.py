@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -450,14 +451,22 @@ def test_the_length_of_responses_is_known_before_a_trainer_is_built(tmp_path, mo
 
 
 @pytest.mark.parametrize("arm", ["grpo", "era"])
-def test_a_run_of_an_earlier_version_is_continued_by_the_same_command(arm):
-    path = Path(__file__).parents[1] / "results" / "language" / "longer" / arm / "seed-0"
+def test_a_run_of_an_earlier_version_is_continued_by_the_same_command(arm, tmp_path):
+    with zipfile.ZipFile(Path(__file__).parents[1] / "results" / "language" / "longer.runs.zip") as archive:
+        archive.extractall(tmp_path)
+    path = tmp_path / arm / "seed-0"
     stored = read_run(path).config
     same = read_config(stored)
     assert "controller" not in stored
     check_same(path, asdict(same))
     with pytest.raises(ValueError, match=r"was begun with controller=none \(now entropic\): give the same"):
         check_same(path, asdict(same) | {"controller": "entropic"})
+
+
+def test_a_run_of_no_step_can_be_evaluated(evens, tmp_path):
+    path = train(config(tmp_path, steps=0))
+    assert read_run(path).status["state"] == "finished"
+    assert "step 0" in evaluate(path, problems=2, samples=2)
 
 
 def test_samples_follow_from_seed_and_step_alone(evens, tmp_path):

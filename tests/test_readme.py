@@ -11,6 +11,7 @@ from entropyfloor.control.train import configure
 from entropyfloor.control.train import train as train_control
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.train import train as train_language
+from entropyfloor.runs import archive
 from entropyfloor.vision.config import VisionConfig
 from entropyfloor.vision.train import train as train_vision
 
@@ -50,7 +51,7 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_example(example, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)  # some of them write
-    if re.search(r"load_\w+\(\"runs/", example):
+    if re.search(r"(load_\w+|control\.run)\(.*\"runs/", example):
         (tmp_path / "runs").symlink_to(request.getfixturevalue("trained"))
     exec(compile(example, "example", "exec"), {})
 
@@ -77,7 +78,8 @@ def test_options_in_prose_exist(capsys, tmp_path, monkeypatch):
     for domain in ("control", "vision", "language"):  # the options of `evaluate` follow from the run
         Path(domain).mkdir()
         Path(domain, "config.toml").write_text(f'domain = "{domain}"\n')
-        commands.append(["evaluate", domain])
+        commands += [["evaluate", domain], ["audit", domain]]
+    commands += [["audit", kind] for kind in ("policy", "classifier")]
     for command in commands:
         with pytest.raises(SystemExit):
             cli.main([*command, "--help"])
@@ -102,6 +104,13 @@ def test_relative_links_lead_somewhere(page, link):
 
 
 @pytest.mark.parametrize("page", TEXTS)
+def test_results_exist(page):
+    for place in re.findall(r"(?<![\w./])results/[\w./-]*\w", TEXTS[page]):
+        inside = archive.split(ROOT / place)
+        assert (ROOT / place).exists() or (inside and archive.names(*inside)), place
+
+
+@pytest.mark.parametrize("page", TEXTS)
 def test_make_targets_exist(page):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"(?:^|`)make ([a-z-]+)", TEXTS[page], re.MULTILINE)) <= targets
@@ -111,7 +120,7 @@ def test_make_targets_exist(page):
 def test_command(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = shlex.split(command)[1:]
-    if words[0] in ("evaluate", "export") and not words[1].startswith("-") and words[1] != "benchmark":
+    if words[0] in ("evaluate", "export", "audit") and "/" in words[1]:
         path = Path(words[1])  # the options follow from the run
         path.mkdir(parents=True)
         domain = next((name for name in ("vision", "language") if name in path.parts), "control")

@@ -37,7 +37,7 @@ from entropyfloor.report.figures.scores import entropy_figure, evaluation_figure
 from entropyfloor.report.figures.style import looks, png, svg
 from entropyfloor.report.formats import nats, plain, significant
 from entropyfloor.report.page import MOST, _csv
-from entropyfloor.report.statistics import iqm, iqm_interval, mean_interval
+from entropyfloor.report.statistics import iqm, mean_interval, stratified_interval
 from entropyfloor.report.summary import lead, sentence, verdict
 from entropyfloor.runs import Run, read_run
 from run_files import contents, dumped, healthy, metrics
@@ -129,25 +129,25 @@ def test_the_interval_covers_the_mean_as_often_as_it_says():
 
 
 def test_iqm_by_hand():
-    assert iqm([100.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, -50.0]) == 2.5  # 1, 2, 3, 4 stay
-    assert iqm([1.0, 2.0, 9.0]) == 4.0  # too few to drop any
-    assert iqm([[0.0, 2.0], [4.0, 100.0]]) == 3.0  # over all tasks together
+    assert iqm(np.array([100.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, -50.0])) == 2.5  # 1, 2, 3, 4 stay
+    assert iqm(np.array([1.0, 2.0, 9.0])) == 4.0  # too few to drop any
+    assert iqm(np.array([0.0, 4.0]), np.array([2.0, 100.0])) == 3.0  # over all tasks together
 
 
 def test_bootstrap_by_hand():
     # Of the 27 resamples of three seeds one is (0, 0, 0) and one (6, 6, 6): 3.7 %, more than the 2.5 % outside.
-    value, low, high, n = iqm_interval([0.0, 3.0, 6.0])
+    value, low, high, n = stratified_interval([[0.0, 3.0, 6.0]])
     assert (value, low, high, n) == (3.0, 0.0, 6.0, 3)
     # The IQM of a resample of (0, 0, 0, 1) is above 0 where it has two 1s or more, which is so in 26 % of them;
     # the mean is in 68 %. The upper bound of a 20 % interval is the 60 % quantile.
-    assert iqm_interval([0.0, 0.0, 0.0, 1.0], confidence=0.2).high == 0.0
+    assert stratified_interval([[0.0, 0.0, 0.0, 1.0]], confidence=0.2).high == 0.0
 
 
 def test_the_bootstrap_stays_inside_its_tasks_and_is_repeatable():
-    value, low, high, _ = iqm_interval([[1.0, 10.0]] * 3)
+    value, low, high, _ = stratified_interval([[1.0] * 3, [10.0] * 3])
     assert (value, low, high) == (5.5, 5.5, 5.5)  # tasks that were mixed would spread
-    scores = np.random.default_rng(1).normal(size=(5, 2))
-    assert iqm_interval(scores) == iqm_interval(scores)
+    scores = np.random.default_rng(1).normal(size=(2, 5))
+    assert stratified_interval(scores) == stratified_interval(scores)
 
 
 def test_statistics_refuse_what_they_cannot_do():
@@ -156,7 +156,7 @@ def test_statistics_refuse_what_they_cannot_do():
     with pytest.raises(ValueError, match="finite"):
         mean_interval([1.0, np.nan])
     with pytest.raises(ValueError, match="n=2 seeds are too few"):
-        iqm_interval([1.0, 2.0])
+        stratified_interval([[1.0, 2.0]])
 
 
 # --- what is averaged with what --------------------------------------------------------------------------
@@ -558,12 +558,12 @@ def test_of_many_agents_the_best_are_drawn_and_all_are_in_the_tables(tmp_path):
 def test_the_bootstrap_of_many_seeds_needs_no_gigabytes():
     values = np.random.default_rng(2).normal(size=(1500, 2))
     tracemalloc.start()
-    interval = iqm_interval(values, resamples=3000)
+    interval = stratified_interval(values.T, resamples=3000)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 60e6  # all draws together: 3000 · 1500 · 2 · 8 bytes = 72 MB, and several times that
     assert interval.low < interval.value < interval.high
-    one = iqm_interval(values[:, 0], resamples=3000)  # its draws are those of a generator without chunks
+    one = stratified_interval([values[:, 0]], resamples=3000)  # its draws are those of a generator without chunks
     drawn = values[np.random.default_rng(0).integers(1500, size=(3000, 1500)), 0]
     expected = np.quantile(trim_mean(drawn, 0.25, axis=1), [0.025, 0.975])
     np.testing.assert_allclose([one.low, one.high], expected, rtol=1e-14)

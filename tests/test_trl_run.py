@@ -319,6 +319,14 @@ def test_automatic_thresholds_that_cross_are_refused(model, tmp_path, settings):
         trained(ERAGRPOTrainer, model, args)
 
 
+def test_thresholds_that_cross_name_no_entropy_where_none_is_known(model, tmp_path):
+    settings = {"omega_low": 0.45, "omega_high": 3.0, "second_stage_steps": 9, "omega_high_2": 0.1}
+    with pytest.raises(
+        ValueError, match=r"^ω_low is 0\.45, so auto gives ω_low=0\.2, and ω_high=0\.1 is not above"
+    ):
+        trained(ERAGRPOTrainer, model, arguments(tmp_path, **settings))
+
+
 # --- refusals ---------------------------------------------------------------------------------------------
 
 

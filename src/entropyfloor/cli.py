@@ -22,8 +22,8 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit status: 0, 1 for a run that failed, 2 for a command that cannot be carried out, 130 for Ctrl-C,
-        141 where the reader of its output has gone.
+        The exit status: 0, 1 for a run that failed or a floor that is broken, 2 for a command that cannot be
+        carried out, 130 for Ctrl-C, 141 where the reader of its output has gone.
     """
     args = list(sys.argv[1:] if args is None else args)
     if args == ["--version"]:
@@ -72,6 +72,8 @@ def _long_form(args: Sequence[str]) -> list[str]:
             return ["evaluate", "run", *args[1:]]
         case ["evaluate", word, *rest] if word not in ("run", "benchmark", "-h", "--help"):
             return ["evaluate", "run", word, *rest]
+        case ["audit", word, *rest] if word not in ("run", "policy", "classifier", "language", "-h", "--help"):
+            return ["audit", "run", word, *rest]
         case ["judge", *rest]:
             # A text such as -x is no option. To the parser no word with a space is one.
             return [

@@ -5,19 +5,21 @@ config, or the arguments of the function that does the work.
 """
 
 import importlib
-import os
 import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import fields
-from functools import wraps
+from functools import partial, wraps
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
+
+Command = Callable[[Sequence[str]], Callable[..., None]]
+"""A function from the arguments of a command to what the parser calls."""
 
 # --- train -----------------------------------------------------------------------------------------------
 
@@ -130,9 +132,7 @@ def _print_runs(paths: Sequence[Path]) -> None:
 
 def evaluate_run(args: Sequence[str]) -> Callable[..., None]:
     """Evaluate what a run has trained: a policy, a classifier or a language model, with intervals."""
-    # The run is the first word that is no option and, since every option takes a value, does not follow one.
-    words = (word for before, word in zip(["", *args], args, strict=False) if before[:2] != "--" or "=" in before)
-    path = next((Path(word) for word in words if not word.startswith("-")), None)
+    path = _first_path(args)
     if path is None:
 
         def command_without_run() -> None:
@@ -153,6 +153,12 @@ def evaluate_run(args: Sequence[str]) -> Callable[..., None]:
             print(function(*values, **options))
 
     return tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(command)
+
+
+def _first_path(args: Sequence[str]) -> Path | None:
+    """The first word that is no option and, since every option takes a value, does not follow one."""
+    words = (word for before, word in zip(["", *args], args, strict=False) if before[:2] != "--" or "=" in before)
+    return next((Path(word) for word in words if not word.startswith("-")), None)
 
 
 def evaluate_benchmark(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
@@ -234,6 +240,55 @@ def export(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
     return command
 
 
+# --- audit -----------------------------------------------------------------------------------------------
+
+
+def audit_run(args: Sequence[str]) -> Callable[..., None]:
+    """Measure the entropy of what a run has trained, in visited states, on test images or in responses."""
+    path = _first_path(args)
+    if path is None:
+
+        def command_without_run() -> None:
+            """Measure the entropy of what a run has trained, in visited states, on test images or in responses.
+
+            Give the run directory first. The options follow from the run: `entropyfloor audit RUN --help`.
+            """
+            raise ValueError("no run directory is given: write `entropyfloor audit RUN`")
+
+        if args:  # options of a run, which nothing knows yet
+            command_without_run()
+        return command_without_run
+    return _audit(audit_run, importlib.import_module(f"entropyfloor.audit.{_domain(path)}").run, path)
+
+
+def audit_policy(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
+    """Measure the entropy of a policy in a file: Stable-Baselines3, SBX, ONNX or TorchScript."""
+    from entropyfloor.audit.policies import policy
+
+    return _audit(audit_policy, policy)
+
+
+def audit_classifier(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
+    """Measure the entropy of any classifier of timm on images."""
+    from entropyfloor.audit.vision import classifier
+
+    return _audit(audit_classifier, classifier)
+
+
+def audit_language(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
+    """Measure the entropy of any language model in its responses, or in given ones."""
+    from entropyfloor.audit.language import language_model
+
+    return _audit(audit_language, language_model)
+
+
+def _audit(kind: Command, measure: Callable[..., Any], run: Path | None = None) -> Callable[..., None]:
+    """The command that measures a model; `kind` has its summary, and refusals name the run, if there is one."""
+    from entropyfloor.audit.command import command_of
+
+    return command_of(measure, str(kind.__doc__), nullcontext if run is None else partial(_naming, run))
+
+
 @contextmanager
 def _naming(run: Path) -> Iterator[None]:
     """Name the run in a refusal that does not: a wrong setting of it, for example."""
@@ -258,11 +313,10 @@ def _domain(run: Path) -> str:
 
 
 def reproduce(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
-    """Run an experiment of the paper, at its scale or a smaller one."""
+    """Run a figure, a table or an experiment of the paper, at its scale or a smaller one."""
+    from entropyfloor import reproduction
+    from entropyfloor.experiments import paper, start
     from entropyfloor.experiments import recipe as recipes
-    from entropyfloor.experiments import reproduce as experiments
-    from entropyfloor.experiments.settings import parse_settings
-    from entropyfloor.runs.processes import cores
 
     def command(
         recipe: Annotated[str, tyro.conf.Positional] = "",
@@ -272,63 +326,55 @@ def reproduce(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
         out: Path | None = None,
         set_: Annotated[tuple[str, ...], tyro.conf.arg(name="set")] = (),
         workers: int | None = None,
+        engine: Literal["local", "ray", "slurm"] = "local",
         dry_run: bool = False,
+        measure: bool = False,
     ) -> None:
-        """Run an experiment of the paper, at its scale or a smaller one.
+        """Run a figure, a table or an experiment of the paper, at its scale or a smaller one.
 
-        Without a recipe, the recipes are listed. The same command continues unfinished runs.
+        Without a name, all of them are listed. The same command continues unfinished runs.
 
         Args:
-            recipe: A recipe such as vision/cifar10, or your own file that ends in .toml.
+            recipe: A figure or table such as fig-3a, a recipe such as vision/cifar10, or your own file that ends
+                in .toml.
             scale: The paper's own size, one accelerator's, or a CPU's.
             arms: Run only these arms of the comparison.
             seeds: Seeds that replace the recipe's.
-            out: Directory of the runs; by default runs/<recipe>/<scale>.
+            out: Directory of the runs, or of those of each recipe of a figure; by default runs/<recipe>/<scale>.
             set_: Settings that replace the recipe's, such as data_dir=/where/cifar10/is.
-            workers: Number of runs at a time; by default one for each core at the scale of a CPU, else one.
-            dry_run: Print the commands and run nothing.
+            workers: Number of runs at a time; by default one for each core at the scale of a CPU, else one; on a
+                cluster as many as there is room for.
+            engine: Where runs are executed: on this machine, on a Ray cluster, or by Slurm.
+            dry_run: Print the commands, and what they need of memory and disk, and run nothing.
+            measure: With --dry-run, train for up to a minute to say how long the runs take.
         """
         if not recipe:
-            for name in recipes.names():
-                listed = recipes.load(name)
-                print(f"{name:<32}{listed.title}; {', '.join(listed.scales)} ({listed.source})")
+            print(f"{paper.listing()}\n\n{recipes.listing()}")
             return
-        if workers is not None and workers < 1:
-            raise ValueError(f"--workers {workers} must be at least 1")
-        # A file may be anywhere; its runs are in runs/ all the same.
-        parts = [part for part in Path(recipe.removesuffix(".toml")).parts if part not in (os.sep, os.pardir)]
-        home = out or Path("runs", *parts, scale)
+        start.check_options(workers, dry_run=dry_run, measure=measure)
+        places = paper.find(recipe)
+        for place in places:
+            print(place.headline, file=sys.stderr)
+        if places and not any(place.scales for place in places):
+            print("\n\n".join(map(reproduction.shown, places)))
+            return
         settings = dict(recipes.setting(change) for change in set_)
-        chosen = recipes.load(recipe)
-        runs = chosen.runs(scale, home, arms=arms, seeds=seeds, settings=settings)
-        plan = parse_settings(runs, recipe, _planned_config)
+        studies = start.studies(recipe, places, scale, out, arms=arms, seeds=seeds, settings=settings)
+        parsed = [study.parsed(reproduction.settings_of) for study in studies]
+        plan = start.plan_of(parsed, workers, reproduction.needs_of)
         if dry_run:
-            for run in plan:
-                start = ["entropyfloor"] if run.devices == 1 else ["python", "-m", *run.launcher]
-                print(shlex.join([*start, *run.command]))
-            return
-        experiments.reproduce(plan, workers or (cores() if scale == "cpu" else 1))
-        for arm, reported in chosen.published.items():
-            values = ", ".join(f"{quantity} {value}" for quantity, value in reported.items())
-            print(f"{chosen.source}, {arm}: {values}")
-        if chosen.mode == "train":
-            print(f"report: entropyfloor report {shlex.quote(str(home))}")
-        else:
-            print("\n".join(f"scores: {run.out}, log: {experiments.log_file(run)}" for run in plan))
+            print("\n".join(start.commands(plan)))
+            if measure:
+                plan.check()  # first: a trial of what does not fit would take the memory of everything else
+                plan = plan.timed()
+            print("\n".join(plan.lines()), file=sys.stderr)
+        if engine == "local":  # the machines of a cluster are others
+            plan.check()
+        if not dry_run:
+            for line in start.run(parsed, workers, engine):
+                print(line)
 
     return command
-
-
-def _planned_config(run: Any) -> Any:
-    """The class of the settings of a planned run."""
-    if run.domain == "control":
-        return _control_config(run.command)
-    module, name = {
-        ("train", "vision"): ("vision.config", "VisionConfig"),
-        ("train", "language"): ("language.config", "LanguageConfig"),
-        ("evaluate", "language"): ("language.benchmarks.evaluate", "EvaluationConfig"),
-    }[run.mode, run.domain]
-    return getattr(importlib.import_module(f"entropyfloor.{module}"), name)
 
 
 def report(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
@@ -336,16 +382,40 @@ def report(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
     from entropyfloor.report import write_report
 
     def command(
-        paths: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("runs"),), out: Path = Path("report")
+        paths: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("runs"),),
+        out: Path = Path("report"),
+        baseline: str | None = None,
     ) -> None:
         """Draw learning curves of runs, and their realised entropy with its floor.
 
         Args:
             paths: Run directories, or directories that contain them.
             out: Directory for the page and the figures.
+            baseline: What language models are compared with that were evaluated at several temperatures: an agent
+                of the report, or its label where settings differ; by default grpo.
         """
-        page = write_report(paths, out, warn=lambda line: print(line, file=sys.stderr))
+        page = write_report(
+            paths, out, baseline=baseline, warn=lambda line: print(line, file=sys.stderr), tell=print
+        )
         print(f"page: {page.resolve().as_uri()}")
+
+    return command
+
+
+def archive(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
+    """Put runs into one file, which reports read."""
+    from entropyfloor.runs.pack import pack
+
+    def command(paths: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("runs"),), *, out: Path) -> None:
+        """Put runs into one file, which reports read.
+
+        It is some seven times smaller, and has no checkpoints and models.
+
+        Args:
+            paths: Directories that contain runs, or archives whose runs are added.
+            out: The archive, such as results/sac.runs.zip.
+        """
+        print(f"{pack(paths, out)} runs: {out}")
 
     return command
 
@@ -374,9 +444,6 @@ def doctor(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
 # --- the tree of commands --------------------------------------------------------------------------------
 
 
-Command = Callable[[Sequence[str]], Callable[..., None]]
-
-
 class Group(NamedTuple):
     """A command with subcommands."""
 
@@ -394,8 +461,13 @@ COMMANDS: Mapping[str, Group | Command] = {
         {"run": evaluate_run, "benchmark": evaluate_benchmark},
     ),
     "judge": judge,
+    "audit": Group(
+        "Measure the entropy of a model against a floor: of a run (`audit RUN` for short), or of any other model.",
+        {"run": audit_run, "policy": audit_policy, "classifier": audit_classifier, "language": audit_language},
+    ),
     "export": export,
     "reproduce": reproduce,
     "report": report,
+    "archive": archive,
     "doctor": doctor,
 }

@@ -73,5 +73,9 @@ def one_line(error: BaseException) -> str:
         )
     notes = [note for note in getattr(error, "__notes__", []) if "\n" not in note]  # JAX's own have several lines
     line = "; ".join([" ".join(message.split()), *notes])
-    # Files from elsewhere may hold characters that a terminal takes for commands.
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+    return printable(line)
+
+
+def printable(text: str) -> str:
+    """A text in one line for a terminal: files from elsewhere may hold characters that it takes for commands."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

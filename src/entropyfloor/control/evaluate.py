@@ -15,7 +15,7 @@ from entropyfloor.control.agents.build import aim, player
 from entropyfloor.control.config import required
 from entropyfloor.control.envs import make, registered
 from entropyfloor.control.evaluator import Evaluator
-from entropyfloor.control.load import load_policy
+from entropyfloor.control.load import Policy, load_policy
 from entropyfloor.control.threads import limit_threads
 from entropyfloor.runs import Run
 from entropyfloor.runs.directory import run_directory
@@ -59,21 +59,11 @@ def evaluate(
             raise ValueError(f"video={video} must end in .mp4 or .gif")
     if video is not None and "DISPLAY" not in os.environ and find_library("EGL"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # the simulators read it when they are imported
-    directory = Run.open(run_directory(run))
-    registered.register_again(directory)
-    policy = load_policy(run)
-    config = policy.config
-    limit_threads(config.threads)
-    limit = config.max_episode_steps if max_episode_steps is None else max_episode_steps
-    env = make(config.env, **replace(config, max_episode_steps=limit).env_options())
-    log_std_min = required(config.log_std_min)
-    evaluator = Evaluator(
-        env, policy.distribution, [], log_std_min, normalise=policy.normalise, player=player(policy.agent)
-    )
+    policy, evaluator, env = open_evaluator(run, max_episode_steps)
 
     played = []
     with Progress(episodes, unit="episodes", every=1, evaluation="") as progress:
-        film = _Film(env, video, config.action_repeat, progress)
+        film = _Film(env, video, policy.config.action_repeat, progress)
         for i in range(episodes):
             number = seeding.episode(seed, seeding.PLAY_EPISODES, i)
             watch = film.take if video is not None and i == 0 else lambda: None
@@ -96,7 +86,7 @@ def evaluate(
         },
         **aims,
     }
-    file = directory.keep_evaluation(results)
+    file = Run.open(run_directory(run)).keep_evaluation(results)
     lines = [
         f"step {policy.step:,}, {episodes} episodes",
         f"return            {returns.mean():.1f} [{low:.1f}, {high:.1f}], least {returns.min():.1f}, "
@@ -108,6 +98,31 @@ def evaluate(
     if video is not None:
         lines.append(film.save())
     return "\n".join(lines)
+
+
+def open_evaluator(
+    run: Path, max_episode_steps: int | None = None
+) -> tuple[Policy, Evaluator, gymnasium.Env[Any, Any]]:
+    """The policy of a run, and what plays it on an environment of its own.
+
+    Args:
+        run: Run directory, or a directory in its `checkpoints`.
+        max_episode_steps: As in `evaluate`.
+
+    Raises:
+        ValueError: No run, or no checkpoint.
+    """
+    registered.register_again(Run.open(run_directory(run)))
+    policy = load_policy(run)
+    config = policy.config
+    limit_threads(config.threads)
+    limit = config.max_episode_steps if max_episode_steps is None else max_episode_steps
+    env = make(config.env, **replace(config, max_episode_steps=limit).env_options())
+    log_std_min = required(config.log_std_min)
+    evaluator = Evaluator(
+        env, policy.distribution, [], log_std_min, normalise=policy.normalise, player=player(policy.agent)
+    )
+    return policy, evaluator, env
 
 
 class _Film:

@@ -13,7 +13,7 @@ from entropyfloor.control.agents.build import build_agent
 from entropyfloor.control.config import SACConfig, TDMPC2Config
 from entropyfloor.control.envs import make
 from entropyfloor.control.episodes import Episodes, Step
-from entropyfloor.control.replay import Replay, Transition
+from entropyfloor.control.replay import Replay, Transition, transition_bytes
 from entropyfloor.control.trainer import Metrics, Trainer
 from entropyfloor.runs.machine import check_memory
 
@@ -35,7 +35,7 @@ class OffPolicyCollector:
         (self.obs_dim,), (self.action_dim,) = env.observation_space.shape or (), env.action_space.shape
         self._rng = seeding.generator(config.seed, seeding.HOST)
         capacity = min(config.replay_capacity, config.steps)
-        each = 4 * seeds * (2 * self.obs_dim + self.action_dim + 2)  # a float32 has four bytes
+        each = seeds * transition_bytes(self.obs_dim, self.action_dim)
         check_memory(capacity, each, "transitions in the replay", "--replay-capacity")
         batch = config.updates_per_step * config.batch_size
         check_memory(batch, each, "transitions in the updates of a step", "--batch-size")

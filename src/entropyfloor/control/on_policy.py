@@ -19,6 +19,11 @@ from entropyfloor.control.trainer import Metrics, Trainer
 from entropyfloor.runs.machine import check_memory
 
 
+def step_bytes(obs_dim: int, action_dim: int) -> int:
+    """Bytes that a step of an environment takes in a rollout."""
+    return 4 * (2 * obs_dim + action_dim + 4)  # a float32 has four bytes
+
+
 class OnPolicyCollector:
     """Simulators and normalisers of one seed.
 
@@ -32,8 +37,8 @@ class OnPolicyCollector:
         first = make(config.env, **config.env_options())
         self.action_space: Any = first.action_space
         (self.obs_dim,) = first.observation_space.shape or ()
-        floats = 2 * self.obs_dim + math.prod(self.action_space.shape or ()) + 4
-        per_step = 4 * seeds * config.num_envs * floats  # a float32 has four bytes
+        each = step_bytes(self.obs_dim, math.prod(self.action_space.shape or ()))
+        per_step = seeds * config.num_envs * each
         check_memory(config.rollout_steps, per_step, "steps of a rollout", "--rollout-steps or --num-envs")
         self._pool = pool_of(config.env, config.env_options(), config.num_envs, config.seed, first=first)
         self.returns = self._pool.returns

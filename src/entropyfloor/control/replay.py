@@ -21,6 +21,11 @@ class Transition(NamedTuple):
     next_observation: Any  # [..., obs_dim]
 
 
+def transition_bytes(obs_dim: int, action_dim: int) -> int:
+    """Bytes that a transition takes in a replay."""
+    return 4 * (2 * obs_dim + action_dim + 2)  # a float32 has four bytes
+
+
 class Replay:
     """The last `capacity` transitions, sampled uniformly with replacement.
 

@@ -51,13 +51,22 @@ class PlannedRun:
     settings: dict[str, Any] = field(repr=False)
     devices: int = 1
     mode: str = "train"
+    accelerators: int = 0
+    """Number of accelerators that it wants: one for each device, none at the scale of a CPU."""
     three_valued: frozenset[str] = frozenset()
     """Names of settings that are True, False or None: their option takes the value as a word."""
+    known: frozenset[str] = field(default=frozenset(), repr=False)
+    """Names of the settings that there are."""
 
     @property
     def record(self) -> dict[str, Any]:
         """Its entries of `config.toml`."""
         return {**self.settings, "seed": self.seed, "domain": self.domain}
+
+    @property
+    def cpus(self) -> int:
+        """Number of cores that it wants."""
+        return self.devices * max(1, int(self.settings.get("threads", 1)))
 
     @property
     def launcher(self) -> list[str]:
@@ -166,7 +175,8 @@ class Recipe:
         _check_seeds("seeds", list(seeds))
         _check_name(f"{self.name}: scale", scale, tuple(self.scales))
         own = dict(self.scales[scale])
-        own_seeds, known = own.pop("seeds"), own.pop("arms", list(self.arms))
+        own_seeds, known = own.pop("seeds"), self.arms_of(scale)
+        own.pop("arms", None)
         devices = own.pop("devices", 1) if self.mode == "train" else 1  # an evaluation has them among its settings
         for arm in arms:
             _check_name(f"{self.name}: arm at scale {scale}", arm, known)
@@ -182,10 +192,17 @@ class Recipe:
                     if self.mode == "train":
                         chosen = {**chosen, "recipe": f"{self.name} {scale} {arm}"}
                     path = home / arm / f"seed-{seed}"
-                    plan.append(PlannedRun(arm, seed, path, self.domain, chosen, devices, self.mode))
+                    wanted = devices if self.mode == "train" else chosen.get("devices", 1)
+                    accelerators = 0 if scale == "cpu" else wanted
+                    run = PlannedRun(arm, seed, path, self.domain, chosen, devices, self.mode, accelerators)
+                    plan.append(run)
         if twice := [path for path, times in Counter(run.out for run in plan).items() if times > 1]:
             raise ValueError(f"{self.name}: several runs would go to {twice[0]}: name each arm and env once")
         return plan
+
+    def arms_of(self, scale: str) -> list[str]:
+        """Names of the arms that a scale runs."""
+        return list(self.scales[scale].get("arms", self.arms))
 
     def _arm(self, name: str) -> dict[str, Any]:
         own = dict(self.arms[name])
@@ -195,6 +212,12 @@ class Recipe:
 def names() -> list[str]:
     """Names of the recipes of this package, `<domain>/<name>`."""
     return sorted(name for name, _ in _package_recipes())
+
+
+def listing() -> str:
+    """The recipes of this package as text, for a terminal."""
+    recipes = map(load, names())
+    return "\n".join(f"{each.name:<32}{each.title}; {', '.join(each.scales)} ({each.source})" for each in recipes)
 
 
 def load(name: str) -> Recipe:

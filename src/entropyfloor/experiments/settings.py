@@ -36,7 +36,8 @@ def parse_settings(
                 parsed[key] = _parsed(run, kind_of(run))
             except ValueError as error:
                 raise ValueError(f"recipe {name}, arm {run.arm}: {error}") from None
-        runs.append(replace(run, settings=parsed[key].settings, three_valued=parsed[key].three_valued))
+        found = parsed[key]
+        runs.append(replace(run, settings=found.settings, three_valued=found.three_valued, known=found.known))
     return runs
 
 
@@ -52,7 +53,7 @@ def _parsed(run: PlannedRun, kind: type[Any]) -> PlannedRun:
         if hints[name] is bool and not isinstance(value, bool):
             raise ValueError(f"{name}={value!r} must be true or false")
     three_valued = frozenset(name for name in known if {bool, type(None)} <= set(get_args(hints[name])))
-    run = replace(run, three_valued=three_valued)
+    run = replace(run, three_valued=three_valued, known=frozenset(known))
     config = _parse(kind, run.command[2:])
     config.resolved()
     return replace(run, settings={name: getattr(config, name) for name in run.settings})

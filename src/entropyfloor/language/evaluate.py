@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -227,6 +228,7 @@ def evaluate(
             "step": trained.step,
             "problems": len(evaluation.problems),
             "asked": _checksum(evaluation.problems),
+            "problem_keys": [_key(problem) for problem in evaluation.problems],
             "samples": samples,
             "temperature": config.eval_temperature,
             "values": evaluation.metrics(),
@@ -253,6 +255,15 @@ def evaluate(
     return "\n".join(lines)
 
 
+def _key(problem: Problem) -> str:
+    """A name of the problem, by which a report pairs the responses of several models to it."""
+    return hashlib.blake2b(_text(problem).encode(), digest_size=8).hexdigest()
+
+
 def _checksum(problems: Sequence[Problem]) -> int:
     """A number for these problems in any order, by which a report compares only evaluations of the same ones."""
-    return zlib.crc32("\0".join(sorted(f"{problem.prompt}\0{problem.answer}" for problem in problems)).encode())
+    return zlib.crc32("\0".join(sorted(map(_text, problems))).encode())
+
+
+def _text(problem: Problem) -> str:
+    return f"{problem.prompt}\0{problem.answer}"

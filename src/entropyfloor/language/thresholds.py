@@ -33,15 +33,20 @@ def thresholds_of_stages(
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """ω_low and ω_high of both stages, checked together, so that a run does not fail where the second begins.
 
+    `initial_entropy` is used where those of the first stage are automatic.
+
     Raises:
         ValueError: Those of a stage cross.
     """
     of_first = first_thresholds(first, initial_entropy)
     stages = of_first, second_thresholds(second, of_first[0])
-    for low, high in stages:
+    follow = "auto" in first, first[0] == "auto"  # whether those of a stage follow from the entropy
+    for (low, high), follows in zip(stages, follow, strict=True):
         if not low < high:
+            known = (
+                f"RL begins with an entropy of {initial_entropy:g} nats" if follows else f"ω_low is {first[0]:g}"
+            )
             raise ValueError(
-                f"RL begins with an entropy of {initial_entropy:g} nats, so auto gives ω_low={low:g}, and "
-                f"ω_high={high:g} is not above it: give both"
+                f"{known}, so auto gives ω_low={low:g}, and ω_high={high:g} is not above it: give both"
             )
     return stages

@@ -207,7 +207,7 @@ class Trainer:
     @property
     def min_entropy(self) -> float:
         """The floor of this step, if something holds the entropy at one."""
-        return self.controller.floor(self.step / self.config.steps)
+        return self.controller.floor(self.step / max(1, self.config.steps))
 
     # --- parts of a step --------------------------------------------------------------------------------
 

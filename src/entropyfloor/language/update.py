@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from entropyfloor.language import losses
+from entropyfloor.language.metrics import mean_entropies, rollout_metrics
 from entropyfloor.language.model.forward import IGNORED, autocast, head_of, hidden_states
 from entropyfloor.language.sampling.rollout import Responses, parts
 from entropyfloor.runs.settings import Precision
@@ -102,10 +103,7 @@ class Rollout(NamedTuple):
 
     def mean_entropies(self) -> dict[str, float]:
         """Mean entropies of responses and of all tokens, in nats, by their names in a run."""
-        return {
-            "response_entropy": float(self.response_entropies.mean()),
-            "token_entropy": _mean(self.entropies, self.responses.response_mask),
-        }
+        return mean_entropies(self.entropies, self.responses.response_mask, self.response_entropies)
 
 
 class Batch(NamedTuple):
@@ -191,26 +189,18 @@ def evaluate_rollout(
 def batch_of(rollout: Rollout, hyperparameters: Hyperparameters) -> tuple[Batch, dict[str, float]]:
     """The scale of each response by the thresholds of this rollout, and the metrics of the rollout."""
     hp, mask = hyperparameters, rollout.responses.response_mask
-    of_responses, entropies, advantages = rollout.response_entropies, rollout.entropies, rollout.advantages
-    old, scale = rollout.unscaled, torch.ones_like(entropies)
-    metrics: dict[str, float] = {}
+    entropies, advantages = rollout.entropies, rollout.advantages
+    old, scale = rollout.unscaled, None
     if rollout.all_scales is not None:
         scale = scales_of(entropies, mask, advantages, rollout.failures, hp)
         old = F.log_probs_at(rollout.all_scales, scale)
-        metrics = {"scaled_share": float((scale != 1).any(1).double().mean())}
-        metrics["omega_low"] = hp.omega_low
-        if math.isfinite(hp.omega_high):
-            metrics["omega_high"] = hp.omega_high
-    top = losses.forking_tokens(entropies, mask)
-    metrics |= rollout.mean_entropies() | {
-        "response_entropy/below": float((of_responses < hp.omega_low).double().mean()),
-        "response_entropy/above": float((of_responses > hp.omega_high).double().mean()),
-        "token_entropy/top": _mean(entropies, top),
-        "token_entropy/bottom": _mean(entropies, mask & ~top),
+    of_responses = rollout.response_entropies
+    metrics = rollout_metrics(entropies, mask, of_responses, scale, hp.omega_low, hp.omega_high) | {
         "response_length": float(mask.sum(1).double().mean()),
         "ended": float(rollout.responses.ended.double().mean()),
         "tokens": float(mask.sum()),
     }
+    scale = torch.ones_like(entropies) if scale is None else scale
     of_others = (rollout.reference, rollout.failures)
     return Batch(rollout.responses, advantages, entropies, rollout.unscaled, old, scale, *of_others), metrics
 
@@ -403,8 +393,3 @@ def head_arguments(
     if hp.top_k is not None and advantages is not None:
         arguments |= {"top_k": hp.top_k, "top_k_rows": (advantages > 0)[:, None].expand(-1, length)}
     return arguments
-
-
-def _mean(values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> float:
-    """Mean of the values in a mask; 0 where the mask is empty."""
-    return float(losses.weighted_sum(values, losses.token_weights(mask)))

@@ -33,6 +33,8 @@ CONDITIONS = ("problems", "asked", "samples", "temperature", "ood")
 
 UNSET = "unset"
 """Shown for a setting that a run does not have."""
+UNTRAINED = "before training"
+"""Label of the runs of no step."""
 NO_EVALUATION = "no evaluation yet"
 """Note of a run without an evaluation."""
 
@@ -46,6 +48,10 @@ class Comparison:
     groups: tuple[Group, ...]
     unused: tuple[SeedRun, ...]
     """Runs without an evaluation, and those whose metrics were cut beside others of the same settings."""
+    untrained: tuple[SeedRun, ...] = ()
+    """Runs of no step beside others of some: they were evaluated before training."""
+    baseline: Group | None = None
+    """The group that the others are compared with."""
 
     @cached_property
     def also(self) -> tuple[Column, ...]:
@@ -57,7 +63,7 @@ class Comparison:
     def runs(self) -> list[SeedRun]:
         """Every run, by label and seed."""
         used = [seed for group in self.groups for seed in group.seeds]
-        return sorted([*used, *self.unused], key=lambda seed: (seed.label, seed.number))
+        return sorted([*used, *self.unused, *self.untrained], key=lambda seed: (seed.label, seed.number))
 
 
 class Comparisons(NamedTuple):
@@ -69,16 +75,17 @@ class Comparisons(NamedTuple):
     """Why a run is in none of them, with its path."""
 
 
-def read_comparisons(paths: Sequence[Path]) -> Comparisons:
+def read_comparisons(paths: Sequence[Path], baseline: str | None = None) -> Comparisons:
     """Read the runs at or below `paths` and sort them by environment and label.
 
     Runs that are damaged, or cannot be compared with the others, are left out.
 
     Args:
         paths: Run directories, or directories that hold some.
+        baseline: Label or agent of the group that the others are compared with; by default that of the domain.
 
     Raises:
-        ValueError: No run that can be drawn; the message names those that were left out.
+        ValueError: No run that can be drawn; the message names those that were left out. Or no such baseline.
     """
     left_out: list[str] = []
     by_env: defaultdict[tuple[str, str], list[Record]] = defaultdict(list)
@@ -90,7 +97,8 @@ def read_comparisons(paths: Sequence[Path]) -> Comparisons:
         else:
             by_env[record.config.get("domain", "control"), record.config["env"]].append(record)
     comparisons = [
-        _comparison(env, DOMAINS[domain], by_env[domain, env], left_out) for domain, env in sorted(by_env)
+        _comparison(env, DOMAINS[domain], by_env[domain, env], left_out, baseline)
+        for domain, env in sorted(by_env)
     ]
     if not any(comparison.groups for comparison in comparisons):
         unused = [seed for comparison in comparisons for seed in comparison.unused]
@@ -102,6 +110,9 @@ def read_comparisons(paths: Sequence[Path]) -> Comparisons:
             )
         left_out += [f"{seed.record.path}: {seed.note}" for seed in unused if seed.note != NO_EVALUATION]
         raise ValueError("; ".join(shortened(left_out)))
+    if baseline is not None and not any(comparison.baseline for comparison in comparisons):
+        known = sorted({group.label for comparison in comparisons for group in comparison.groups})
+        raise ValueError(f"baseline={baseline!r} must be one of {', '.join(shortened(known))}")
     return Comparisons(comparisons, left_out)
 
 
@@ -161,10 +172,15 @@ def distinct(values: Iterable[Any]) -> list[Any]:
     return list(by_text.values())
 
 
-def _comparison(env: str, domain: Domain, records: Sequence[Record], left_out: list[str]) -> Comparison:
+def _comparison(
+    env: str, domain: Domain, records: Sequence[Record], left_out: list[str], baseline: str | None
+) -> Comparison:
     """Groups of the records. Reasons why one is in none of them are added to `left_out`."""
+    trained = [record for record in records if record.config.get("steps") != 0]
+    untrained = [record for record in records if trained and record.config.get("steps") == 0]
+    trained = trained or [*records]
     by_label: defaultdict[str, list[SeedRun]] = defaultdict(list)
-    for record, label in zip(records, labels(records), strict=True):
+    for record, label in zip(trained, labels(trained), strict=True):
         by_label[label].append(_seed_run(record, label, domain))
     groups: list[Group] = []
     unused: list[SeedRun] = []
@@ -180,7 +196,24 @@ def _comparison(env: str, domain: Domain, records: Sequence[Record], left_out: l
             except ValueError as error:
                 left_out.append(str(error))
     same = _same_conditions(groups)
-    return Comparison(env, domain, tuple(replace(group, same_conditions=same) for group in groups), tuple(unused))
+    groups = [replace(group, same_conditions=same) for group in groups]
+    by_label.clear()
+    for record, label in zip(untrained, labels(untrained), strict=True):
+        by_label[label].append(_seed_run(record, UNTRAINED, domain))
+    before = [
+        run
+        for label, runs in by_label.items()
+        for run in _without_duplicates(runs, f"{label} {UNTRAINED} on {env}", left_out)
+    ]
+    chosen = _baseline(groups, baseline or domain.baseline)
+    return Comparison(env, domain, tuple(groups), tuple(unused), tuple(before), chosen)
+
+
+def _baseline(groups: Sequence[Group], name: str | None) -> Group | None:
+    """The group with this label, or else the only one of this agent."""
+    named = [group for group in groups if group.label == name]
+    named = named or [group for group in groups if group.seeds[0].record.config["agent"] == name]
+    return named[0] if len(named) == 1 else None
 
 
 def _without_duplicates(runs: Sequence[SeedRun], what: str, left_out: list[str]) -> list[SeedRun]:

@@ -40,6 +40,8 @@ class Domain:
     """Decimals of the score; None chooses them by its size."""
     also: tuple[Column, ...] = ()
     """Other quantities of the table."""
+    baseline: str | None = None
+    """Agent that the others are compared with, unless another one is asked for."""
 
     @property
     def measured(self) -> tuple[str, ...]:
@@ -88,5 +90,6 @@ DOMAINS = {
             Column("scaled_share", "Responses scaled (%)", 100.0, 1),
             Column("response_length/eval", "Length (tokens)", 1.0, 1),
         ),
+        baseline="grpo",
     ),
 }

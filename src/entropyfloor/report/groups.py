@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -47,6 +47,8 @@ class Front(NamedTuple):
     """`[seeds, temperatures, problems]`."""
     samples: int
     """Responses to each problem at each temperature."""
+    conditions: tuple[Any, ...]
+    """Step, number of responses and checksum of the problems: only fronts that share them are drawn together."""
 
 
 @dataclass(frozen=True)
@@ -182,17 +184,16 @@ class Group:
 
     @cached_property
     def front(self) -> Front | None:
-        """Right responses at the temperatures of `evaluate --temperatures`; None if a seed has none."""
-        points = [seed.record.evaluation.get("front", []) for seed in self.seeds]
+        """Right responses at the temperatures of `evaluate --temperatures`; None if a seed has none or others."""
+        evaluations = [seed.record.evaluation for seed in self.seeds]
+        points = [evaluation.get("front", []) for evaluation in evaluations]
         temperatures = [[point["temperature"] for point in each] for each in points]
-        if (
-            not self.same_conditions
-            or len(temperatures[0]) < 2
-            or temperatures.count(temperatures[0]) < len(points)
-        ):
+        conditions = [tuple(each.get(name) for name in ("step", "samples", "asked")) for each in evaluations]
+        alike = [(each, *condition) for each, condition in zip(temperatures, conditions, strict=True)]
+        if len(temperatures[0]) < 2 or alike.count(alike[0]) < len(alike):
             return None
         counts = np.array([[point["correct"] for point in each] for each in points])
-        return Front(np.array(temperatures[0]), counts, int(self.seeds[0].record.evaluation["samples"]))
+        return Front(np.array(temperatures[0]), counts, int(evaluations[0]["samples"]), conditions[0])
 
     def histogram(self, name: str) -> dict[str, np.ndarray] | None:
         """Sum over seeds of a histogram by `entropyfloor evaluate`; None where a seed has none.

@@ -6,7 +6,6 @@ import csv
 import io
 import re
 import warnings
-from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from entropyfloor.report import html, verdicts
 from entropyfloor.report.comparison import (
     UNSET,
     Comparison,
@@ -34,7 +33,7 @@ from entropyfloor.report.figures.scores import overview_figure
 from entropyfloor.report.figures.style import Look, looks, png, svg
 from entropyfloor.report.formats import bracketed, nats, plain
 from entropyfloor.report.groups import TOLERANCE, Group, SeedRun, usable
-from entropyfloor.report.statistics import iqm_interval, mean_interval
+from entropyfloor.report.statistics import mean_interval, stratified_interval
 from entropyfloor.report.summary import lead, sentence, verdict
 from entropyfloor.runs import files
 
@@ -48,14 +47,19 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_report(
-    paths: Sequence[Path | str], out: Path | str, *, warn: Callable[[str], object] = warnings.warn
+    paths: Sequence[Path | str],
+    out: Path | str,
+    *,
+    baseline: str | None = None,
+    warn: Callable[[str], object] = warnings.warn,
+    tell: Callable[[str], object] = lambda _: None,
 ) -> Path:
     """Draw the runs at or below `paths`, and say whether their floors hold.
 
     Writes the `FIGURES` of each environment or dataset, such as `<env>-entropy`, and `overview` (of the first of
-    them), each as PNG and SVG, `table.csv` with the numbers of every seed, and `index.html`, which contains the
-    figures and loads nothing. Each file is written under another name and then renamed. The same runs give the
-    same bytes.
+    them), each as PNG and SVG, `table.csv` with the numbers of every seed, `fronts.csv` with the verdicts on
+    language models that were evaluated at several temperatures, and `index.html`, which contains the figures and
+    loads nothing. Each file is written under another name and then renamed. The same runs give the same bytes.
 
     Runs that are damaged, or cannot be compared with the others, are left out; the page names each, with the
     reason.
@@ -63,15 +67,17 @@ def write_report(
     Args:
         paths: Run directories, or directories that hold some.
         out: Directory of the report; it is made if it does not exist.
+        baseline: Label or agent that language models are compared with; by default grpo.
         warn: Receives each line about a run that was left out.
+        tell: Receives each table of fronts as text.
 
     Returns:
         Path of the page.
 
     Raises:
-        ValueError: No run that can be drawn; the message names those that were left out.
+        ValueError: No run that can be drawn; the message names those that were left out. Or no such baseline.
     """
-    (comparisons, left_out), out = read_comparisons([Path(path) for path in paths]), Path(out)
+    (comparisons, left_out), out = read_comparisons([Path(path) for path in paths], baseline), Path(out)
     drawn = [_most(comparison) for comparison in comparisons]
     look = looks(drawn)
     out.mkdir(parents=True, exist_ok=True)
@@ -82,7 +88,13 @@ def write_report(
     first = next(comparison for comparison in drawn if comparison.groups)
     _picture(out, "overview", overview_figure(first, look))
     files.replace(out / "table.csv", _bytes(_csv(comparisons)))
-    files.replace(out / "index.html", _bytes(_page(comparisons, figures, left_out)))
+    fronts = [verdicts.rows(comparison) for comparison in comparisons]
+    if any(fronts):
+        files.replace(out / "fronts.csv", _bytes(_fronts_csv(comparisons, fronts)))
+    files.replace(out / "index.html", _bytes(_page(comparisons, figures, fronts, left_out)))
+    for comparison, rows in zip(comparisons, fronts, strict=True):
+        if rows:
+            tell(verdicts.text(comparison.env, rows))
     for reason in shortened(left_out):
         warn(f"left out: {reason}")
     return out / "index.html"
@@ -134,8 +146,7 @@ def _picture(out: Path, name: str, figure: Figure, alt: str = "", caption: str =
     image = svg(figure)
     files.replace(out / f"{name}.svg", image)
     files.replace(out / f"{name}.png", png(figure))
-    source = f"data:image/svg+xml;base64,{b64encode(image).decode()}"
-    return Picture(name, source, alt, caption, figure.get_figwidth() > SINGLE)
+    return Picture(name, html.source(image), alt, caption, figure.get_figwidth() > SINGLE)
 
 
 def _most(comparison: Comparison) -> Comparison:
@@ -168,7 +179,7 @@ def _row(group: Group, domain: Domain) -> dict[str, str]:
         "n": str(n),
         "step": f"{group.steps[-1]:,}",
         "score": bracketed(mean_interval(final), domain.decimals),
-        "iqm": bracketed(iqm_interval(final), domain.decimals) if n >= 3 else "n < 3",
+        "iqm": bracketed(stratified_interval([final]), domain.decimals) if n >= 3 else "n < 3",
         "floor": f"{floor} (target)" if group.promise == "target" else floor,
         "entropy": nats(group.values("realised_entropy")[:, -1].mean()),
         "least": nats(group.least),
@@ -248,7 +259,7 @@ def _csv(comparisons: Sequence[Comparison]) -> str:
     writer.writeheader()
     for comparison in comparisons:
         domain = comparison.domain
-        rows = [_raw(seed, domain) for seed in comparison.unused]
+        rows = [_raw(seed, domain) for seed in (*comparison.unused, *comparison.untrained)]
         for group in comparison.groups:
             last = {name: group.values(name)[:, -1].tolist() for name in domain.measured}
             more = {column.name: group.last(column.name) for column in comparison.also}
@@ -265,9 +276,22 @@ def _csv(comparisons: Sequence[Comparison]) -> str:
                     }
                 )
         for row in sorted(rows, key=lambda row: (row["label"], row["seed"])):
-            cells = {"env": comparison.env, **row, "path": str(row["path"])}
-            writer.writerow({name: _text(cell) if isinstance(cell, str) else cell for name, cell in cells.items()})
+            writer.writerow(_safe({"env": comparison.env, **row, "path": str(row["path"])}))
     return file.getvalue()
+
+
+def _fronts_csv(comparisons: Sequence[Comparison], fronts: Sequence[list[verdicts.Row]]) -> str:
+    """One row for each agent that has a front: how it compares with the baseline, unrounded."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, ("env", *verdicts.RAW), lineterminator="\n")
+    writer.writeheader()
+    for comparison, rows in zip(comparisons, fronts, strict=True):
+        writer.writerows(_safe({"env": comparison.env, **row.raw()}) for row in rows)
+    return file.getvalue()
+
+
+def _safe(cells: dict[str, Any]) -> dict[str, Any]:
+    return {name: _text(cell) if isinstance(cell, str) else cell for name, cell in cells.items()}
 
 
 def _text(cell: str) -> str:
@@ -291,14 +315,13 @@ def _raw(seed: SeedRun, domain: Domain) -> dict[str, Any]:
 # --- the page --------------------------------------------------------------------------------------------
 
 
-def _page(comparisons: Sequence[Comparison], figures: Sequence[list[Picture]], left_out: Sequence[str]) -> str:
-    environment = Environment(
-        loader=PackageLoader("entropyfloor.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+def _page(
+    comparisons: Sequence[Comparison],
+    figures: Sequence[list[Picture]],
+    fronts: Sequence[list[verdicts.Row]],
+    left_out: Sequence[str],
+) -> str:
+    environment = html.environment()
     runs = [run for comparison in comparisons for run in comparison.runs]
     common, names, lines = _settings(runs)
     rows = [[_run(run, comparison.domain) for run in comparison.runs] for comparison in comparisons]
@@ -312,12 +335,15 @@ def _page(comparisons: Sequence[Comparison], figures: Sequence[list[Picture]], l
                 "figures": drawn,
                 "rows": [_row(group, comparison.domain) for group in comparison.groups],
                 "more": _more(comparison),
+                "fronts": [[row.label, *row.cells()] for row in compared],
+                "baseline": compared[0].baseline if compared else "",
                 "runs": run_rows,
                 "open": [row for row in run_rows if row["open"]],
             }
-            for comparison, drawn, run_rows in zip(comparisons, figures, rows, strict=True)
+            for comparison, drawn, compared, run_rows in zip(comparisons, figures, fronts, rows, strict=True)
         ],
         left_out=left_out,
+        fronts_head=verdicts.HEAD,
         runs=[row for run_rows in rows for row in run_rows],
         tolerance=f"{TOLERANCE:g}",
         common=common,

@@ -1,7 +1,8 @@
-"""Intervals over seeds, for 95 % by default."""
+"""Statistics over seeds and tasks with their intervals, for 95 % by default."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -50,44 +51,113 @@ def mean_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval
     return Interval(mean, mean - half, mean + half, n)
 
 
-def iqm(values: ArrayLike) -> float:
-    """Interquartile mean: the mean without the lowest and highest quarter of all values.
+# --- over tasks ------------------------------------------------------------------------------------------
+# Agarwal et al. 2021 (arXiv 2108.13264), section 4. Each function takes the scores of one task an argument,
+# `[..., seeds, ...]` with the seeds along `axis`; the scores are comparable between tasks, and tasks may have
+# different numbers of seeds.
 
-    ⌊n/4⌋ values are dropped at either end, so that it is the plain mean for n < 4.
-    Agarwal et al. 2021 (arXiv 2108.13264), section 4.
+
+def iqm(*tasks: np.ndarray, axis: int = 0) -> np.ndarray:
+    """Interquartile mean: the mean without the lowest and highest quarter of the scores of all tasks.
+
+    ⌊n/4⌋ scores are dropped at either end, so that it is the plain mean for n < 4.
     """
-    return float(stats.trim_mean(_checked(values), 0.25, axis=None))
+    return np.asarray(stats.trim_mean(np.concatenate(tasks, axis=axis), 0.25, axis=axis))
 
 
-def iqm_interval(
-    values: ArrayLike, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0
+def median(*tasks: np.ndarray, axis: int = 0) -> np.ndarray:
+    """Median over tasks of the mean over seeds."""
+    return np.median([task.mean(axis) for task in tasks], axis=0)
+
+
+def mean(*tasks: np.ndarray, axis: int = 0) -> np.ndarray:
+    """Mean over tasks of the mean over seeds."""
+    return np.mean([task.mean(axis) for task in tasks], axis=0)
+
+
+def optimality_gap(*tasks: np.ndarray, axis: int = 0) -> np.ndarray:
+    """How far scores are below 1 on average, where those above 1 count as 1."""
+    return 1 - mean(*(np.minimum(task, 1) for task in tasks), axis=axis)
+
+
+def stratified_interval(
+    tasks: Sequence[ArrayLike],
+    statistic: Callable[..., np.ndarray] = iqm,
+    *,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Interval:
-    """Interquartile mean with the percentile interval of a stratified bootstrap.
+    """A statistic with the percentile interval of a stratified bootstrap, which resamples the seeds of each task.
 
-    The seeds of each task are resampled independently; Agarwal et al. 2021 (arXiv 2108.13264), section 4. With a
-    handful of seeds in one task it covers less than `confidence`, as a resample is never more diverse than the
-    sample; `mean_interval` does not have this fault.
+    With a handful of seeds in one task it covers less than `confidence`, as a resample is never more diverse than
+    the sample; `mean_interval` does not have this fault.
 
     Args:
-        values: `[n]`, or `[n, tasks]` with returns that are comparable between tasks.
+        tasks: Scores of each task, `[seeds]`, or `[seeds, steps]` for a curve.
+        statistic: One of `iqm`, `median`, `mean` and `optimality_gap`, or a function like them.
         confidence: Share of the bootstrap distribution inside the interval.
         resamples: Number of bootstrap resamples.
         seed: Seed of the resampling.
 
+    Returns:
+        Numbers, or arrays `[steps]`; `n` is the smallest number of seeds.
+
     Raises:
-        ValueError: Fewer than three seeds, or a value that is not finite.
+        ValueError: Fewer than three seeds in a task, no task, or a value that is not finite.
     """
-    values = _checked(values)
-    n = len(values)
+    scores = tuple(map(_checked, tasks))
+    n = min(map(len, scores), default=0)
     if n < 3:
-        raise ValueError(f"n={n} seeds are too few to bootstrap: at least 3 are needed")
-    tasks = tuple(values.reshape(n, -1).T)
-    low, high = bootstrap_interval(tasks, _iqm_of_tasks, resamples=resamples, confidence=confidence, seed=seed)
-    return Interval(np.asarray(iqm(values)), np.asarray(low), np.asarray(high), n)
+        raise ValueError(f"n={n} seeds are too few to bootstrap: at least 3 in each task are needed")
+    low, high = bootstrap_interval(scores, statistic, resamples=resamples, confidence=confidence, seed=seed)
+    return Interval(np.asarray(statistic(*scores)), np.asarray(low), np.asarray(high), n)
 
 
-def _iqm_of_tasks(*tasks: np.ndarray, axis: int) -> np.ndarray:
-    return stats.trim_mean(np.concatenate(tasks, axis=axis), 0.25, axis=axis)
+def performance_profile(
+    tasks: Sequence[ArrayLike], thresholds: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """Share of the scores above each threshold, a mean over tasks.
+
+    Args:
+        tasks: Scores of each task, `[seeds]`.
+        thresholds: `[m]`.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
+
+    Returns:
+        Arrays `[m]`.
+
+    Raises:
+        ValueError: As `stratified_interval`.
+    """
+    above = [np.greater.outer(_checked(task), np.asarray(thresholds)).astype(float) for task in tasks]
+    return stratified_interval(above, mean, resamples=resamples, seed=seed)
+
+
+def probability_of_improvement(
+    tasks: Sequence[ArrayLike], others: Sequence[ArrayLike], *, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """Probability that a run has a higher score than one of another method on the same task; ties count half.
+
+    Args:
+        tasks: Scores of each task, `[seeds]`.
+        others: Those of the other method, on the same tasks in the same order.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
+
+    Raises:
+        ValueError: Different numbers of tasks, and as `stratified_interval`.
+    """
+    if len(tasks) != len(others):
+        raise ValueError(f"both methods need the same tasks, not {len(tasks)} and {len(others)}")
+
+    def improved(*scores: np.ndarray, axis: int = 0) -> np.ndarray:
+        pairs = zip(scores[: len(tasks)], scores[len(tasks) :], strict=True)
+        signs = [np.sign(np.expand_dims(x, axis + 1) - np.expand_dims(y, axis)) for x, y in pairs]
+        return np.mean([(sign.mean((axis, axis + 1)) + 1) / 2 for sign in signs], axis=0)
+
+    return stratified_interval([*tasks, *others], improved, resamples=resamples, seed=seed)
 
 
 def _checked(values: ArrayLike) -> np.ndarray:

@@ -23,7 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as dump_arrays
 
 from entropyfloor.extras import require
-from entropyfloor.runs import files, machine, schema
+from entropyfloor.runs import archive, files, machine, schema
+from entropyfloor.runs.needs import KEPT
 from entropyfloor.runs.run_reader import CONFIG, EVALUATION, MACHINE, METRICS, STATUS, read_config, read_lines
 from entropyfloor.runs.vocabulary import is_known
 
@@ -119,9 +120,12 @@ class Run:
         """Open the run in `path` to continue it.
 
         Raises:
-            ValueError: There is no run in `path`.
+            ValueError: There is no run in `path`, or it is in an archive.
         """
-        return cls(path, read_config(path))
+        config = read_config(path)
+        if archive.split(path):
+            raise ValueError(f"{path} is in an archive, without its checkpoints: give the directory of the run")
+        return cls(path, config)
 
     def log(self, step: int, quantities: Mapping[str, float]) -> None:
         """Append one line to the metrics. Numbers that are not finite are written as null.
@@ -136,7 +140,7 @@ class Run:
         self._step = step
 
     def save(
-        self, step: int, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any], *, keep: int = 2
+        self, step: int, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any], *, keep: int = KEPT
     ) -> Path:
         """Write a checkpoint beside the others, then rename it, then drop all but the last `keep`.
 

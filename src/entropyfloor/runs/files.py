@@ -8,15 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from entropyfloor.runs import archive
+
 
 def read(path: Path, most: int | None = None) -> bytes:
-    """Read a regular file.
+    """Read a regular file, on disk or in an archive.
 
     Raises:
         OSError: The file is missing or cannot be read.
         ValueError: It is a pipe, a device or a directory, on which a reader might wait for ever, or it has more
             than `most` bytes.
     """
+    if inside := archive.split(path):
+        return archive.read(*inside, most)
     size = _size(path)
     if most is not None and size > most:
         raise ValueError(f"{path.name} has {size:,} bytes, more than {most:,}")

@@ -69,6 +69,18 @@ def check_memory(count: int, size: int, what: str, option: str, memory: int | No
         )
 
 
+def memory() -> int:
+    """Bytes that runs on this machine may use."""
+    return int(SHARE * _memory())
+
+
+def device_memory() -> int | None:
+    """Bytes that runs may use of the first NVIDIA GPU; None if there is none, or it has no memory of its own."""
+    totals = _output("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits") or ""
+    total, *_ = totals.splitlines() or [""]
+    return int(SHARE * int(total) * 2**20) if total.isdigit() else None
+
+
 def _versions() -> dict[str, str]:
     versions = {}
     for package in PACKAGES:

@@ -91,7 +91,7 @@ def terminated_as_interrupted() -> Iterator[None]:
 
 def _work(work: Callable[[T], object], item: T, name: str) -> None:
     os.setpgrp()  # Ctrl-C reaches it once, through the parent: twice would not let it save
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    stop_with_parent()
     try:
         with terminated_as_interrupted():
             work(item)
@@ -101,9 +101,13 @@ def _work(work: Callable[[T], object], item: T, name: str) -> None:
         sys.exit(f"{name} failed: {one_line(error)}")
 
 
-def _stop_with_parent() -> None:
-    """Stop when the parent process has ended, even by a kill."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
+def stop_with_parent() -> None:
+    """Send SIGTERM to this process when its parent has ended, even by a kill."""
+
+    def wait_for_parent() -> None:
+        parent = parent_process()
+        assert parent is not None
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait_for_parent, daemon=True).start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import suppress
 from datetime import timedelta
@@ -10,6 +11,9 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
+
+PACE = "ENTROPYFLOOR_PACE"
+"""Environment variable: a file to which each step of work is appended, for a program that measures speed."""
 
 
 class _Console(Console):
@@ -50,7 +54,8 @@ class Progress:
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._total, self._unit, self._every = total, unit, every
+        self._pace_file = os.environ.get(PACE)
+        self._total, self._unit, self._every = total, unit, 1 if self._pace_file else every
         self._task = self._bar.add_task("", total=total)
         self._since: tuple[int, float] | None = None
         self._last = 0
@@ -102,6 +107,9 @@ class Progress:
 
     def _show(self, done: int) -> None:
         self._last = done
+        if self._pace_file and self._since and not self._busy:
+            with open(self._pace_file, "a") as file:
+                file.write(f"{self._since[1]} {time.perf_counter()} {done} {self._total}\n")
         description = self._label + " · ".join(filter(None, (self._evaluation, self._pace(done))))
         self._bar.update(self._task, completed=done, description=description)
 

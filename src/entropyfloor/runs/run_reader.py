@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from entropyfloor.runs import files, schema
+from entropyfloor.runs import archive, files, schema
 
 CONFIG, METRICS, STATUS = "config.toml", "metrics.jsonl", "status.json"
 MACHINE, EVALUATION = "machine.json", "evaluation.json"
@@ -94,15 +94,15 @@ def find_runs(*paths: Path) -> list[Path]:
     """Run directories at or below `paths`, sorted and without duplicates, with directories that cannot be entered.
 
     A directory is a run if it holds two or more of config, metrics and status, so that a run is found where one
-    of them is missing.
+    of them is missing. Archives are searched like directories.
 
     Raises:
         ValueError: A path that does not exist, or has no run below it.
     """
     found: dict[str, Path] = {}
     for path in map(Path, paths):
-        if not path.is_dir():
-            raise ValueError(f"{path} is not a directory")
+        if not path.is_dir() and archive.split(path) is None:
+            raise ValueError(f"{path} is not a directory, and not in an archive of runs (*{archive.SUFFIX})")
         if not (below := _below(path)):
             raise ValueError(f"no run in {path}: a run directory holds {CONFIG} and {METRICS}")
         found |= {os.path.realpath(run): run for run in below}
@@ -110,12 +110,29 @@ def find_runs(*paths: Path) -> list[Path]:
 
 
 def _below(path: Path) -> list[Path]:
+    if inside := archive.split(path):
+        return _in_archive(*inside)
     found: list[Path] = []
-    for here, folders, names in os.walk(path, onerror=lambda error: found.append(Path(error.filename))):
+    unreadable = []
+    for here, folders, names in os.walk(path, onerror=lambda error: unreadable.append(Path(error.filename))):
         if len({CONFIG, METRICS, STATUS} & {*folders, *names}) >= 2:
             found.append(Path(here))
             folders[:] = [name for name in folders if name != "checkpoints"]  # thousands of files, and no run
-    return found
+        for name in names:
+            if name.endswith(archive.SUFFIX):
+                found += _in_archive(Path(here, name))
+    return found + unreadable
+
+
+def _in_archive(file: Path, below: str = "") -> list[Path]:
+    try:
+        names = archive.names(file, below)
+    except (OSError, ValueError):
+        return [file]  # whoever reads it says what is wrong
+    held: defaultdict[Path, set[str]] = defaultdict(set)
+    for name in names:
+        held[(file / name).parent].add(Path(name).name)
+    return [run for run, names in held.items() if len({CONFIG, METRICS, STATUS} & names) >= 2]
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -186,6 +203,8 @@ def _merged(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.
 
 def _is_held(path: Path) -> bool:
     """Whether a process is writing this run; `Run.recording` then holds a lock on the metrics."""
+    if archive.split(path):
+        return False
     with (path / METRICS).open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -70,8 +70,7 @@ def _is_histogram(value: Any) -> bool:
 def _is_point(value: Any) -> bool:
     if not isinstance(value, dict) or not is_number(value.get("temperature")):
         return False
-    counts = value.get("correct")
-    return isinstance(counts, list) and bool(counts) and all(COUNT.holds(count) for count in counts)
+    return COUNTS.holds(value.get("correct"))
 
 
 TEXT = Kind("text", lambda value: isinstance(value, str))
@@ -85,6 +84,10 @@ PLAIN = Kind(f"text, a number, a date, or a list or table of them, {DEPTH} deep 
 VALUES = Kind(
     f"a table of numbers, within {LARGEST:g}",
     lambda value: isinstance(value, dict) and all(map(is_number, value.values())),
+)
+COUNTS = Kind(
+    "a list of whole numbers",
+    lambda value: isinstance(value, list) and bool(value) and all(map(COUNT.holds, value)),
 )
 HISTOGRAM = Kind("a histogram: lists of numbers, edges that rise, and counts", _is_histogram)
 
@@ -107,6 +110,8 @@ EVALUATION = {
     "step": COUNT.or_null(),
     "values": VALUES,
     **dict.fromkeys(("problems", "asked", "samples", "temperature", "ood"), PLAIN),
+    "problem_keys": NAMES,
+    "correct": COUNTS,
     **dict.fromkeys(HISTOGRAMS, HISTOGRAM.or_null()),
     "front": FRONT,
 }
@@ -133,6 +138,17 @@ def evaluation(content: Any) -> dict[str, Any]:
     for name, more in HISTOGRAMS.items():
         if (histogram := results.get(name)) is not None and (names := sorted({*more} - {*histogram})):
             raise ValueError(f"{name} has no {' and no '.join(names)}")
+    counts = [point["correct"] for point in (*results.get("front", []), results) if "correct" in point]
+    keys = [set(results["problem_keys"])] if "problem_keys" in results else []
+    if len(lengths := sorted({len(each) for each in (*counts, *keys)})) > 1:
+        numbers = " and ".join(map(str, lengths))
+        raise ValueError(f"problem_keys, correct and front have {numbers} different problems")
+    if counts and not COUNT.holds(results.get("samples")):
+        raise ValueError(f"samples is {_shown(results.get('samples'))}, it must be {COUNT.words}")
+    if counts and max(map(max, counts)) > results["samples"]:
+        raise ValueError(
+            f"correct is {max(map(max, counts))} for a problem, more than samples={results['samples']}"
+        )
     return results
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from entropyfloor.extras import out_of_memory_hint
 from entropyfloor.vision import metrics
-from entropyfloor.vision.config import DatasetName
+from entropyfloor.vision.config import DatasetName, VisionConfig
 from entropyfloor.vision.data import open_ood
-from entropyfloor.vision.load import read_trained
+from entropyfloor.vision.load import Trained, read_trained
 from entropyfloor.vision.predict import OUT_OF_MEMORY_HINT, accelerator_of, evaluation_loaders, predict
-from entropyfloor.vision.sources import load
+from entropyfloor.vision.sources import Source, load
 
 _SHOWN = {
     "top1": ("top-1", 100, "%"),
@@ -46,16 +48,7 @@ def evaluate(
     Raises:
         ValueError: There is no run or no checkpoint, or the images are not there or have other classes.
     """
-    trained = read_trained(run)
-    config = trained.config.moved(data_dir, ood_dir, ood=ood or trained.config.ood)
-    test = load(config.dataset, Path(config.data_dir), "test", download=config.download)
-    test = test.numbered_as(trained.label_names or test.classes)
-    config = config.with_classes(test.classes)
-    accelerator = accelerator_of(config)
-    classifier = trained.build().to(accelerator.device)
-    loaders = evaluation_loaders(test, open_ood(config), config, accelerator)
-    with out_of_memory_hint(OUT_OF_MEMORY_HINT):
-        predictions, ood_confidence = predict(classifier, accelerator, *loaders)
+    trained, config, test, predictions, ood_confidence = predictions_of(run, data_dir, ood, ood_dir)
     values = metrics.summarise(predictions, ood_confidence)
     intervals = metrics.intervals(predictions, ood_confidence)
     edges, counts = metrics.entropy_histogram(predictions.entropy, len(test.classes))
@@ -79,3 +72,27 @@ def evaluate(
     lines.append(f"{'least entropy':<22}{values['realised_entropy/min']:.4f} nats{aim}")
     lines.append(f"{'written to':<22}{file}")
     return "\n".join(lines)
+
+
+def predictions_of(
+    run: Path, data_dir: Path | None = None, ood: DatasetName | None = None, ood_dir: Path | None = None
+) -> tuple[Trained, VisionConfig, Source, metrics.Predictions, Tensor | None]:
+    """Predictions of a run's classifier for its test images, with the images and the resolved settings.
+
+    The last value is the confidence on the out-of-distribution dataset, if there is one. Arguments are those of
+    `evaluate`.
+
+    Raises:
+        ValueError: As `evaluate`.
+    """
+    trained = read_trained(run)
+    config = trained.config.moved(data_dir, ood_dir, ood=ood or trained.config.ood)
+    test = load(config.dataset, Path(config.data_dir), "test", download=config.download)
+    test = test.numbered_as(trained.label_names or test.classes)
+    config = config.with_classes(test.classes)
+    accelerator = accelerator_of(config)
+    classifier = trained.build().to(accelerator.device)
+    loaders = evaluation_loaders(test, open_ood(config), config, accelerator)
+    with out_of_memory_hint(OUT_OF_MEMORY_HINT):
+        predictions, ood_confidence = predict(classifier, accelerator, *loaders)
+    return trained, config, test, predictions, ood_confidence

@@ -72,11 +72,17 @@ def logits_of(
         loader: Batches of bytes and labels, prepared by the accelerator.
     """
     classifier.eval()
-    raw: dict[str, Tensor] = {}
-    floor = next((module for module in classifier.modules() if isinstance(module, ERASoftmax)), nn.Identity())
-    with floor.register_forward_pre_hook(lambda _, inputs: raw.update(last=inputs[0])):
-        for images, target in loader:
-            with accelerator.autocast():
-                logits = classifier(classifier.normalise(images))
-            gathered = accelerator.gather_for_metrics((logits, raw.get("last", logits), target))
-            yield tuple(tensor.cpu() for tensor in gathered)
+    for images, target in loader:
+        with accelerator.autocast():
+            logits, raw = logits_and_raw(classifier, classifier.normalise(images))
+        gathered = accelerator.gather_for_metrics((logits, raw, target))
+        yield tuple(tensor.cpu() for tensor in gathered)
+
+
+def logits_and_raw(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of a model, and its logits before the floor: the same where there is none."""
+    raw: list[Tensor] = []
+    floor = next((module for module in model.modules() if isinstance(module, ERASoftmax)), nn.Identity())
+    with floor.register_forward_pre_hook(lambda _, inputs: raw.append(inputs[0])):
+        logits: Tensor = model(images)
+    return logits, raw[-1] if raw else logits

@@ -46,7 +46,9 @@ class ScaledPolicy:
         scale = inputs.get("era_scale")
         if scale is None or not trainer.args.freeze_scale:
             # Without old log-probs the policy is still the one that sampled, and has the entropies of the rollout.
-            scale = trainer.choose_scale(output.entropy[:, -length:].detach(), mask, advantages)
+            entropies = output.entropy[:, -length:].detach()
+            scale = trainer.choose_scale(entropies, mask, advantages)
+            trainer.log_rollout(entropies, mask, scale)
         if trainer.args.inert:
             return output
         scores = output.log_probs[:, -length:]

@@ -21,7 +21,7 @@ from entropyfloor.integrations.floor import controller_of, hyperparameters_of
 from entropyfloor.integrations.trl.config import ERAGRPOConfig
 from entropyfloor.integrations.trl.head import HeadOptions, add_era_head, log_probs_of
 from entropyfloor.integrations.trl.loss import ScaledPolicy, loss_mask
-from entropyfloor.language import losses, update
+from entropyfloor.language import losses, metrics, update
 from entropyfloor.language.thresholds import thresholds_of_stages
 from entropyfloor.torch import functional as F
 
@@ -29,12 +29,8 @@ TRIED = "1.15", "1.16"
 """Versions of TRL that the tests have passed with."""
 STATE = "era_state.json"
 """File of a checkpoint with what resuming needs."""
-QUANTITIES = (
-    "response_entropy",
-    *(f"response_entropy/{place}" for place in ("below", "between", "above")),
-    "scaled_share",
-)
-"""Means over responses that are logged."""
+OUTSIDE = "below", "above"
+"""Places of a response outside of the thresholds."""
 
 
 class Stage(NamedTuple):
@@ -123,6 +119,7 @@ class ERAGRPOTrainer(GRPOTrainer):
         self._set_initial_entropy(chosen[1], mask)
         self.stage = self._stage()
         scale = output["era_scale"] = self.choose_scale(chosen[1], mask, advantages)
+        self.log_rollout(chosen[1], mask, scale)
         if self.args.inert or "old_per_token_logps" not in output:
             return output
         filtered = None if self.stage.top_k is None else advantages > 0
@@ -167,27 +164,29 @@ class ERAGRPOTrainer(GRPOTrainer):
         return hyperparameters_of(self.args, self.controller, *self.stage[:2])
 
     def choose_scale(self, entropies: Tensor, mask: Tensor, advantages: Tensor) -> Tensor:
-        """Scale `[B]` of each response, or `[B, T]` of forking tokens; logs thresholds and entropies."""
-        of_responses, hp = F.response_entropy(entropies, mask, self.args.top_fraction), self.hyperparameters
+        """Scale `[B]` of each response, or `[B, T]` of forking tokens; 1 for responses that TRL masks."""
+        hp = self.hyperparameters
         scale = torch.ones_like(entropies)
         if hp.era:
             scale = update.scales_of(entropies, mask, advantages, None, hp)
-        some = mask.any(1)  # TRL masks responses as a whole
-        scale = torch.where(some[:, None], scale, 1.0)
-        low, high, _ = self.stage
-        bounds = {"omega_low": low, "omega_high": high}
-        below, above = of_responses < low, of_responses > high
-        of_each = [some, of_responses, below, ~(below | above), above, (scale != 1).any(1)]
-        sums = [(quantity * some).sum() for quantity in of_each] + [mask.sum(), (entropies * mask).sum()]
-        totals = self.accelerator.reduce(torch.stack([x.float() for x in sums]), reduction="sum").tolist()
-        self._observed += torch.tensor([totals[0], totals[6], totals[1], totals[7]])
-        responses, tokens = max(1.0, totals[0]), max(1.0, totals[6])
-        metrics = {name: total / responses for name, total in zip(QUANTITIES, totals[1:6], strict=True)}
-        metrics |= {"token_entropy": totals[7] / tokens}
-        metrics |= {name: bound for name, bound in bounds.items() if math.isfinite(bound)}
-        for name, value in metrics.items():
-            self._metrics["train"][f"era/{name}"].append(value)
+        scale = torch.where(mask.any(1)[:, None], scale, 1.0)
         return scale if hp.era_tokens == "forking" else scale[:, 0]
+
+    def log_rollout(self, entropies: Tensor, mask: Tensor, scale: Tensor) -> None:
+        """Log thresholds, and means over the responses of all processes that TRL does not mask."""
+        of_responses, some = F.response_entropy(entropies, mask, self.args.top_fraction), mask.any(1)
+        quantities = metrics.response_quantities(of_responses, scale, *self.stage[:2])
+        sums = [(quantity * some).sum() for quantity in (some, *quantities.values())]
+        sums += [mask.sum(), (entropies * mask).sum()]
+        totals = self.accelerator.reduce(torch.stack([x.float() for x in sums]), reduction="sum").tolist()
+        responses, *of_quantities, tokens, of_tokens = totals
+        of_each = dict(zip(quantities, of_quantities, strict=True))
+        self._observed += torch.tensor([responses, tokens, of_each["response_entropy"], of_tokens])
+        of_each["response_entropy/between"] = responses - sum(of_each[f"response_entropy/{x}"] for x in OUTSIDE)
+        means = {name: total / max(1.0, responses) for name, total in of_each.items()}
+        means |= {"token_entropy": of_tokens / max(1.0, tokens), **metrics.thresholds(*self.stage[:2])}
+        for name, value in means.items():
+            self._metrics["train"][f"era/{name}"].append(value)
 
     def _stage(self) -> Stage:
         """What holds at this optimiser step; a floor and automatic thresholds are out of reach until known.

@@ -19,7 +19,8 @@ from verl.workers.utils.padding import response_from_nested, response_to_nested
 from entropyfloor.integrations.floor import controller_of, hyperparameters_of
 from entropyfloor.integrations.verl.config import read
 from entropyfloor.integrations.verl.engine import SCALE, TOP_K, ERAEngine
-from entropyfloor.language import losses, update
+from entropyfloor.language import update
+from entropyfloor.language.metrics import rollout_metrics
 from entropyfloor.torch import tokens
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class ERATrainer(PPOTrainerSync):
         batch = self._write(batch, written)
         if bool(((scale != 1) | (kept > 0)).any()):
             batch = self._recompute_old_log_probs(batch)
-        logged = rollout_metrics(entropies[real], mask[real], of_responses[real], scale[real], thresholds)
+        logged = rollout_metrics(entropies[real], mask[real] != 0, of_responses[real], scale[real], *thresholds)
         metrics.update(logged)
         if self.controller.first is not None:  # what it decides now is for the next rollout
             metrics.update(self.controller.observe(logged, thresholds[0]))
@@ -174,22 +175,3 @@ def per_response(advantages: Tensor, mask: Tensor) -> Tensor:
             "algorithm.adv_estimator=grpo, or another that gives each response one"
         )
     return torch.where(mask.any(-1), highest, 0.0)
-
-
-def rollout_metrics(
-    entropies: Tensor, mask: Tensor, of_responses: Tensor, scale: Tensor, thresholds: tuple[float, float]
-) -> dict[str, float]:
-    """Metrics of a rollout, under the names of `entropyfloor train language`; entropies are unscaled, in nats."""
-    mask, (low, high) = mask != 0, thresholds
-    top = losses.forking_tokens(entropies, mask)
-    of_tokens = {"token_entropy": mask, "token_entropy/top": top, "token_entropy/bottom": mask & ~top}
-    metrics = {
-        "response_entropy": float(of_responses.mean()),
-        "response_entropy/below": float((of_responses < low).double().mean()),
-        "response_entropy/above": float((of_responses > high).double().mean()),
-        "scaled_share": float((scale != 1).double().mean()),
-        "omega_low": low,
-    }
-    for name, chosen in of_tokens.items():
-        metrics[name] = float(losses.weighted_sum(entropies, losses.token_weights(chosen)))
-    return metrics | ({"omega_high": high} if math.isfinite(high) else {})

@@ -102,19 +102,26 @@ def sample(
                 temperature=temperature,
             )
     model.train(training)
-    response_tokens = [row.tokens for row in written]
-    width, length = max(map(len, prompt_tokens)), max(map(len, response_tokens))
-    tokens = torch.full((len(prompts), width + length), int(tokenizer.pad_token_id or 0))
-    mask = torch.zeros_like(tokens, dtype=torch.bool)
-    for i, (prompt, response) in enumerate(zip(prompt_tokens, response_tokens, strict=True)):
-        span = slice(width - len(prompt), width + len(response))
-        tokens[i, span] = torch.tensor(prompt + response)
-        mask[i, span] = True
+    tokens, mask, width = aligned(prompt_tokens, [row.tokens for row in written], int(tokenizer.pad_token_id or 0))
     tokens, mask = tokens.to(model.device), mask.to(model.device)
     without_end = [row.tokens[: -1 if row.ended else None] for row in written]
     texts = tokenizer.batch_decode(without_end, skip_special_tokens=True)
     ended = torch.tensor([row.ended for row in written], device=model.device)
     return Responses(tokens, mask, mask[:, width:], texts, ended)
+
+
+def aligned(
+    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad: int
+) -> tuple[Int[Tensor, "B P+T"], Bool[Tensor, "B P+T"], int]:
+    """Tokens of prompts and responses side by side, as `Responses` has them, with their mask, and P."""
+    width, length = max(map(len, prompts)), max(map(len, responses))
+    tokens = torch.full((len(prompts), width + length), pad)
+    mask = torch.zeros_like(tokens, dtype=torch.bool)
+    for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        span = slice(width - len(prompt), width + len(response))
+        tokens[i, span] = torch.tensor([*prompt, *response])
+        mask[i, span] = True
+    return tokens, mask, width
 
 
 def joined(batches: Sequence[Responses], pad: int) -> Responses:

@@ -101,6 +101,21 @@ def turns_of(value: Any, *, chat: bool) -> list[Turn]:
     return turns
 
 
+def reply_of(value: Any) -> str:
+    """A response, which is a text or a list with the model's message; a text keeps the spaces around it.
+
+    Raises:
+        ValueError: The list has several messages or one of another role, or the message is not text alone.
+    """
+    if isinstance(value, list) and value and all(isinstance(message, Mapping) for message in value):
+        roles = [str(message.get("role", "assistant")) for message in value]
+        if roles != ["assistant"]:
+            raise ValueError(f"a response has messages of {', '.join(roles)}: one of the assistant is read")
+        value = value[0].get("content")
+        value = _content(value) if isinstance(value, list) else value
+    return value if isinstance(value, str) else text_of(value)
+
+
 def _content(value: Any) -> str:
     """The text of a message, which may be in parts."""
     if not isinstance(value, list):

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from entropyfloor.report.comparison import Comparison
-from entropyfloor.report.domains import Domain
 from entropyfloor.report.figures import language, scores
 from entropyfloor.report.figures.curves import CROWD
 from entropyfloor.report.figures.style import Look
@@ -17,6 +16,7 @@ from entropyfloor.report.fronts import front
 from entropyfloor.report.groups import OUTSIDE, POINTS, RESPONSES, THRESHOLDS, Group
 from entropyfloor.report.statistics import mean_interval
 from entropyfloor.report.summary import sentence
+from entropyfloor.report.verdicts import PARTS, in_parts
 
 
 @dataclass(frozen=True)
@@ -31,64 +31,74 @@ class Kind:
     """Text below the figure; `{domain}` stands for the words of the domain, as in `title`."""
     title: str
     """What the figure shows, for `alt`."""
-    describe: Callable[[Group, Domain], str]
+    describe: Callable[[Group, Comparison], str]
     """What it shows of a group, for `alt`."""
 
     def alt(self, comparison: Comparison) -> str:
         """Text instead of the figure, for those who cannot see it."""
-        domain = comparison.domain
-        descriptions = [text for group in comparison.groups if (text := self.describe(group, domain))]
-        return f"{self.title.format(domain=domain)} on {comparison.env}. {'; '.join(descriptions)}."
+        descriptions = [text for group in comparison.groups if (text := self.describe(group, comparison))]
+        return f"{self.title.format(domain=comparison.domain)} on {comparison.env}. {'; '.join(descriptions)}."
 
 
-def _score(group: Group, domain: Domain) -> str:
+def _score(group: Group, comparison: Comparison) -> str:
+    domain = comparison.domain
     ends = mean_interval(group.values(domain.score)[:, -1])
     return f"{group.label} ended at {bracketed(ends, domain.decimals)}"
 
 
-def _entropy(group: Group, domain: Domain) -> str:
-    return sentence(group, domain).rstrip(".")
+def _entropy(group: Group, comparison: Comparison) -> str:
+    return sentence(group, comparison.domain).rstrip(".")
 
 
-def _responses(group: Group, _: Domain) -> str:
+def _responses(group: Group, _: Comparison) -> str:
     entropy, low = group.end(RESPONSES), group.end(THRESHOLDS[0])
     if entropy is None:
         return ""
     return f"{group.label} ended at {nats(entropy)} nats" + ("" if low is None else f", its ω_low at {nats(low)}")
 
 
-def _shares(group: Group, _: Domain) -> str:
+def _shares(group: Group, _: Comparison) -> str:
     below, above = (group.end(name) for name in OUTSIDE)
     if below is None or above is None:
         return ""
     return f"{group.label} ended with {plain(100 * below, 0)} % below and {plain(100 * above, 0)} % above"
 
 
-def _tokens(group: Group, _: Domain) -> str:
+def _tokens(group: Group, _: Comparison) -> str:
     top, bottom = (group.end(column.name) for column in language.TOKENS)
     if top is None or bottom is None:
         return ""
     return f"{group.label} ended at {significant(top)} nats, and at {significant(bottom)} in the others"
 
 
-def _pass(group: Group, _: Domain) -> str:
+def _pass(group: Group, _: Comparison) -> str:
     if not (curve := group.pass_at):
         return ""
     shares = zip(curve.steps, curve.values.mean(axis=0), strict=True)
     return f"{group.label} has {', '.join(f'{plain(share, 1)} % for k = {k}' for k, share in shares)}"
 
 
-def _front(group: Group, _: Domain) -> str:
+def _front(group: Group, _: Comparison) -> str:
     if not group.front:
         return ""
-    temperatures, counts, samples = group.front
+    temperatures, counts, samples = group.front[:3]
     points = zip(temperatures, *(100 * values.mean(0) for values in front(counts, samples)), strict=True)
     return f"{group.label} has " + ", ".join(
         f"{plain(avg, 1)} % and {plain(solved, 1)} % at {each:g}" for each, avg, solved in points
     )
 
 
-def _histogram(group: Group, _: Domain) -> str:
+def _changes(group: Group, comparison: Comparison) -> str:
+    if not (found := language.changes_of(comparison).get(group.label)):
+        return ""
+    first, mean = in_parts(found)
+    points = zip(100 * first, 100 * mean.value, strict=True)
+    return f"{group.label} has " + ", ".join(
+        f"{plain(change, 1)} at {plain(rate, 1)} %" for rate, change in points
+    )
+
+
+def _histogram(group: Group, _: Comparison) -> str:
     if not (histogram := group.histogram(scores.ENTROPY_HISTOGRAM)):
         return ""
     peak = histogram["counts"].argmax()
@@ -143,6 +153,15 @@ FIGURES = (
         "for each temperature of entropyfloor evaluate --temperatures; the lowest and the highest are named.",
         "pass@k against avg@k at several temperatures",
         _front,
+    ),
+    Kind(
+        "changes",
+        language.changes_figure,
+        "Difference of avg@k to the baseline against avg@k before training, problem by problem, means over seeds: "
+        f"means over {PARTS} equal parts of the held-out problems, the hardest first, and intervals over problems "
+        f"(of more than {CROWD} agents none). Dots, where one agent is compared: single problems.",
+        "avg@k minus that of the baseline against avg@k before training",
+        _changes,
     ),
     Kind(
         "thresholds",

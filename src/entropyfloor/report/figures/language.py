@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 from entropyfloor.report.comparison import Comparison
 from entropyfloor.report.domains import Column
 from entropyfloor.report.figures.curves import (
+    CROWD,
     against_steps,
     column_panels,
     curves_of,
@@ -23,9 +24,10 @@ from entropyfloor.report.figures.curves import (
     logged,
 )
 from entropyfloor.report.figures.layout import Scene, arrange, grid, side_by_side
-from entropyfloor.report.figures.style import BACKGROUND, MUTED, Look, all_looks
+from entropyfloor.report.figures.style import BACKGROUND, MUTED, Look, all_looks, short
 from entropyfloor.report.fronts import front
 from entropyfloor.report.groups import OUTSIDE, RESPONSES, THRESHOLDS, Curve
+from entropyfloor.report.verdicts import Changes, changes, in_parts
 
 STRENGTHS = (0.85, 0.14, 0.45)
 """Opacity of the share of responses below, between and above the thresholds."""
@@ -33,6 +35,8 @@ TOKENS = (
     Column("token_entropy/top", "Entropy of the top 20 % of tokens (nats)"),
     Column("token_entropy/bottom", "Entropy of the bottom 80 % (nats)"),
 )
+FEW = 1
+"""Single problems are drawn where at most so many groups are compared."""
 IN_SIGHT = 1.5
 """ω_high is drawn where it is at most so many times the largest entropy."""
 
@@ -49,9 +53,29 @@ def pass_figure(comparison: Comparison, look: dict[str, Look]) -> Figure | None:
 
 
 def front_figure(comparison: Comparison, look: dict[str, Look]) -> Figure | None:
-    """pass@k against avg@k, a point for each temperature; None where no run was evaluated at several."""
-    known = any(group.front for group in comparison.groups)
-    return side_by_side(comparison, look, [_draw_front]) if known else None
+    """pass@k against avg@k, a point for each temperature; None where no run was evaluated at several.
+
+    Nor where the runs were evaluated at other steps, with other numbers of responses, or on other problems.
+    """
+    conditions = {group.front.conditions for group in comparison.groups if group.front}
+    return side_by_side(comparison, look, [_draw_front]) if len(conditions) == 1 else None
+
+
+def changes_figure(comparison: Comparison, look: dict[str, Look]) -> Figure | None:
+    """Where avg@k is gained and lost against the baseline; None without evaluations before training."""
+    return side_by_side(comparison, look, [_draw_changes]) if changes_of(comparison) else None
+
+
+def changes_of(comparison: Comparison) -> dict[str, Changes]:
+    """Changes of each group that has some, by label."""
+    if comparison.baseline is None:
+        return {}
+    found = {
+        group.label: changes(group, comparison.baseline, comparison.untrained)
+        for group in comparison.groups
+        if group.label != comparison.baseline.label
+    }
+    return {label: each for label, each in found.items() if each}
 
 
 def benchmarks_figure(model: str, curves: Mapping[str, np.ndarray]) -> Figure:
@@ -160,7 +184,7 @@ def _draw_front(scene: Scene, axes: Axes) -> Sequence[Artist]:
     for group in scene.groups:
         if group.front is None:
             continue
-        temperatures, counts, samples = group.front
+        temperatures, counts, samples = group.front[:3]
         avg, solved = (100 * values.mean(0) for values in front(counts, samples))
         style = scene.look[group.label]
         axes.plot(avg, solved, color=style.colour, marker=style.marker, ms=4, lw=1.6)
@@ -174,6 +198,25 @@ def _draw_front(scene: Scene, axes: Axes) -> Sequence[Artist]:
             axes.annotate(f"{temperatures[end]:g}", (avg[end], solved[end]), **place)
     axes.set_xlabel(f"avg@{samples} (%)")
     axes.set_title(f"pass@{samples} at several temperatures (%)")
+    return []
+
+
+def _draw_changes(scene: Scene, axes: Axes) -> Sequence[Artist]:
+    assert scene.comparison.baseline is not None
+    of_groups, label = changes_of(scene.comparison), scene.comparison.baseline.label
+    axes.axhline(0.0, color=scene.look[label].colour if label in scene.look else "black", lw=2.2, zorder=1)
+    axes.set_title(f"avg@k minus that of {short(label)} (points)")
+    for label, each in of_groups.items():
+        style, (first, mean) = scene.look[label], in_parts(each)
+        if len(of_groups) <= FEW:
+            axes.scatter(
+                100 * each.first, 100 * each.difference, s=6, color=style.colour, alpha=0.3, lw=0, zorder=2
+            )
+        axes.plot(100 * first, 100 * mean.value, color=style.colour, marker=style.marker, ms=3.5, lw=2.2, zorder=4)
+        if len(of_groups) <= CROWD:
+            ends = 100 * mean.low, 100 * mean.high
+            axes.fill_between(100 * first, *ends, color=style.colour, alpha=0.16, lw=0, zorder=3)
+    axes.set_xlabel("avg@k before training (%)")
     return []
 
 

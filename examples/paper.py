@@ -1,0 +1,128 @@
+"""What ours measured beside each figure and table of the paper, from `results/`, and the page of the docs.
+
+    python examples/paper.py
+
+writes `src/entropyfloor/recipes/measured.toml`, which `entropyfloor reproduce` shows, and `docs/paper.md`.
+"""
+
+from pathlib import Path
+
+import tomli_w
+
+from entropyfloor.experiments import paper
+from entropyfloor.experiments.paper import Place
+from entropyfloor.report.comparison import Comparison, read_comparisons
+from entropyfloor.report.domains import Column
+from entropyfloor.report.formats import bracketed
+from entropyfloor.report.groups import PASS_AT, Group
+from entropyfloor.report.statistics import mean_interval
+from entropyfloor.runs.archive import SUFFIX
+
+ROOT = Path(__file__).parents[1]
+MEASURED, PAGE = ROOT / "src/entropyfloor/recipes/measured.toml", ROOT / "docs/paper.md"
+LABELS = {
+    "response_entropy": Column("response_entropy", "Response entropy (nats)", decimals=2),
+    "token_entropy/bottom": Column("token_entropy/bottom", "Entropy of the bottom 80 % of tokens (nats)"),
+}
+HEAD = """\
+# The paper's figures and tables
+
+Every figure and table of [arXiv 2510.08549](https://arxiv.org/abs/2510.08549) with the recipe that draws it, what
+the paper reports, and what our runs measured. `entropyfloor reproduce fig-3a` runs the recipes of a figure, and
+`--scale paper`, `gpu` or `cpu` chooses the size; `entropyfloor reproduce` prints this list. The runs are those of
+the recipes, so that figures share them. [Before running](run-directory.md#recipes) says how a plan is checked.
+
+Ours are the nearest runs in `results/`, all from two CPU cores: smaller tasks, models and lengths than those of
+the paper. Brackets are 95 % intervals over seeds (Student's t); core hours are those of all runs together. The
+captions of figures 6 to 26 are not in the text of the paper that we have: those that it mentions are placed by it,
+6, 7 and 22 to 26 by their positions. `make figures` writes this page from `recipes/paper.toml` and `results/`.
+"""
+
+
+def measured(place: Place) -> dict[str, str | float]:
+    """Means of our runs over seeds, and the hours that they took; nothing where there are none."""
+    if not place.ours:
+        return {}
+    comparisons = read_comparisons([ROOT / "results" / name for name in place.ours]).comparisons
+    groups = [group for comparison in comparisons for group in comparison.groups]
+    seconds = sum(float(seed.record.clock[1].max()) for group in groups for seed in group.seeds)
+    return {
+        "measured": "; ".join(_sentence(each, place) for each in comparisons),
+        "hours": round(seconds / 3600, 1),
+    }
+
+
+def _sentence(comparison: Comparison, place: Place) -> str:
+    """The groups of an environment, in the order of the place."""
+    domain, groups, column = comparison.domain, comparison.groups, _column(comparison, place)
+    by_path = {group.seeds[0].record.path.parent.relative_to(ROOT / "results"): group for group in groups}
+    paths = [path for path in map(Path, place.ours) if path in by_path]
+    names = [path.name for path in paths]
+    if len(set(names)) < len(names):
+        names = ["/".join(path.parts[-2:]).replace(SUFFIX, "") for path in paths]
+    values = [_value(by_path[path], column) for path in paths]
+    (seeds,) = {len(group.seeds) for group in groups}  # the sentence has one number for all
+    where = f"{comparison.env}, {max(group.steps[-1] for group in groups):,} {domain.step_label.lower()}"
+    listed = ", ".join(f"`{name}` {value}" for name, value in zip(names, values, strict=True))
+    return f"{column.label} on {where}, {seeds} {'seed' if seeds == 1 else 'seeds'}: {listed}"
+
+
+def _column(comparison: Comparison, place: Place) -> Column:
+    """What is compared: the score of the domain, or the quantity of the place."""
+    if place.quantity is None:
+        domain, samples = comparison.domain, comparison.groups[0].seeds[0].record.evaluation.get("samples", "k")
+        label = domain.score_label.replace("@k", f"@{samples}")
+        return Column(domain.score, label, domain.factor, 0 if domain.decimals is None else domain.decimals)
+    if place.quantity.startswith(PASS_AT):
+        return Column(place.quantity, f"pass@{place.quantity.removeprefix(PASS_AT)} (%)", 100.0, 1)
+    return LABELS[place.quantity]
+
+
+def _value(group: Group, column: Column) -> str:
+    """Mean at the end, by `entropyfloor evaluate` where that has measured it."""
+    values = group.evaluated(column.name)
+    if values is None and column.name in group.seeds[0].values:  # which are scaled already
+        return bracketed(mean_interval(group.values(column.name)[:, -1]), column.decimals)
+    values = group.last(column.name) if values is None else values
+    if values is None:
+        raise ValueError(f"{group.label}: no {column.name} at the end of {group.seeds[0].record.path}")
+    return bracketed(mean_interval(column.factor * values), column.decimals)
+
+
+def page() -> str:
+    """The page of the docs."""
+    return "\n".join([HEAD, *map(_section, paper.places().values())])
+
+
+def _section(place: Place) -> str:
+    kind, number = place.name.split("-")
+    title = f"{kind.replace('fig', 'figure').capitalize()} {number}"
+    hours = f" ({place.hours:.1f} core hours)" if place.hours else ""
+    rows = {
+        "Recipes": "; ".join(f"`{name}`" for name in place.drawn_by).replace(": ", "`: `")
+        or "none: nothing is run",
+        "Cost": "; ".join(f"{scale}: {place.size(scale)}" for scale in place.scales),
+        "Published": place.published,
+        "Ours": f"{place.measured}{hours}" if place.scales else "",
+        "Note": place.note,
+    }
+    lines = [f"- {name}: {text}" for name, text in rows.items() if text]
+    return "\n".join([f"## {title}: {place.title}", "", *lines, ""])
+
+
+def main() -> None:
+    """Write both files."""
+    table = {name: found for name, place in paper.places().items() if (found := measured(place))}
+    MEASURED.write_text(table_text(table))
+    paper.places.cache_clear()
+    PAGE.write_text(page())
+    print(f"{MEASURED}\n{PAGE}")
+
+
+def table_text(table: dict[str, dict[str, str | float]]) -> str:
+    """Content of `measured.toml`."""
+    return "# Written by examples/paper.py from results/.\n\n" + tomli_w.dumps(table)
+
+
+if __name__ == "__main__":
+    main()

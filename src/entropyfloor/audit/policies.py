@@ -1,0 +1,264 @@
+"""Audit of a policy in a file, of whatever library: its entropy at given observations, or in visited states."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from entropyfloor.audit import gaussian
+from entropyfloor.audit.logits import gap_of, saturation
+from entropyfloor.audit.samples import Samples, Saturation, Spread
+from entropyfloor.audit.summary import numbered
+from entropyfloor.extras import brief
+from entropyfloor.torch import functional as F
+
+CHUNK = 4096
+"""Number of observations that a policy is given at a time."""
+
+
+@dataclass(frozen=True)
+class FilePolicy:
+    """A policy that was read from a file."""
+
+    model: str
+    distribution: gaussian.DistributionName | Literal["categorical"]
+    parameters: Callable[[np.ndarray], tuple[np.ndarray, ...]]
+    """From float32 observations `[N, obs]` to location and scale `[N, D]`, or to logits `[N, n]`."""
+    observation_dim: int | None = None
+    """None where only the file's program knows."""
+    low: np.ndarray | None = None
+    """Least action of the environment, `[D]`; None where the file does not say."""
+    high: np.ndarray | None = None
+    floor: float | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+    def at(self, observations: np.ndarray) -> list[np.ndarray]:
+        """The parameters at all observations, in float64.
+
+        Raises:
+            ValueError: The observations have another width, or the file does not take them.
+        """
+        if self.observation_dim not in (None, observations.shape[1]):
+            raise ValueError(
+                f"observations have {observations.shape[1]} numbers each, and {self.model} takes "
+                f"{self.observation_dim}"
+            )
+        chunks = [self.parameters(observations[i : i + CHUNK]) for i in range(0, len(observations), CHUNK)]
+        return [np.concatenate(parts).astype(np.float64) for parts in zip(*chunks, strict=True)]
+
+    def act(self, observation: np.ndarray) -> np.ndarray:
+        """The mode action as environments of this package take it: in [-1, 1], or a number."""
+        first = self.at(observation[None])[0][0]
+        if self.distribution == "categorical":
+            return np.asarray(first.argmax())
+        if self.distribution == "tanh":
+            first = np.tanh(first)
+        elif self.distribution == "normal" and self.low is not None and self.high is not None:
+            first = (2.0 * first - self.high - self.low) / (self.high - self.low)
+        return first.clip(-1.0, 1.0).astype(np.float32)
+
+
+def policy(
+    file: Path,
+    *,
+    observations: Path | None = None,
+    env: str | None = None,
+    episodes: int = 5,
+    seed: int = 0,
+    distribution: gaussian.DistributionName | Literal["categorical"] | None = None,
+    outputs: tuple[str, ...] = (),
+    std: tuple[float, ...] = (),
+    std_from: Path | None = None,
+    bounds: tuple[float, float] | None = None,
+    trust: bool = False,
+) -> Samples:
+    """Measure a policy in a file: of Stable-Baselines3 or SBX (.zip), ONNX (.onnx), or TorchScript (.pt, .pth).
+
+    Nothing that a .zip or .onnx holds is executed. The entropy of a `tanh` or `truncated` policy is that of the
+    action in [-1, 1], of a `normal` one that of the Gaussian, before the environment clips it.
+
+    Args:
+        file: The policy.
+        observations: File of observations as the policy's network takes them, after VecNormalize for example:
+            .npy, .npz or .csv, one row each.
+        env: Play this environment instead, by the mode action, such as gym/Pendulum-v1.
+        episodes: Number of episodes in it.
+        seed: Seed of the first episode.
+        distribution: Distribution of the policy, where the file does not say it.
+        outputs: What an ONNX or TorchScript file gives, in its order: loc, scale, log_scale, logits, or other. By
+            default the names in the file, or loc and then scale.
+        std: Standard deviation of each component of the action, or one for all, where the file gives only the
+            mean.
+        std_from: Checkpoint of rsl_rl to read it from.
+        bounds: Range that the environment clips the actions of a normal policy to.
+        trust: Run a TorchScript file, which is a program: it may read and write files.
+
+    Raises:
+        ValueError: The file, its policy or the observations cannot be read, or an option is missing; the message
+            says which.
+    """
+    if not file.is_file():
+        raise ValueError(f"{file} is no file: give a .zip, .onnx, .pt or .pth")
+    if (observations is None) == (env is None):
+        raise ValueError("give either --observations, a file, or --env, an environment to play")
+    states = None if observations is None else read_observations(observations)
+    if file.suffix == ".zip":
+        from entropyfloor.audit import stable_baselines
+
+        if distribution or outputs or std or std_from or bounds:
+            raise ValueError(f"{file} says itself what its distribution, outputs and bounds are: leave them out")
+        read = stable_baselines.read(file)
+    else:
+        from entropyfloor.audit import exported
+
+        read = exported.read(
+            file,
+            distribution=distribution,
+            outputs=outputs,
+            std=exported.std_of(std, std_from),
+            bounds=bounds,
+            trust=trust,
+        )
+    if states is None:
+        assert env is not None
+        states, labels = _visited(read, env, episodes, seed)
+    else:
+        labels = numbered("states", range(len(states)))
+    return measure(read, states, labels)
+
+
+def measure(read: FilePolicy, observations: np.ndarray, labels: list[str]) -> Samples:
+    """The entropy of a policy at each observation."""
+    parameters = read.at(observations)
+    common: dict[str, Any] = {
+        "model": read.model,
+        "places": "states",
+        "labels": labels,
+        "floor": read.floor,
+        "numbers": read.numbers,
+    }
+    if read.distribution == "categorical":
+        import torch
+
+        [logits] = parameters
+        if logits.shape[1] < 2:
+            raise ValueError(f"{read.model} gives one logit: a policy over discrete actions has at least two")
+        if not np.isfinite(logits).all():
+            raise ValueError(f"{read.model} gives logits that are NaN or infinite: masked actions are not read")
+        entropy = F.entropy_from_logits(torch.from_numpy(logits)).numpy()
+        measured = "the policy over discrete actions"
+        return Samples(measured=measured, entropy=entropy, **common, **saturation(gap_of(logits)))
+    name, (loc, scale) = read.distribution, parameters
+    if not (scale > 0).all():
+        raise ValueError(f"{read.model} gives a standard deviation of {scale.min():g}: it must be above 0")
+    known = read.low is not None and read.high is not None
+    spread, unit = gaussian.spread(name, loc, scale), "the policy's action"
+    saturated = None
+    if name == "normal":
+        space = "actions in the policy's own units, before they are clipped"
+        if known:
+            saturated = gaussian.saturated(name, loc, scale, read.low, read.high)  # type: ignore[arg-type]
+    else:
+        space = "actions in [-1, 1]"
+        saturated = gaussian.saturated(name, loc, scale)
+        unit = space
+        if known:
+            spread, unit = spread * 0.5 * (read.high - read.low), "the environment's action"  # type: ignore[operator]
+    return Samples(
+        measured=f"the {name} policy over {space}",
+        entropy=gaussian.entropy(name, loc, scale),
+        spread=Spread(spread, unit),
+        saturation=None if saturated is None else Saturation(saturated, gaussian.MEANING),
+        **common,
+    )
+
+
+# --- observations ----------------------------------------------------------------------------------------
+
+
+def read_observations(file: Path) -> np.ndarray:
+    """Observations `[N, obs]` in float32, from a .npy, .npz or .csv file.
+
+    Raises:
+        ValueError: There is no such file, or it holds something else.
+    """
+    readers = {".npy": _npy, ".npz": _npz, ".csv": _csv}
+    if file.suffix not in readers or not file.is_file():
+        raise ValueError(f"observations={file} must be a file that ends in .npy, .npz or .csv")
+    try:
+        array = readers[file.suffix](file)
+        numbers: np.ndarray = np.asarray(array, np.float32)
+    except Exception as error:  # a damaged file fails in any way
+        raise ValueError(f"observations={file} cannot be read: {brief(error)}") from None
+    if numbers.ndim != 2 or not numbers.size:
+        raise ValueError(f"observations={file} has shape {list(numbers.shape)}: it must be [N, obs], one row each")
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"observations={file} has numbers that are NaN or infinite")
+    return numbers
+
+
+def _npy(file: Path) -> Any:
+    return np.load(file, allow_pickle=False)  # which would execute what the file holds
+
+
+def _npz(file: Path) -> Any:
+    with np.load(file, allow_pickle=False) as arrays:
+        if not (names := list(arrays)):
+            raise ValueError("it is empty")
+        name = "observations" if "observations" in names else names[0]
+        if name != "observations" and len(names) > 1:
+            raise ValueError(f"it has {', '.join(names)}: name one of them observations")
+        return arrays[name]
+
+
+def _csv(file: Path) -> Any:
+    with file.open(newline="") as lines:
+        rows = [row for row in csv.reader(lines) if row]
+    if not rows:
+        raise ValueError("it is empty")
+    try:
+        [float(cell) for cell in rows[0]]
+    except ValueError:
+        rows = rows[1:]  # without the names of its columns
+    return [[float(cell) for cell in row] for row in rows]
+
+
+def _visited(read: FilePolicy, env: str, episodes: int, seed: int) -> tuple[np.ndarray, list[str]]:
+    """The states that the mode action visits, and their labels."""
+    if episodes < 1:
+        raise ValueError(f"episodes={episodes} must be at least 1")
+    from gymnasium.spaces import Discrete
+
+    from entropyfloor.control.envs import make
+    from entropyfloor.control.evaluator import Evaluator
+
+    world = make(env)
+    wanted = world.observation_space.shape[0]  # type: ignore[index]
+    if read.observation_dim not in (None, wanted):
+        raise ValueError(f"{env} observes {wanted} numbers, and {read.model} takes {read.observation_dim}")
+    discrete, space = read.distribution == "categorical", world.action_space
+    count: Any = space.n if isinstance(space, Discrete) else space.shape[0]  # type: ignore[index]
+    takes = _actions(count, discrete=isinstance(space, Discrete))
+    gives = _actions(read.at(np.zeros((1, wanted), np.float32))[0].shape[1], discrete=discrete)
+    if takes != gives:
+        raise ValueError(f"{env} takes {takes}, and {read.model} gives {gives}")
+    evaluator = Evaluator(
+        world,
+        lambda *_: None,  # type: ignore[arg-type]  # the file's policy acts, not one of ours
+        [],
+        log_std_min=0.0,
+        player=lambda _: lambda _, observation: read.act(observation),
+    )
+    played = [evaluator.play(None, seed + i).observations for i in range(episodes)]
+    world.close()
+    labels = [f"episode {i}, step {t}" for i, states in enumerate(played) for t in range(len(states))]
+    return np.concatenate(played), labels
+
+
+def _actions(count: int, *, discrete: bool) -> str:
+    return f"one of {count} actions" if discrete else f"{count}-dimensional actions"

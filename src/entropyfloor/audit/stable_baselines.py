@@ -1,0 +1,251 @@
+"""Policies in the model files of Stable-Baselines3 and SBX, read without either library.
+
+Such a .zip holds weights (`policy.pth`, or a pickle with SBX), and `data`, JSON in which some values are pickles.
+Weights are read as tensors, and pickles by `inert`: nothing that the file holds is executed. The actor is rebuilt
+from the shapes of its weights.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from entropyfloor.audit import inert
+from entropyfloor.audit.policies import FilePolicy
+from entropyfloor.extras import brief
+
+LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
+"""Bounds of log σ in SAC and TQC of both libraries."""
+MOST = 2**31
+"""Largest number of bytes of a part of the file that is read."""
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "elu": torch.nn.functional.elu,
+    "gelu": torch.nn.functional.gelu,
+    "leakyrelu": torch.nn.functional.leaky_relu,
+    "mish": torch.nn.functional.mish,
+    "relu": torch.relu,
+    "silu": torch.nn.functional.silu,
+    "softplus": torch.nn.functional.softplus,
+    "swish": torch.nn.functional.silu,
+    "tanh": torch.tanh,
+}
+Layer = tuple[Tensor, Tensor]
+
+
+def read(file: Path) -> FilePolicy:
+    """Read the actor of a model file.
+
+    Raises:
+        ValueError: It is no such file, or its policy has no entropy, or is of a kind that is not read; the message
+            says which.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            parts = {name: _part(archive, name) for name in ("data", "policy.pth") if name in archive.namelist()}
+        data = json.loads(parts["data"])
+        if not isinstance(data, dict):
+            raise ValueError("its `data` is no object")
+        low, high, actions = _actions(data)
+        if "sbx" in str(_entry(data, "policy").get(":type:", "")):
+            actor = _of_sbx(data, actions)
+        elif "policy.pth" in parts:
+            actor = _of_sb3(data, _weights(parts["policy.pth"]), actions)
+        else:
+            raise ValueError("it has no policy.pth")
+    except Exception as error:  # its type depends on what is damaged
+        reason = f"it has no {error}" if isinstance(error, KeyError) else brief(error)
+        raise ValueError(f"{file} is no policy that can be measured: {reason}") from None
+    target = data.get("target_entropy")
+    distribution, layers, parameters = actor
+    return FilePolicy(
+        str(file),
+        distribution,
+        parameters,
+        int(layers[0][0].shape[1]),
+        low,
+        high,
+        numbers={"target_entropy": float(target)} if isinstance(target, int | float) else {},
+    )
+
+
+def _part(archive: zipfile.ZipFile, name: str) -> bytes:
+    size = archive.getinfo(name).file_size
+    if size > MOST:
+        raise ValueError(f"its {name} has {size:,} bytes, more than {MOST:,}")
+    return archive.read(name)
+
+
+def _weights(content: bytes) -> dict[str, Tensor]:
+    try:
+        weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # its type depends on what is damaged
+        raise ValueError(f"its policy.pth holds more than weights, or is damaged ({brief(error, 120)})") from None
+    if not (isinstance(weights, Mapping) and all(isinstance(value, Tensor) for value in weights.values())):
+        raise ValueError("its policy.pth holds more than weights")
+    return {str(name): value.float() for name, value in weights.items()}
+
+
+def _entry(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """An object of `data` that was pickled, as its JSON describes it; empty where it was not."""
+    value = data.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _unpickled(data: Mapping[str, Any], name: str) -> Any:
+    return inert.unpickle(base64.b64decode(_entry(data, name)[":serialized:"]))
+
+
+def _actions(data: Mapping[str, Any]) -> tuple[np.ndarray | None, np.ndarray | None, str]:
+    """Bounds of the actions, where they are continuous, and the kind of their space: Box or Discrete."""
+    kind = str(_entry(data, "action_space").get(":type:", "")).rstrip("'>").rpartition(".")[2]
+    if kind == "Discrete":
+        return None, None, kind
+    if kind != "Box":
+        raise ValueError(f"its actions are of type {kind or 'unknown'}: Box and Discrete are read")
+    state = _unpickled(data, "action_space").state
+    low, high = (inert.array(state[name]).astype(np.float64).ravel() for name in ("low", "high"))
+    return low, high, kind
+
+
+Actor = tuple[Any, list[Layer], Callable[[np.ndarray], tuple[np.ndarray, ...]]]
+"""Name of the distribution, layers, and the function from observations to parameters."""
+
+
+# --- Stable-Baselines3 -----------------------------------------------------------------------------------
+
+
+def _of_sb3(data: Mapping[str, Any], weights: dict[str, Tensor], actions: str) -> Actor:
+    kind = _entry(data, "policy_class")
+    name = re.findall(r"<function (\w+)\.", str(kind.get("__init__", "")))
+    module = str(kind.get("__module__", "unknown"))
+    if not module.startswith(("stable_baselines3.", "sb3_contrib.")):
+        raise ValueError(f"its policy is of the module {module}, whose network only that module knows")
+    if module.startswith("sb3_contrib.common.maskable"):
+        raise ValueError("its actions are masked, and the masks of each state are not in the file")
+    if data.get("use_sde"):
+        raise ValueError("its exploration is state-dependent (use_sde), which is not read")
+    extractor = str(_entry(data, "policy_kwargs").get("features_extractor_class", "FlattenExtractor"))
+    if "FlattenExtractor" not in extractor:
+        raise ValueError(f"its features_extractor_class is {extractor}, which only its own module knows")
+    own = "actor." if any(key.startswith("actor.") for key in weights) else ""
+    heads: tuple[str, ...]
+    if own:
+        ours = {key.removeprefix(own): value for key, value in weights.items() if key.startswith(own)}
+        hidden, heads, default = "latent_pi", ("mu", "log_std"), "relu"
+    else:
+        ours = {
+            key: value for key, value in weights.items() if not key.startswith(("value_net.", "mlp_extractor.v"))
+        }
+        hidden, heads, default = "mlp_extractor.policy_net", ("action_net",), "tanh"
+    if any(f"{head}.weight" not in ours for head in heads):
+        raise ValueError(f"{name[0] if name else 'its policy'} is deterministic, or has a network of another kind")
+    layers = _stack(ours, hidden)
+    known = {f"{head}.{part}" for head in heads for part in ("weight", "bias")} | {"log_std"}
+    known |= {key for key in ours if key.startswith(f"{hidden}.")}
+    if rest := sorted(set(ours) - known):
+        raise ValueError(f"its network has {rest[0]}: only plain layers behind a vector of observations are read")
+    activation = _activation(str(_entry(data, "policy_kwargs").get("activation_fn", default)))
+    ends = [(ours[f"{head}.weight"], ours[f"{head}.bias"]) for head in heads]
+    if own:
+        return "tanh", [*layers, ends[0]], partial(_squashed, layers, ends, activation)
+    if actions == "Discrete":
+        return "categorical", [*layers, ends[0]], partial(_single, layers, ends[0], activation, None)
+    return "normal", [*layers, ends[0]], partial(_single, layers, ends[0], activation, ours["log_std"])
+
+
+def _stack(weights: Mapping[str, Tensor], name: str) -> list[Layer]:
+    """The layers of a `Sequential`, each followed by an activation."""
+    places = sorted({int(key.split(".")[-2]) for key in weights if re.fullmatch(rf"{name}\.\d+\.weight", key)})
+    layers = [(weights[f"{name}.{i}.weight"], weights[f"{name}.{i}.bias"]) for i in places]
+    if places != [2 * i for i in range(len(places))] or any(weight.ndim != 2 for weight, _ in layers):
+        raise ValueError(f"the layers of {name} are not linear ones with an activation behind each")
+    return layers
+
+
+# --- SBX -------------------------------------------------------------------------------------------------
+
+
+def _of_sbx(data: Mapping[str, Any], actions: str) -> Actor:
+    """SBX keeps the weights in the pickle of its policy, and says in JSON what the actor is."""
+    actor = str(_entry(data, "policy").get("actor", ""))
+    kind = actor.partition("(")[0]
+    attributes = dict(re.findall(r"^\s*(\w+) = (.*)$", actor, re.MULTILINE))
+    if kind not in ("SquashedGaussianActor", "Actor") or attributes.get("features_extractor", "None") != "None":
+        raise ValueError(
+            f"its actor is {kind or 'unknown'}: SquashedGaussianActor and Actor without images are read"
+        )
+    if data.get("use_sde"):
+        raise ValueError("its exploration is state-dependent (use_sde), which is not read")
+    activation = _activation(attributes.get("activation_fn", "unknown"))
+    if activation is torch.nn.functional.gelu:
+        activation = partial(torch.nn.functional.gelu, approximate="tanh")  # as JAX has it
+    parameters = _unpickled(data, "policy").state["actor_state"].state["params"]
+    parameters = parameters.get("params", parameters)  # CrossQ keeps them without the name of their collection
+    names = [f"Dense_{i}" for i in range(sum(name.startswith("Dense_") for name in parameters))]
+    if rest := sorted(set(parameters) - {*names, "log_std"}):
+        raise ValueError(f"its network has {rest[0]}: only plain layers behind a vector of observations are read")
+    dense = [parameters[name] for name in names]
+    layers = [(_tensor(layer["kernel"]).T, _tensor(layer["bias"])) for layer in dense]
+    if kind == "SquashedGaussianActor":
+        return "tanh", layers, partial(_squashed, layers[:-2], layers[-2:], activation)
+    if actions == "Discrete":
+        return "categorical", layers, partial(_single, layers[:-1], layers[-1], activation, None)
+    if "log_std" not in parameters:
+        raise ValueError("its actor is deterministic, or of another kind than that of PPO")
+    log_std = _tensor(parameters["log_std"])
+    return "normal", layers, partial(_single, layers[:-1], layers[-1], activation, log_std)
+
+
+def _tensor(value: Any) -> Tensor:
+    return torch.from_numpy(inert.array(value).astype(np.float32))
+
+
+# --- the networks ----------------------------------------------------------------------------------------
+
+
+def _activation(name: str) -> Callable[[Tensor], Tensor]:
+    """An activation by its name, or by the class of PyTorch as `data` prints it."""
+    word = name.rstrip("'>").rpartition(".")[2].lower().replace("_", "")
+    if word not in ACTIVATIONS:
+        raise ValueError(f"its activation is {name}: {', '.join(ACTIVATIONS)} are read")
+    return ACTIVATIONS[word]
+
+
+@torch.no_grad()
+def _hidden(layers: list[Layer], activation: Callable[[Tensor], Tensor], observations: np.ndarray) -> Tensor:
+    x = torch.from_numpy(np.asarray(observations, np.float32))
+    for weight, bias in layers:
+        x = activation(torch.nn.functional.linear(x, weight, bias))
+    return x
+
+
+def _squashed(
+    layers: list[Layer], heads: list[Layer], activation: Callable[[Tensor], Tensor], observations: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Location and scale of the squashed Gaussian of SAC and TQC."""
+    x = _hidden(layers, activation, observations)
+    loc, log_std = (torch.nn.functional.linear(x, weight, bias) for weight, bias in heads)
+    return loc.numpy(), log_std.clamp(LOG_STD_MIN, LOG_STD_MAX).exp().numpy()
+
+
+def _single(
+    layers: list[Layer],
+    head: Layer,
+    activation: Callable[[Tensor], Tensor],
+    log_std: Tensor | None,
+    observations: np.ndarray,
+) -> tuple[np.ndarray, ...]:
+    """Logits, or location and scale of the Gaussian of PPO and A2C, whose scale is one for all states."""
+    out = torch.nn.functional.linear(_hidden(layers, activation, observations), *head).numpy()
+    return (out,) if log_std is None else (out, np.broadcast_to(log_std.exp().numpy(), out.shape))

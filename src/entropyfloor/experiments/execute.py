@@ -1,0 +1,111 @@
+"""One run of a plan, executed by a command of its own: it starts the run, or continues it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from entropyfloor.experiments.recipe import PlannedRun
+from entropyfloor.runs import read_run
+from entropyfloor.runs.processes import terminated_as_interrupted
+from entropyfloor.runs.resume import is_begun
+
+Outcome = Literal["done", "finished before", "failed", "refused", "submitted"]
+"""What became of a run; `refused`: its settings are wrong, and the next run's would be as well."""
+Ended = Callable[[PlannedRun, Outcome], bool]
+"""What an engine calls when a run has ended; it says whether further runs may start."""
+REFUSED = 2
+"""Exit status of a command with wrong settings."""
+SAVING = 300.0
+"""Seconds to wait for a process that still writes the run: that of a lost worker, which saves it and stops."""
+
+
+def execute(run: PlannedRun, directory: Path) -> Outcome:
+    """Execute a run on a node of a cluster, and wait for its end.
+
+    Args:
+        run: A run of a plan.
+        directory: Directory that relative paths of its settings start from.
+
+    Raises:
+        ValueError: The node does not have the directory.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after the run has saved and stopped.
+    """
+    if not log_file(run, directory).parent.is_dir():
+        raise ValueError(
+            f"{log_file(run, directory).parent} does not exist on this node: --out must be on a file system that "
+            f"all nodes share"
+        )
+    until = time.monotonic() + SAVING
+    while state(run, directory) == "running" and time.monotonic() < until:
+        time.sleep(1)
+    process = begin(run, directory)
+    if process is None:
+        return "finished before"
+    with terminated_as_interrupted():
+        try:
+            while True:  # an interrupt that is no signal of the system would not end a longer wait
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(1)
+                    return outcome(process)
+        finally:
+            stop([process])
+
+
+def begin(run: PlannedRun, directory: Path) -> subprocess.Popen[bytes] | None:
+    """Start or resume a run in a process that saves and stops when this one ends; None if it is finished."""
+    before = state(run, directory)
+    if before == "finished":
+        return None
+    # An evaluation continues by the same command.
+    args = run.command if before is None else ["train", run.domain, "--resume", str(run.out)]
+    log = log_file(run, directory)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "entropyfloor.experiments.watched", *run.launcher, *args],
+            cwd=directory,
+            stdin=subprocess.PIPE,  # closed by the end of this process: see `watched`
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that Ctrl-C reaches it once, through `stop`
+        )
+
+
+def outcome(process: subprocess.Popen[bytes]) -> Outcome:
+    """Wait for the end of a process, and read its exit status."""
+    code = process.wait()
+    assert process.stdin is not None
+    process.stdin.close()
+    return "done" if code == 0 else "refused" if code == REFUSED else "failed"
+
+
+def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Make each run save and stop, and wait for it; a second Ctrl-C stops runs that are still saving."""
+    try:
+        _terminate(processes)
+    except KeyboardInterrupt:
+        _terminate(processes)
+
+
+def log_file(run: PlannedRun, directory: Path = Path()) -> Path:
+    """The log of a run, beside its directory: the trainer creates that once it has accepted the settings."""
+    return directory / run.out.with_name(f"{run.out.name}-log.txt")
+
+
+def _terminate(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.terminate()  # not SIGINT, which processes in the background of a script ignore
+    for process in processes:
+        outcome(process)
+
+
+def state(run: PlannedRun, directory: Path = Path()) -> str | None:
+    """State of a training run that has begun."""
+    out = directory / run.out
+    return str(read_run(out).status["state"]) if run.mode == "train" and is_begun(out) else None

@@ -1,0 +1,67 @@
+"""What a run of a classifier needs, from its settings: neither images nor weights are read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from entropyfloor.runs.needs import COPIES, LINE, Needs
+from entropyfloor.torch.memory import bytes_of, saved_bytes, without_memory
+from entropyfloor.vision.config import VisionConfig
+from entropyfloor.vision.model import plain_model
+
+LIBRARIES = 600 * 2**20
+"""Bytes of Python, PyTorch and timm in a process. CUDA's own are taken as much."""
+CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10, "folder": 1000}
+"""Classes of a dataset; a folder is taken for ImageNet."""
+IMAGES = {"cifar10": 60_000 * 3072, "cifar100": 60_000 * 3072, "digits": 0, "folder": 0}
+"""Bytes of the images of a dataset that is read as a whole."""
+HALF = {"bf16": torch.bfloat16, "fp16": torch.bfloat16}
+"""Precision in which intermediate results are counted; both halves have the same size."""
+
+
+def needs(config: VisionConfig, *, on_cpu: bool) -> Needs:
+    """What each process of a run with these settings needs.
+
+    Args:
+        config: Settings.
+        on_cpu: Whether it trains on the CPU.
+
+    Raises:
+        ValueError: timm has no such model.
+    """
+    config = config.resolved()
+    config = replace(config, num_classes=config.num_classes or CLASSES[config.dataset])
+    with without_memory():
+        model, _ = plain_model(config, drop_rate=config.dropout)
+        weights, activations = bytes_of(model), _activations(model.train(), config)
+    averages = (1 if config.optimiser == "sgd" else 2) + bool(config.ema)
+    checkpoint = (1 + averages) * weights
+    always = {"libraries": LIBRARIES, "weights": weights, "moments and averages": averages * weights}
+    training = always | {"gradients": weights, "activations": activations}
+    workers = config.workers * LIBRARIES // 4  # they share the libraries
+    host = LIBRARIES + IMAGES[config.dataset] + workers
+    lines = LINE * config.epochs
+    if not on_cpu:
+        return Needs({"training": training}, host + (1 + COPIES) * checkpoint, checkpoint, lines)
+    data = {"images": IMAGES[config.dataset] + workers}
+    moments = {
+        "training": training | data,
+        "saving": always | data | {"copies for a checkpoint": COPIES * checkpoint},
+    }
+    return Needs(moments, 0, checkpoint, lines)
+
+
+def _activations(model: torch.nn.Module, config: VisionConfig) -> int:
+    """Bytes that a backward pass keeps of a batch."""
+    size = int(config.input_size or 0)
+    images = torch.zeros(config.batch_size * max(1, config.aug_splits), 3, size, size)
+
+    def forward() -> Any:
+        half = HALF.get(config.precision)
+        with torch.autocast("cpu", half or torch.bfloat16, enabled=half is not None):
+            return model(images)
+
+    return saved_bytes(model, forward)

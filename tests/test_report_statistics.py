@@ -1,0 +1,88 @@
+"""Statistics over tasks, beside those of rliable 1.2.0 (arXiv 2108.13264) on the same scores."""
+
+import numpy as np
+import pytest
+
+from entropyfloor.report.statistics import (
+    iqm,
+    mean,
+    median,
+    optimality_gap,
+    performance_profile,
+    probability_of_improvement,
+    stratified_interval,
+)
+
+# Four tasks of five seeds each.
+SCORES = [
+    [0.10, 0.20, 0.15, 0.30, 0.25],
+    [0.50, 0.45, 0.70, 0.60, 0.55],
+    [0.90, 0.80, 0.95, 0.70, 1.05],
+    [1.40, 1.10, 1.20, 1.30, 0.90],
+]
+OTHERS = [
+    [0.12, 0.20, 0.05, 0.22, 0.18],
+    [0.40, 0.50, 0.65, 0.30, 0.35],
+    [0.70, 0.85, 0.60, 0.70, 0.90],
+    [1.20, 0.60, 1.00, 1.10, 0.80],
+]
+# Point estimates and the intervals of 2,000 resamples, whose bounds vary by about 0.005.
+RLIABLE = {
+    median: [(0.72, 0.655, 0.785), (0.595, 0.525, 0.665)],
+    iqm: [(0.705, 0.65, 0.78), (0.56, 0.5, 0.645)],
+    mean: [(0.705, 0.6525, 0.7575), (0.571, 0.51, 0.63)],
+    optimality_gap: [(0.3475, 0.3124375, 0.385), (0.444, 0.393, 0.495525)],
+}
+
+
+@pytest.mark.parametrize("statistic", RLIABLE, ids=lambda statistic: statistic.__name__)
+def test_statistics_over_tasks_are_those_of_rliable(statistic):
+    for scores, (value, low, high) in zip((SCORES, OTHERS), RLIABLE[statistic], strict=True):
+        interval = stratified_interval(scores, statistic)
+        assert interval.value == pytest.approx(value, abs=1e-12)
+        assert (interval.low, interval.high) == pytest.approx((low, high), abs=0.011)
+
+
+def test_the_probability_of_improvement_is_that_of_rliable():
+    value, low, high, n = probability_of_improvement(SCORES, OTHERS)
+    assert value == pytest.approx(0.755, abs=1e-12)
+    assert (low, high) == pytest.approx((0.58, 0.885), abs=0.015)
+    assert n == 5
+    same = probability_of_improvement(SCORES, SCORES)
+    assert same.value == 0.5  # ties count half
+
+
+def test_the_performance_profile_is_that_of_rliable():
+    profile = performance_profile(SCORES, [0.0, 0.25, 0.5, 0.75, 1.0, 1.25])
+    np.testing.assert_allclose(profile.value, [1.0, 0.8, 0.65, 0.45, 0.25, 0.1], atol=1e-12)
+    np.testing.assert_allclose(profile.low, [1.0, 0.75, 0.55, 0.35, 0.15, 0.0], atol=0.051)  # steps of 1/20
+    np.testing.assert_allclose(profile.high, [1.0, 0.9, 0.75, 0.5, 0.35, 0.2], atol=0.051)
+
+
+def test_tasks_may_have_different_numbers_of_seeds():
+    tasks = [np.array([0.0, 1.0, 2.0]), np.array([4.0, 4.0, 4.0, 8.0])]
+    assert mean(*tasks) == 3.0  # of 1 and 5, not of the seven scores
+    assert stratified_interval(tasks, mean).n == 3
+    assert probability_of_improvement(tasks, [[1.0, 1.0, 1.0], [8.0, 8.0, 8.0]]).value == pytest.approx(
+        (0.5 + 0.125) / 2
+    )
+
+
+def test_a_curve_has_an_interval_at_each_step():
+    curves = np.random.default_rng(0).normal(size=(3, 5, 4)).cumsum(-1)  # tasks, seeds, steps
+    whole = stratified_interval(list(curves), resamples=2000)
+    for step in range(4):
+        alone = stratified_interval(list(curves[..., step]), resamples=2000)
+        for at_step, expected in zip(whole[:3], alone[:3], strict=True):
+            assert at_step[step] == pytest.approx(expected, abs=1e-12)
+
+
+def test_what_has_no_interval_is_refused():
+    with pytest.raises(ValueError, match="n=2 seeds are too few"):
+        stratified_interval([[0.0, 1.0, 2.0], [0.0, 1.0]])
+    with pytest.raises(ValueError, match="n=0"):
+        stratified_interval([])
+    with pytest.raises(ValueError, match="same tasks, not 4 and 3"):
+        probability_of_improvement(SCORES, OTHERS[:3])
+    with pytest.raises(ValueError, match="finite"):
+        stratified_interval([[0.0, 1.0, np.nan]])
