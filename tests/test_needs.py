@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import tiny_language
 from entropyfloor.control import needs as control_needs
 from entropyfloor.control.config import configure
 from entropyfloor.control.parallel import replay_rows
@@ -118,6 +119,13 @@ def test_a_classifier_is_counted():
     twice = vision_needs.needs(VisionConfig(model="resnet18", dataset="cifar10", batch_size=64), on_cpu=False)
     activations = [each.moments["training"]["activations"] for each in (found, twice)]
     assert activations[1] == pytest.approx(2 * activations[0], rel=0.01)
+
+
+def test_a_model_below_the_home_directory_is_counted(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tiny_language.save(tmp_path / "mine")
+    sizes = [needs(language(model), on_cpu=True).memory for model in ("~/mine", str(tmp_path / "mine"))]
+    assert sizes[0] == sizes[1]
 
 
 PEAK = """

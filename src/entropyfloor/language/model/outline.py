@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -50,4 +51,4 @@ def _config(name: str) -> PreTrainedConfig:
     if name in KNOWN:
         return AutoConfig.for_model(**KNOWN[name])
     with reading(name, "has no config that can be read"):
-        return AutoConfig.from_pretrained(name, **NO_CODE)
+        return AutoConfig.from_pretrained(os.path.expanduser(name), **NO_CODE)  # a shell leaves --model=~/mine
