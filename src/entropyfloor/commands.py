@@ -37,10 +37,10 @@ def train_control(args: Sequence[str]) -> Callable[..., None]:
 
 
 def _control_config(args: Sequence[str]) -> Any:
-    """The class of the agent's settings; the parser refuses the name of an agent that does not exist."""
-    from entropyfloor.control.config import CONFIGS
+    """The class of the agent's settings."""
+    from entropyfloor.control.config import config_class
 
-    return CONFIGS.get(_value_of("--agent", args) or "", CONFIGS["sac-era-exact"])
+    return config_class(_value_of("--agent", args))
 
 
 def train_vision(args: Sequence[str]) -> Callable[..., None]:
@@ -134,17 +134,7 @@ def evaluate_run(args: Sequence[str]) -> Callable[..., None]:
     """Evaluate what a run has trained: a policy, a classifier or a language model, with intervals."""
     path = _first_path(args)
     if path is None:
-
-        def command_without_run() -> None:
-            """Evaluate what a run has trained: a policy, a classifier or a language model, with intervals.
-
-            Give the run directory first. The options follow from the run: `entropyfloor evaluate RUN --help`.
-            """
-            raise ValueError("no run directory is given: write `entropyfloor evaluate RUN`")
-
-        if args:  # options of a run, which nothing knows yet
-            command_without_run()
-        return command_without_run
+        return _without_run("evaluate", evaluate_run.__doc__, args)
     function = importlib.import_module(f"entropyfloor.{_domain(path)}.evaluate").evaluate
 
     @wraps(function)
@@ -247,17 +237,7 @@ def audit_run(args: Sequence[str]) -> Callable[..., None]:
     """Measure the entropy of what a run has trained, in visited states, on test images or in responses."""
     path = _first_path(args)
     if path is None:
-
-        def command_without_run() -> None:
-            """Measure the entropy of what a run has trained, in visited states, on test images or in responses.
-
-            Give the run directory first. The options follow from the run: `entropyfloor audit RUN --help`.
-            """
-            raise ValueError("no run directory is given: write `entropyfloor audit RUN`")
-
-        if args:  # options of a run, which nothing knows yet
-            command_without_run()
-        return command_without_run
+        return _without_run("audit", audit_run.__doc__, args)
     return _audit(audit_run, importlib.import_module(f"entropyfloor.audit.{_domain(path)}").run, path)
 
 
@@ -287,6 +267,19 @@ def _audit(kind: Command, measure: Callable[..., Any], run: Path | None = None) 
     from entropyfloor.audit.command import command_of
 
     return command_of(measure, str(kind.__doc__), nullcontext if run is None else partial(_naming, run))
+
+
+def _without_run(name: str, summary: str | None, args: Sequence[str]) -> Callable[[], None]:
+    """The command where no run is given: it has no options but --help, because they follow from the run."""
+
+    def command() -> None:
+        raise ValueError(f"no run directory is given: write `entropyfloor {name} RUN`")
+
+    how = f"Give the run directory first. The options follow from the run: `entropyfloor {name} RUN --help`."
+    command.__doc__ = f"{summary}\n\n{how}"
+    if args:  # options of a run, which nothing knows yet
+        command()
+    return command
 
 
 @contextmanager

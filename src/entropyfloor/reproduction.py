@@ -25,9 +25,9 @@ from entropyfloor.runs.processes import stop_with_parent
 def settings_of(run: PlannedRun) -> Any:
     """The class of the settings of a planned run."""
     if run.domain == "control":
-        from entropyfloor.control.config import CONFIGS
+        from entropyfloor.control.config import config_class
 
-        return CONFIGS.get(str(run.settings.get("agent")), CONFIGS["sac-era-exact"])
+        return config_class(run.settings.get("agent"))
     module, name = {
         ("train", "vision"): ("vision.config", "VisionConfig"),
         ("train", "language"): ("language.config", "LanguageConfig"),

@@ -27,6 +27,7 @@ __all__ = [
     "PPOConfig",
     "SACConfig",
     "TDMPC2Config",
+    "config_class",
     "configure",
     "read_config",
     "required",
@@ -39,6 +40,14 @@ PRESETS: dict[str, dict[str, Any]] = {name: preset for kind in _KINDS for name, 
 
 CONFIGS: dict[str, type[ControlConfig]] = {name: kind for kind in _KINDS for name in kind.PRESETS}
 """Class of each agent's settings."""
+
+
+def config_class(agent: str | None) -> type[ControlConfig]:
+    """Class of an agent's settings, for a parser of a command line.
+
+    That of the default agent where none is named, and where the agent does not exist: the parser refuses its name.
+    """
+    return CONFIGS.get(str(agent), CONFIGS["sac-era-exact"])
 
 
 def configure(agent: str, **settings: Any) -> ControlConfig:
