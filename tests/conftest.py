@@ -1,6 +1,7 @@
 """One interface to both backends, so that every property is tested once for both."""
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -75,6 +76,14 @@ BACKENDS = {
 def backend(request: pytest.FixtureRequest) -> Backend:
     """PyTorch, then JAX."""
     return BACKENDS[request.param]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget() -> Iterator[None]:
+    """Free the compiled programs of a module at its end: otherwise those of all modules stay in memory."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="module")

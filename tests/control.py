@@ -66,6 +66,7 @@ def save_untrained(path, agent, step=1, **settings):
             collector.observe()
             collector.play(np.stack([collector.action_space.sample()]))
         else:
+            collector.observe()
             collector.play(collector.random_action())
     noisy = jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(x.dtype), trainer.state.actor)
     trainer.state, trainer.step = trainer.state._replace(actor=noisy), step

@@ -290,6 +290,33 @@ def test_an_inert_pickle_keeps_what_was_written(tmp_path):
         inert.unpickle(b"no pickle")
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"}()" + b"\x85" * 100_000 + b"K\x01s.",  # a key: Python hashes it recursively until the stack is full
+        b"}(c_\n_\n)" + b"\x85" * 100_000 + b"RK\x01u.",  # inside of what a function would have made
+        b"}(" + b"(" * 100_000 + b"t" * 100_000 + b"K\x01u.",
+        b")\x94" + b"".join(b"h%c\x85\x94" % i for i in range(255)) + b"}(h\xffK\x01u.",  # through the memo
+    ],
+    ids=["key", "argument", "marks", "memo"],
+)
+def test_a_pickle_that_nests_without_end_is_refused(data):
+    with pytest.raises(ValueError, match=r"^its pickle is nested more than 200 deep: no policy is$"):
+        inert.unpickle(data)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_depth_is_that_of_the_nesting_and_not_of_the_length(protocol):
+    value = 1.5
+    for _ in range(inert.DEPTH):
+        value = (value,)
+    assert inert.unpickle(pickle.dumps(value, protocol)) == value
+    with pytest.raises(ValueError, match="nested"):
+        inert.unpickle(pickle.dumps((value,), protocol))
+    long = [list(range(3000)), dict(zip(range(3000), range(3000), strict=True)), set(range(3000))]
+    assert inert.unpickle(pickle.dumps(long, protocol))[:2] == long[:2]  # written in many instructions
+
+
 def test_a_program_is_run_only_if_it_is_trusted(tmp_path, capsys):
     class Writes(torch.nn.Module):
         def forward(self, x: torch.Tensor, path: str = str(tmp_path / "written")):

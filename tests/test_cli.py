@@ -3,9 +3,11 @@
 import contextlib
 import io
 import json
+import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,6 +19,7 @@ import entropyfloor
 from commands import NAMES
 from entropyfloor.cli import guarded, main
 from entropyfloor.commands import COMMANDS
+from entropyfloor.extras import BrokenFloorError, Status
 from entropyfloor.runs import read_run
 
 SIZES = [
@@ -222,7 +225,7 @@ def test_what_is_no_run_is_not_resumed(words, path, home, capsys):
     (home / "file").write_text("")
     (home / "loop").symlink_to(home / "loop")
     (home / "empty").mkdir()
-    assert main([*words, path]) in (1, 2)
+    assert main([*words, path]) in (Status.REFUSED, Status.FAILED)
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert path in err
@@ -238,18 +241,44 @@ def test_what_is_no_run_is_not_resumed(words, path, home, capsys):
     ],
 )
 def test_a_batch_that_no_memory_holds_is_one_line(allocate, capsys):
-    assert guarded(allocate) == 1
+    assert guarded(allocate) == Status.FAILED
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith("failed: memory is too small")
     assert "batch" in err
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (None, 0, ""),
+        (BrokenFloorError("the floor is broken"), 1, "failed: the floor is broken\n"),
+        (ValueError("no such thing"), 2, "error: no such thing\n"),
+        (ImportError("not installed"), 2, "error: not installed\n"),
+        (RuntimeError("it failed"), 3, "failed: it failed\n"),
+        (OSError("no space"), 3, "failed: no space\n"),
+        (KeyboardInterrupt("saved"), 130, "stopped: saved\n"),
+    ],
+)
+def test_each_end_has_its_status(error, status, told, capsys):
+    def end():
+        if error is not None:
+            raise error
+
+    assert guarded(end) == status
+    assert capsys.readouterr().err == told
+
+
+def test_the_documentation_has_all_statuses():
+    page = (Path(__file__).parents[1] / "docs" / "run-directory.md").read_text()
+    assert [int(number) for number in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)] == [*Status]
+
+
 def test_an_error_without_a_word_is_named(capsys):
     def fail():
         raise MemoryError
 
-    assert guarded(fail) == 1
+    assert guarded(fail) == Status.FAILED
     assert "memory is too small for this (MemoryError)" in capsys.readouterr().err
 
 
@@ -260,7 +289,7 @@ def test_an_error_of_several_lines_is_told_in_one(capsys):
         error.add_note("----\nframes were removed")
         raise error
 
-    assert guarded(fail) == 1
+    assert guarded(fail) == Status.FAILED
     assert capsys.readouterr().err == "failed: one two; what was saved is in here\n"
 
 
@@ -316,8 +345,8 @@ def test_a_report_of_nothing_is_refused(path, message, home, capsys):
     assert not list(home.iterdir())
 
 
-def test_a_run_that_fails_exits_with_1(home, capsys):
-    assert main(["train", "control", *SIZES, "--learning-rate", "1e30", "--out", "here"]) == 1
+def test_a_run_that_fails_exits_with_3(home, capsys):
+    assert main(["train", "control", *SIZES, "--learning-rate", "1e30", "--out", "here"]) == 3
     err = capsys.readouterr().err
     assert err.startswith("failed: loss/")
     assert err.count("\n") == 1

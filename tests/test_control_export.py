@@ -24,6 +24,7 @@ RUNS = {
     },
     "projection": {"agent": "sac", "head": "projection", "env": "gym/Reacher-v4"},
     "mnse": {"agent": "mnse", "env": "gym/Reacher-v4"},
+    "simba": {"agent": "sac-era-exact", "env": "gym/Reacher-v4", "networks": "simba", "critic_hidden": 8},
     "fastsac-era-exact": {"agent": "fastsac-era-exact", "env": "gym/Reacher-v4", **PARALLEL},
     "fasttd3": {"agent": "fasttd3", "env": "gym/Reacher-v4", **PARALLEL},
     "shares": {"agent": "fastsac", "head": "shares", "env": "gym/Reacher-v4", **PARALLEL},
@@ -71,7 +72,7 @@ def test_the_file_is_the_policy_for_any_batch(name, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["exact", "ppo-era", "discrete, era"])
+@pytest.mark.parametrize("name", ["exact", "simba", "ppo-era", "discrete, era"])
 def test_the_file_of_a_run_in_bfloat16_computes_in_float32(name, tmp_path):
     for precision in ("fp32", "bf16"):
         save_untrained(tmp_path / precision, **RUNS[name], precision=precision)

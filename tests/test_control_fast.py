@@ -182,6 +182,19 @@ def test_the_actor_waits_for_the_critics(delay, expected):
     assert {"loss/actor", "loss/critic", "q/edge_share", "grad_norm/actor"} <= set(metrics)
 
 
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("name", ["fasttd3", "fastsac"])
+def test_there_may_be_any_number_of_critics(name, size):
+    agent = agent_of(name, critics=size)
+    state = jax.eval_shape(lambda: agent.init(jax.random.key(0), 3, 2))
+    assert len(state.critics["params"]) == size
+    batch = random_batch(16)
+    assert jax.eval_shape(agent.values, state.critics, batch.observation, batch.action).shape == (size, 16)
+    new, metrics = jax.eval_shape(agent.update_critics, state, batch, jax.random.key(1))
+    assert jax.tree.map(lambda x: x.shape, new) == jax.tree.map(lambda x: x.shape, state)
+    assert metrics["loss/critic"].shape == ()
+
+
 @pytest.mark.slow
 def test_many_updates_are_single_ones_in_their_order():
     settings = {"updates_per_step": 2, "policy_delay": 2}

@@ -21,6 +21,7 @@ from entropyfloor.runs.resume import begin
 pytestmark = pytest.mark.usefixtures("cache")
 
 PARALLEL = {"num_envs": 1, "critic_hidden": 8, "replay_capacity": 100}
+SIMBA = {"networks": "simba", "critic_hidden": 8}
 RUNS = {
     "exact": {"agent": "sac-era-exact", "env": "gym/Reacher-v4"},
     "tanh": {"agent": "sac", "env": "gym/Reacher-v4"},
@@ -32,6 +33,10 @@ RUNS = {
     },
     "obac": {"agent": "obac-era", "env": "gym/Reacher-v4", "residual_entropy": 0.3},
     "mnse": {"agent": "mnse", "env": "gym/Reacher-v4"},
+    "simba": {"agent": "sac-era-exact", "env": "gym/Reacher-v4", **SIMBA, "critics": 1},
+    "simba, three blocks": {"agent": "obac", "env": "gym/Pendulum-v1", **SIMBA, "actor_blocks": 3},
+    "simba, raw": {"agent": "mnse", "env": "gym/Reacher-v4", **SIMBA, "normalise_observations": False},
+    "layers, normalised": {"agent": "sac", "env": "gym/Reacher-v4", "normalise_observations": True},
     "parallel, normalised": {"agent": "fastsac-era-exact", "env": "gym/Reacher-v4", **PARALLEL},
     "fasttd3": {"agent": "fasttd3", "env": "gym/Reacher-v4", **PARALLEL, "normalise_observations": False},
     "shares": {"agent": "fastsac", "head": "shares", "env": "gym/Reacher-v4", **PARALLEL},
@@ -46,6 +51,10 @@ AIMS = {  # floor, target entropy
     "era-batch": (None, -1.0),
     "obac": (-1.0, -1.0),
     "mnse": (None, None),
+    "simba": (-1.0, -1.0),
+    "simba, three blocks": (None, -1.0),
+    "simba, raw": (None, None),
+    "layers, normalised": (None, -1.0),
     "parallel, normalised": (-1.0, -1.0),
     "fasttd3": (None, None),
     "shares": (None, 0.0),
@@ -82,7 +91,7 @@ def test_a_loaded_policy_is_the_one_that_the_trainer_acts_with(name, tmp_path):
         assert (policy.entropy(observations) > policy.floor - 1e-4).all()
 
 
-@pytest.mark.parametrize("name", ["exact", "normalised", "discrete, era"])
+@pytest.mark.parametrize("name", ["exact", "simba", "normalised", "discrete, era"])
 def test_a_checkpoint_serves_both_precisions(name, tmp_path):
     trainer = save_untrained(tmp_path / "fp32", **RUNS[name])
     run = Run.create(tmp_path / "bf16", {**Run.open(tmp_path / "fp32").config, "precision": "bf16"})

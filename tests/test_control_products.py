@@ -103,14 +103,16 @@ def test_parameters_are_the_same_in_both_precisions():
 
 # --- agents ----------------------------------------------------------------------------------------------
 
-AGENTS = ["sac", "obac-era", "ppo-era", "ppo, discrete"]
+AGENTS = ["sac", "sac, simba", "obac-era", "ppo-era", "ppo, discrete"]
 
 
 def update_of(name):
     """A small agent in bfloat16: its update and the arguments of one."""
     kind, discrete = name.split(",")[0], name.endswith("discrete")
     sizes = {"rollout_steps": 8, "minibatch_size": 4, "epochs": 1} if kind in ("ppo", "ppo-era") else {}
-    agent = build_agent(configure(kind, hidden=8, precision="bf16", **sizes).resolved(), 2, discrete=discrete)
+    networks = {"networks": "simba", "critic_hidden": 8} if name.endswith("simba") else {}
+    config = configure(kind, hidden=8, precision="bf16", **sizes, **networks).resolved()
+    agent = build_agent(config, 2, discrete=discrete)
     key = jax.random.key(0)
     single = np.float32
     if not sizes:

@@ -448,7 +448,7 @@ def test_a_seed_that_fails_does_not_stop_the_others_and_none_outlives_its_parent
     args = options_of({"agent": "sac", "env": "gym/Pendulum-v1", **settings, "out": tmp_path / "failing"})
     process = command("train", "control", *args, "--seeds", "0", "1", "2", cache=cache)
     _, errors = process.communicate(timeout=300)
-    assert process.returncode == 1
+    assert process.returncode == 3
     for seed in range(3):
         assert f"seed {seed} failed: " in errors
         assert read_run(tmp_path / "failing" / f"seed-{seed}").status["state"] == "failed"
@@ -606,7 +606,7 @@ def test_a_full_disk_is_named_and_what_was_saved_serves(tmp_path, cache):
         ["bash", "-c", limited, "bash", *train], env=nowhere, capture_output=True, text=True, timeout=200
     )
     errors = process.stderr
-    assert process.returncode == 1, errors
+    assert process.returncode == 3, errors
     assert errors.startswith("failed: [Errno 27] File too large")
     assert f"what was saved is in {out}" in errors
     assert errors.count("\n") == 1

@@ -7,18 +7,21 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 
+from entropyfloor.experiments import execute as execution
 from entropyfloor.experiments import recipe
+from entropyfloor.experiments.engines import local
 from entropyfloor.experiments.engines.slurm import Job
 from entropyfloor.experiments.execute import begin, execute
 from entropyfloor.experiments.recipe import PlannedRun
 from entropyfloor.experiments.reproduce import reproduce
-from entropyfloor.runs import read_run
+from entropyfloor.runs import Run, read_run
 
 PLAN = """
 title = "Four short runs"
@@ -52,8 +55,8 @@ PATIENCE = 180.0
 """Seconds that a test waits for another process."""
 
 
-def plan(home: Path, out: str) -> list[PlannedRun]:
-    (home / "four.toml").write_text(PLAN)
+def plan(home: Path, out: str, steps: int = 150) -> list[PlannedRun]:
+    (home / "four.toml").write_text(PLAN.replace("steps = 150", f"steps = {steps}"))
     return recipe.load(str(home / "four.toml")).runs("cpu", Path(out))
 
 
@@ -113,7 +116,7 @@ execute(recipe.load({str(home / "four.toml")!r}).runs("cpu", Path("runs"))[0], P
         wait_for(lambda: has_checkpoint(run))
         training = command_of(run)
         starter.kill()
-    training.wait(60)
+    training.wait(PATIENCE)
     assert read_run(run.out).status["state"] == "interrupted"
     assert execute(run, home) == "done"
     assert resumptions(run) == 1
@@ -136,6 +139,52 @@ def test_a_run_that_is_still_written_is_waited_for(home, monkeypatch):
     assert resumptions(run) == 1
     assert first.wait() == 130
     first.stdin.close()
+
+
+@pytest.fixture
+def written(home):
+    """A plan whose first run this process is writing."""
+    runs = plan(home, "runs")
+    run = Run.create(home / runs[0].out, {"domain": "language", "seed": 0})
+    with ExitStack() as writing:
+        writing.enter_context(run.recording("none"))
+        yield runs, writing
+
+
+def test_the_local_engine_goes_on_with_other_runs_while_one_is_still_written(home, written, monkeypatch):
+    """A command that was killed a moment ago leaves runs that are saving."""
+    runs, writing = written
+    monkeypatch.setattr(local, "begin", lambda run, directory: None)  # as if it were finished
+    order = []
+
+    def ended(run, outcome):
+        order.append((runs.index(run), outcome))
+        if len(order) == 3:
+            writing.close()  # the writer has saved
+        return True
+
+    local.run(runs, home, 1, ended)
+    assert order == [(i, "finished before") for i in (1, 2, 3, 0)]
+
+
+@pytest.mark.parametrize("engine", ["local", "execute"])
+def test_a_run_that_another_process_keeps_writing_is_named_and_the_others_are_done(
+    home, written, monkeypatch, engine
+):
+    runs, _ = written
+    outcomes = {}
+    for module in (local, execution):
+        monkeypatch.setattr(module, "begin", lambda run, directory: None)
+        monkeypatch.setattr(module, "SAVING", 0.1)
+    if engine == "local":
+        local.run(runs, home, 1, lambda run, outcome: outcomes.update({run.out: outcome}) or True)
+    else:
+        for run in runs:
+            (home / run.out).parent.mkdir(parents=True, exist_ok=True)
+        outcomes = {run.out: execute(run, home) for run in runs}
+    assert [outcomes[run.out] for run in runs] == ["failed", *["finished before"] * 3]
+    log = execution.log_file(runs[0], home).read_text()
+    assert log.startswith(f"another process is writing {runs[0].out} and has not stopped within 0.1 s")
 
 
 @pytest.mark.slow
@@ -204,7 +253,7 @@ def test_a_ray_cluster_without_what_a_run_needs_is_refused(home):
 def test_a_job_of_slurm_saves_before_its_time_limit(home):
     """`checkpoint` is what submitit calls then; the job, called again, continues."""
     pytest.importorskip("submitit")
-    run = plan(home, "runs")[0]
+    run = plan(home, "runs", steps=1500)[0]  # so long that it cannot end before the limit
     run.out.parent.mkdir(parents=True)
     job = Job(run, home)
     again = []
@@ -246,14 +295,14 @@ def test_slurm_does_what_the_local_engine_does(home):
 @pytest.mark.slow
 def test_an_interrupt_makes_runs_on_ray_save(home):
     pytest.importorskip("ray")
-    runs = plan(home, "runs")[:1]
+    runs = plan(home, "runs", steps=100_000)[:1]
     command = [sys.executable, "-m", "entropyfloor.cli", "reproduce", "four.toml", "--out", "runs"]
     only = ["--arms", "grpo", "--seeds", "0", "--engine", "ray"]
     with subprocess.Popen([*command, *only], stderr=subprocess.PIPE, text=True) as process:
         try:
             wait_for(lambda: has_checkpoint(runs[0]))
             process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 130
+            assert process.wait(PATIENCE) == 130
             assert "the same command continues" in process.stderr.read()
         finally:
             process.kill()

@@ -463,7 +463,7 @@ def test_a_recipe_is_carried_out_and_once_is_enough(home, capsys):
 
 def test_a_run_that_fails_is_named_and_the_others_are_done(home, capsys):
     (home / "small.toml").write_text(SMALL.replace('head = "era-floor"', 'target_entropy = "99"'))
-    assert main(["reproduce", "small.toml", "--workers", "1"]) == 1
+    assert main(["reproduce", "small.toml", "--workers", "1"]) == 3
     assert "1 of 2 runs failed: see runs/small/cpu/gym-Pendulum-v1/era/seed-0-log.txt" in capsys.readouterr().err
     assert "target_entropy=99" in (home / "runs/small/cpu/gym-Pendulum-v1/era/seed-0-log.txt").read_text()
     assert read_run(home / "runs/small/cpu/gym-Pendulum-v1/plain/seed-0").status["state"] == "finished"

@@ -75,6 +75,43 @@ def test_the_temperature_is_chosen_on_problems_that_do_not_count():
     assert compare(changed, baseline, TEMPERATURES, N)[2:] == compare(counts, baseline, TEMPERATURES, N)[2:]
 
 
+def slow_intervals(counts, baseline, verdict, draws):
+    """Percentiles of the differences over resampled problems and seeds, one resample after the other."""
+    judged = np.stack([counts, baseline])[..., np.arange(PROBLEMS) % TUNING > 0]
+    at = [int(np.argmax(each == TEMPERATURES)) for each in (verdict.temperature, verdict.baseline_temperature)]
+    found = []
+    for problems, seeds in draws:
+        points = [front(arm[seeds][..., problems], N) for arm in judged]
+        at_best = [[each[:, place].mean() for each in point] for point, place in zip(points, at, strict=True)]
+        areas = [area(*point).mean() for point in points]
+        found.append([*np.subtract(*at_best), np.subtract(*areas)])
+    return np.quantile(found, [0.025, 0.975], axis=0).T
+
+
+def test_intervals_are_those_of_a_loop_over_resamples():
+    """Problems and seeds are resampled together: all seeds of a resample have the same problems, and both arms."""
+    counts = counts_of(policies(0.6, 0.6)) * np.array([1, 1, 0, 2])[:, None, None] // 2
+    baseline = counts_of(policies(0.4, 0.8), seed=1)
+    verdict = compare(counts, baseline, TEMPERATURES, N)
+    rng, judged = np.random.default_rng(5), PROBLEMS - PROBLEMS // TUNING
+    draws = [(rng.integers(judged, size=judged), rng.integers(4, size=4)) for _ in range(2000)]
+    slow = slow_intervals(counts, baseline, verdict, draws)
+    for difference, (low, high) in zip(verdict[2:], slow, strict=True):
+        width = high - low
+        assert (difference.low, difference.high) == pytest.approx((low, high), abs=0.08 * width)
+        assert width > 0.05
+
+
+def test_one_seed_has_intervals_over_problems():
+    """Those of the same draws, so that published verdicts stay as they are."""
+    counts, baseline = counts_of(policies(0.6, 0.6), seeds=1), counts_of(policies(0.4, 0.8), seeds=1, seed=1)
+    verdict = compare(counts, baseline, TEMPERATURES, N)
+    judged = PROBLEMS - PROBLEMS // TUNING
+    draws = [(problems, [0]) for problems in np.random.default_rng(0).integers(judged, size=(2000, judged))]
+    bounds = [(each.low, each.high) for each in verdict[2:]]
+    np.testing.assert_allclose(bounds, slow_intervals(counts, baseline, verdict, draws), rtol=0, atol=1e-12)
+
+
 def test_counts_that_do_not_belong_together():
     with pytest.raises(ValueError, match=r"must be \[seeds, 3 temperatures, problems\]"):
         compare(np.zeros((2, 3, 8)), np.zeros((2, 3, 9)), TEMPERATURES, N)

@@ -16,6 +16,7 @@ from entropyfloor.experiments import paper, plan, recipe
 from entropyfloor.experiments.recipe import SCALES
 from entropyfloor.runs import find_runs
 from entropyfloor.runs.needs import Needs
+from run_files import MACHINE, STATUS, dumped, write
 
 ROOT = Path(__file__).parents[1]
 PLACES = paper.places()
@@ -118,6 +119,62 @@ def test_what_a_figure_trains_is_what_it_evaluates(uncounted, capsys):
     assert re.findall(r"--model=(x\S+)", out) == [f"{each}/model" for each in trained]
 
 
+def finished_run(run, last):
+    """The files of a planned run that has finished, and whose last return is this one."""
+    steps = run.settings["steps"]
+    entropy = {"realised_entropy": 1.0, "realised_entropy/min": 0.5}
+    metrics = [{"step": step, "seconds": 1.0, "return": last * step / steps, **entropy} for step in (0, steps)]
+    content = {
+        "config.toml": {"domain": run.domain, **run.settings, "seed": run.seed, "out": str(run.out)},
+        "metrics.jsonl": metrics,
+        "status.json": {**STATUS, "step": steps},
+        "machine.json": MACHINE,
+    }
+    write(run.out, dumped(content))
+
+
+@pytest.fixture
+def tdmpc2_runs(tmp_path, monkeypatch):
+    """Finished runs of the part of figure 2 that has two tasks on a CPU, but one."""
+    monkeypatch.chdir(tmp_path)
+    *planned, last = recipe.load("control/tdmpc2-dmc").runs("cpu", Path("x/control/tdmpc2-dmc"))
+    for run in planned:
+        finished_run(run, 800.0 if run.arm == "tdmpc2-era" else 500.0 + run.seed)
+    return last
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_figure_over_tasks_is_drawn_from_the_runs_that_there_are(whole, tdmpc2_runs, capsys):
+    if whole:
+        finished_run(tdmpc2_runs, 800.0)
+    assert main(["reproduce", "fig-2", "--out", "x", "--draw"]) == 0
+    out, err = capsys.readouterr()
+    assert "control/ppo-gym: 6 of 6 runs have not finished: ppo/seed-0, ppo-era/seed-0, " in err
+    assert "control/ppo-gym has one task at this scale, gym/HalfCheetah-v4: statistics over tasks need two" in err
+    lacking = "control/tdmpc2-dmc: 1 of 12 runs have not finished: dmc-walker-walk/tdmpc2-era/seed-2"
+    assert (lacking in err) != whole
+    title, _, plain, era, *more = out.splitlines()
+    assert title == "normalised returns on dmc, 2 tasks"
+    assert plain.split()[:4] == ["tdmpc2", "3", "0.50", "[0.50,"]
+    assert era.split()[1:4] == (["3", "0.80", "[0.80,"] if whole else ["2", "to", "3"])
+    assert (
+        more[0] == "no interval with fewer than 3 seeds in a task: tdmpc2-era on dmc/walker-walk (n = 2)"
+    ) != whole
+    names = {path.name for path in Path("x/fig-2").iterdir()}
+    assert {"dmc-tasks.png", "tasks.csv", "task-scores.csv", "index.html"} <= names
+
+
+def test_a_figure_over_tasks_is_drawn_when_its_runs_have_ended(uncounted, tdmpc2_runs, monkeypatch, capsys):
+    monkeypatch.setattr("entropyfloor.experiments.start.reproduce", lambda *_: None)
+    assert main(["reproduce", "fig-1b", "--out", "x"]) == 0
+    out, err = capsys.readouterr()
+    assert "normalised returns on dmc, 2 tasks" in out
+    assert "control/sac-humanoid-bench: 4 of 4 runs have not finished" in err
+    assert Path("x/fig-1b/index.html").exists()
+    assert main(["reproduce", "fig-22", "--out", "y"]) == 0  # which is no figure over tasks
+    assert not Path("y").exists()
+
+
 def test_what_does_not_fit_is_not_measured(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     needs = Needs({"training": {"replay": 2**50}}, 0, checkpoint=1, result=1)
@@ -140,6 +197,9 @@ def test_what_does_not_fit_is_not_measured(monkeypatch, tmp_path, capsys):
             "runs/language/dapo-7b/paper/grpo/seed-0/model, which is not there and not trained: add its --seeds",
         ),
         (["fig-9", "--measure"], "--measure belongs to --dry-run"),
+        (["fig-2", "--draw", "--dry-run"], "--draw starts no run: leave --dry-run out"),
+        (["fig-2", "--draw"], "no run of it has finished: leave --draw out to run it"),
+        (["control/ppo-gym", "--draw"], "--draw belongs to a figure or a table"),
         (["fig-9", "--set", "stepz=1"], "no setting 'stepz'"),
     ],
 )

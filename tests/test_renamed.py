@@ -88,9 +88,16 @@ RULES = {
         ({"domain": "control", "agent": "ppo", "head": "era"}, {"backend": "native", "precision": "fp32"}),
         (
             {"agent": "sac-era", "head": "era", "residual_entropy": 0.0},
-            {"backend": "native", "precision": "fp32", "alpha_weight": "alpha", "clamp_target": True},
+            {
+                "backend": "native",
+                "precision": "fp32",
+                "alpha_weight": "alpha",
+                "clamp_target": True,
+                "normalise_observations": False,
+                "critics": 2,
+            },
         ),
-        ({"domain": "vision", "model": "resnet18"}, {"pretrained": False}),
+        ({"domain": "vision", "model": "resnet18"}, {"pretrained": False, "label_noise": 0.0}),
         ({"domain": "language", "model": "tiny"}, {"digits": 2, "chain_length": 5, **RULES}),
     ],
 )

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tracemalloc
 import xml.etree.ElementTree as ElementTree
-from base64 import b64decode
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
@@ -36,7 +35,8 @@ from entropyfloor.report.figures.language import (
 from entropyfloor.report.figures.scores import entropy_figure, evaluation_figure, overview_figure, score_figure
 from entropyfloor.report.figures.style import looks, png, svg
 from entropyfloor.report.formats import nats, plain, significant
-from entropyfloor.report.page import MOST, _csv
+from entropyfloor.report.page import _csv
+from entropyfloor.report.pictures import MOST
 from entropyfloor.report.statistics import iqm, mean_interval, stratified_interval
 from entropyfloor.report.summary import lead, sentence, verdict
 from entropyfloor.runs import Run, read_run
@@ -514,17 +514,17 @@ def test_figures_of_similar_names_have_files_of_their_own(tmp_path):
         write(tmp_path / "runs", env=env, name=str(i), returns=(1.0 + i, 2.0 + i))
     page = Page(write_report([tmp_path / "runs"], tmp_path / "report"))
     files = [path.name for path in (tmp_path / "report").glob("*.svg")]
-    assert len({name.lower() for name in files}) == 2 * len(alike) + 1
+    assert len({name.lower() for name in files}) == 2 * len(alike) + 3
     assert max(len(name) for name in files) < 130
-    inside = [b64decode(image["src"].partition(",")[2]) for image in page.all("img")]
-    assert {*inside} == {(tmp_path / "report" / name).read_bytes() for name in files if name != "overview.svg"}
+    linked = {link["href"] for link in page.all("a") if link["href"].endswith(".svg")}
+    assert linked == {name for name in files if name != "overview.svg"}
 
 
 def test_two_domains_of_one_name_have_figures_of_their_own(tmp_path):
     write(tmp_path / "runs", env="digits resnet18")
     classifier(tmp_path / "runs", "era", 0, 0.6)
     page = Page(write_report([tmp_path / "runs"], tmp_path / "report"))
-    assert len({image["src"] for image in page.all("img")}) == 4
+    assert len(page.all("figure")) == 4
     assert len([*(tmp_path / "report").glob("digits-resnet18-*.svg")]) == 4
 
 
@@ -535,6 +535,21 @@ def test_long_labels_leave_room_for_the_panels(tmp_path):
     figure = score_figure(comparison, looks([comparison]))
     png(figure)  # which warns where the panels collapse
     assert figure.axes[0].get_position().height > 0.3
+
+
+def test_a_long_label_of_a_curve_that_leaves_the_panel_takes_no_room(tmp_path):
+    write(tmp_path / "runs")
+    for i in range(8):
+        write(tmp_path / "runs", "sac", target=f"{i}" + "x" * 150, least=-90.0)
+    [comparison] = compare([tmp_path])
+    look = looks([comparison])
+    figure = entropy_figure(comparison, look)
+    png(figure)  # which warns where the panels collapse
+    [axes] = figure.axes
+    assert axes.get_position().width > 0.7
+    assert axes.get_position().height * figure.get_figheight() > 1.0
+    assert {text.get_color() for text in axes.texts} == {look[label].colour for label in look if "=" in label}
+    assert max(len(text.get_text()) for text in axes.texts) < 60
 
 
 def test_of_many_agents_the_best_are_drawn_and_all_are_in_the_tables(tmp_path):
@@ -769,7 +784,8 @@ def test_files_are_whole_and_the_same_for_the_same_runs(filled, tmp_path):
     assert dict(matplotlib.rcParams) == before
     names = sorted(path.name for path in tmp_path.iterdir())
     stems = ["dmc-walker-walk-entropy", "dmc-walker-walk-return", "gym-Ant-v4-entropy", "gym-Ant-v4-return"]
-    figures = [f"{stem}{suffix}" for stem in [*stems, "overview"] for suffix in (".png", ".svg")]
+    stems += ["overview"]
+    figures = [f"{stem}{suffix}" for stem in stems for suffix in (".csv", ".png", ".svg")]
     assert names == sorted([*figures, "index.html", "table.csv"])
     for name in names:
         content = (tmp_path / name).read_bytes()
@@ -840,7 +856,7 @@ def test_the_page_says_what_happened(filled):
     assert re.search("seed 1: interrupted .*1,000 of 2,000", text)
     assert f"seed 2: failed (FloatingPointError: loss is {NASTY}; " in text
     assert f"sac-era-exact, target={NASTY} has a floor" in text
-    assert not page.all("script")
+    assert [script.get("type") for script in page.all("script")] == [*["application/json"] * 4, None]
 
     rows = [[cell.replace("\N{MINUS SIGN}", "-") for cell in row] for row in page.rows]
     # 100, 110, 120: s = 10, t(0.975, 2) = 4.302653
@@ -865,15 +881,18 @@ def test_the_page_says_what_happened(filled):
 
 def test_the_page_stands_alone_and_can_be_read_aloud(filled):
     page = Page(filled / "report" / "index.html")
-    images = page.all("img")
-    assert len(images) == 4
-    for image in images:
-        assert image["src"].startswith("data:image/svg+xml;base64,")
-        assert len(image["alt"]) > 50
+    figures = page.all("figure")
+    assert len(figures) == 4
+    for figure in figures:
+        assert len(figure["aria-label"]) > 50
     loaded = ("src", "href", "srcset", "data", "action", "style")
     for tag, attributes in page.elements:
-        assert tag not in ("link", "iframe", "object", "embed", "base")
-        assert not [name for name in loaded if name in attributes and tag != "img"]
+        assert tag not in ("link", "iframe", "object", "embed", "base", "img")
+        assert not [name for name in loaded if name in attributes and tag != "a"]
+    ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
+    for link in page.all("a"):  # to a part of the page, or to a file beside it
+        place = link["href"]
+        assert place.removeprefix("#") in ids if place[0] == "#" else (filled / "report" / place).is_file()
     style = "".join(page.parts)
     assert "url(" not in style
     assert "@import" not in style
@@ -1222,16 +1241,16 @@ def test_the_page_of_language_models(tmp_path):
     drawn = {path.stem for path in (tmp_path / "report").glob("*.svg")}
     kinds = ("avg_at_k", "entropy", "pass", "thresholds", "shares", "tokens")
     assert drawn == {"overview", *(f"countdown-3-tiny-{kind}" for kind in kinds)}
-    alts = [str(image["alt"]) for image in page.all("img")]
+    alts = [str(figure["aria-label"]) for figure in page.all("figure")]
     for alt, parts in zip(
         alts,
         (
             ("grpo", "29.0 [29.0, 29.0]", "grpo-era"),
             ("grpo", "0.50 nats", "grpo-era", "0.50 nats", "ω_low at 0.45"),
-            ("grpo", "13.0 % for k = 1", "25.5 % for k = 2", "50.5 % for k = 4", "grpo-era"),
             ("grpo-era", "0.50 nats", "ω_low at 0.45"),
             ("grpo", "25 % below", "12 % above"),
             ("grpo", "0.5 nats", "0.004"),
+            ("grpo", "13.0 % for k = 1", "25.5 % for k = 2", "50.5 % for k = 4", "grpo-era"),
         ),
         strict=True,
     ):

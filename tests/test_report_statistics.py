@@ -1,9 +1,13 @@
 """Statistics over tasks, beside those of rliable 1.2.0 (arXiv 2108.13264) on the same scores."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
+from scipy.stats import norm, trim_mean
 
 from entropyfloor.report.statistics import (
+    estimate,
     iqm,
     mean,
     median,
@@ -66,6 +70,48 @@ def test_tasks_may_have_different_numbers_of_seeds():
     assert probability_of_improvement(tasks, [[1.0, 1.0, 1.0], [8.0, 8.0, 8.0]]).value == pytest.approx(
         (0.5 + 0.125) / 2
     )
+
+
+def test_every_task_counts_alike_in_the_iqm():
+    """As if scores were repeated until all tasks have as many; with as many seeds, SciPy's trimmed mean."""
+    rng = np.random.default_rng(0)
+    tasks = [rng.normal(size=(n, 5)) for n in (3, 4, 6, 4)]
+    repeated = np.concatenate([np.repeat(task, 12 // len(task), axis=0) for task in tasks])
+    np.testing.assert_allclose(iqm(*tasks), trim_mean(repeated, 0.25, axis=0), rtol=1e-12)
+    turned = [np.moveaxis(task, 0, 1) for task in tasks]
+    np.testing.assert_allclose(iqm(*turned, axis=1), iqm(*tasks), rtol=1e-12)
+    assert iqm(np.array([0.0] * 9), np.array([1.0] * 3)) == 0.5
+    whole = stratified_interval(tasks, resamples=500)
+    alone = stratified_interval([task[:, 2] for task in tasks], resamples=500)
+    np.testing.assert_allclose([whole.low[2], whole.high[2]], [alone.low, alone.high], rtol=1e-12)
+
+
+def test_an_estimate_of_two_seeds_has_no_bounds():
+    tasks = [[0.0, 1.0, 2.0], [0.5, 1.0]]
+    value, low, high, n = estimate(tasks, mean)
+    assert (value, n) == (0.875, 2)
+    assert np.isnan([low, high]).all()
+    profile = performance_profile(tasks, [0.6, 1.5])
+    np.testing.assert_allclose(profile.value, [(2 / 3 + 1 / 2) / 2, 1 / 6])
+    assert np.isnan([profile.low, profile.high]).all()
+    improvement = probability_of_improvement(tasks, [[1.0], [0.75]])
+    assert (improvement.value, improvement.n) == (0.5, 1)
+    three = [tasks[0], [0.5, 1.0, 1.5]]
+    assert estimate(three, mean) == stratified_interval(three, mean)
+    with pytest.raises(ValueError, match="n=0"):
+        estimate([])
+
+
+def test_improvement_over_many_seeds_needs_no_pairs():
+    """Four million pairs in each of 300 resamples would be 10 GB."""
+    x, y = np.random.default_rng(0).normal([[0.5], [0.0]], size=(2, 2000))
+    tracemalloc.start()
+    improvement = probability_of_improvement([x], [y], resamples=300)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100e6
+    assert improvement.value == pytest.approx((x[:, None] > y).mean(), abs=1e-12)
+    assert improvement.low < norm.cdf(0.5 / np.sqrt(2)) < improvement.high
 
 
 def test_a_curve_has_an_interval_at_each_step():

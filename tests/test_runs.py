@@ -223,7 +223,7 @@ sys.exit(guarded(lambda: work(sys.argv[1:])))
 def test_a_disk_that_is_full_is_told_in_a_line_and_leaves_a_run_that_can_be_resumed(tmp_path, doing):
     path = tmp_path / "run"
     done = subprocess.run([sys.executable, "-c", FULL, path, doing], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1)
     assert done.stderr.startswith("failed: ")
     assert str(path) in done.stderr
     run = Run.open(path)

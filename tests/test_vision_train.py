@@ -225,7 +225,7 @@ def test_the_loss_of_several_copies_is_that_of_timm(smoothing, folder):
     logits = deepcopy(trainer.model).train()(trainer.classifier.normalise(images))
     expected = JsdCrossEntropy(num_splits=3, alpha=12, smoothing=smoothing)(logits, target)
     trainer.learner.train()
-    torch.testing.assert_close(trainer._update(images, target), expected.detach())
+    torch.testing.assert_close(trainer._update(images, target)[0], expected.detach())
 
 
 def test_the_clean_copy_is_not_erased(folder):
@@ -272,7 +272,7 @@ def test_each_epoch_has_its_own_order(folder, monkeypatch):
     for _ in range(2):
         trainer = build(VisionConfig(**TINY, data_dir=str(folder)))
         targets = []
-        monkeypatch.setattr(trainer, "_update", lambda _, target: targets.append(target) or torch.zeros(()))
+        monkeypatch.setattr(trainer, "_update", lambda _, target: targets.append(target) or torch.zeros(2))
         for trainer.epoch in range(2):
             with Progress(10, unit="updates", label="", bar=False) as progress:
                 trainer._train_epoch(None, progress)
@@ -510,6 +510,59 @@ def test_a_checkpoint_of_other_settings_is_refused(folder, tmp_path):
     (path / "config.toml").write_text(text.replace("dropout = 0.0", "dropout = 0.1"))
     with pytest.raises(ValueError, match="other settings"):
         resume(path)
+
+
+# --- label noise -----------------------------------------------------------------------------------------
+
+
+def test_noise_gives_a_share_of_the_images_another_class_evenly():
+    source = sources.Source(tuple("abcde"), [i % 5 for i in range(10_000)], None)
+    noisy = source.mislabelled(0.2, np.random.default_rng(0))
+    before, after = np.array(source.labels), np.array(noisy.labels)
+    assert (before != after).sum() == 2000
+    assert set(noisy.labels) == set(range(5))
+    shift = np.bincount((after - before) % 5, minlength=5)[1:]
+    np.testing.assert_allclose(shift, 500, atol=4 * np.sqrt(2000 * 0.25 * 0.75))
+    assert source.labels == [i % 5 for i in range(10_000)]
+    assert noisy.store is source.store
+
+
+def test_noise_is_in_training_labels_only_and_follows_the_seed(folder):
+    def labels(**settings):
+        config = VisionConfig(**{**TINY, "data_dir": str(folder), "ood": "digits", **settings}).resolved()
+        return [list(source.labels) for source in data.open_splits(config)]
+
+    clean, noisy, again, other = labels(), *(labels(label_noise=0.2, seed=seed) for seed in (0, 0, 1))
+    assert noisy[1:] == clean[1:]
+    assert sum(a != b for a, b in zip(clean[0], noisy[0], strict=True)) == 8  # of 40
+    assert noisy == again
+    assert noisy[0] != other[0]
+    assert labels(label_noise=0.2, min_entropy=0.3) == noisy  # every arm of a seed has the same ones
+
+
+def test_a_run_with_noise_resumes_with_the_same_labels_and_says_its_noise(folder, tmp_path):
+    path = run(folder, tmp_path, label_noise=0.2, epochs=2)
+    assert read_run(path).config["label_noise"] == 0.2
+    assert read_run(path).config["env"] == f"{folder.name} with 20 % label noise test_resnet"
+    part = tmp_path / "part"
+    shutil.copytree(path, part)
+    shutil.rmtree(part / "checkpoints" / Run.open(path).checkpoints()[-1].name)
+    resume(part)
+    one, other = (Run.open(each).latest().arrays for each in (path, part))
+    for name, array in one.items():
+        np.testing.assert_array_equal(array, other[name])
+
+
+def test_the_accuracy_of_training_is_logged_unless_targets_are_mixed(folder, tmp_path):
+    trainer = build(VisionConfig(**{**TINY, "data_dir": str(folder), "label_noise": 0.5}))
+    predicted, labels, update = [], [], trainer._update
+    trainer.learner.register_forward_hook(lambda _, __, logits: predicted.extend(logits.argmax(-1).tolist()))
+    trainer._update = lambda images, target: (labels.extend(target.tolist()), update(images, target))[1]
+    found = trainer._train_epoch(None, Progress(100))
+    right = sum(one == other for one, other in zip(predicted, labels, strict=True))
+    assert len(labels) == 40
+    assert found["train/top1"] == pytest.approx(right / 40)
+    assert "train/top1" not in last(run(folder, tmp_path, mixup=0.2))
 
 
 # --- names of classes ------------------------------------------------------------------------------------

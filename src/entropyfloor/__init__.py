@@ -7,7 +7,7 @@ The method is ERA, Entropy Regularizing Activation (arXiv 2510.08549). The activ
 import importlib
 from types import ModuleType
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _ROOMS = ("control", "jax", "language", "report", "runs", "targets", "torch", "vision")
 

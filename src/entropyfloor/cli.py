@@ -12,23 +12,23 @@ from pathlib import Path
 from typing import Annotated, Any, Union
 
 from entropyfloor import __version__
-from entropyfloor.extras import FAILED, REFUSED, one_line, require
-
-CLOSED_PIPE = 141
-"""Exit status, as shells have it for SIGPIPE."""
+from entropyfloor.extras import FAILED, REFUSED, BrokenFloorError, Status, one_line, require
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit status: 0, 1 for a run that failed or a floor that is broken, 2 for a command that cannot be
-        carried out, 130 for Ctrl-C, 141 where the reader of its output has gone.
+        The exit status, a `Status`.
     """
     args = list(sys.argv[1:] if args is None else args)
     if args == ["--version"]:
         print(f"entropyfloor {__version__}")
-        return 0
+        return Status.DONE
+    if args[:1] == ["doctor"] and set(args[1:]) <= {"--json"}:  # it examines installations without the parser too
+        from entropyfloor.doctor import doctor
+
+        return guarded(lambda: doctor(json="--json" in args))
     return guarded(lambda: _parse(_long_form(args))())
 
 
@@ -43,17 +43,17 @@ def guarded(work: Callable[[], None]) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return CLOSED_PIPE
+        return Status.CLOSED_PIPE
     except REFUSED as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
+        return Status.REFUSED
     except FAILED as error:
         print(f"failed: {one_line(error)}", file=sys.stderr)
-        return 1
+        return Status.BROKEN_FLOOR if isinstance(error, BrokenFloorError) else Status.FAILED
     except KeyboardInterrupt as error:
         print(f"stopped{': ' if error.args else ''}{error}", file=sys.stderr)
-        return 130
-    return 0
+        return Status.INTERRUPTED
+    return Status.DONE
 
 
 def _is_run(word: str) -> bool:
@@ -121,6 +121,8 @@ def _extra(args: Sequence[str]) -> str:
             return domain
         case ["evaluate", "benchmark", *_] | ["judge", *_]:
             return "language"
+        case ["watch" | "archive" | "doctor", *_]:
+            return "runs"
     return "report"
 
 

@@ -4,22 +4,27 @@ A command imports its package only when it is chosen. The package defines its op
 config, or the arguments of the function that does the work.
 """
 
-import importlib
 import shlex
-import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from functools import partial, wraps
-from json import dumps
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-Command = Callable[[Sequence[str]], Callable[..., None]]
-"""A function from the arguments of a command to what the parser calls."""
+from entropyfloor.model_commands import (
+    Command,
+    audit_classifier,
+    audit_language,
+    audit_policy,
+    audit_run,
+    evaluate_benchmark,
+    evaluate_run,
+    export,
+    judge,
+    naming,
+)
 
 # --- train -----------------------------------------------------------------------------------------------
 
@@ -90,7 +95,7 @@ def _trainer(summary: str, module: Any, kind: Any, args: Sequence[str]) -> Calla
             raise ValueError(
                 f"--resume can be combined only with {options}: a resumed run keeps its other settings"
             )
-        with _naming(resume):
+        with naming(resume):
             _print_runs([module.resume(resume, **{name: getattr(config, name) for name in given})])
 
     command.__doc__ = f"""{summary}
@@ -127,181 +132,6 @@ def _print_runs(paths: Sequence[Path]) -> None:
     print(f"report: entropyfloor report {shlex.quote(str(paths[0] if len(paths) == 1 else paths[0].parent))}")
 
 
-# --- use what was trained --------------------------------------------------------------------------------
-
-
-def evaluate_run(args: Sequence[str]) -> Callable[..., None]:
-    """Evaluate what a run has trained: a policy, a classifier or a language model, with intervals."""
-    path = _first_path(args)
-    if path is None:
-        return _without_run("evaluate", evaluate_run.__doc__, args)
-    function = importlib.import_module(f"entropyfloor.{_domain(path)}.evaluate").evaluate
-
-    @wraps(function)
-    def command(*values: Any, **options: Any) -> None:
-        with _naming(path):
-            print(function(*values, **options))
-
-    return tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(command)
-
-
-def _first_path(args: Sequence[str]) -> Path | None:
-    """The first word that is no option and, since every option takes a value, does not follow one."""
-    words = (word for before, word in zip(["", *args], args, strict=False) if before[:2] != "--" or "=" in before)
-    return next((Path(word) for word in words if not word.startswith("-")), None)
-
-
-def evaluate_benchmark(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
-    """Evaluate any language model on benchmarks of mathematics and knowledge."""
-    from entropyfloor.language.benchmarks.evaluate import EvaluationConfig, evaluate
-    from entropyfloor.runs.processes import terminated_as_interrupted
-
-    def command(config: tyro.conf.OmitArgPrefixes[EvaluationConfig]) -> None:
-        """Evaluate any language model on benchmarks of mathematics and knowledge.
-
-        Greedy accuracy, avg@k, pass@k and majority votes, with intervals. The same command continues with
-        the missing problems.
-
-        Args:
-            config: Settings.
-        """
-        resolved = config.resolved()
-        with terminated_as_interrupted():
-            print(evaluate(resolved))
-        with suppress(ImportError):  # the numbers are there without the extra that draws
-            from entropyfloor.report import draw_benchmarks
-
-            if picture := draw_benchmarks(Path(str(resolved.out))):
-                print(f"pass@k        {picture}")
-
-    return command
-
-
-def judge(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
-    """Say whether an answer is right, and why, by the rules of training and evaluation."""
-    from entropyfloor.language import judge as module
-
-    def command(
-        answers: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ANSWER GOLD")] = (),
-        pairs: Path | None = None,
-        choices: int | None = None,
-        json: bool = False,
-    ) -> None:
-        """Say whether an answer is right, and why, by the rules of training and evaluation.
-
-        Args:
-            answers: An answer and the right answer. If a text has boxes, its last box is compared, else the whole
-                text.
-            pairs: File to read instead, with a JSON object on each line that has `said` and `gold`.
-            choices: Number of choices, if the question is multiple choice: answers are then letters, from A.
-            json: Print a JSON object on each line, with `correct` and `reason`.
-        """
-        if len(answers) != (0 if pairs else 2):
-            raise ValueError("give two texts in quotes, ANSWER and GOLD, or --pairs FILE.jsonl")
-        todo = module.read_pairs(pairs) if pairs else [module.Pair(*map(str.strip, answers))]
-        correct = 0
-        for number, verdict in enumerate(module.judge(todo, choices), start=1):
-            correct += verdict.correct
-            if json:
-                print(dumps({"correct": verdict.correct, "reason": verdict.reason}), flush=True)
-            else:
-                line = module.summary(verdict)
-                print(f"{number}: {line}" if pairs else line, flush=True)
-        if pairs and not json:
-            print(f"{correct} of {len(todo)} are correct")
-
-    return command
-
-
-def export(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
-    """Write a policy as ONNX, a classifier for plain timm, or a language model for transformers."""
-
-    def command(run: Annotated[Path, tyro.conf.Positional], out: Path) -> None:
-        """Write a policy as ONNX, a classifier for plain timm, or a language model for transformers.
-
-        Args:
-            run: Run directory with a checkpoint, or one of its checkpoints.
-            out: A file that ends in .onnx for a policy or in .safetensors for a classifier; a directory for a
-                language model.
-        """
-        with _naming(run):
-            print(importlib.import_module(f"entropyfloor.{_domain(run)}.export").export(run, out))
-
-    return command
-
-
-# --- audit -----------------------------------------------------------------------------------------------
-
-
-def audit_run(args: Sequence[str]) -> Callable[..., None]:
-    """Measure the entropy of what a run has trained, in visited states, on test images or in responses."""
-    path = _first_path(args)
-    if path is None:
-        return _without_run("audit", audit_run.__doc__, args)
-    return _audit(audit_run, importlib.import_module(f"entropyfloor.audit.{_domain(path)}").run, path)
-
-
-def audit_policy(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
-    """Measure the entropy of a policy in a file: Stable-Baselines3, SBX, ONNX or TorchScript."""
-    from entropyfloor.audit.policies import policy
-
-    return _audit(audit_policy, policy)
-
-
-def audit_classifier(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
-    """Measure the entropy of any classifier of timm on images."""
-    from entropyfloor.audit.vision import classifier
-
-    return _audit(audit_classifier, classifier)
-
-
-def audit_language(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
-    """Measure the entropy of any language model in its responses, or in given ones."""
-    from entropyfloor.audit.language import language_model
-
-    return _audit(audit_language, language_model)
-
-
-def _audit(kind: Command, measure: Callable[..., Any], run: Path | None = None) -> Callable[..., None]:
-    """The command that measures a model; `kind` has its summary, and refusals name the run, if there is one."""
-    from entropyfloor.audit.command import command_of
-
-    return command_of(measure, str(kind.__doc__), nullcontext if run is None else partial(_naming, run))
-
-
-def _without_run(name: str, summary: str | None, args: Sequence[str]) -> Callable[[], None]:
-    """The command where no run is given: it has no options but --help, because they follow from the run."""
-
-    def command() -> None:
-        raise ValueError(f"no run directory is given: write `entropyfloor {name} RUN`")
-
-    how = f"Give the run directory first. The options follow from the run: `entropyfloor {name} RUN --help`."
-    command.__doc__ = f"{summary}\n\n{how}"
-    if args:  # options of a run, which nothing knows yet
-        command()
-    return command
-
-
-@contextmanager
-def _naming(run: Path) -> Iterator[None]:
-    """Name the run in a refusal that does not: a wrong setting of it, for example."""
-    try:
-        yield
-    except ValueError as error:
-        raise error if str(run) in str(error) else ValueError(f"{run}: {error}") from error
-
-
-def _domain(run: Path) -> str:
-    """The package that a run belongs to: control, vision or language."""
-    from entropyfloor.runs.directory import run_directory
-    from entropyfloor.runs.run_reader import read_config
-
-    domain = str(read_config(run_directory(run)).get("domain"))
-    if domain not in ("control", "vision", "language"):
-        raise ValueError(f"{run} is a run of domain={domain!r}: it must be control, vision or language")
-    return domain
-
-
 # --- experiments and reports -----------------------------------------------------------------------------
 
 
@@ -322,10 +152,12 @@ def reproduce(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
         engine: Literal["local", "ray", "slurm"] = "local",
         dry_run: bool = False,
         measure: bool = False,
+        draw: bool = False,
     ) -> None:
         """Run a figure, a table or an experiment of the paper, at its scale or a smaller one.
 
-        Without a name, all of them are listed. The same command continues unfinished runs.
+        Without a name, all of them are listed. The same command continues unfinished runs. Figures that are
+        statistics over tasks (1b and 2) are drawn in the end.
 
         Args:
             recipe: A figure or table such as fig-3a, a recipe such as vision/cifar10, or your own file that ends
@@ -340,11 +172,13 @@ def reproduce(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
             engine: Where runs are executed: on this machine, on a Ray cluster, or by Slurm.
             dry_run: Print the commands, and what they need of memory and disk, and run nothing.
             measure: With --dry-run, train for up to a minute to say how long the runs take.
+            draw: Draw the figure from those of its runs that have finished, and start none. The report is in
+                report/<figure>, or in <out>/<figure>.
         """
         if not recipe:
             print(f"{paper.listing()}\n\n{recipes.listing()}")
             return
-        start.check_options(workers, dry_run=dry_run, measure=measure)
+        start.check_options(workers, dry_run=dry_run, measure=measure, draw=draw)
         places = paper.find(recipe)
         for place in places:
             print(place.headline, file=sys.stderr)
@@ -352,8 +186,16 @@ def reproduce(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
             print("\n\n".join(map(reproduction.shown, places)))
             return
         settings = dict(recipes.setting(change) for change in set_)
+        if draw and not places:
+            raise ValueError(
+                f"--draw belongs to a figure or a table: `entropyfloor report` draws runs of {recipe}"
+            )
         studies = start.studies(recipe, places, scale, out, arms=arms, seeds=seeds, settings=settings)
         parsed = [study.parsed(reproduction.settings_of) for study in studies]
+        home, over_tasks = (out or Path("report")) / recipe, any(place.over_tasks for place in places)
+        if draw:
+            _draw_finished(parsed, home, over_tasks)
+            return
         plan = start.plan_of(parsed, workers, reproduction.needs_of)
         if dry_run:
             print("\n".join(start.commands(plan)))
@@ -366,13 +208,25 @@ def reproduce(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
         if not dry_run:
             for line in start.run(parsed, workers, engine):
                 print(line)
+            if over_tasks and start.finished(parsed):  # jobs of Slurm may still wait
+                _draw_finished(parsed, home, over_tasks)
 
     return command
 
 
+def _draw_finished(studies: Sequence[Any], out: Path, over_tasks: bool) -> None:
+    """Draw the finished runs of a figure, and say which are missing."""
+    from entropyfloor.experiments import start
+
+    for line in start.missing(studies, over_tasks=over_tasks):
+        print(line, file=sys.stderr)
+    if not (runs := start.finished(studies)):
+        raise ValueError("no run of it has finished: leave --draw out to run it")
+    _write_report(runs, out)
+
+
 def report(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
     """Draw learning curves of runs, and their realised entropy with its floor."""
-    from entropyfloor.report import write_report
 
     def command(
         paths: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("runs"),),
@@ -384,15 +238,56 @@ def report(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
         Args:
             paths: Run directories, or directories that contain them.
             out: Directory for the page and the figures.
-            baseline: What language models are compared with that were evaluated at several temperatures: an agent
-                of the report, or its label where settings differ; by default grpo.
+            baseline: Agent that the others are compared with, or its label where settings differ. Compared are
+                statistics over tasks, and language models that were evaluated at several temperatures, these by
+                default with grpo.
         """
-        page = write_report(
-            paths, out, baseline=baseline, warn=lambda line: print(line, file=sys.stderr), tell=print
-        )
-        print(f"page: {page.resolve().as_uri()}")
+        _write_report(paths, out, baseline)
 
     return command
+
+
+def watch(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
+    """Show runs live: state, speed, time left, score, and entropy with its floor."""
+    from entropyfloor import watch as module
+
+    def command(
+        paths: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("runs"),), once: bool = False
+    ) -> None:
+        """Show runs live: state, speed, time left, score, and entropy with its floor.
+
+        It reads only their files. Ctrl-C ends it.
+
+        Args:
+            paths: Run directories, directories that contain them, or archives.
+            once: Print the table one time, as it is also done into a pipe or a file.
+        """
+        if once or not sys.stdout.isatty():
+            print(module.snapshot(paths))
+        else:
+            module.watch(paths)
+
+    return command
+
+
+def _write_report(paths: Sequence[Path], out: Path, baseline: str | None = None) -> None:
+    from entropyfloor.experiments import paper
+    from entropyfloor.report import Published, write_report
+    from entropyfloor.runs import Record
+
+    def published(run: Record) -> list[Published]:
+        places = paper.reproduced_by(str(run.config.get("recipe", "")), run.path)
+        return [Published(place.name, place.title, place.published, place.quantity) for place in places]
+
+    page = write_report(
+        paths,
+        out,
+        baseline=baseline,
+        warn=lambda line: print(line, file=sys.stderr),
+        tell=print,
+        published=published,
+    )
+    print(f"page: {page.resolve().as_uri()}")
 
 
 def archive(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
@@ -414,24 +309,10 @@ def archive(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
 
 
 def doctor(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
-    """Show hardware, versions, and which parts of this installation work."""
-    from entropyfloor.runs import machine
+    """Show what works here: versions, devices, extras, known-bad pairs of versions, and measured floors."""
+    from entropyfloor.doctor import doctor
 
-    def command() -> None:
-        """Show hardware, versions, and which parts of this installation work."""
-        description = machine.describe()
-        lines = {name.replace("_", " "): value for name, value in description["hardware"].items()}
-        free = f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GB"
-        lines |= {"system": description["system"], "free disk here": free, **description["versions"]}
-        for package in ("torch", "jax", "control", "control.envs", "vision", "language", "report"):
-            try:
-                importlib.import_module(f"entropyfloor.{package}")
-                lines[f"entropyfloor.{package}"] = "ready"
-            except ImportError as error:
-                lines[f"entropyfloor.{package}"] = str(error)
-        print("\n".join(f"{name:<24}{value or 'none found'}" for name, value in lines.items()))
-
-    return command
+    return doctor
 
 
 # --- the tree of commands --------------------------------------------------------------------------------
@@ -461,6 +342,7 @@ COMMANDS: Mapping[str, Group | Command] = {
     "export": export,
     "reproduce": reproduce,
     "report": report,
+    "watch": watch,
     "archive": archive,
     "doctor": doctor,
 }

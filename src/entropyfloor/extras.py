@@ -5,6 +5,28 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum
+
+
+class Status(IntEnum):
+    """Exit statuses of the commands."""
+
+    DONE = 0
+    BROKEN_FLOOR = 1
+    """An audit found an entropy below the floor."""
+    REFUSED = 2
+    """The command cannot be carried out: wrong words or settings, a missing file or library."""
+    FAILED = 3
+    """The command has begun and failed."""
+    INTERRUPTED = 130
+    """Ctrl-C or SIGTERM, after what was to be saved was saved."""
+    CLOSED_PIPE = 141
+    """The reader of the output has gone, as shells have it for SIGPIPE."""
+
+
+class BrokenFloorError(RuntimeError):
+    """A floor is broken; the message says by how much and in what share of the samples."""
+
 
 REFUSED = (ValueError, ImportError)
 """Errors of a command that cannot be carried out."""

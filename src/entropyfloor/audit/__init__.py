@@ -10,6 +10,7 @@ executes nothing that its file holds, except a TorchScript program, which has to
 
 from entropyfloor.audit.page import table, write_page
 from entropyfloor.audit.samples import Samples
-from entropyfloor.audit.summary import Audit, BrokenFloorError, summarise
+from entropyfloor.audit.summary import Audit, summarise
+from entropyfloor.extras import BrokenFloorError
 
 __all__ = ["Audit", "BrokenFloorError", "Samples", "summarise", "table", "write_page"]

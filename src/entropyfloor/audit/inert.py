@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+
+DEPTH = 200
+"""Largest depth of what a pickle nests. Python hashes nested tuples recursively, without a limit of its own."""
+_INTO = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
+"""Instructions that put something into an object that is there already."""
 
 
 class Inert:
@@ -53,12 +60,45 @@ def unpickle(data: bytes) -> Any:
     """What a pickle holds, with `Inert` objects in the place of all others.
 
     Raises:
-        ValueError: It is no pickle, or damaged.
+        ValueError: It is no pickle, or damaged, or nested more deeply than `DEPTH`.
     """
     try:
-        return _Reader(io.BytesIO(data)).load()
+        if all(depth <= DEPTH for depth in _depths(data)):
+            return _Reader(io.BytesIO(data)).load()
     except Exception as error:  # a damaged pickle fails in any way
         raise ValueError(f"its pickle is damaged ({type(error).__name__}: {error})") from None
+    raise ValueError(f"its pickle is nested more than {DEPTH} deep: no policy is")
+
+
+def _depths(data: bytes) -> Iterator[int]:
+    """Depth of each object that a pickle makes, found without making it: each is one deeper than its parts."""
+    stack: list[int] = []
+    marks: list[int] = []
+    memo: dict[Any, int] = {}
+    for instruction, argument, _ in pickletools.genops(data):
+        name, before = instruction.name, instruction.stack_before
+        if name == "MARK":
+            marks.append(len(stack))
+        elif name == "POP" and marks and marks[-1] == len(stack):
+            marks.pop()
+        elif name.endswith("PUT"):
+            memo[argument] = stack[-1]
+        elif name == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
+        elif name.endswith("GET"):
+            stack.append(memo.get(argument, 0))
+        elif name == "DUP":
+            stack.append(stack[-1])
+        else:
+            marked = pickletools.markobject in before
+            taken = before.index(pickletools.markobject) if marked else len(before)
+            start = (marks.pop() if marked else len(stack)) - taken
+            parts = stack[start:]
+            del stack[start:]
+            if instruction.stack_after:
+                whole = parts.pop(0) if name in _INTO else 0
+                stack.append(max([whole, *(depth + 1 for depth in parts)]))
+                yield stack[-1]
 
 
 def array(value: Any) -> np.ndarray:

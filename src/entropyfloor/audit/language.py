@@ -209,7 +209,10 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         return read_rows(path)
     if not path.is_file():
         raise ValueError(f"{path} is no file: give a .txt, .jsonl, .json or .parquet file")
-    rows = [{"prompt": line} for line in path.read_text().splitlines() if line.strip()]
+    try:
+        rows = [{"prompt": line} for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error}") from None
     if not rows:
         raise ValueError(f"{path} has no prompts")
     return rows

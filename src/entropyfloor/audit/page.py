@@ -21,8 +21,10 @@ from entropyfloor.audit.summary import Audit, histogram
 from entropyfloor.extras import printable
 from entropyfloor.report import html
 from entropyfloor.report.figures.layout import arrange
-from entropyfloor.report.figures.style import COLOURS, svg
+from entropyfloor.report.figures.plots import keys, plots
+from entropyfloor.report.figures.style import COLOURS
 from entropyfloor.report.formats import compact, plain
+from entropyfloor.report.pictures import Picture
 from entropyfloor.runs import files
 from entropyfloor.runs.vocabulary import QUANTITIES
 
@@ -54,17 +56,22 @@ def write_page(audit: Audit, out: Path | str) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     content = audit.as_json()
     files.replace(out / "audit.json", (json.dumps(content, indent=1) + "\n").encode())
-    image = svg(figure(audit))
+    drawn = figure(audit)
+    drawn.draw_without_rendering()
     page = html.environment("entropyfloor.audit").get_template("audit.html")
     text = page.render(
         audit=content,
         outcome={None: "", True: "holds", False: "broken"}[audit.holds],
-        source=html.source(image),
+        figure=Picture(title="Entropy", alt=_alt(audit), plots=plots(drawn, ()), keys=keys(drawn, ())),
         tables=[(name, rows) for name, rows in tables(audit)],
         worst=_worst(content["worst"]),
     )
     files.replace(out / "index.html", text.encode(errors="backslashreplace"))
     return out / "index.html"
+
+
+def _alt(audit: Audit) -> str:
+    return f"Histogram of the entropy over {audit.samples.places}: {audit.as_json()['verdict']}."
 
 
 # --- tables ----------------------------------------------------------------------------------------------

@@ -207,7 +207,7 @@ def _npy(file: Path) -> Any:
 
 
 def _npz(file: Path) -> Any:
-    with np.load(file, allow_pickle=False) as arrays:
+    with file.open("rb") as content, np.load(content, allow_pickle=False) as arrays:
         if not (names := list(arrays)):
             raise ValueError("it is empty")
         name = "observations" if "observations" in names else names[0]

@@ -10,7 +10,8 @@ import numpy as np
 
 from entropyfloor import __version__
 from entropyfloor.audit.samples import Samples
-from entropyfloor.report.groups import TOLERANCE
+from entropyfloor.extras import BrokenFloorError
+from entropyfloor.runs.vocabulary import TOLERANCE
 
 BINS = 50
 """Number of bins of a histogram."""
@@ -28,10 +29,6 @@ QUANTILES = {
     "q95": 0.95,
     "max": 1.0,
 }
-
-
-class BrokenFloorError(RuntimeError):
-    """A floor is broken; the message says by how much and in what share of the samples."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from entropyfloor.control.evaluator import Evaluator
 from entropyfloor.control.load import Policy, load_policy
 from entropyfloor.control.threads import limit_threads
 from entropyfloor.runs import Run
-from entropyfloor.runs.directory import run_directory
+from entropyfloor.runs.checkpoint import run_directory
 from entropyfloor.runs.progress import Progress
 from entropyfloor.runs.statistics import bootstrap_interval
 

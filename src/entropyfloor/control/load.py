@@ -19,7 +19,6 @@ from entropyfloor.control.agents.sac import SAC, ActorState
 from entropyfloor.control.agents.tdmpc2.agent import TDMPC2, Planning
 from entropyfloor.control.config import (
     ControlConfig,
-    FastConfig,
     MNSEConfig,
     PPOConfig,
     SACConfig,
@@ -29,7 +28,8 @@ from entropyfloor.control.config import (
 )
 from entropyfloor.control.heads import CategoricalPolicy, Distribution, HeadState, raw_outputs
 from entropyfloor.control.normalise import RunningMoments
-from entropyfloor.runs.directory import Checkpoint, open_checkpoint
+from entropyfloor.runs.checkpoint import Checkpoint
+from entropyfloor.runs.directory import open_checkpoint
 
 ACTING = ("agent/actor/", "moments/", "0/actions")
 """Names of the arrays of a checkpoint that act; the last one says whether PPO's actions are discrete."""
@@ -179,7 +179,7 @@ def _policy(config: ControlConfig, checkpoint: Checkpoint) -> Policy:
     if isinstance(config, MNSEConfig):
         actor = MNSEActor(params, head, jax.numpy.asarray(arrays["agent/actor/evidence"]))
     moments = None
-    if isinstance(config, PPOConfig | FastConfig) and config.normalise_observations:
+    if isinstance(config, PPOConfig | SACConfig) and config.normalise_observations:
         moments = RunningMoments(arrays["moments/mean"].shape)
         moments.load({name: arrays[f"moments/{name}"] for name in ("count", "mean", "variance")})
     return Policy(

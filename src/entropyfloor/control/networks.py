@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,10 +19,20 @@ if TYPE_CHECKING:
 ActivationName = Literal["relu", "elu", "silu", "tanh"]
 
 
-def dense(width: int, gain: float, precision: Precision) -> nn.Dense:
-    """A layer with orthogonal weights of that gain. Its parameters are the same in both precisions."""
+def gaussian(gain: float) -> Callable[..., Any]:
+    """Weights from a truncated Gaussian of variance `gain² / fan-in`; He's have the gain √2 (arXiv 1502.01852)."""
+    return nn.initializers.variance_scaling(gain**2, "fan_in", "truncated_normal")
+
+
+def dense(
+    width: int,
+    gain: float,
+    precision: Precision,
+    weights: Callable[[float], Callable[..., Any]] = nn.initializers.orthogonal,
+) -> nn.Dense:
+    """A layer with random `weights` of that gain. Its parameters are the same in both precisions."""
     product = products.bfloat16 if precision == "bf16" else None
-    return nn.Dense(width, kernel_init=nn.initializers.orthogonal(gain), dot_general=product)
+    return nn.Dense(width, kernel_init=weights(gain), dot_general=product)
 
 
 class MLP(nn.Module):
@@ -53,6 +64,56 @@ class MLP(nn.Module):
         return x
 
 
+class ResidualBlock(nn.Module):
+    """`x + Dense(activation(Dense(LayerNorm(x))))`, four times as wide inside, with He's weights.
+
+    Args:
+        width: Width of the input and the output.
+        activation: Name of the activation in `flax.linen`.
+        precision: Precision of the matrix products.
+    """
+
+    width: int
+    activation: ActivationName = "relu"
+    precision: Precision = "fp32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch w"]) -> Float[Array, "*batch w"]:
+        """The input with the block's contribution added."""
+        inside = dense(4 * self.width, np.sqrt(2), self.precision, gaussian)(nn.LayerNorm()(x))
+        inside = getattr(nn, self.activation)(inside)
+        return x + dense(self.width, np.sqrt(2), self.precision, gaussian)(inside)
+
+
+class SimBa(nn.Module):
+    """SimBa's hidden layers (arXiv 2410.09754, Sec. 4): `Dense` → residual blocks → `LayerNorm`.
+
+    Its normalisation of observations is that of the trainer. Weights start as in the authors' code.
+
+    Args:
+        width: Width of the embedding and of the blocks.
+        blocks: Number of residual blocks.
+        activation: Name of the activation in `flax.linen`.
+        precision: Precision of the matrix products, also of an actor's output layer. That of a value is float32.
+    """
+
+    width: int
+    blocks: int
+    activation: ActivationName = "relu"
+    precision: Precision = "fp32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch i"]) -> Float[Array, "*batch o"]:
+        """The normalised features."""
+        x = dense(self.width, 1.0, self.precision)(x)
+        for _ in range(self.blocks):
+            x = ResidualBlock(self.width, self.activation, self.precision)(x)
+        return nn.LayerNorm()(x)
+
+
+Body = MLP | SimBa
+
+
 class GaussianActor(nn.Module):
     """Mean and raw log σ of a Gaussian, before any head: `[..., obs] → [..., D], [..., R]`.
 
@@ -61,23 +122,25 @@ class GaussianActor(nn.Module):
         body: The hidden layers.
         global_log_std: One raw log σ for all states, a parameter that starts at 0, instead of an output.
         raw_outputs: R / D: see `heads.raw_outputs`.
+        gain: Gain of the output layer's weights. Near zero, the policy starts with its mean in the middle of the
+            actions, and with its entropy shared out evenly.
     """
 
     action_dim: int
-    body: MLP
+    body: Body
     global_log_std: bool = False
     raw_outputs: int = 1
+    gain: float = 0.01
 
     @nn.compact
     def __call__(self, observation: Float[Array, "*batch o"]) -> tuple[Float[Array, "*batch _"], ...]:
         """`(mean, raw_log_std)`."""
         x, raw_dim = self.body(observation), self.raw_outputs * self.action_dim
-        # Near zero at the start: the mean in the middle of the actions, the entropy shared out evenly.
         if self.global_log_std:
-            mean = dense(self.action_dim, 0.01, self.body.precision)(x)
+            mean = dense(self.action_dim, self.gain, self.body.precision)(x)
             raw = self.param("raw_log_std", nn.initializers.zeros, (raw_dim,), jnp.float32)
             return mean, jnp.broadcast_to(raw, (*mean.shape[:-1], raw_dim))
-        out = dense(self.action_dim + raw_dim, 0.01, self.body.precision)(x)
+        out = dense(self.action_dim + raw_dim, self.gain, self.body.precision)(x)
         mean, raw_log_std = jnp.split(out, [self.action_dim], axis=-1)
         return mean, raw_log_std
 
@@ -86,7 +149,7 @@ class CategoricalActor(nn.Module):
     """Logits over `num_actions` discrete actions, before any head: `[..., obs] → ([..., n],)`."""
 
     num_actions: int
-    body: MLP
+    body: Body
 
     @nn.compact
     def __call__(self, observation: Float[Array, "*batch o"]) -> tuple[Float[Array, "*batch n"]]:
@@ -97,7 +160,7 @@ class CategoricalActor(nn.Module):
 class Value(nn.Module):
     """V(s): `[..., obs] → [...]`."""
 
-    body: MLP
+    body: Body
 
     @nn.compact
     def __call__(self, observation: Float[Array, "*batch o"]) -> Float[Array, "..."]:
@@ -117,7 +180,7 @@ class Critics(nn.Module):
         size: Number of critics.
     """
 
-    body: MLP
+    body: Body
     size: int = 2
 
     @nn.compact
@@ -133,7 +196,7 @@ class Critics(nn.Module):
 class DistributionalCritics(nn.Module):
     """As `Critics`, of the distribution of returns: logits of `atoms` values each, `[size, ..., atoms]`."""
 
-    body: MLP
+    body: Body
     atoms: int
     size: int = 2
 

@@ -13,13 +13,14 @@ from entropyfloor.control.agents.build import build_agent
 from entropyfloor.control.config import SACConfig, TDMPC2Config
 from entropyfloor.control.envs import make
 from entropyfloor.control.episodes import Episodes, Step
+from entropyfloor.control.normalise import RunningMoments
 from entropyfloor.control.replay import Replay, Transition, transition_bytes
 from entropyfloor.control.trainer import Metrics, Trainer
 from entropyfloor.runs.machine import check_memory
 
 
 class OffPolicyCollector:
-    """Simulator, replay and random generator of one seed.
+    """Simulator, replay, normaliser and random generator of one seed.
 
     Args:
         config: Resolved settings.
@@ -42,6 +43,8 @@ class OffPolicyCollector:
         self.replay = self.empty_replay(capacity)
         self.episodes = Episodes(env, lambda i: seeding.episode(config.seed, seeding.TRAIN_EPISODES, i))
         self.returns = self.episodes.returns
+        normalised = isinstance(config, SACConfig) and config.normalise_observations
+        self._moments = RunningMoments((self.obs_dim,)) if normalised else None
 
     def empty_replay(self, capacity: int) -> Replay:
         """A replay for that many transitions."""
@@ -51,20 +54,37 @@ class OffPolicyCollector:
         """Uniform on [-1, 1]."""
         return self._rng.uniform(-1.0, 1.0, self.action_dim).astype(np.float32)
 
+    def observe(self) -> np.ndarray:
+        """The observation to act on: the moments are updated with it, then it is normalised."""
+        observation = self.episodes.observation
+        if self._moments is not None:
+            self._moments.update(observation[None])
+        return self.normalise(observation)
+
     def play(self, action: np.ndarray) -> Step:
-        """Take one action and store the transition."""
+        """Take one action and store the transition, with observations as the simulator gives them."""
         observation = self.episodes.observation
         step = self.episodes.step(action)
         self.replay.add(Transition(observation, action, step.reward, step.terminated, step.observation))
         return step
 
+    def sample(self, *shape: int) -> Transition:
+        """Transitions of the replay along leading axes of `shape`, as the networks take them now."""
+        batch = self.replay.sample(*shape)
+        return batch._replace(
+            observation=self.normalise(batch.observation),
+            next_observation=self.normalise(batch.next_observation),
+        )
+
     def normalise(self, observations: np.ndarray) -> np.ndarray:
-        """Observations as the networks take them: unchanged."""
-        return observations
+        """Observations as the networks take them."""
+        return observations if self._moments is None else self._moments.normalise(observations)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Arrays of a checkpoint: with `state`, everything that `restore` needs."""
         stored = {f"replay/{name}": column for name, column in self.replay.arrays().items()}
+        if self._moments is not None:
+            stored |= {f"moments/{name}": value for name, value in self._moments.arrays().items()}
         return stored | self.episodes.arrays()
 
     def state(self) -> dict[str, Any]:
@@ -79,6 +99,8 @@ class OffPolicyCollector:
         """Continue from the arrays and the state of another collector."""
         stored = {name.removeprefix("replay/"): array for name, array in arrays.items()}
         self.replay.load(stored, state["added"])
+        if self._moments is not None:
+            self._moments.load({name: arrays[f"moments/{name}"] for name in ("count", "mean", "variance")})
         self._rng.bit_generator.state = state["rng"]
         self.episodes.restore(state["episodes"], arrays)
 
@@ -102,12 +124,12 @@ class OffPolicyTrainer(Trainer[SACConfig, OffPolicyCollector]):
         if self.step < config.random_steps:
             return None, None
         sizes = config.updates_per_step, config.batch_size
-        batches = self.stack([collector.replay.sample(*sizes) for collector in self.collectors])
+        batches = self.stack([collector.sample(*sizes) for collector in self.collectors])
         return self.learn(batches), batches
 
     def _actions(self) -> list[np.ndarray]:
+        observations = self.stack([collector.observe() for collector in self.collectors])
         if self.step < self.config.random_steps:
             return [collector.random_action() for collector in self.collectors]
-        observations = self.stack([collector.episodes.observation for collector in self.collectors])
         actions = np.asarray(self._act(self.state.actor, observations, self._act_keys, np.uint32(self.step)))
         return [actions] if len(self.collectors) == 1 else list(actions)

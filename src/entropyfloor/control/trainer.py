@@ -142,7 +142,8 @@ class Trainer(ABC, Generic[ConfigT, CollectorT]):
     def fit(self, runs: Sequence[Run]) -> None:
         """Train to the end. Ctrl-C and SIGTERM save checkpoints first; a second one stops at once."""
         config, clock = self.config, _Clock(self.step)
-        with training_loop(runs, total=config.steps, domain="control", seed=config.seed) as loop:
+        frame = training_loop(runs, total=config.steps, domain="control", seed=config.seed, track=config.track)
+        with frame as loop:
             self._loop = loop
             if self.step == 0 or (self._evaluation_due and not all(map(self._is_evaluated, runs))):
                 self._evaluate(runs, loop)

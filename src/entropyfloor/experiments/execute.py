@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Literal
 
 from entropyfloor.experiments.recipe import PlannedRun
+from entropyfloor.extras import Status
 from entropyfloor.runs import read_run
 from entropyfloor.runs.processes import terminated_as_interrupted
 from entropyfloor.runs.resume import is_begun
+from entropyfloor.runs.run_reader import read_status
 
 Outcome = Literal["done", "finished before", "failed", "refused", "submitted"]
 """What became of a run; `refused`: its settings are wrong, and the next run's would be as well."""
 Ended = Callable[[PlannedRun, Outcome], bool]
 """What an engine calls when a run has ended; it says whether further runs may start."""
-REFUSED = 2
-"""Exit status of a command with wrong settings."""
 SAVING = 300.0
 """Seconds to wait for a process that still writes the run: that of a lost worker, which saves it and stops."""
 
@@ -42,7 +42,9 @@ def execute(run: PlannedRun, directory: Path) -> Outcome:
             f"all nodes share"
         )
     until = time.monotonic() + SAVING
-    while state(run, directory) == "running" and time.monotonic() < until:
+    while is_written(run, directory):
+        if time.monotonic() > until:
+            return given_up(run, directory)
         time.sleep(1)
     process = begin(run, directory)
     if process is None:
@@ -77,12 +79,29 @@ def begin(run: PlannedRun, directory: Path) -> subprocess.Popen[bytes] | None:
         )
 
 
+def is_written(run: PlannedRun, directory: Path = Path()) -> bool:
+    """Whether a process is writing the run: that of a killed command or of a lost worker saves it and stops."""
+    out = directory / run.out
+    return run.mode == "train" and is_begun(out) and read_status(out, logged=True)["state"] == "running"
+
+
+def given_up(run: PlannedRun, directory: Path) -> Outcome:
+    """Fail a run that another process is still writing, and say so in its log."""
+    with log_file(run, directory).open("a") as file:
+        print(
+            f"another process is writing {run.out} and has not stopped within {SAVING:g} s: stop it, and give the "
+            f"same command again",
+            file=file,
+        )
+    return "failed"
+
+
 def outcome(process: subprocess.Popen[bytes]) -> Outcome:
     """Wait for the end of a process, and read its exit status."""
     code = process.wait()
     assert process.stdin is not None
     process.stdin.close()
-    return "done" if code == 0 else "refused" if code == REFUSED else "failed"
+    return "done" if code == 0 else "refused" if code == Status.REFUSED else "failed"
 
 
 def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -29,7 +29,7 @@ SOONER: Mapping[str, Mapping[str, Any]] = {
     "language": {"warm_start_steps": 1, "eval_problems": 1, "eval_samples": 1},
 }
 """Settings that bring a run to its training sooner."""
-ELSEWHERE = ("warm_starts", "download")
+ELSEWHERE = ("warm_starts", "download", "track")
 """Settings that write beside a run."""
 
 

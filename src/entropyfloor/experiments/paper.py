@@ -45,6 +45,7 @@ class Place:
     published: str
     recipes: Mapping[str, Sequence[str]]
     shows: Literal["results", "environments", "settings"] = "results"
+    over_tasks: bool = False
     ours: Sequence[str] = ()
     quantity: str | None = None
     note: str = ""
@@ -109,6 +110,22 @@ def find(name: str) -> list[Place]:
             f"which `entropyfloor reproduce` lists"
         )
     return found
+
+
+def reproduced_by(recipe: str, path: Path) -> list[Place]:
+    """Figures and tables whose results a run is compared with.
+
+    Args:
+        recipe: The recipe, the scale and the arm that the run came from, as its settings have them.
+        path: Its directory: runs in `results/` are also known by where they are.
+    """
+    name, arm = recipe.partition(" ")[0], recipe.rpartition(" ")[2]
+    return [
+        place
+        for place in places().values()
+        if (name in place.recipes and arm in (place.recipes[name] or [arm]))
+        or any(f"/{ours}/" in f"/{path.as_posix()}/" for ours in place.ours)
+    ]
 
 
 def listing() -> str:

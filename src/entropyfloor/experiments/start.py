@@ -19,6 +19,9 @@ from entropyfloor.experiments.reproduce import reproduce
 from entropyfloor.experiments.settings import parse_settings
 from entropyfloor.runs.needs import Needs
 
+SHOWN = 4
+"""Largest number of unfinished runs of a recipe that are named."""
+
 
 @dataclass(frozen=True)
 class Study:
@@ -33,16 +36,18 @@ class Study:
         return replace(self, runs=parse_settings(self.runs, self.recipe.name, kind_of))
 
 
-def check_options(workers: int | None, *, dry_run: bool, measure: bool) -> None:
+def check_options(workers: int | None, *, dry_run: bool, measure: bool, draw: bool) -> None:
     """Refuse options that mean nothing.
 
     Raises:
-        ValueError: No worker, or a measurement without a plan to show.
+        ValueError: No worker, a measurement without a plan to show, or a plan of what starts nothing.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"--workers {workers} must be at least 1")
     if measure and not dry_run:
         raise ValueError("--measure belongs to --dry-run, which says how long the runs would take")
+    if draw and dry_run:
+        raise ValueError("--draw starts no run: leave --dry-run out")
 
 
 def studies(
@@ -164,6 +169,29 @@ def run(studies: Sequence[Study], workers: int | None, engine: str) -> Iterator[
             return
     if trained := [shlex.quote(str(study.out)) for study in studies if study.recipe.mode == "train"]:
         yield f"report: entropyfloor report {' '.join(trained)}"
+
+
+def finished(studies: Sequence[Study]) -> list[Path]:
+    """Directories of the runs that have finished."""
+    return [run.out for study in studies for run in study.runs if _is_finished(run)]
+
+
+def missing(studies: Sequence[Study], *, over_tasks: bool) -> Iterator[str]:
+    """What there is not to draw from: runs that have not finished, of each recipe a line.
+
+    Args:
+        studies: The studies that draw a figure.
+        over_tasks: Whether the figure is statistics over tasks, for which a recipe with one task is too little.
+    """
+    for study in studies:
+        runs = [run for run in study.runs if run.mode == "train"]
+        envs = list(dict.fromkeys(str(run.settings.get("env")) for run in runs))
+        if over_tasks and len(envs) == 1:
+            yield f"{study.recipe.name} has one task at this scale, {envs[0]}: statistics over tasks need two"
+        if left := [str(run.out.relative_to(study.out)) for run in runs if not _is_finished(run)]:
+            more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
+            listed = ", ".join(left[:SHOWN])
+            yield f"{study.recipe.name}: {len(left)} of {len(runs)} runs have not finished: {listed}{more}"
 
 
 def _is_finished(run: PlannedRun) -> bool:

@@ -20,6 +20,7 @@ from entropyfloor.runs.settings import (
     check,
     check_counted,
 )
+from entropyfloor.runs.trackers import Track
 
 TaskName = Literal["countdown", "countdown-3", "countdown-4", "arithmetic", "modular", "file"]
 LossName = Literal["grpo", "dr-grpo", "gspo", "cispo"]
@@ -258,6 +259,8 @@ class LanguageConfig:
     """Number of rollouts between checkpoints; one more is saved at the end."""
     threads: Annotated[int, THREADS, Effect.SPEED] = 0
     """CPU threads of PyTorch; 0 lets PyTorch choose."""
+    track: Annotated[Track | None, Effect.SPEED] = None
+    """Tracker beside TensorBoard, whose files are written where it is installed; none turns them off too."""
 
     def __post_init__(self) -> None:
         check(self)

@@ -109,7 +109,7 @@ class Trainer:
         has no checkpoints, and stops at once.
         """
         config, total = self.config, self.config.warm_start_steps + self.config.steps
-        frame = training_loop([run], total=total, domain="language", seed=config.seed, every=1)
+        frame = training_loop([run], total=total, domain="language", seed=config.seed, every=1, track=config.track)
         with closing(self.task), frame as loop:
             self._begin(run, loop)
             while self.step < config.steps and not loop.stopping:

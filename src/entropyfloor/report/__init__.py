@@ -9,5 +9,6 @@ require("report", "jinja2", "matplotlib", "scipy")
 
 from entropyfloor.report.benchmarks import draw_benchmarks  # noqa: E402
 from entropyfloor.report.page import write_report  # noqa: E402
+from entropyfloor.report.tables import Published  # noqa: E402
 
-__all__ = ["draw_benchmarks", "write_report"]
+__all__ = ["Published", "draw_benchmarks", "write_report"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -148,11 +148,12 @@ def labels(records: Sequence[Record]) -> list[str]:
         by_agent[record.config["agent"]].append(record.config)
     ignored = not_results(records)
     different = {agent: differences(configs, ignored) for agent, configs in by_agent.items()}
-    return [
-        ", ".join([agent, *(f"{name}={config.get(name, UNSET)}" for name in different[agent])])
-        for config in (record.config for record in records)
-        for agent in [config["agent"]]
-    ]
+    return [label_of(config, different[config["agent"]]) for config in (record.config for record in records)]
+
+
+def label_of(config: Mapping[str, Any], names: Iterable[str]) -> str:
+    """The agent of a run, and its values of these settings."""
+    return ", ".join([config["agent"], *(f"{name}={config.get(name, UNSET)}" for name in names)])
 
 
 def not_results(records: Iterable[Record]) -> frozenset[str]:

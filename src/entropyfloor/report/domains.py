@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from entropyfloor.runs.vocabulary import SCORES
+
 ENTROPIES = ("realised_entropy", "realised_entropy/min")
 
 
@@ -14,7 +16,7 @@ class Column(NamedTuple):
     name: str
     label: str
     factor: float = 1.0
-    decimals: int = 3
+    decimals: int | None = 3
     drawn: bool = False
     """Whether its curve is drawn beside that of the score."""
 
@@ -51,10 +53,10 @@ class Domain:
 
 DOMAINS = {
     "control": Domain(
-        "return", "Return", "Environment steps", "acting policy", "states", "steps_per_second", "Steps/s"
+        SCORES["control"], "Return", "Environment steps", "acting policy", "states", "steps_per_second", "Steps/s"
     ),
     "vision": Domain(
-        "top1",
+        SCORES["vision"],
         "Top-1 accuracy (%)",
         "Epochs",
         "classifier",
@@ -73,7 +75,7 @@ DOMAINS = {
         ),
     ),
     "language": Domain(
-        "avg_at_k",
+        SCORES["language"],
         "avg@k (%)",
         "Rollouts",
         "sampling policy",

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from entropyfloor.runs.statistics import bootstrap_interval
+
 LEVEL = 0.01
 """Two avg@k are level where they differ by no more than this."""
 RESAMPLES = 2_000
@@ -77,7 +79,8 @@ def compare(
 ) -> Verdict:
     """Compare an arm with a baseline on the problems that did not choose the temperatures.
 
-    Intervals are those of a paired hierarchical bootstrap: seeds are resampled, then problems, the same for both.
+    Intervals are those of a paired hierarchical bootstrap: problems and seeds are resampled, the same for both
+    arms, and the same problems for all seeds.
 
     Args:
         counts: Right responses of the arm, `[seeds, temperatures, problems]`.
@@ -99,21 +102,19 @@ def compare(
     chosen_0 = int(avg_0.argmax())
     level = avg >= avg_0[chosen_0] - LEVEL
     chosen = int(np.where(level, solved, -1.0).argmax()) if level.any() else int(avg.argmax())
-    judged = np.stack([counts, baseline])[..., ~tuning]
+    judged = np.moveaxis(np.stack([counts, baseline])[..., ~tuning], -1, 0)
+    seeds = np.arange(counts.shape[0])
 
-    def differences(x: np.ndarray) -> np.ndarray:
-        """`[3]` from `[arms=2, seeds, temperatures, problems]`."""
-        avg, solved = (values.mean(1) for values in front(x, n))
-        areas = area(avg, solved)
-        at = [chosen, chosen_0]
-        return np.array([np.subtract(*avg[[0, 1], at]), np.subtract(*solved[[0, 1], at]), np.subtract(*areas)])
+    def differences(problems: np.ndarray, drawn: np.ndarray = seeds[None], *, axis: int) -> np.ndarray:
+        """`[some, 3]` from `[some, problems, arms=2, seeds, temperatures]` and seeds, `[some, seeds]`."""
+        points = front(np.moveaxis(problems, axis, -1), n)
+        avg, solved = (np.take_along_axis(each, drawn[:, None, :, None], axis=2) for each in points)
+        areas = area(avg, solved).mean(2)
+        avg, solved = (each.mean(2)[:, [0, 1], [chosen, chosen_0]] for each in (avg, solved))
+        return np.stack([each[:, 0] - each[:, 1] for each in (avg, solved, areas)], axis=-1)
 
-    rng = np.random.default_rng(seed)
-    _, seeds, _, problems = judged.shape
-    resampled = [
-        differences(judged[:, rng.integers(seeds, size=seeds)][..., rng.integers(problems, size=problems)])
-        for _ in range(RESAMPLES)
-    ]
-    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
-    values = (Difference(*map(float, each)) for each in zip(differences(judged), low, high, strict=True))
-    return Verdict(float(temperatures[chosen]), float(temperatures[chosen_0]), *values)
+    resampled = (judged, seeds) if len(seeds) > 1 else judged  # one seed: intervals over problems only
+    low, high = bootstrap_interval(resampled, differences, resamples=RESAMPLES, seed=seed)
+    (values,) = differences(judged[None], axis=1).tolist()
+    each = (Difference(*map(float, bounds)) for bounds in zip(values, low, high, strict=True))
+    return Verdict(float(temperatures[chosen]), float(temperatures[chosen_0]), *each)

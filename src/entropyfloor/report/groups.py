@@ -13,6 +13,7 @@ import numpy as np
 
 from entropyfloor.runs import Record
 from entropyfloor.runs.schema import LARGEST
+from entropyfloor.runs.vocabulary import TOLERANCE
 
 RESPONSES, THRESHOLDS = "response_entropy", ("omega_low", "omega_high")
 OUTSIDE = ("response_entropy/below", "response_entropy/above")
@@ -22,8 +23,6 @@ _K = re.compile(f"{PASS_AT}([1-9][0-9]{{,8}})")
 POINTS = 50
 """Largest number of points in the curve of a quantity that is logged more often than evaluations are: its values
 are averaged over blocks of steps."""
-TOLERANCE = 1e-3
-"""Nats. A floor is broken where the realised entropy is below it by more than this."""
 
 Promise = Literal["floor", "target", "nothing"]
 

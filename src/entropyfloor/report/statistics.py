@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,9 @@ from entropyfloor.runs.statistics import bootstrap_interval
 CONFIDENCE = 0.95
 RESAMPLES = 20_000
 """Number of bootstrap resamples: the bounds then vary by some hundredths of the interval's width."""
+
+FEWEST = 3
+"""Least number of seeds in a task that a bootstrap resamples."""
 
 
 class Interval(NamedTuple):
@@ -60,9 +64,19 @@ def mean_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval
 def iqm(*tasks: np.ndarray, axis: int = 0) -> np.ndarray:
     """Interquartile mean: the mean without the lowest and highest quarter of the scores of all tasks.
 
-    ⌊n/4⌋ scores are dropped at either end, so that it is the plain mean for n < 4.
+    ⌊n/4⌋ scores are dropped at either end, so that it is the plain mean for n < 4. Every task counts alike: where
+    tasks have different numbers of seeds, it is as if their scores were repeated until all have as many.
     """
-    return np.asarray(stats.trim_mean(np.concatenate(tasks, axis=axis), 0.25, axis=axis))
+    seeds = [task.shape[axis] for task in tasks]
+    scores = np.concatenate(tasks, axis=axis)
+    if len({*seeds}) == 1:
+        return np.asarray(stats.trim_mean(scores, 0.25, axis=axis))
+    scores = np.moveaxis(scores, axis, -1)
+    repeats = np.repeat(math.lcm(*seeds) // np.array(seeds), seeds)
+    order = scores.argsort(-1)
+    places = repeats[order].cumsum(-1).clip(repeats.sum() // 4, repeats.sum() - repeats.sum() // 4)
+    kept = np.diff(places, prepend=repeats.sum() // 4)
+    return (np.take_along_axis(scores, order, -1) * kept).sum(-1) / kept.sum(-1)
 
 
 def median(*tasks: np.ndarray, axis: int = 0) -> np.ndarray:
@@ -108,10 +122,30 @@ def stratified_interval(
     """
     scores = tuple(map(_checked, tasks))
     n = min(map(len, scores), default=0)
-    if n < 3:
-        raise ValueError(f"n={n} seeds are too few to bootstrap: at least 3 in each task are needed")
+    if n < FEWEST:
+        raise ValueError(f"n={n} seeds are too few to bootstrap: at least {FEWEST} in each task are needed")
     low, high = bootstrap_interval(scores, statistic, resamples=resamples, confidence=confidence, seed=seed)
     return Interval(np.asarray(statistic(*scores)), np.asarray(low), np.asarray(high), n)
+
+
+def estimate(
+    tasks: Sequence[ArrayLike],
+    statistic: Callable[..., np.ndarray] = iqm,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """As `stratified_interval`, but with NaN for the bounds where a task has fewer than three seeds.
+
+    Raises:
+        ValueError: No task, a task without seeds, or a value that is not finite.
+    """
+    scores = [*map(_checked, tasks)]
+    if (n := min(map(len, scores), default=0)) not in range(1, FEWEST):
+        return stratified_interval(scores, statistic, resamples=resamples, seed=seed)
+    value = np.asarray(statistic(*scores))
+    nothing = np.full_like(value, np.nan)
+    return Interval(value, nothing, nothing, n)
 
 
 def performance_profile(
@@ -129,10 +163,10 @@ def performance_profile(
         Arrays `[m]`.
 
     Raises:
-        ValueError: As `stratified_interval`.
+        ValueError: As `estimate`.
     """
     above = [np.greater.outer(_checked(task), np.asarray(thresholds)).astype(float) for task in tasks]
-    return stratified_interval(above, mean, resamples=resamples, seed=seed)
+    return estimate(above, mean, resamples=resamples, seed=seed)
 
 
 def probability_of_improvement(
@@ -147,17 +181,23 @@ def probability_of_improvement(
         seed: Seed of the resampling.
 
     Raises:
-        ValueError: Different numbers of tasks, and as `stratified_interval`.
+        ValueError: Different numbers of tasks, and as `estimate`.
     """
     if len(tasks) != len(others):
         raise ValueError(f"both methods need the same tasks, not {len(tasks)} and {len(others)}")
 
     def improved(*scores: np.ndarray, axis: int = 0) -> np.ndarray:
         pairs = zip(scores[: len(tasks)], scores[len(tasks) :], strict=True)
-        signs = [np.sign(np.expand_dims(x, axis + 1) - np.expand_dims(y, axis)) for x, y in pairs]
-        return np.mean([(sign.mean((axis, axis + 1)) + 1) / 2 for sign in signs], axis=0)
+        return np.mean([_above(x, y, axis) for x, y in pairs], axis=0)
 
-    return stratified_interval([*tasks, *others], improved, resamples=resamples, seed=seed)
+    return estimate([*tasks, *others], improved, resamples=resamples, seed=seed)
+
+
+def _above(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
+    """Share of the pairs in which x is larger, ties counted half: Mann and Whitney's U from ranks, over n·m."""
+    n, m = x.shape[axis], y.shape[axis]
+    ranks = stats.rankdata(np.concatenate([x, y], axis), axis=axis)
+    return (np.take(ranks, range(n), axis).sum(axis) - n * (n + 1) / 2) / (n * m)
 
 
 def _checked(values: ArrayLike) -> np.ndarray:

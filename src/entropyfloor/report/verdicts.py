@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from entropyfloor.report.comparison import Comparison
-from entropyfloor.report.formats import bracketed, compact
+from entropyfloor.report.formats import aligned, bracketed, compact
 from entropyfloor.report.fronts import Difference, Verdict, compare
 from entropyfloor.report.groups import Group, SeedRun
 from entropyfloor.report.statistics import Interval, mean_interval
@@ -93,9 +93,7 @@ def rows(comparison: Comparison) -> list[Row]:
 def text(env: str, table: Sequence[Row]) -> str:
     """The table of fronts for a terminal."""
     lines = [["agent", *HEAD], *([row.label, *row.cells()] for row in table)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    shown = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-    return "\n".join([f"fronts on {env} against {table[0].baseline}, differences in points", *shown])
+    return "\n".join([f"fronts on {env} against {table[0].baseline}, differences in points", *aligned(lines)])
 
 
 def pair(group: Group, baseline: Group) -> Paired:

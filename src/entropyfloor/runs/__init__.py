@@ -14,7 +14,8 @@ from entropyfloor.extras import require
 
 require("runs", "safetensors", "psutil")
 
-from entropyfloor.runs.directory import Checkpoint, Run  # noqa: E402
+from entropyfloor.runs.checkpoint import Checkpoint  # noqa: E402
+from entropyfloor.runs.directory import Run  # noqa: E402
 from entropyfloor.runs.run_reader import Record, find_runs, read_run  # noqa: E402
 from entropyfloor.runs.vocabulary import QUANTITIES, Quantity  # noqa: E402
 

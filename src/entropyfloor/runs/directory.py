@@ -3,62 +3,39 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
 import math
 import os
 import shutil
 import time
 import traceback
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from mmap import mmap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as dump_arrays
 
 from entropyfloor.extras import require
-from entropyfloor.runs import archive, files, machine, schema
+from entropyfloor.runs import archive, checkpoint, files, machine, schema
+from entropyfloor.runs.checkpoint import Checkpoint
 from entropyfloor.runs.needs import KEPT
-from entropyfloor.runs.run_reader import CONFIG, EVALUATION, MACHINE, METRICS, STATUS, read_config, read_lines
+from entropyfloor.runs.run_reader import (
+    CONFIG,
+    EVALUATION,
+    MACHINE,
+    METRICS,
+    STATUS,
+    Line,
+    read_config,
+    read_lines,
+)
+from entropyfloor.runs.trackers import Track, tracking
 from entropyfloor.runs.vocabulary import is_known
 
 ERROR = "error.txt"
-ARRAYS, STATE, SUMS = "arrays.safetensors", "state.json", "SHA256SUMS"
-"""Files of a checkpoint; the last one has the format of `sha256sum`."""
-FORMAT, ARRAYS_CHECKED = 3, 2
-"""Format of a checkpoint, and the earlier one in which only the arrays have a checksum. Others are refused."""
 
 PATIENCE = 0.5
 """Seconds to wait for a lock: a report, or a run that is refused, holds it for a moment only."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Everything that a trainer needs to continue."""
-
-    step: int
-    arrays: dict[str, np.ndarray]
-    state: dict[str, Any]
-    path: Path
-    """Its directory."""
-
-    @contextmanager
-    def restoring(self) -> Iterator[None]:
-        """Name the checkpoint in any error of the body, which restores a trainer from it.
-
-        Raises:
-            ValueError: An entry is missing, or the trainer cannot use it.
-        """
-        try:
-            yield
-        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-            raise _unusable(self.path, error) from error
 
 
 class Run:
@@ -78,6 +55,8 @@ class Run:
         self._since = time.perf_counter()
         self._size: int | None = None
         """Size of the metrics in bytes after the last line of this object."""
+        self._track: Callable[[Line], None] | None = None
+        """Copies a line to the trackers."""
         self._held: os.stat_result | None = None
         """Identity of the metrics file that this object has locked."""
 
@@ -105,7 +84,7 @@ class Run:
             (path / METRICS).touch()
             with _locked(path):
                 _check_free(path)  # again: until now another process may have begun one
-                files.replace(path / MACHINE, _json({**machine.describe(), "not_results": list(not_results)}))
+                files.replace(path / MACHINE, files.line({**machine.describe(), "not_results": list(not_results)}))
                 files.replace(path / CONFIG, settings)  # last: a directory with a config is a run
         except OSError as error:
             raise ValueError(
@@ -136,8 +115,10 @@ class Run:
         if unknown := sorted(name for name in quantities if not is_known(name)):
             raise ValueError(f"unknown quantities {unknown}: name them in entropyfloor/runs/vocabulary.py first")
         plain = {name: float(value) for name, value in quantities.items()}
-        self._append(step, {name: value if math.isfinite(value) else None for name, value in plain.items()})
+        line = self._append(step, {name: value if math.isfinite(value) else None for name, value in plain.items()})
         self._step = step
+        if self._track is not None:
+            self._track(line)
 
     def save(
         self, step: int, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any], *, keep: int = KEPT
@@ -162,7 +143,7 @@ class Run:
             shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
-            _dump(partial, step, arrays, state, _fingerprint(self.config))
+            checkpoint.dump(partial, step, arrays, state, checkpoint.fingerprint(self.config))
         except BaseException:  # give a full disk its space back
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -176,7 +157,7 @@ class Run:
     def keep_evaluation(self, results: dict[str, Any]) -> Path:
         """Write the results of an evaluation, as values that JSON can hold, and return the file."""
         file = self.path / EVALUATION
-        files.replace(file, _json({**results, "machine": machine.describe()}))
+        files.replace(file, files.line({**results, "machine": machine.describe()}))
         return file
 
     def keep_text(self, name: str, text: str) -> Path:
@@ -196,7 +177,7 @@ class Run:
         failures.mkdir(exist_ok=True)
         home = failures / f"{step:012d}"
         home.mkdir(exist_ok=True)
-        _dump(home, step, arrays, state, _fingerprint(self.config))
+        checkpoint.dump(home, step, arrays, state, checkpoint.fingerprint(self.config))
         return home
 
     def checkpoints(self) -> list[Path]:
@@ -214,7 +195,7 @@ class Run:
             ValueError: It is damaged, of another format, or of a run with other settings.
         """
         saved = self.checkpoints()
-        return _load(saved[-1], _fingerprint(self.config), prefixes) if saved else None
+        return checkpoint.load(saved[-1], checkpoint.fingerprint(self.config), prefixes) if saved else None
 
     def resume(self) -> Checkpoint | None:
         """Continue from the last checkpoint, or from the start if there is none.
@@ -222,26 +203,29 @@ class Run:
         Lines that were logged after it stay in the file; readers drop them, because the run repeats them.
         """
         with _locked(self.path):
-            checkpoint = self.latest()
+            last = self.latest()
             with (self.path / METRICS).open("r+b") as file:  # a kill may have cut the last line short
                 content = file.read()
                 file.truncate(content.rfind(b"\n") + 1)
             lines = read_lines(self.path)
             self._seconds = max((line["seconds"] for line in lines), default=0.0)
             self._since = time.perf_counter()
-            self._step = checkpoint.step if checkpoint else -1  # -1: no earlier line counts
+            self._step = last.step if last else -1  # -1: no earlier line counts
             self._append(self._step, {"event": "resumed"})
-        return checkpoint
+        return last
 
     @contextmanager
-    def recording(self) -> Iterator[None]:
+    def recording(self, track: Track | None = None) -> Iterator[None]:
         """Keep `status.json` up to date while the body trains, and lock the directory.
+
+        Args:
+            track: Tracker that gets what is logged, beside TensorBoard where that is installed; none for neither.
 
         Raises:
             ValueError: Another process is recording this run, or has done so since it was created or resumed.
             RuntimeError: The metrics or the settings were cut, deleted or replaced meanwhile.
         """
-        with _locked(self.path) as held:
+        with _locked(self.path) as held, ExitStack() as trackers:  # closed last: an upload may take its time
             if self._size not in (None, held.st_size):
                 raise ValueError(f"another process has written {self.path} meanwhile: resume it")
             self._held = held
@@ -249,6 +233,7 @@ class Run:
                 self._check_there()
                 self._status("running")
                 (self.path / ERROR).unlink(missing_ok=True)  # of a failure that this run goes on from
+                self._track = trackers.enter_context(tracking(self.path, self.config, track))
                 yield
                 self._check_there()
             except KeyboardInterrupt:
@@ -262,16 +247,18 @@ class Run:
                     files.replace(self.path / ERROR, traceback.format_exc().encode())
                 raise
             finally:
-                self._held = None
+                self._held = self._track = None
             self._status("finished")
 
-    def _append(self, step: int, values: dict[str, Any]) -> None:
+    def _append(self, step: int, values: Line) -> Line:
         self._check_there()
         seconds = round(self._seconds + time.perf_counter() - self._since, 3)
+        line = {"step": step, "seconds": seconds, **values}
         with (self.path / METRICS).open("ab") as file:  # in one write, so that only the last line may be cut
-            file.write(_json({"step": step, "seconds": seconds, **values}))
+            file.write(files.line(line))
             file.flush()
             self._size = file.tell()
+        return line
 
     def _check_there(self) -> None:
         """Refuse to write into a run whose files were cut, deleted or replaced while it is recorded."""
@@ -299,7 +286,7 @@ class Run:
 
     def _status(self, state: str, reason: str | None = None) -> None:
         status = {"state": state, "reason": reason, "step": self._step, "time": machine.now()}
-        files.replace(self.path / STATUS, _json(status))
+        files.replace(self.path / STATUS, files.line(status))
 
 
 def _check_free(path: Path) -> None:
@@ -351,20 +338,6 @@ def _lock(file: BinaryIO) -> bool:
     return True
 
 
-def _dump(
-    path: Path, step: int, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any], settings: int
-) -> None:
-    """Write arrays, plain state without code, and the checksums of both."""
-    header = {"format": FORMAT, "step": step, "settings": settings, "state": dict(state)}
-    contents = {
-        ARRAYS: dump_arrays({name: np.asarray(array, order="C") for name, array in arrays.items()}),
-        STATE: _json(header),
-    }
-    for name, data in {**contents, SUMS: _checksums(contents)}.items():
-        files.write(path / name, data)
-    files.sync(path)
-
-
 def open_checkpoint(path: Path, prefixes: tuple[str, ...] | None = None) -> tuple[Run, Checkpoint]:
     """A run with its last checkpoint, or with the one that `path` names.
 
@@ -376,66 +349,8 @@ def open_checkpoint(path: Path, prefixes: tuple[str, ...] | None = None) -> tupl
         ValueError: There is no run or no checkpoint, or the checkpoint is damaged, of another format, or of a run
             with other settings.
     """
-    run = Run.open(run_directory(path))
+    run = Run.open(checkpoint.run_directory(path))
     last = run.checkpoints()[-1:] if run.path == path else [path]
     if not last:
         raise ValueError(f"{path} has no checkpoint yet: train on, or choose another run")
-    return run, _load(last[0], _fingerprint(run.config), prefixes)
-
-
-def run_directory(path: Path) -> Path:
-    """The directory of a run, from itself or from a directory in its `checkpoints`."""
-    return path.absolute().parent.parent if (path / STATE).exists() else path
-
-
-def _load(path: Path, settings: int, prefixes: tuple[str, ...] | None = None) -> Checkpoint:
-    try:
-        with files.mapped(path / ARRAYS) as arrays:
-            contents: dict[str, Any] = {ARRAYS: arrays, STATE: files.read(path / STATE)}
-            header = json.loads(contents[STATE])
-            if header["format"] == ARRAYS_CHECKED:
-                intact = zlib.crc32(arrays) == header["checksum"]
-            elif header["format"] == FORMAT:
-                intact = _checksums(contents) == files.read(path / SUMS)
-            else:
-                raise ValueError(
-                    f"its format is {header['format']}, this version reads {ARRAYS_CHECKED} and {FORMAT}"
-                )
-        if not intact:
-            raise ValueError("the checksum of its files is wrong")
-        if header["settings"] != settings:
-            raise ValueError("it belongs to a run with other settings")
-        step, state = header["step"], header["state"]
-        if type(step) is not int or not isinstance(state, dict):
-            raise TypeError(f"{STATE} has a step or a state of another type")
-        return Checkpoint(step, _arrays(path / ARRAYS, prefixes), state, path)
-    except (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError) as error:
-        raise _unusable(path, error) from error
-
-
-def _arrays(file: Path, prefixes: tuple[str, ...] | None) -> dict[str, np.ndarray]:
-    with safe_open(file, framework="numpy") as stored:
-        names = [name for name in stored.keys() if prefixes is None or name.startswith(prefixes)]  # noqa: SIM118
-        return {name: stored.get_tensor(name) for name in names}
-
-
-def _unusable(path: Path, error: Exception) -> ValueError:
-    reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-    return ValueError(
-        f"checkpoint {path} cannot be used: {reason}. Delete this directory to continue from the one before"
-    )
-
-
-def _checksums(contents: Mapping[str, bytes | mmap]) -> bytes:
-    lines = [f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in contents.items()]
-    return "".join(lines).encode()
-
-
-def _fingerprint(config: Mapping[str, Any]) -> int:
-    """Checksum of the settings without `out`, since a run directory may be moved."""
-    settings = {name: value for name, value in config.items() if name != "out"}
-    return zlib.crc32(json.dumps(settings, sort_keys=True).encode())
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return run, checkpoint.load(last[0], checkpoint.fingerprint(run.config), prefixes)

@@ -1,5 +1,6 @@
 """Reading and writing files so that they are whole whenever the process or the machine stops."""
 
+import json
 import mmap
 import os
 import secrets
@@ -7,6 +8,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from entropyfloor.runs import archive
 
@@ -47,6 +49,11 @@ def _size(path: Path) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path.name} is no regular file")
     return status.st_size
+
+
+def line(value: Any) -> bytes:
+    """A value as a line of JSON."""
+    return (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def write(path: Path, data: bytes) -> None:

@@ -29,6 +29,7 @@ import numpy as np
 
 from entropyfloor.runs.directory import Run
 from entropyfloor.runs.progress import Progress
+from entropyfloor.runs.trackers import Track
 
 GRACE = 1.0
 """Seconds after the first signal in which others count as the same: launchers pass on the Ctrl-C of a terminal."""
@@ -61,6 +62,7 @@ def training_loop(
     unit: str = "steps",
     every: int = 100,
     bar: bool = True,
+    track: Track | None = None,
 ) -> Iterator[Loop]:
     """Lock run directories, show progress and catch signals while the body trains.
 
@@ -72,6 +74,7 @@ def training_loop(
         unit: Unit of the progress, in the plural.
         every: Work between redraws of the progress.
         bar: Whether this process may draw on the terminal.
+        track: Tracker of the runs beside TensorBoard; none turns that off too.
 
     Raises:
         KeyboardInterrupt: A signal came. Its message says where the run is and how to continue.
@@ -80,7 +83,7 @@ def training_loop(
     label = f"{len(runs)} seeds" if len(runs) > 1 else "" if alone else f"seed {seed}"
     with ExitStack() as stack:
         for run in runs:
-            stack.enter_context(run.recording())
+            stack.enter_context(run.recording(track))
         stop = stack.enter_context(_signals())
         progress = Progress(total, unit=unit, label=label, bar=bar and alone, every=every)
         loop = Loop(stack.enter_context(progress), stop)

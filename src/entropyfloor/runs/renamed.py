@@ -12,8 +12,12 @@ HEADS = {"clip": "tanh", "hard-clip": "clip"}
 were the plain softmax."""
 ADDED: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("control", "head", {"backend": "native", "precision": "fp32"}),
-    ("control", "residual_entropy", {"alpha_weight": "alpha", "clamp_target": True}),
-    ("vision", "model", {"pretrained": False}),
+    (
+        "control",
+        "residual_entropy",
+        {"alpha_weight": "alpha", "clamp_target": True, "normalise_observations": False, "critics": 2},
+    ),
+    ("vision", "model", {"pretrained": False, "label_noise": 0.0}),
     ("language", "model", {"digits": 2, "chain_length": 5}),
     (
         "language",

@@ -9,11 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
+from entropyfloor.runs import trackers
 from entropyfloor.runs.directory import Run
 from entropyfloor.runs.processes import each_in_its_process
 from entropyfloor.runs.renamed import current
 from entropyfloor.runs.run_reader import CONFIG, read_config, read_run
 from entropyfloor.runs.settings import changeable, not_results
+from entropyfloor.runs.trackers import Track
 
 
 class Config(Protocol):
@@ -24,6 +26,9 @@ class Config(Protocol):
 
     @property
     def out(self) -> str | None: ...  # noqa: D102
+
+    @property
+    def track(self) -> Track | None: ...  # noqa: D102
 
     def resolved(self) -> Self:
         """The same settings with a directory, and with defaults that follow from other settings filled in."""
@@ -44,7 +49,12 @@ def begin(config: Config, **more: Any) -> Run:
         config: Settings, a dataclass.
         more: Entries of `config.toml` beside the settings, such as `domain`, or instead of them; None leaves one
             out.
+
+    Raises:
+        ImportError: The tracker is not installed.
+        ValueError: The directory holds a run already, or cannot hold one.
     """
+    trackers.check(config.track)
     settings = {**more, **asdict(config), **more}  # type: ignore[call-overload]
     return Run.create(Path(str(config.out)), settings, not_results=not_results(type(config)))
 

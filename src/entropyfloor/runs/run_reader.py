@@ -28,6 +28,8 @@ LIMITS = {CONFIG: 2**20, METRICS: 2**30, STATUS: 2**20, MACHINE: 2**20, EVALUATI
 """Largest sizes in bytes: a larger file was not written by a run, and may not fit into memory."""
 
 Columns = dict[str, tuple[np.ndarray, np.ndarray]]
+Line = dict[str, Any]
+"""A line of the metrics: `step`, `seconds`, and quantities, of which those that are not finite are None."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,10 @@ class Record:
         return self.clock[0][where], values.copy()
 
     @cached_property
-    def lines(self) -> list[dict[str, Any]]:
+    def lines(self) -> list[Line]:
         """The metrics line by line; None where a value is not finite."""
         steps, seconds = (column.tolist() for column in self.clock)
-        lines: list[dict[str, Any]] = [
+        lines: list[Line] = [
             {"step": step, "seconds": second} for step, second in zip(steps, seconds, strict=True)
         ]
         for name, (where, values) in self.columns.items():
@@ -77,24 +79,41 @@ def read_run(path: Path) -> Record:
     """
     path = Path(path)
     config = read_config(path)
-    clock, columns = _columns(_without_repeated(read_lines(path)))
-    machine, evaluation, status = (
-        _read_json(path / name, check)
-        for name, check in ((MACHINE, schema.machine), (EVALUATION, schema.evaluation), (STATUS, schema.status))
-    )
-    if status is None:
-        missing = {"state": "unknown", "reason": f"there is no {STATUS}"}  # it is written before the metrics are
-        status = {"state": "created", "reason": None, "step": 0, "time": None, **(missing if columns else {})}
-    if status["state"] == "running" and not _is_held(path):
-        status |= {"state": "killed", "reason": "the process ended without writing its status"}
+    clock, columns = _columns(without_repeated(read_lines(path)))
+    machine = _read_json(path / MACHINE, schema.machine)
+    evaluation = _read_json(path / EVALUATION, schema.evaluation)
+    status = read_status(path, logged=bool(columns))
     return Record(path, config, machine or {}, status, clock, columns, evaluation or {})
 
 
-def find_runs(*paths: Path) -> list[Path]:
+def read_status(path: Path, *, logged: bool) -> dict[str, Any]:
+    """Status of the run in `path`, as `Record` has it.
+
+    Args:
+        path: Run directory.
+        logged: Whether it has logged anything.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    status = _read_json(path / STATUS, schema.status)
+    if status is None:
+        missing = {"state": "unknown", "reason": f"there is no {STATUS}"}  # it is written before the metrics are
+        status = {"state": "created", "reason": None, "step": 0, "time": None, **(missing if logged else {})}
+    if status["state"] == "running" and not _is_held(path):
+        status |= {"state": "killed", "reason": "the process ended without writing its status"}
+    return status
+
+
+def find_runs(*paths: Path, empty: bool = False) -> list[Path]:
     """Run directories at or below `paths`, sorted and without duplicates, with directories that cannot be entered.
 
     A directory is a run if it holds two or more of config, metrics and status, so that a run is found where one
     of them is missing. Archives are searched like directories.
+
+    Args:
+        paths: Directories or archives.
+        empty: Whether a directory may have no run yet.
 
     Raises:
         ValueError: A path that does not exist, or has no run below it.
@@ -103,7 +122,7 @@ def find_runs(*paths: Path) -> list[Path]:
     for path in map(Path, paths):
         if not path.is_dir() and archive.split(path) is None:
             raise ValueError(f"{path} is not a directory, and not in an archive of runs (*{archive.SUFFIX})")
-        if not (below := _below(path)):
+        if not (below := _below(path)) and not empty:
             raise ValueError(f"no run in {path}: a run directory holds {CONFIG} and {METRICS}")
         found |= {os.path.realpath(run): run for run in below}
     return sorted(found.values())
@@ -147,7 +166,7 @@ def read_config(path: Path) -> dict[str, Any]:
     return _checked(file, lambda: schema.config(tomllib.loads(content.decode())))
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[Line]:
     """Every whole line of the metrics; a last line that a kill cut short is ignored.
 
     Raises:
@@ -166,9 +185,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return parsed
 
 
-def _without_repeated(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def without_repeated(lines: Iterable[Line]) -> list[Line]:
     """The lines without those that were logged after a checkpoint that the run later resumed from."""
-    valid: list[dict[str, Any]] = []
+    valid: list[Line] = []
     for line in lines:
         if "event" in line:
             valid = [earlier for earlier in valid if earlier["step"] <= line["step"]]
@@ -177,7 +196,7 @@ def _without_repeated(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return valid
 
 
-def _columns(lines: list[dict[str, Any]]) -> tuple[tuple[np.ndarray, np.ndarray], Columns]:
+def _columns(lines: list[Line]) -> tuple[tuple[np.ndarray, np.ndarray], Columns]:
     """The clock and the quantities of a `Record`. Quantities of the same lines share the array that says which."""
     same_names: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
     for i, line in enumerate(lines):

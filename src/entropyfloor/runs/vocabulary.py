@@ -59,6 +59,7 @@ QUANTITIES: dict[str, Quantity] = {
     "saturation": Quantity("Share of inputs whose raw logits are more than 10 apart"),
     "auroc": Quantity("AUROC of confidence against out-of-distribution inputs"),
     "loss": Quantity("Training loss"),
+    "train/top1": Quantity("Top-1 accuracy on the training images of an epoch, augmented, as it learns them"),
     # language
     "avg_at_k": Quantity("Share of correct responses to held-out problems"),
     "greedy": Quantity("Share of held-out problems whose likeliest response is correct"),
@@ -93,6 +94,10 @@ QUANTITIES: dict[str, Quantity] = {
     "images_per_second": Quantity("Training images per second", "1/s"),
     "steps_per_second": Quantity("Environment steps per second", "1/s"),
 }
+SCORES = {"control": "return", "vision": "top1", "language": "avg_at_k"}
+"""Quantity of each domain that says how good a run is. An evaluation logs it with the realised entropy."""
+TOLERANCE = 1e-3
+"""Nats. A floor is broken where the realised entropy is below it by more than this."""
 PASS_AT = re.compile(r"pass_at_([1-9][0-9]*)")
 """pass@k: the share of held-out problems that k responses solve, unbiased; one name for each k."""
 

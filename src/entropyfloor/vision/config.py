@@ -21,6 +21,7 @@ from entropyfloor.runs.settings import (
     Range,
     check,
 )
+from entropyfloor.runs.trackers import Track
 
 DatasetName = Literal["cifar10", "cifar100", "digits", "folder"]
 Augmentation = Literal["none", "light", "timm"]
@@ -56,6 +57,8 @@ class VisionConfig:
     """Number of classes: by default that of the dataset, and checked against it."""
     input_size: Annotated[int | None, SIZE] = None
     """Height and width of the images in pixels: by default 32 for CIFAR and digits, 224 for folders."""
+    label_noise: Annotated[float, SHARE] = 0.0
+    """Share of the training images that get a wrong label, chosen by `seed`; each other class is as likely."""
     seed: Annotated[int, SEED_RANGE, Effect.IDENTITY] = 0
     """Seed of all random numbers."""
     epochs: Annotated[int, WHOLE_COUNT] = 200
@@ -144,6 +147,8 @@ class VisionConfig:
     """Number of processes that prepare images. 0: the training process prepares them."""
     threads: Annotated[int, THREADS, Effect.SPEED] = 0
     """Number of CPU threads of PyTorch. 0: PyTorch chooses."""
+    track: Annotated[Track | None, Effect.SPEED] = None
+    """Tracker beside TensorBoard, whose files are written where it is installed; none turns them off too."""
 
     def __post_init__(self) -> None:
         check(self)

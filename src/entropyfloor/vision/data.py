@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data import AugMixDataset, auto_augment, create_transform
@@ -27,6 +28,8 @@ STATISTICS: dict[DatasetName, Statistics] = {
     "folder": IMAGENET,
 }
 """Mean and standard deviation of each channel by which the images of a dataset are normalised, in [0, 1]."""
+LABEL_NOISE = 3
+"""Stream of random numbers, after those of the trainer."""
 
 
 class Splits(NamedTuple):
@@ -38,7 +41,7 @@ class Splits(NamedTuple):
 
 
 def open_splits(config: VisionConfig) -> Splits:
-    """Open the datasets of a resolved config.
+    """Open the datasets of a resolved config. Noise is in the labels of training images only.
 
     Raises:
         ValueError: A dataset is not there, or its training and test images have different classes.
@@ -51,6 +54,8 @@ def open_splits(config: VisionConfig) -> Splits:
         raise ValueError(
             f"{len(train.classes)} classes to train on and {len(test.classes)} to test on: {odd} differ"
         )
+    if config.label_noise:
+        train = train.mislabelled(config.label_noise, np.random.default_rng([config.seed, LABEL_NOISE]))
     return Splits(train, test, open_ood(config))
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from entropyfloor.runs.directory import Checkpoint, Run, open_checkpoint, run_directory
+from entropyfloor.runs.checkpoint import Checkpoint, run_directory
+from entropyfloor.runs.directory import Run, open_checkpoint
 from entropyfloor.torch.checkpoint import tensors_below
 from entropyfloor.vision.classifier import Classifier
 from entropyfloor.vision.config import VisionConfig, read_config

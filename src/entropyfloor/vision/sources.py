@@ -108,6 +108,18 @@ class Source:
         number = {name: i for i, name in enumerate(classes)}
         return replace(self, classes=tuple(classes), labels=[number[self.classes[i]] for i in self.labels])
 
+    def mislabelled(self, share: float, rng: np.random.Generator) -> Source:
+        """The same images, a share of them with a wrong label: symmetric noise, each other class is as likely.
+
+        Args:
+            share: Share of the images, rounded to a whole number of them.
+            rng: Random numbers, which decide what images get what labels.
+        """
+        labels = np.array(self.labels)
+        chosen = rng.permutation(len(labels))[: round(share * len(labels))]
+        labels[chosen] = (labels[chosen] + rng.integers(1, len(self.classes), len(chosen))) % len(self.classes)
+        return replace(self, labels=labels.tolist())
+
     def read(self, index: int, *, fast: bool = False) -> Image.Image:
         """Read an image in mode RGB.
 

@@ -39,6 +39,8 @@ def train(config: VisionConfig) -> Path:
     if accelerator.is_main_process:
         _warn_of_smoothing(config)
         dataset = Path(config.data_dir).resolve().name if config.dataset == "folder" else config.dataset
+        if config.label_noise:  # another task, for a report
+            dataset += f" with {100 * config.label_noise:g} % label noise"
         names = dict(zip(NAMES, ("vision", f"{dataset} {config.model}", config.label), strict=True))
         # Earlier versions did not have `pretrained`: it is written only where it is on.
         run = begin(config, **names, pretrained=config.pretrained or None)

@@ -117,6 +117,7 @@ class Trainer:
             seed=config.seed,
             unit="updates",
             bar=self.accelerator.is_main_process,
+            track=config.track,
         )
         with frame as loop, out_of_memory_hint(OUT_OF_MEMORY_HINT):
             if self.epoch == 0:  # also to find unreadable images before training
@@ -225,18 +226,20 @@ class Trainer:
             progress.report(self.epoch * self.updates_per_epoch, summary(results))
 
     def _train_epoch(self, run: Run | None, progress: Progress) -> dict[str, float]:
-        """Train on each image once; returns the mean loss, the speed and the learning rate."""
+        """Train on each image once; returns mean loss and accuracy on the way, the speed and the learning rate."""
         seed(self.config.seed, EPOCH, self.epoch, self.accelerator.process_index)
         self.order.manual_seed(derived(self.config.seed, ORDER, self.epoch))  # the same in every process
         self.learner.train()
-        total, count, begun = torch.zeros((), device=self.accelerator.device), 0, time.perf_counter()
+        total, right = torch.zeros((2,), device=self.accelerator.device)
+        count, begun = 0, time.perf_counter()
         for i, (images, target) in enumerate(self.train_loader):
             update = self.epoch * self.updates_per_epoch + i
             self.scheduler.step_update(update)
-            loss = self._update(images, target)
+            loss, accuracy = self._update(images, target)
             if self.average:
                 self.average.update(self.model, step=update + 1)
-            total, count = total + loss, count + len(target) // max(1, self.config.aug_splits)
+            total, right = total + loss, right + accuracy
+            count += len(target) // max(1, self.config.aug_splits)
             progress.advance(update + 1)
             if i % CHECK_EVERY == 0 or i + 1 == self.updates_per_epoch:
                 self._check_finite(total / (i + 1), run, {"data/images": images, "data/target": target})
@@ -244,11 +247,16 @@ class Trainer:
             for model in filter(None, (self.model, self.average)):
                 distribute_bn(model, self.accelerator.num_processes, reduce=True)
         rate = count * self.accelerator.num_processes / (time.perf_counter() - begun)
-        mean = self.accelerator.reduce(total / self.updates_per_epoch, "mean").item()
-        return {"loss": mean, "images_per_second": rate, "learning_rate": self.optimiser.param_groups[0]["lr"]}
+        sums = torch.stack([total, right]) / self.updates_per_epoch
+        mean, top1 = self.accelerator.reduce(sums, "mean").tolist()
+        learned = {"loss": mean} if self.mixup else {"loss": mean, "train/top1": top1}
+        return learned | {"images_per_second": rate, "learning_rate": self.optimiser.param_groups[0]["lr"]}
 
-    def _update(self, images: Tensor, target: Tensor) -> Tensor:
-        """Update the model with a batch of bytes and labels; returns the loss."""
+    def _update(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Update the model with a batch of bytes and labels; returns the loss, and the share of right predictions.
+
+        With Mixup, whose targets are mixtures, the largest part of each counts as right.
+        """
         config = self.config
         images = self.classifier.normalise(images)
         if config.erase:
@@ -274,7 +282,8 @@ class Trainer:
         if config.clip_grad:
             self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip_grad)
         self.prepared.step()
-        return loss.detach()
+        wanted = target if target.ndim == 1 else target.argmax(-1)
+        return loss.detach(), (logits.detach().argmax(-1) == wanted).float().mean()
 
     def _check_finite(self, loss: Tensor, run: Run | None, batch: dict[str, Tensor]) -> None:
         """Stop if the mean loss is not finite; the run keeps the weights and the last batch."""

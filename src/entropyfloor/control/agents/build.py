@@ -30,10 +30,12 @@ from entropyfloor.control.config import (
 )
 from entropyfloor.control.networks import (
     MLP,
+    Body,
     CategoricalActor,
     Critics,
     DistributionalCritics,
     GaussianActor,
+    SimBa,
     Value,
 )
 
@@ -89,46 +91,54 @@ def _sac(config: SACConfig, action_dim: int) -> SAC:
     if config.residual_entropy and not heads.has_target(required(config.head)):
         raise ValueError(f"residual_entropy={config.residual_entropy} has no use under head={config.head!r}")
     residual = 0.0 if isinstance(config.residual_entropy, str) else config.residual_entropy
-    obac, fast = isinstance(config, OBACConfig), isinstance(config, FastConfig)
+    obac, fast, simba = isinstance(config, OBACConfig), isinstance(config, FastConfig), config.networks == "simba"
     if isinstance(config, MNSEConfig) and config.distribution != "tanh":
         raise ValueError(f"distribution={config.distribution!r}: MNSE maps the actions of distribution='tanh'")
 
-    def body(layer_norm: bool | None, width: int = config.hidden) -> MLP:
+    def body(width: int, layer_norm: bool | None, blocks: int | None) -> Body:
+        activation = required(config.activation)
+        if simba:
+            return SimBa(width, required(blocks), activation, config.precision)
         sizes = (width, -(-width // 2), -(-width // 4)) if fast else (width, width)
-        return MLP(sizes, required(config.activation), required(layer_norm), obac, config.precision)
+        return MLP(sizes, activation, required(layer_norm), obac, config.precision)
 
-    raw_outputs = heads.raw_outputs(required(config.head))
+    width, rate = required(config.hidden), required(config.learning_rate)
+    actor_body = body(width, config.actor_layer_norm, config.actor_blocks)
+    critic_body = body(config.critic_hidden or width, config.critic_layer_norm, config.critic_blocks)
+    gain = 1.0 if simba else 0.01  # of an actor's output layer: that of SimBa's authors, and ours
+    critic_optimiser = optax.adamw(rate, weight_decay=required(config.weight_decay))
     parts: dict[str, Any] = {
-        "actor": GaussianActor(action_dim, body(config.actor_layer_norm), raw_outputs=raw_outputs),
-        "critics": Critics(body(config.critic_layer_norm)),
+        "actor": GaussianActor(
+            action_dim, actor_body, raw_outputs=heads.raw_outputs(required(config.head)), gain=gain
+        ),
+        "critics": Critics(critic_body, config.critics),
         "policy": _gaussian(config, action_dim, target_entropy + residual, clamp=config.clamp_target),
-        "actor_optimiser": optax.adam(config.learning_rate),
-        "critic_optimiser": optax.adamw(config.learning_rate, weight_decay=config.weight_decay),
-        "alpha_optimiser": optax.adam(config.learning_rate),
+        "actor_optimiser": critic_optimiser if simba else optax.adam(rate),
+        "critic_optimiser": critic_optimiser,
+        "alpha_optimiser": optax.adam(rate),
         "entropy": required(config.entropy),
         "target_entropy": target_entropy,
-        "initial_alpha": config.alpha,
+        "initial_alpha": required(config.alpha),
         "alpha_weight": config.alpha_weight,
         "learn_residual": learned,
         "discount": config.discount,
         "tau": config.tau,
     }
     if isinstance(config, MNSEConfig):
-        inverse = GaussianActor(action_dim, body(config.actor_layer_norm))
+        inverse = GaussianActor(action_dim, actor_body, gain=gain)
         return MNSE(
             **parts, inverse=inverse, intervals=config.mapping_intervals, evidence_rate=config.mapping_rate
         )
     if isinstance(config, FastConfig):
-        adam: dict[str, Any] = {"learning_rate": config.learning_rate, "b2": required(config.adam_b2)}
+        adam: dict[str, Any] = {"learning_rate": rate, "b2": required(config.adam_b2)}
         adamw = optax.adamw(**adam, weight_decay=config.weight_decay)
         parts |= {"actor_optimiser": adamw, "critic_optimiser": adamw, "alpha_optimiser": optax.adam(**adam)}
-        critic_body = body(config.critic_layer_norm, required(config.critic_hidden))
-        parts["critics"] = DistributionalCritics(critic_body, config.atoms)
+        parts["critics"] = DistributionalCritics(critic_body, config.atoms, config.critics)
         own = ("atoms", "v_min", "v_max", "clipped_double_q", "target_noise", "target_noise_clip", "policy_delay")
         return Fast(**parts, **{name: required(getattr(config, name)) for name in own})
     if not isinstance(config, OBACConfig):
         return SAC(**parts)
-    value = Value(body(config.critic_layer_norm))
+    value = Value(critic_body)
     return OBAC(**parts, value=value, expectile=config.expectile, cloning_weight=config.cloning_weight)
 
 

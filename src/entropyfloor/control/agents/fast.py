@@ -113,7 +113,7 @@ def clipped_noise(
 
 @dataclass(frozen=True, kw_only=True)
 class Fast(SAC):
-    """The agent. `critics` give logits, `[2, ..., atoms]`.
+    """The agent. `critics` give logits, `[size, ..., atoms]`.
 
     Args:
         atoms: Number K of atoms.
@@ -154,7 +154,7 @@ class Fast(SAC):
 
     def values(
         self, critics: Params, observation: Float[Array, "*batch o"], action: Float[Array, "*batch D"]
-    ) -> Float[Array, "2 ..."]:
+    ) -> Float[Array, "size ..."]:
         """Mean of each critic's distribution."""
         return (jax.nn.softmax(self._logits(critics, observation, action), axis=-1) * self.support).sum(axis=-1)
 
@@ -233,6 +233,6 @@ class Fast(SAC):
         state = state._replace(actor=state.actor._replace(params=params), actor_optimiser=optimiser)
         return state, {"loss/actor": loss, "grad_norm/actor": optax.tree.norm(grad)}
 
-    def _logits(self, critics: Params, observation: Array, action: Array) -> Float[Array, "2 *batch K"]:
+    def _logits(self, critics: Params, observation: Array, action: Array) -> Float[Array, "size *batch K"]:
         logits: Any = self.critics.apply(critics, observation, action)
         return logits

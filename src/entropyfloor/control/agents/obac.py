@@ -39,7 +39,7 @@ LOG_DENSITY_RANGE = (-20.0, 2.0)
 
 
 def expectile_loss(
-    values: Float[Array, "..."], targets: Float[Array, "2 ..."], expectile: float
+    values: Float[Array, "..."], targets: Float[Array, "size ..."], expectile: float
 ) -> Float[Array, ""]:
     """`E[|ε - 1{u < 0}| u²]` with `u = min_k Q̄μ_k(s, a) - Vμ(s)`: for ε → 1, of the best stored actions."""
     gap = jax.lax.stop_gradient(targets.min(axis=0)) - values
@@ -54,7 +54,7 @@ def behaviour_target(
 
 
 def replay_is_better(
-    policy_values: Float[Array, "2 ..."], behaviour_values: Float[Array, "2 ..."]
+    policy_values: Float[Array, "size ..."], behaviour_values: Float[Array, "size ..."]
 ) -> Bool[Array, ""]:
     """The gate, one for the batch: `E[min_k Qπ_k(s, π(s))] < E[min_k Qμ_k(s, a)]`."""
     return policy_values.min(axis=0).mean() < behaviour_values.min(axis=0).mean()

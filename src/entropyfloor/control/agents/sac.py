@@ -38,7 +38,7 @@ State = TypeVar("State", bound=Any)
 def critic_target(
     reward: Float[Array, "..."],
     terminated: Float[Array, "..."],
-    next_values: Float[Array, "2 ..."],
+    next_values: Float[Array, "size ..."],
     next_log_prob: Float[Array, "..."] | float,
     alpha: Float[Array, ""] | float,
     discount: float,
@@ -48,13 +48,13 @@ def critic_target(
     return jax.lax.stop_gradient(reward + discount * (1.0 - terminated) * next_value)
 
 
-def critic_loss(values: Float[Array, "2 ..."], target: Float[Array, "..."]) -> Float[Array, ""]:
+def critic_loss(values: Float[Array, "size ..."], target: Float[Array, "..."]) -> Float[Array, ""]:
     """Squared error to the common target, averaged over the batch and summed over the critics."""
     return ((values - target) ** 2).mean(axis=-1).sum()
 
 
 def actor_loss(
-    values: Float[Array, "2 ..."], log_prob: Float[Array, "..."] | float, alpha: Float[Array, ""] | float
+    values: Float[Array, "size ..."], log_prob: Float[Array, "..."] | float, alpha: Float[Array, ""] | float
 ) -> Float[Array, ""]:
     """`E[α log π(a|s) - min_k Q_k(s, a)]`, with a ~ π reparametrised."""
     return (alpha * log_prob - values.min(axis=0)).mean()
@@ -110,10 +110,10 @@ class SAC:
 
     Args:
         actor: `observation → (mean, raw_log_std)`.
-        critics: `(observation, action) → values`, two along the first axis.
+        critics: `(observation, action) → values`, those of every critic along the first axis.
         policy: From the actor's outputs to a distribution.
         actor_optimiser: Optimiser of the actor.
-        critic_optimiser: Optimiser of both critics.
+        critic_optimiser: Optimiser of the critics.
         alpha_optimiser: Optimiser of log α, and of a learned δ̂.
         entropy: Entropy term of the losses.
         target_entropy: H0 in nats, the target of α where `entropy="auto"`, and of a learned δ̂.
@@ -174,8 +174,8 @@ class SAC:
 
     def values(
         self, critics: Params, observation: Float[Array, "*batch o"], action: Float[Array, "*batch D"]
-    ) -> Float[Array, "2 ..."]:
-        """Q_k(s, a) of both critics."""
+    ) -> Float[Array, "size ..."]:
+        """Q_k(s, a) of every critic."""
         values: Any = self.critics.apply(critics, observation, action)
         return values
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from entropyfloor import targets
 from entropyfloor.control.heads import DistributionName, HeadName
 from entropyfloor.runs.settings import POSITIVE, SEED_RANGE, SHARE, THREADS, Effect, Precision, Range, check
+from entropyfloor.runs.trackers import Track
 
 Backend = Literal["native", "envpool"]
 
@@ -100,6 +101,8 @@ class ControlConfig(ABC):
     """Number of environment steps between checkpoints; the end and Ctrl-C always save one."""
     threads: Annotated[int, THREADS, Effect.SPEED] = 1
     """Number of CPU threads for XLA; 0 leaves the choice to XLA. One process per core is faster."""
+    track: Annotated[Track | None, Effect.SPEED] = None
+    """Tracker beside TensorBoard, whose files are written where it is installed; none turns them off too."""
 
     def __post_init__(self) -> None:
         check(self)

@@ -52,9 +52,9 @@ class FastConfig(SACConfig):
     """Width of the actor's first hidden layer; the next two have a half and a quarter of it."""
     critic_hidden: Annotated[int | None, COUNT] = None
     """Width of the critics' first hidden layer, of three as in the actor: by default 1024, and 768 in FastSAC."""
-    alpha: Annotated[float | None, POSITIVE] = None  # type: ignore[assignment]
+    alpha: Annotated[float | None, POSITIVE] = None
     """Initial temperature α, or α itself where `entropy` is fixed: by default 0.001."""
-    weight_decay: Annotated[float | None, NATURAL] = None  # type: ignore[assignment]
+    weight_decay: Annotated[float | None, NATURAL] = None
     """Weight decay of AdamW for actor and critics: by default 0.1, and 0.001 in FastSAC."""
     adam_b2: Annotated[float | None, SHARE] = None
     """Decay of AdamW's second moment: by default 0.999, and 0.95 in FastSAC."""
@@ -81,6 +81,8 @@ class FastConfig(SACConfig):
     """Number of steps in a return before it is bootstrapped."""
     normalise_observations: bool = True
     """Normalise observations by their running mean and deviation."""
+    learning_rate: Annotated[float, POSITIVE] = 3e-4
+    """Learning rate of every optimiser."""
 
     atoms: Annotated[int, Range(2, 10_000, "between 2 and 10,000")] = 101
     """Number of atoms in the critics' distributions of returns (C51)."""

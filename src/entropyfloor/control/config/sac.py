@@ -8,24 +8,37 @@ from typing import Annotated, Any, ClassVar, Literal
 from entropyfloor.control.agents.sac import AlphaWeight, EntropyTerm
 from entropyfloor.control.config.base import COUNT, ControlConfig
 from entropyfloor.control.networks import ActivationName
-from entropyfloor.runs.settings import NATURAL, POSITIVE, SHARE, Range
+from entropyfloor.runs.settings import NATURAL, POSITIVE, SHARE, CountsIf, Range, check_counted
 
 SACName = Literal["sac", "sac-no-entropy", "sac-era", "sac-era-exact"]
 OBACName = Literal["obac", "obac-era", "obac-era-exact"]
 MNSEName = Literal["mnse"]
-NetworksName = Literal["paper", "release"]
+NetworksName = Literal["paper", "release", "simba"]
 
 PLAIN = {"head": "tanh", "distribution": "tanh", "entropy": "auto"}
 ERA = {"head": "era", "distribution": "truncated", "entropy": "none"}
 EXACT = {"head": "era-exact", "distribution": "truncated", "entropy": "none"}
 
+LAYERS: dict[str, Any] = {
+    "hidden": 512, "learning_rate": 3e-4, "weight_decay": 1e-4, "alpha": 1.0, "normalise_observations": False,
+}  # fmt: skip
+"""What plain layers are trained by. The paper states no weight decay; 1e-4 is optax's default."""
 NETWORKS: dict[NetworksName, dict[str, Any]] = {
     # "nets (512, 512), LayerNorm, ReLU": arXiv 2510.08549.
-    "paper": {"activation": "relu", "actor_layer_norm": True, "critic_layer_norm": True},
+    "paper": {**LAYERS, "activation": "relu", "actor_layer_norm": True, "critic_layer_norm": True},
     # The authors' code: "actor 2×512 ELU without LN; critic Dense-LN-ELU ×2".
-    "release": {"activation": "elu", "actor_layer_norm": False, "critic_layer_norm": True},
-}
-"""Networks of the paper and of its release, which disagree."""
+    "release": {**LAYERS, "activation": "elu", "actor_layer_norm": False, "critic_layer_norm": True},
+    # `configs/agent/sac_simba.yaml` of github.com/SonyResearch/simba: "actor_num_blocks: 1, actor_hidden_dim: 128,
+    # critic_num_blocks: 2, critic_hidden_dim: 512", for both "learning_rate: 1e-4, weight_decay: 1e-2",
+    # "temp_initial_value: 0.01, temp_learning_rate: 1e-4, normalize_observation: true".
+    "simba": {
+        "activation": "relu", "hidden": 128, "actor_blocks": 1, "critic_hidden": 512, "critic_blocks": 2,
+        "learning_rate": 1e-4, "weight_decay": 1e-2, "alpha": 0.01, "normalise_observations": True,
+    },
+}  # fmt: skip
+"""Networks of the paper and of its release, which disagree, and SimBa's; each with what it is trained by."""
+IS_SIMBA = CountsIf("networks='simba'", lambda config: config.networks == "simba")
+IS_LAYERS = CountsIf("networks='paper' or 'release'", lambda config: config.networks != "simba")
 
 INTERVALS = Range(2, 1024, "between 2 and 1024")
 """A batch of 256 actions has to say something of each interval."""
@@ -51,21 +64,35 @@ class SACConfig(ControlConfig):
     """Residual entropy δ̂, added to H0 under heads with a floor: a constant in nats, or learned (Eq. 12)."""
     clamp_target: bool = True
     """Stop H0 + a learned δ̂ at what σ_max allows; without it C.1.1 of the paper can be reproduced."""
-    alpha: Annotated[float, POSITIVE] = 1.0
-    """Initial temperature α, or α itself where `entropy` is fixed; `--entropy none` leaves it out."""
+    alpha: Annotated[float | None, POSITIVE] = None
+    """Initial temperature α, or α itself where `entropy` is fixed: by default 1, in SimBa 0.01."""
     alpha_weight: AlphaWeight = "alpha"
     """Factor in the loss of a learned α: α itself, or log α, as Stable-Baselines3 has it."""
 
     networks: NetworksName = "paper"
-    """Networks with LayerNorm and ReLU (paper), or with ELU and LayerNorm in the critics only (release)."""
+    """Layers with LayerNorm and ReLU (paper), with ELU and LayerNorm in the critics only (release), or SimBa's."""
     activation: ActivationName | None = None
     """Activation of every hidden layer; overrides `networks`."""
-    actor_layer_norm: bool | None = None
+    actor_layer_norm: Annotated[bool | None, IS_LAYERS] = None
     """LayerNorm in the hidden layers of the actor; overrides `networks`."""
-    critic_layer_norm: bool | None = None
+    critic_layer_norm: Annotated[bool | None, IS_LAYERS] = None
     """LayerNorm in the hidden layers of the critics; overrides `networks`."""
-    weight_decay: Annotated[float, NATURAL] = 1e-4
-    """Weight decay of AdamW for the critics. The paper states none; this is optax's default."""
+    hidden: Annotated[int | None, COUNT] = None  # type: ignore[assignment]
+    """Width of the actor's two hidden layers, or of its residual blocks: by default 512, and 128 in SimBa's."""
+    actor_blocks: Annotated[int | None, COUNT, IS_SIMBA] = None
+    """Number of residual blocks of the actor: by default 1."""
+    critic_hidden: Annotated[int | None, COUNT] = None
+    """Width of the critics, as `hidden`: by default the same, and 512 in SimBa's."""
+    critic_blocks: Annotated[int | None, COUNT, IS_SIMBA] = None
+    """Number of residual blocks of each critic: by default 2."""
+    critics: Annotated[int, Range(1, 1024, "between 1 and 1024")] = 2
+    """Number of critics, of which the smallest value counts."""
+    normalise_observations: bool | None = None
+    """Normalise observations by their running mean and deviation: by default with SimBa's networks only."""
+    learning_rate: Annotated[float | None, POSITIVE] = None  # type: ignore[assignment]
+    """Learning rate of every optimiser: by default 3e-4, and 1e-4 with SimBa's networks."""
+    weight_decay: Annotated[float | None, NATURAL] = None
+    """Weight decay of AdamW: by default 1e-4 for the critics alone, and 1e-2 for the actor as well in SimBa's."""
     batch_size: Annotated[int, COUNT] = 256
     """Number of transitions in an update."""
     updates_per_step: Annotated[int, COUNT] = 2
@@ -77,8 +104,12 @@ class SACConfig(ControlConfig):
     tau: Annotated[float, SHARE] = 0.005
     """Polyak's τ: share of the way that the target critics move in each update."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counted(self)
+
     def defaults(self) -> dict[str, Any]:
-        """Networks of the paper or the release, and their targets."""
+        """The networks, what their authors train them by, and their targets."""
         # "0.25 per dimension in the script" of the release, on the Gaussian before truncation.
         target = "0.25*A" if self.networks == "release" and self.head == "era" else "-A/2"
         return {**NETWORKS[self.networks], "target_entropy": target}
@@ -105,12 +136,13 @@ class OBACConfig(SACConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.networks != "paper":
-            raise ValueError(f"networks={self.networks!r}: OBAC was not released, it has the paper's only")
+        if self.networks == "release":
+            raise ValueError("networks='release': OBAC was not released, it has the paper's networks, and SimBa's")
 
     def defaults(self) -> dict[str, Any]:
-        """LayerNorm and tanh in the first layer, ELU in the second: the code that the paper builds on."""
-        networks = {"activation": "elu", "actor_layer_norm": False, "critic_layer_norm": False}
+        """SimBa's networks, or those of the code that the paper builds on: LayerNorm and tanh first, then ELU."""
+        own = {"activation": "elu", "actor_layer_norm": False, "critic_layer_norm": False}
+        networks = NETWORKS["simba"] if self.networks == "simba" else {**LAYERS, **own}
         return {**networks, "target_entropy": "-A/2"}
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from entropyfloor.experiments.execute import Ended, begin, outcome, stop
+from entropyfloor.experiments.execute import SAVING, Ended, begin, given_up, is_written, outcome, stop
 from entropyfloor.experiments.recipe import PlannedRun
 from entropyfloor.runs.processes import cores, terminated_as_interrupted
 
@@ -28,12 +28,21 @@ def run(plan: Sequence[PlannedRun], directory: Path, workers: int | None, ended:
     """
     most = workers or workers_of(plan)
     waiting = list(plan)
+    written: dict[Path, float] = {}
+    """Runs that another process was still writing, and when that was first seen."""
     running: dict[subprocess.Popen[bytes], PlannedRun] = {}
     with terminated_as_interrupted():
         try:
             while waiting or running:
-                while waiting and len(running) < most:
-                    run = waiting.pop(0)
+                for run in list(waiting):
+                    if len(running) == most:
+                        break
+                    if is_written(run, directory):  # others go first
+                        if time.monotonic() > written.setdefault(run.out, time.monotonic()) + SAVING:
+                            waiting.remove(run)
+                            ended(run, given_up(run, directory))
+                        continue
+                    waiting.remove(run)
                     if (process := begin(run, directory)) is None:
                         ended(run, "finished before")
                     else:

@@ -53,8 +53,9 @@ class Results:
             try:
                 line = json.loads(text)
                 problem, answer, count = line["problem"], line["answer"], len(line["responses"])
-                known = problem < len(examples) and answer == examples[problem].answer and count == samples
-            except (ValueError, KeyError, TypeError) as error:
+                known = type(problem) is int and 0 <= problem < len(examples)
+                known = known and answer == examples[problem].answer and count == samples
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(f"{self.file}, line {number} is damaged: {error!r}") from None
             if not known:
                 raise ValueError(f"{self.file}, line {number} answers another problem: the data has changed")

@@ -228,6 +228,8 @@ def problems_of(
         right = letter(row) or final_answer(text_of(value_of(row, answer_column)))
         if user and right:
             text = prompt.replace("{question}", user + choice_lines(row))
+            if not _is_unicode(text + right):
+                raise ValueError(f"{source}, row {number} has half a character (a lone surrogate): repair it")
             chats = {TURNS: [*turns[:-1], {**turns[-1], "content": text}]} if chat else {}
             problems.append(Problem(text, right, {**row, "prompt": text, "answer": right, **chats}))
     if missing := len(rows) - len(problems):
@@ -236,6 +238,11 @@ def problems_of(
         message = "%s: %d system messages are left out: give --template chat to keep them"
         log.warning(message, source, dropped_system)
     return problems
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8; JSON may hold halves of characters."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _unique(problems: Iterable[Problem]) -> list[Problem]:

@@ -48,7 +48,7 @@ def at_level(rows: Sequence[Row], least: int, source: str = "the data") -> list[
         ValueError: There is no such column, or no row is left.
     """
     column_of(rows, "level", (), "level", source)
-    levels = [re.search(r"[0-9]+", str(row.get("level"))) for row in rows]
+    levels = [re.search(r"[0-9]{1,18}", str(row.get("level"))) for row in rows]
     chosen = [dict(row) for row, level in zip(rows, levels, strict=True) if level and int(level[0]) >= least]
     if not chosen:
         highest = max((int(level[0]) for level in levels if level), default=None)

@@ -33,6 +33,8 @@ class Kind:
     """What the figure shows, for `alt`."""
     describe: Callable[[Group, Comparison], str]
     """What it shows of a group, for `alt`."""
+    solved: bool = False
+    """Whether it is about the share of problems that are solved; a page has these figures below the others."""
 
     def alt(self, comparison: Comparison) -> str:
         """Text instead of the figure, for those who cannot see it."""
@@ -145,6 +147,7 @@ FIGURES = (
         "conditions.",
         "Share of held-out problems that one of k responses solves",
         _pass,
+        solved=True,
     ),
     Kind(
         "front",
@@ -153,6 +156,7 @@ FIGURES = (
         "for each temperature of entropyfloor evaluate --temperatures; the lowest and the highest are named.",
         "pass@k against avg@k at several temperatures",
         _front,
+        solved=True,
     ),
     Kind(
         "changes",
@@ -162,6 +166,7 @@ FIGURES = (
         f"(of more than {CROWD} agents none). Dots, where one agent is compared: single problems.",
         "avg@k minus that of the baseline against avg@k before training",
         _changes,
+        solved=True,
     ),
     Kind(
         "thresholds",

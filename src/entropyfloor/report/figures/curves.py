@@ -15,10 +15,11 @@ from matplotlib.transforms import Bbox, ScaledTranslation, TransformedBbox
 from entropyfloor.report.comparison import Comparison
 from entropyfloor.report.domains import Column
 from entropyfloor.report.figures.layout import Panel, Scene
+from entropyfloor.report.figures.series import show
 from entropyfloor.report.figures.style import Look
 from entropyfloor.report.formats import compact
 from entropyfloor.report.groups import Curve, Group
-from entropyfloor.report.statistics import mean_interval
+from entropyfloor.report.statistics import Interval, mean_interval
 
 CROWD = 6
 """No bands are drawn of more groups than this, as they would hide each other: intervals of the last values stand
@@ -54,8 +55,13 @@ def draw_column(scene: Scene, axes: Axes, column: Column, log: bool = False) -> 
 
 
 def against_steps(axes: Axes, scene: Scene) -> None:
+    """Label the horizontal axis with the steps of the domain."""
+    label_steps(axes, scene.comparison.domain.step_label)
+
+
+def label_steps(axes: Axes, label: str) -> None:
     """Label the horizontal axis with steps."""
-    axes.set_xlabel(scene.comparison.domain.step_label)
+    axes.set_xlabel(label)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
@@ -80,26 +86,30 @@ def draw_means(axes: Axes, curves: dict[str, Curve], look: dict[str, Look]) -> N
     """Draw means with their intervals: bands, or beside the panel for more than `CROWD` curves."""
     crowd = len(curves) > CROWD
     for i, (label, curve) in enumerate(curves.items()):
-        _draw_mean(axes, curve, look[label], crowd)
+        mean = mean_interval(curve.values)
+        artists = _draw_mean(axes, curve, mean, look[label], crowd)
         if crowd:
-            _draw_end(axes, i, curve.values[:, -1], look[label])
+            artists += _draw_end(axes, i, curve.values[:, -1], look[label])
+        show(axes, label, artists, curve.steps, mean)
 
 
-def _draw_mean(axes: Axes, curve: Curve, look: Look, crowd: bool) -> None:
+def _draw_mean(axes: Axes, curve: Curve, mean: Interval, look: Look, crowd: bool) -> list[Artist]:
     """Draw mean and interval; single seeds where there are two, or where one went further than the rest."""
-    mean = mean_interval(curve.values)
     points: dict[str, Any] = {"marker": look.marker, "ms": 3.5, "markevery": max(1, len(curve.steps) // 15)}
-    axes.plot(curve.steps, mean.value, color=look.colour, lw=1.6 if crowd else 2.2, zorder=4, **points)
+    artists: list[Artist] = []
+    artists += axes.plot(curve.steps, mean.value, color=look.colour, lw=1.6 if crowd else 2.2, zorder=4, **points)
     single = [*curve.tails]
     if mean.n == 2 and not crowd:  # an interval of two is thirteen times as wide as they are apart, and says less
         single += [(curve.steps, values) for values in curve.values]
     elif mean.n > 2 and not crowd:
-        axes.fill_between(curve.steps, mean.low, mean.high, color=look.colour, alpha=0.16, lw=0, zorder=2)
+        band: dict[str, Any] = {"color": look.colour, "alpha": 0.16, "lw": 0, "zorder": 2}
+        artists.append(axes.fill_between(curve.steps, mean.low, mean.high, **band))
     for steps, values in single:
-        axes.plot(steps, values, color=look.colour, lw=0.8, alpha=0.6, zorder=3)
+        artists += axes.plot(steps, values, color=look.colour, lw=0.8, alpha=0.6, zorder=3)
+    return artists
 
 
-def _draw_end(axes: Axes, place: int, values: np.ndarray, look: Look) -> None:
+def _draw_end(axes: Axes, place: int, values: np.ndarray, look: Look) -> list[Artist]:
     """Draw mean and interval of the last values, or one or two seeds themselves, to the right of the axes."""
     mean = mean_interval(values)
     ends = np.array([mean.low, mean.high]) if mean.n > 2 else values
@@ -114,3 +124,4 @@ def _draw_end(axes: Axes, place: int, values: np.ndarray, look: Look) -> None:
     for line in lines:  # cut by the limits of the axes, but not by their right side
         line.set_clip_path(None)
         line.set_clip_box(TransformedBbox(Bbox.from_extents(0, 0, 2, 1), axes.transAxes))
+    return [*lines]

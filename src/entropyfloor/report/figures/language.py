@@ -24,9 +24,11 @@ from entropyfloor.report.figures.curves import (
     logged,
 )
 from entropyfloor.report.figures.layout import Scene, arrange, grid, side_by_side
+from entropyfloor.report.figures.series import show
 from entropyfloor.report.figures.style import BACKGROUND, MUTED, Look, all_looks, short
 from entropyfloor.report.fronts import front
 from entropyfloor.report.groups import OUTSIDE, RESPONSES, THRESHOLDS, Curve
+from entropyfloor.report.statistics import Interval
 from entropyfloor.report.verdicts import Changes, changes, in_parts
 
 STRENGTHS = (0.85, 0.14, 0.45)
@@ -126,29 +128,31 @@ def draw_responses(scene: Scene, axes: Axes) -> Sequence[Artist]:
     highs = {label: curve for label, curve in highs.items() if curve.values.min() < reach}
     shown = [group.label for group in scene.groups]
     draw_means(axes, {label: curve for label, curve in entropies.items() if label in shown}, scene.look)
-    layers: list[tuple[str, list[Curve], dict[str, Any]]] = [
+    layers: list[tuple[str, dict[str, Curve], dict[str, Any]]] = [
         (
             "the others",
-            [curve for label, curve in entropies.items() if label not in shown],
+            {label: curve for label, curve in entropies.items() if label not in shown},
             {"color": BACKGROUND, "lw": 0.8, "zorder": 1.5},
         ),
         (
             "ω_low",
-            under := [curve for label, curve in lows.items() if label in shown],
+            under := {label: curve for label, curve in lows.items() if label in shown},
             {"color": "black", "lw": 1.0, "zorder": 2.5},
         ),
         (
             "ω_high",
-            [curve for label, curve in highs.items() if label in shown],
+            {label: curve for label, curve in highs.items() if label in shown},
             {"color": "black", "lw": 1.2, "ls": ":", "zorder": 2.5},
         ),
     ]
     keys = []
     for name, curves, style in layers:
-        for curve in curves:
-            axes.plot(curve.steps, curve.values.mean(axis=0), **style)
+        for label, curve in curves.items():
+            mean = curve.values.mean(axis=0)
+            values = (curve.steps, mean, name) if label in shown else ()
+            show(axes, label, axes.plot(curve.steps, mean, **style), *values)
             keys.append(Line2D([], [], label=name, **style))
-    for curve in under if len(shown) == 1 else []:
+    for curve in under.values() if len(shown) == 1 else []:
         axes.fill_between(curve.steps, 0, curve.values.mean(axis=0), color="black", alpha=0.05, lw=0, zorder=0)
     limit_to_curves(axes, [*entropies.values(), *lows.values(), *highs.values()], log=True)
     axes.set_title("Entropy of responses (nats)")
@@ -162,7 +166,9 @@ def _draw_shares(scene: Scene, axes: Axes) -> Sequence[Artist]:
         if below and above:
             under, over = below.values.mean(axis=0), above.values.mean(axis=0)
             colours = [(scene.look[group.label].colour, strength) for strength in STRENGTHS]
-            axes.stackplot(below.steps, under, 100 - under - over, over, colors=colours, lw=0)
+            areas = axes.stackplot(below.steps, under, 100 - under - over, over, colors=colours, lw=0)
+            show(axes, group.label, areas, below.steps, under, "below ω_low (%)")
+            show(axes, group.label, [], above.steps, over, "above ω_high (%)")
     axes.set_ylim(0, 100)
     axes.set_title("Responses below, between and above ω_low and ω_high (%)")
     against_steps(axes, scene)
@@ -187,7 +193,7 @@ def _draw_front(scene: Scene, axes: Axes) -> Sequence[Artist]:
         temperatures, counts, samples = group.front[:3]
         avg, solved = (100 * values.mean(0) for values in front(counts, samples))
         style = scene.look[group.label]
-        axes.plot(avg, solved, color=style.colour, marker=style.marker, ms=4, lw=1.6)
+        artists: list[Artist] = [*axes.plot(avg, solved, color=style.colour, marker=style.marker, ms=4, lw=1.6)]
         for end in (0, -1):
             place: dict[str, Any] = {
                 "xytext": (4, 3),
@@ -195,7 +201,8 @@ def _draw_front(scene: Scene, axes: Axes) -> Sequence[Artist]:
                 "fontsize": 7,
                 "color": style.colour,
             }
-            axes.annotate(f"{temperatures[end]:g}", (avg[end], solved[end]), **place)
+            artists.append(axes.annotate(f"{temperatures[end]:g}", (avg[end], solved[end]), **place))
+        show(axes, group.label, artists, avg, solved, f"pass@{samples}")
     axes.set_xlabel(f"avg@{samples} (%)")
     axes.set_title(f"pass@{samples} at several temperatures (%)")
     return []
@@ -208,14 +215,16 @@ def _draw_changes(scene: Scene, axes: Axes) -> Sequence[Artist]:
     axes.set_title(f"avg@k minus that of {short(label)} (points)")
     for label, each in of_groups.items():
         style, (first, mean) = scene.look[label], in_parts(each)
+        mean = Interval(100 * mean.value, 100 * mean.low, 100 * mean.high, mean.n)
+        line: dict[str, Any] = {"color": style.colour, "marker": style.marker, "ms": 3.5, "lw": 2.2}
+        artists: list[Artist] = [*axes.plot(100 * first, mean.value, zorder=4, **line)]
         if len(of_groups) <= FEW:
-            axes.scatter(
-                100 * each.first, 100 * each.difference, s=6, color=style.colour, alpha=0.3, lw=0, zorder=2
-            )
-        axes.plot(100 * first, 100 * mean.value, color=style.colour, marker=style.marker, ms=3.5, lw=2.2, zorder=4)
+            dots: dict[str, Any] = {"s": 6, "color": style.colour, "alpha": 0.3, "lw": 0, "zorder": 2}
+            artists.append(axes.scatter(100 * each.first, 100 * each.difference, **dots))
         if len(of_groups) <= CROWD:
-            ends = 100 * mean.low, 100 * mean.high
-            axes.fill_between(100 * first, *ends, color=style.colour, alpha=0.16, lw=0, zorder=3)
+            band: dict[str, Any] = {"color": style.colour, "alpha": 0.16, "lw": 0, "zorder": 3}
+            artists.append(axes.fill_between(100 * first, mean.low, mean.high, **band))
+        show(axes, label, artists, 100 * first, mean)
     axes.set_xlabel("avg@k before training (%)")
     return []
 

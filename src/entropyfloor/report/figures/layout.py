@@ -8,6 +8,7 @@ from textwrap import fill
 from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,8 +20,8 @@ from entropyfloor.report.figures.style import RC, Look, short
 from entropyfloor.report.groups import Group
 
 SINGLE, WIDE = 6.4, 11.0  # inches
-LEAST_HEIGHT = 1.4
-"""Inches that the legend leaves to the panels."""
+LEAST_HEIGHT = 2.6
+"""Inches that the legend leaves to each row of panels."""
 SUPTITLE: dict[str, Any] = {"x": 0.01, "ha": "left", "fontsize": 13, "fontweight": "bold"}
 
 
@@ -37,11 +38,13 @@ Panel = Callable[[Scene, Axes], Sequence[Artist]]
 """Draws into the axes, and returns entries of the legend beside those of the labels."""
 
 
-def side_by_side(comparison: Comparison, look: dict[str, Look], panels: Sequence[Panel]) -> Figure:
-    """Panels side by side, each with every group."""
-    keys = [_legend_key(group, look[group.label]) for group in comparison.groups]
+def side_by_side(comparison: Comparison, look: dict[str, Look], panels: Sequence[Panel], rows: int = 1) -> Figure:
+    """Panels side by side, in one row or several, each with every group."""
+    keys = [key(label_with_n(group), look[group.label]) for group in comparison.groups]
     scene = Scene(comparison, comparison.groups, look)
-    return arrange(comparison.env, [partial(panel, scene) for panel in panels], keys, len(panels), 3.8)
+    return arrange(
+        comparison.env, [partial(panel, scene) for panel in panels], keys, -(-len(panels) // rows), 3.8 * rows
+    )
 
 
 def grid(comparison: Comparison, look: dict[str, Look], panel: Panel) -> Figure:
@@ -55,7 +58,7 @@ def grid(comparison: Comparison, look: dict[str, Look], panel: Panel) -> Figure:
         figure.suptitle(f"{short(comparison.env)}: {figure.axes[0].get_title('left')}", **SUPTITLE)
         letters = int(12 * figure.get_figwidth() / columns)
         for i, (axes, group) in enumerate(zip(figure.axes, groups, strict=True)):
-            axes.set_title(fill(_label_with_n(group), letters), fontsize=9.5, fontweight="normal")
+            axes.set_title(fill(label_with_n(group), letters), fontsize=9.5, fontweight="normal")
             axes.tick_params(labelbottom=i >= len(groups) - columns)  # with no panel below
             if i < (rows - 1) * columns:
                 axes.set_xlabel("")
@@ -86,16 +89,19 @@ def arrange(
         fitting = max(1, int(width / (0.7 + 0.075 * longest)))  # inches: the handle, and what a letter takes
         fitting = min(fitting, max(1, len(entries)), 4)
         lines = -(-len(entries) // fitting)
-        letters = sum(len(label.splitlines()) for label in entries) / fitting  # lines of text, one above the other
-        figure.set_size_inches(width, max(height + 0.25 * lines, LEAST_HEIGHT + 0.17 * letters))
+        columns_of_text = np.array_split([len(label.splitlines()) for label in entries], fitting)
+        text = max(int(column.sum()) for column in columns_of_text)  # lines, one above the other
+        figure.set_size_inches(width, max(height + 0.25 * lines, LEAST_HEIGHT * rows + 0.17 * text + 0.07 * lines))
         figure.suptitle(short(name), **SUPTITLE)
         figure.legend(handles=[*entries.values()], loc="outside lower center", ncols=fitting)
         return figure
 
 
-def _legend_key(group: Group, look: Look) -> Line2D:
-    return Line2D([], [], color=look.colour, marker=look.marker, ms=5, lw=2, label=fill(_label_with_n(group), 60))
+def key(label: str, look: Look) -> Line2D:
+    """Entry of an agent in a legend."""
+    return Line2D([], [], color=look.colour, marker=look.marker, ms=5, lw=2, label=fill(label, 60))
 
 
-def _label_with_n(group: Group) -> str:
+def label_with_n(group: Group) -> str:
+    """A label as legends have it: with its number of seeds."""
     return f"{short(group.label)} (n = {len(group.seeds)})"

@@ -14,13 +14,16 @@ from entropyfloor.report.comparison import Comparison
 from entropyfloor.report.domains import Column
 from entropyfloor.report.figures import curves
 from entropyfloor.report.figures.language import draw_responses
-from entropyfloor.report.figures.layout import Scene, side_by_side
+from entropyfloor.report.figures.layout import Panel, Scene, side_by_side
+from entropyfloor.report.figures.series import show
 from entropyfloor.report.figures.style import DASHES, MUTED, Look, short
 from entropyfloor.report.formats import compact
 from entropyfloor.report.groups import RESPONSES, Group, Promise
 
 ENTROPY_HISTOGRAM, CALIBRATION_HISTOGRAM = HISTOGRAMS = ("entropy_histogram", "calibration_histogram")
 """Their names in the results of `entropyfloor evaluate`."""
+LETTERS = 30
+"""Characters of a label that is written into a panel."""
 LEAST_COUNT = 20
 """Least number of samples in a bin whose accuracy is drawn: that of fewer is mostly chance."""
 
@@ -30,7 +33,7 @@ def score_figure(comparison: Comparison, look: dict[str, Look]) -> Figure:
     drawn = [
         column for column in comparison.domain.also if column.drawn and curves.logged(comparison, column.name)
     ]
-    return side_by_side(comparison, look, [_draw_score, *curves.column_panels(drawn)])
+    return side_by_side(comparison, look, [draw_score, *curves.column_panels(drawn)])
 
 
 def entropy_figure(comparison: Comparison, look: dict[str, Look]) -> Figure | None:
@@ -38,13 +41,12 @@ def entropy_figure(comparison: Comparison, look: dict[str, Look]) -> Figure | No
 
     None where the entropy of responses was logged, which has its own figure.
     """
-    return None if curves.logged(comparison, RESPONSES) else side_by_side(comparison, look, [_draw_entropy])
+    return None if curves.logged(comparison, RESPONSES) else side_by_side(comparison, look, [_draw_realised])
 
 
-def overview_figure(comparison: Comparison, look: dict[str, Look]) -> Figure:
-    """Score and entropy side by side."""
-    entropy = draw_responses if curves.logged(comparison, RESPONSES) else _draw_entropy
-    return side_by_side(comparison, look, [_draw_score, entropy])
+def overview_figure(comparison: Comparison, look: dict[str, Look], below: Sequence[Panel] = ()) -> Figure:
+    """Score and entropy side by side, and other panels in a row below them."""
+    return side_by_side(comparison, look, [draw_score, draw_entropy, *below], rows=2 if below else 1)
 
 
 def evaluation_figure(comparison: Comparison, look: dict[str, Look]) -> Figure | None:
@@ -57,28 +59,44 @@ def evaluation_figure(comparison: Comparison, look: dict[str, Look]) -> Figure |
     return side_by_side(comparison, look, [_draw_entropies, _draw_calibration])
 
 
-def _draw_score(scene: Scene, axes: Axes) -> Sequence[Artist]:
+def draw_score(scene: Scene, axes: Axes) -> Sequence[Artist]:
+    """Draw the score of the domain."""
     domain = scene.comparison.domain
     return curves.draw_column(scene, axes, Column(domain.score, domain.score_label))
 
 
-def _draw_entropy(scene: Scene, axes: Axes) -> Sequence[Artist]:
+def draw_entropy(scene: Scene, axes: Axes) -> Sequence[Artist]:
+    """Draw the realised entropy with its floor, or the entropy of responses where it was logged."""
+    logged = curves.logged(scene.comparison, RESPONSES)
+    return draw_responses(scene, axes) if logged else _draw_realised(scene, axes)
+
+
+def _draw_realised(scene: Scene, axes: Axes) -> Sequence[Artist]:
     comparison, groups, look = scene
     domain = comparison.domain
     curves.draw_means(axes, curves.curves_of(groups, "realised_entropy"), look)
     for label, least in curves.curves_of(groups, "realised_entropy/min").items():
         dashes: dict[str, Any] = {"color": look[label].colour, "ls": DASHES}
-        axes.plot(least.steps, least.values.min(axis=0), lw=1.6, zorder=3, **dashes)
-        for steps, values in least.tails:
-            axes.plot(steps, values, lw=0.8, alpha=0.6, zorder=3, **dashes)
+        values = least.values.min(axis=0)
+        lines = axes.plot(least.steps, values, lw=1.6, zorder=3, **dashes)
+        for tail in least.tails:
+            lines += axes.plot(*tail, lw=0.8, alpha=0.6, zorder=3, **dashes)
+        show(axes, label, lines, least.steps, values, "least")
     bottom = _limit_entropy(axes, groups)
     cut = [group for group in groups if group.least < bottom]
     for line, group in enumerate(reversed(cut)):  # what leaves the panel is written into it
-        text = (
-            f"\N{BLACK DOWN-POINTING SMALL TRIANGLE} {short(group.label)}: least {compact(round(group.least, 1))}"
+        name, least_of_group = short(group.label, LETTERS), compact(round(group.least, 1))
+        text = axes.text(
+            0.015,
+            0.03 + 0.065 * line,
+            f"\N{BLACK DOWN-POINTING SMALL TRIANGLE} {name}: least {least_of_group}",
+            color=look[group.label].colour,  # two long labels may be the same where they are cut
+            transform=axes.transAxes,
+            fontsize=9,
+            zorder=6,
         )
-        place = (0.015, 0.03 + 0.065 * line)
-        axes.text(*place, text, transform=axes.transAxes, fontsize=9, zorder=6)
+        text.set_in_layout(False)  # or a long one would take the panel's width
+        show(axes, group.label, [text])
     axes.set_title(f"Realised entropy of the {domain.actor} (nats)")
     curves.against_steps(axes, scene)
     keys = [
@@ -103,9 +121,17 @@ def _draw_entropies(scene: Scene, axes: Axes) -> Sequence[Artist]:
         if histogram := group.histogram(ENTROPY_HISTOGRAM):
             style, edges = look[group.label], histogram["edges"]
             share = 100 * histogram["counts"] / histogram["counts"].sum()
-            axes.stairs(share, edges, color=style.colour, lw=1.8, zorder=3)
-            peak = share.argmax()
-            axes.plot(edges[peak : peak + 2].mean(), share[peak], color=style.colour, marker=style.marker, ms=5)
+            stairs = axes.stairs(share, edges, color=style.colour, lw=1.8, zorder=3)
+            peak, middles = share.argmax(), (edges[1:] + edges[:-1]) / 2
+            marker: dict[str, Any] = {"color": style.colour, "marker": style.marker, "ms": 5}
+            show(
+                axes,
+                group.label,
+                [stairs, *axes.plot(middles[peak], share[peak], **marker)],
+                middles,
+                share,
+                "share",
+            )
     floors = _promised(groups, "floor")
     for floor in floors:
         axes.axvline(floor, color="black", lw=1.0, zorder=2.5)
@@ -123,7 +149,9 @@ def _draw_calibration(scene: Scene, axes: Axes) -> Sequence[Artist]:
             style, counts = scene.look[group.label], histogram["counts"]
             some = counts >= LEAST_COUNT
             confidence, accuracy = (histogram[name][some] / counts[some] for name in ("confidence", "correct"))
-            axes.plot(confidence, accuracy, lw=1.8, ms=4, zorder=3, marker=style.marker, color=style.colour)
+            points: dict[str, Any] = {"ms": 4, "marker": style.marker, "color": style.colour}
+            line = axes.plot(confidence, accuracy, lw=1.8, zorder=3, **points)
+            show(axes, group.label, line, confidence, accuracy, "accuracy")
     axes.plot([0, 1], [0, 1], color=MUTED, lw=1.2, ls=":", zorder=2.5)
     axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.set_title("Calibration: how often the likeliest class is right")

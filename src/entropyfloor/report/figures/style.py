@@ -93,6 +93,6 @@ def _save(figure: Figure, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def short(name: str) -> str:
-    """A name, or its beginning and end where it is longer than `LONGEST`."""
-    return name if len(name) <= LONGEST else f"{name[: LONGEST // 2]} … {name[-LONGEST // 2 :]}"
+def short(name: str, most: int = LONGEST) -> str:
+    """A name, or its beginning and end where it has more than `most` characters."""
+    return name if len(name) <= most else f"{name[: most // 2]} … {name[-most // 2 :]}"

@@ -7,7 +7,7 @@ time. The forward sweep keeps, for each row, the largest logit m, `Σ e^{s (z - 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Sequence  # noqa: UP035  # PyTorch 2.6 knows no other in operators
 
 import torch
 from torch import Tensor
@@ -152,8 +152,8 @@ def sweep_back(
     softcap: float,
     top_k: int,
     triton: bool,
-    used: list[bool],
-    needed: list[bool],
+    used: Sequence[bool],
+    needed: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`tiles.backward`."""
     layer, rates, points = Layer(hidden, weight, bias), Rates(top, dense, by_moment, mean), Points(value, column)

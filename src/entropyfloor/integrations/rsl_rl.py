@@ -1,0 +1,88 @@
+"""ERA in rsl_rl: distributions for its PPO, named by `distribution_cfg={"class_name": …}`.
+
+Actions are those of an unbounded Gaussian, as rsl_rl's are, in the units in which its policy acts. Only log σ
+comes from a head, so that σ is positive and finite wherever the network's outputs are. Samples, log-probabilities,
+the KL divergence of the adaptive learning rate and export are those of the host's classes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from entropyfloor.extras import require
+
+require("rsl", "rsl_rl")
+
+from rsl_rl.modules.distribution import (  # noqa: E402
+    GaussianDistribution,
+    HeteroscedasticGaussianDistribution,
+)
+from torch import Tensor, nn  # noqa: E402
+from torch.distributions import Normal  # noqa: E402
+
+from entropyfloor.integrations.heads import GaussianPolicy  # noqa: E402
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["ERAGaussianDistribution", "ERAGlobalGaussianDistribution"]
+
+
+class ERAGaussianDistribution(HeteroscedasticGaussianDistribution):
+    """Gaussian whose σ depends on the state and whose entropy is at least the target in every state.
+
+    Args:
+        output_dim: D.
+        target_entropy: H0 for the whole action: nats, or a rule in D such as `"-0.3*A"`.
+        head: `era`, the entropy is the target, or `era-floor`, it may rise above.
+        log_std_min: Lower bound of log σ.
+        log_std_max: Upper bound of log σ.
+
+    Raises:
+        ValueError: A target that is out of reach, or an unknown head.
+    """
+
+    def __init__(self, output_dim: int, target_entropy: float | str, **options: Any) -> None:
+        super().__init__(output_dim)
+        self.policy = _policy(output_dim, target_entropy, **options)
+
+    def update(self, mlp_output: Float[Tensor, "*batch 2 D"]) -> None:
+        """Set π(·|s) from the outputs of the network: mean and raw log σ."""
+        mean, log_std = self.policy.parameters(*mlp_output.unbind(-2))
+        self._distribution = Normal(mean, log_std.exp())
+
+    def init_mlp_weights(self, mlp: nn.Module) -> None:
+        """Start with the same σ in every dimension and state, as rsl_rl does."""
+        layer: Any = mlp[-2]  # type: ignore[index]
+        nn.init.zeros_(layer.weight[self.output_dim :])
+        nn.init.zeros_(layer.bias[self.output_dim :])
+
+
+class ERAGlobalGaussianDistribution(GaussianDistribution):
+    """Gaussian with one σ for all states, as rsl_rl's default, and an entropy of at least the target.
+
+    Args:
+        output_dim: D.
+        target_entropy: H0 for the whole action: nats, or a rule in D such as `"-0.3*A"`.
+        head: By default `era-floor`, with which the entropy may rise above the target; `era` leaves only D - 1
+            numbers to learn.
+        log_std_min: Lower bound of log σ.
+        log_std_max: Upper bound of log σ.
+
+    Raises:
+        ValueError: A target that is out of reach, or an unknown head.
+    """
+
+    def __init__(self, output_dim: int, target_entropy: float | str, **options: Any) -> None:
+        super().__init__(output_dim, std_type="log")
+        nn.init.zeros_(self.log_std_param)  # raw log σ
+        self.policy = _policy(output_dim, target_entropy, **{"head": "era-floor", **options})
+
+    def update(self, mlp_output: Float[Tensor, "*batch D"]) -> None:
+        """Set π(·|s) from the outputs of the network, the mean, and the raw log σ of all states."""
+        mean, log_std = self.policy.parameters(mlp_output, self.log_std_param)
+        self._distribution = Normal(mean, log_std.exp().expand_as(mean))
+
+
+def _policy(output_dim: int, target_entropy: float | str, head: Any = "era", **bounds: Any) -> GaussianPolicy:
+    return GaussianPolicy(output_dim, target_entropy, head, "normal", **bounds)

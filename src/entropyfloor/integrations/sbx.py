@@ -1,0 +1,132 @@
+"""ERA in SBX: actors for its SAC and PPO, named by `policy_kwargs={"actor_class": …}`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from entropyfloor import targets
+from entropyfloor.control.heads import (
+    CategoricalHeadName,
+    CategoricalPolicy,
+    Distribution,
+    GaussianHeadName,
+    GaussianPolicy,
+)
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+__all__ = ["ERAActor", "ERAPPOActor"]
+
+Activation = Callable[[Array], Array]
+
+
+class ERAActor(nn.Module):
+    """Actor of SAC with a floor under its entropy; layers and parameters are those of SBX's.
+
+    To be used as `actor_class=functools.partial(ERAActor, target_entropy="-A/2")`; SBX gives the other fields.
+    Entropies are those of actions scaled to [-1, 1], in which SBX acts.
+
+    Args:
+        net_arch: Widths of the hidden layers.
+        action_dim: D.
+        target_entropy: H0 for the whole action: nats, or a rule in D such as `"-A/2"`.
+        head: `era-exact`, `era` (the paper's), `era-floor`, or another of `control.heads.GaussianPolicy`.
+        log_std_min: Lower bound of log σ.
+        log_std_max: Upper bound of log σ.
+        activation_fn: Activation of the hidden layers.
+
+    Raises:
+        ValueError: When SBX builds it: a target that is out of reach, or an unknown head.
+    """
+
+    net_arch: Sequence[int]
+    action_dim: int
+    target_entropy: float | str
+    head: GaussianHeadName = "era-exact"
+    log_std_min: float = -8.0
+    log_std_max: float = 0.0
+    activation_fn: Activation = nn.relu
+
+    def policy(self) -> GaussianPolicy:
+        """The head, and the truncated Gaussian behind it."""
+        target = targets.resolve(self.target_entropy, self.action_dim)
+        bounds = self.log_std_min, self.log_std_max
+        return GaussianPolicy(self.head, "truncated", self.action_dim, target, *bounds)
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch i"]) -> Distribution:
+        """π(·|s) of a batch of observations."""
+        x = _hidden(x, self.net_arch, self.activation_fn)
+        return self.policy()(nn.Dense(self.action_dim)(x), nn.Dense(self.action_dim)(x))
+
+
+class ERAPPOActor(nn.Module):
+    """Actor of PPO with a floor under its entropy, for continuous and discrete actions.
+
+    To be used as `actor_class=functools.partial(ERAPPOActor, target_entropy="-0.3*A")`. Of continuous actions, σ
+    depends on the state, in place of SBX's one for all states, and entropies are in the units of the action space.
+
+    Args:
+        net_arch: Widths of the hidden layers.
+        action_dim: D, or the number of discrete actions.
+        target_entropy: H0 for the whole action: nats, or a rule in D. Of discrete actions, the floor in nats.
+        head: `era` or `era-floor`; of discrete actions `era-exact` or `era`. By default the one that holds the
+            floor exactly.
+        log_std_min: Lower bound of log σ.
+        log_std_max: Upper bound of log σ.
+        activation_fn: Activation of the hidden layers.
+        num_discrete_choices: Number of discrete actions, None for continuous ones.
+        ortho_init: Whether the last layer starts near 0.
+        log_std_init: SBX's, without effect: `target_entropy` decides σ.
+        features_extractor: SBX's, for images.
+        features_dim: Width of its output.
+
+    Raises:
+        ValueError: When SBX builds it: a target that is out of reach, an unknown head, or other actions.
+    """
+
+    net_arch: Sequence[int]
+    action_dim: int
+    target_entropy: float | str
+    head: GaussianHeadName | CategoricalHeadName | None = None
+    log_std_min: float = -8.0
+    log_std_max: float = 0.0
+    activation_fn: Activation = nn.tanh
+    num_discrete_choices: Any = None
+    ortho_init: bool = False
+    log_std_init: float = 0.0
+    features_extractor: Any = None
+    features_dim: int = 512
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch i"]) -> Distribution:
+        """π(·|s) of a batch of observations."""
+        if self.features_extractor is not None:
+            x = self.features_extractor(self.features_dim, self.activation_fn)(x)
+        x = _hidden(x, self.net_arch, self.activation_fn)
+        init: dict[str, Any] = {"kernel_init": nn.initializers.orthogonal(0.01)} if self.ortho_init else {}
+        if self.num_discrete_choices is None:
+            target = targets.resolve(self.target_entropy, self.action_dim)
+            bounds = self.log_std_min, self.log_std_max
+            head: Any = self.head or "era"
+            policy = GaussianPolicy(head, "normal", self.action_dim, target, *bounds)
+            mean, raw_log_std = jnp.split(nn.Dense(2 * self.action_dim, **init)(x), 2, axis=-1)
+            return policy(mean, raw_log_std)
+        if not isinstance(self.num_discrete_choices, int):
+            raise ValueError("MultiDiscrete and MultiBinary actions have no ERA head: Box and Discrete have one")
+        head = self.head or "era-exact"
+        choose = CategoricalPolicy(head, self.action_dim, float(self.target_entropy))
+        return choose(nn.Dense(self.action_dim, **init)(x))
+
+
+def _hidden(x: Array, net_arch: Sequence[int], activation_fn: Activation) -> Array:
+    x = x.reshape(len(x), -1)
+    for width in net_arch:
+        x = activation_fn(nn.Dense(width)(x))
+    return x
