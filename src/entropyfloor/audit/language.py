@@ -7,7 +7,6 @@ import entropyfloor.language.model  # noqa: F401  before transformers, so that a
 # isort: split
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from entropyfloor.language.load import read_trained
 from entropyfloor.language.losses import forking_tokens
 from entropyfloor.language.model import files
 from entropyfloor.language.model.forward import context_of, device_of, rows_of
-from entropyfloor.language.prepare import adapt_task, complete, hyperparameters_of, sampling_of
+from entropyfloor.language.prepare import adapt_task, as_evaluated, hyperparameters_of, sampling_of
 from entropyfloor.language.sampling.engines.base import template as template_of
 from entropyfloor.language.sampling.rollout import Responses, aligned, sample
 from entropyfloor.language.tasks.rows import QUESTION_COLUMNS, column_of, read_rows, reply_of, turns_of, value_of
@@ -62,11 +61,7 @@ def run(
     """
     _check_counts(problems=problems, samples=samples)
     trained = read_trained(run)
-    moved = {"data": data, "test_data": test_data}
-    changes: dict[str, Any] = {name: str(place) for name, place in moved.items() if place is not None}
-    if temperature is not None:
-        changes["eval_temperature"] = temperature
-    config, task = complete(replace(trained.config, **changes), training=False)
+    config, task = as_evaluated(trained.config, data, test_data, temperature)
     model, tokenizer = trained.model.to(device_of("auto")), trained.tokenizer  # type: ignore[arg-type]
     try:
         adapt_task(task, config, model, tokenizer)

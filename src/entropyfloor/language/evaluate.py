@@ -16,7 +16,7 @@ import torch
 from entropyfloor.language.benchmarks import scores
 from entropyfloor.language.load import read_trained
 from entropyfloor.language.model.forward import device_of
-from entropyfloor.language.prepare import adapt_task, complete, hyperparameters_of, sampling_of
+from entropyfloor.language.prepare import adapt_task, as_evaluated, hyperparameters_of, sampling_of
 from entropyfloor.language.sampling.rollout import Responses, joined, sample
 from entropyfloor.language.tasks import Problem, Task
 from entropyfloor.language.update import Hyperparameters, log_probs_of
@@ -187,11 +187,7 @@ def evaluate(
         ValueError: No run, no checkpoint, the task's files are not there, or a temperature that is not above 0.
     """
     trained = read_trained(run)
-    moved = {"data": data, "test_data": test_data}
-    changes: dict[str, Any] = {name: str(place) for name, place in moved.items() if place is not None}
-    if temperature is not None:
-        changes["eval_temperature"] = temperature
-    config, task = complete(replace(trained.config, **changes), training=False)
+    config, task = as_evaluated(trained.config, data, test_data, temperature)
     for each in temperatures:
         replace(config, eval_temperature=each)  # refuses what is no temperature
     if config.threads:

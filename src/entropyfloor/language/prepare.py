@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from entropyfloor.language.config import LanguageConfig
@@ -44,6 +45,21 @@ def complete(config: LanguageConfig, *, training: bool = True) -> tuple[Language
     config = config.resolved()
     task = task_of(config, training=training)
     return replace(config, max_new_tokens=config.max_new_tokens or task.max_new_tokens), task
+
+
+def as_evaluated(
+    config: LanguageConfig, data: Path | None, test_data: Path | None, temperature: float | None
+) -> tuple[LanguageConfig, Task]:
+    """The complete config and the task of a trained model, with other files or another temperature where given.
+
+    Raises:
+        ValueError: The task's files are not there, or no such temperature.
+    """
+    moved = {"data": data, "test_data": test_data}
+    changes: dict[str, Any] = {name: str(place) for name, place in moved.items() if place is not None}
+    if temperature is not None:
+        changes["eval_temperature"] = temperature
+    return complete(replace(config, **changes), training=False)
 
 
 def build_model(
