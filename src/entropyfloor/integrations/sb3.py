@@ -118,7 +118,7 @@ class ERAActor(Actor):
     ) -> tuple[Float[Tensor, "batch D"], Float[Tensor, "batch D"], dict[str, Tensor]]:
         """Mean and raw log σ: the head takes the place of SB3's clamp, which kills the gradient of log σ."""
         latent = self.latent_pi(self.extract_features(obs, self.features_extractor))
-        return self.mu(latent), self.log_std(latent), {}  # type: ignore[operator]
+        return self.mu(latent), self.log_std(latent), {}
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | {"policy": self.action_dist.policy}
