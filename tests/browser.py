@@ -95,12 +95,12 @@ class Browser:
         self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self.call("Emulation.setScriptExecutionDisabled", value=not script)
 
-    def open(self, page: Path) -> None:
-        """Load a page anew."""
+    def open(self, page: Path | str) -> None:
+        """Load a page anew, a file or an address."""
         self.requests.clear()
         self.complaints.clear()
         self._loaded = False
-        self.call("Page.navigate", url=page.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while not self._loaded:
             self._next()
 

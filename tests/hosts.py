@@ -1,4 +1,4 @@
-"""What tests of control hosts share: an environment of no size, adversarial outputs, and examples of the docs."""
+"""What tests of control hosts share: an environment of no size, adversarial outputs, and examples of pages."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,8 @@ import numpy as np
 import adversarial
 import reference
 
-PAGE = Path(__file__).parents[1] / "docs/control-hosts.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = DOCS / "control-hosts.md"
 D = 3
 
 
@@ -62,8 +63,14 @@ def entropy(loc, log_std, *, truncated):
     return reference.gaussian_entropy(log_std)
 
 
-def example(heading, number=0, **names):
-    """Run an example below a heading of the page on control hosts, with names defined, and return all names."""
-    section = re.split(rf"^#+ {re.escape(heading)}$", PAGE.read_text(), flags=re.MULTILINE)[1]
-    exec(compile(re.findall(r"```py\n(.*?)```", section, re.DOTALL)[number], heading, "exec"), names)
+def sources(heading, page=PAGE):
+    """The examples below a heading of a page."""
+    section = re.split(rf"^#+ {re.escape(heading)}$", page.read_text(), flags=re.MULTILINE)[1]
+    return re.findall(r"```py\n(.*?)```", re.split(r"^## ", section, flags=re.MULTILINE)[0], re.DOTALL)
+
+
+def example(heading, number=0, *, page=PAGE, **names):
+    """Run an example below a heading, with names defined, and return all names."""
+    names["__name__"] = heading  # classes look it up
+    exec(compile(sources(heading, page)[number], heading, "exec"), names)
     return names

@@ -4,7 +4,8 @@
 #     tests/release.sh dist/entropyfloor-0.2.0-py3-none-any.whl '' torch jax control,report
 #
 # PYTHON is the interpreter, python3 by default; PIP holds further arguments of pip, such as `torch==2.6.0` or
-# `--constraint constraints.txt`. An environment is removed before the next is made.
+# `--constraint constraints.txt`. UV is a path of uv, which then installs in the place of pip, and faster.
+# An environment is removed before the next is made.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 dist=$(realpath "$1")
@@ -13,8 +14,10 @@ for extras in "$@"; do
     place=$(mktemp -d)
     trap 'rm -rf "$place"' EXIT
     "${PYTHON:-python3}" -m venv "$place"
+    install=("$place/bin/python" -m pip install)
+    if [[ -n ${UV:-} ]]; then install=("$UV" pip install --python "$place"); fi
     # shellcheck disable=SC2086  # several arguments
-    "$place/bin/python" -m pip install --quiet "$dist${extras:+[$extras]}" ${PIP:-}
+    "${install[@]}" --quiet "entropyfloor${extras:+[$extras]} @ file://$dist" ${PIP:-}
     # shellcheck disable=SC2086
     (cd "$place" && env -u PYTHONPATH bin/python -I "$here/smoke.py" ${extras//,/ })
     rm -rf "$place"

@@ -7,6 +7,7 @@ import pickle
 import re
 import shutil
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import gymnasium
@@ -158,6 +159,94 @@ def test_an_environment_is_played_by_the_mode_action(home):
     assert found == pytest.approx(np.stack(visited), abs=2e-3)
 
 
+REACH = {"sac": "truncated", "ppo": "normal", "truncated": "truncated"}
+
+
+@pytest.mark.parametrize("head", [None, "era", "era-floor"])
+@pytest.mark.parametrize("kind", REACH)
+def test_a_policy_of_ours_is_compared_with_its_own_floor(kind, head, home):
+    """A file of our policies for Stable-Baselines3: the numbers are those of the policy that saved it."""
+    pytest.importorskip("stable_baselines3")
+    from stable_baselines3 import PPO, SAC
+
+    from entropyfloor.integrations.sb3 import ERAPPOPolicy, ERASACPolicy
+    from hosts import Reach, observations
+
+    era = {"target_entropy": "-A/2", "net_arch": [16], "activation_fn": torch.nn.Tanh}
+    era |= {"head": head} if head else {}
+    if kind == "sac":
+        model = SAC(ERASACPolicy, Reach(), policy_kwargs=era, ent_coef=0.0, buffer_size=10, device="cpu", seed=0)
+        distribution = model.actor.action_dist
+    else:
+        era |= {"distribution": "truncated", "log_std_min": -6.0} if kind == "truncated" else {}
+        model = PPO(ERAPPOPolicy, Reach(), policy_kwargs=era, device="cpu", seed=0)
+        distribution = model.policy.action_dist
+    file = home / f"ours-{kind}-{head}.zip"
+    model.save(file)
+    states = observations(50, np.random.default_rng(0))
+    np.save(home / "reach.npy", states)
+    with torch.no_grad():
+        if kind == "sac":
+            distribution.proba_distribution(*model.actor.get_action_dist_params(torch.tensor(states))[:2])
+        else:
+            distribution = model.policy.get_distribution(torch.tensor(states))
+        expected, mode = distribution.entropy().numpy(), distribution.mode().numpy()
+    samples = policies.policy(file, observations=home / "reach.npy")
+    assert samples.measured.startswith(f"the {REACH[kind]} policy")
+    assert samples.entropy == pytest.approx(expected, abs=1e-4)
+    assert stable_baselines.read(file).at(states)[0] == pytest.approx(mode, abs=1e-5)
+    if head == "era" and kind != "ppo":  # the paper's floor is under the Gaussian before truncation
+        assert samples.floor is None
+        assert samples.numbers == {"target_entropy": -1.5}
+    else:
+        assert samples.floor == -1.5
+        assert samples.numbers == {}
+        assert audit.summarise(samples).holds
+
+
+def test_a_discrete_policy_of_ours_is_compared_with_its_own_floor(home, capsys):
+    pytest.importorskip("stable_baselines3")
+    from stable_baselines3 import PPO
+
+    from entropyfloor.integrations.sb3 import ERAPPOPolicy
+
+    model = PPO(ERAPPOPolicy, "CartPole-v1", policy_kwargs={"target_entropy": 0.3}, device="cpu", seed=0)
+    with torch.no_grad():
+        model.policy.action_net.weight.mul_(1e6)
+    model.save(home / "discrete.zip")
+    samples = policies.policy(home / "discrete.zip", observations=home / "four.npy")
+    assert samples.floor == 0.3
+    assert samples.entropy == pytest.approx(0.3, abs=1e-3)
+    command = ["audit", "policy", str(home / "discrete.zip"), "--observations", str(home / "four.npy")]
+    assert main([*command, "--out", str(home / "discrete")]) == 0
+    assert "the floor of 0.3 nats holds" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target_entropy": 9.0}, "lower the target"),
+        ({"target_entropy": "__import__('os')"}, "cannot be read"),
+        ({"head": "own"}, "head='own' must be one of"),
+        ({"target_entropy": None}, "it has no 'target_entropy'"),
+    ],
+)
+def test_settings_of_ours_that_make_no_policy_are_refused(changes, message, home):
+    pytest.importorskip("stable_baselines3")
+    from stable_baselines3 import PPO
+
+    from entropyfloor.integrations.sb3 import ERAPPOPolicy
+    from hosts import Reach
+
+    model = PPO(ERAPPOPolicy, Reach(), policy_kwargs={"target_entropy": -1.5}, device="cpu")
+    model.save(home / "changed.zip")
+    with zipfile.ZipFile(home / "changed.zip") as archive:
+        data, weights = json.loads(archive.read("data")), archive.read("policy.pth")
+    data["policy_kwargs"] |= changes
+    with pytest.raises(ValueError, match=re.escape(message)):
+        stable_baselines.read(zipped(home / "changed.zip", data, weights))
+
+
 @pytest.fixture
 def single():
     """JAX as SBX wants it, without 64 bits."""
@@ -176,6 +265,28 @@ def test_sbx_is_read_without_its_pickles(name, home, single):
     loc, scale = stable_baselines.read(file).at(OBSERVATIONS)
     assert loc == pytest.approx(np.asarray(gaussian.mean()), abs=1e-5)
     assert scale == pytest.approx(np.asarray(gaussian.stddev()), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ["SAC", "PPO"])
+def test_a_policy_of_ours_in_sbx_is_compared_with_its_own_floor(name, home, single):
+    pytest.importorskip("sbx")
+    import sbx
+
+    from entropyfloor.integrations.sbx import ERAActor, ERAPPOActor
+    from hosts import Reach
+
+    actor = partial(ERAActor if name == "SAC" else ERAPPOActor, target_entropy="-A/2", head="era-floor")
+    options = {"buffer_size": 10} if name == "SAC" else {"n_steps": 16, "batch_size": 16}
+    kwargs = {"net_arch": [16], "actor_class": actor}
+    model = getattr(sbx, name)("MlpPolicy", Reach(), policy_kwargs=kwargs, seed=0, **options)
+    model.save(home / f"ours-{name}.zip")
+    observations = np.load(home / "four.npy")
+    policy = model.policy.actor_state.apply_fn(model.policy.actor_state.params, observations)
+    samples = policies.policy(home / f"ours-{name}.zip", observations=home / "four.npy")
+    assert samples.floor == -1.5
+    assert samples.entropy == pytest.approx(np.asarray(policy.entropy()), abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_holosoma():
 
 
 def test_masked_dimensions_leave_the_floor_to_the_others():
-    policy = hosts.example("TD-MPC2 with action masks")["masked_policy"]
+    policy = hosts.example("TD-MPC2 and Newt with action masks")["masked_policy"]
     rng = np.random.default_rng(0)
     mean, raw = (torch.tensor(x) for x in hosts.outputs(rng, 5))
     mask = torch.ones(len(mean), 5)
@@ -146,6 +146,37 @@ def test_masked_dimensions_leave_the_floor_to_the_others():
         )
     ]
     np.testing.assert_allclose(log_prob.detach(), expected, rtol=1e-3, atol=5e-3)
+
+
+class CopyOfNewtWorldModel(nn.Module):
+    """What the policy prior of Newt's world model takes and keeps, for three tasks of two to five dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self._pi, self._task_emb = nn.Linear(8 + 2, 2 * 5), nn.Embedding(3, 2)
+        self.register_buffer("_action_masks", (torch.arange(5) < torch.tensor([[2], [3], [5]])).float())
+
+    def task_emb(self, z, task):
+        emb = self._task_emb(task)
+        while emb.ndim < z.ndim:
+            emb = emb.unsqueeze(-2)
+        return torch.cat([z, emb.expand(*z.shape[:-1], -1)], dim=-1)
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 4)], ids=["batch", "sequence"])
+def test_newt_s_policy_prior(shape):
+    pytest.importorskip("tensordict")
+    heading, names = "TD-MPC2 and Newt with action masks", {"WorldModel": CopyOfNewtWorldModel}
+    names["masked_policy"] = hosts.example(heading)["masked_policy"]
+    model, task = hosts.example(heading, 1, **names)["ERAWorldModel"](), torch.arange(6) % 3
+    action, info = model.pi(30 * torch.randn(*shape, 8), task)
+    dimensions = torch.tensor([2, 3, 5])[task].view(6, *[1] * len(shape))
+    assert action.shape == info["mean"].shape == (*shape, 5)
+    torch.testing.assert_close(info["entropy"], (-0.5 * dimensions).expand(*shape, 1), atol=5e-4, rtol=0)
+    assert ((action != 0).sum(-1, keepdim=True) == dimensions).all()
+    action, info = model.pi(torch.randn(*shape, 8), task)  # not saturated
+    (action.sum() + info["scaled_entropy"].sum()).backward()
+    assert (model._pi.weight.grad.abs().amax(-1) > 0).all()
 
 
 def test_the_figures_of_the_traps():

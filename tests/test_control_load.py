@@ -246,4 +246,4 @@ def test_the_example_runs(tmp_path, monkeypatch):
     save_untrained(path, **RUNS["exact"])
     lines = re.findall(r">>> (.*)", load_policy.__doc__)
     assert len(lines) == 5
-    exec("\n".join(["import numpy as np", "from pathlib import Path", *lines]), {"load_policy": load_policy})
+    exec("\n".join(lines), {})

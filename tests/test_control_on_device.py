@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -285,12 +286,27 @@ def test_episodes_of_an_evaluation_are_those_that_are_played_one_by_one():
         ({"action_repeat": 2}, "action_repeat=2: fastsac-era-exact applies each action once in playground/Point"),
         ({"env": "playground/Pint"}, "'playground/Pint' does not exist: did you mean playground/Point"),
         ({"backend": "envpool"}, "backend='envpool' was checked for"),
+        ({"env_args": '{"action_repeat": 2}'}, "action_repeat=2: .*; a longer ctrl_dt makes their steps longer"),
         ({"env": "gym/Pendulum-v1", "num_envs": 5000}, "num_envs=5000 must be at most 4096 in gym/Pendulum-v1"),
     ],
 )
 def test_what_it_does_not_do_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         trainer_of(**settings)
+
+
+def test_simulators_that_do_not_fit_are_refused_before_they_are_allocated(monkeypatch):
+    class State(NamedTuple):
+        obs: jax.Array
+        reward: jax.Array
+        done: jax.Array
+        contacts: jax.Array
+
+    reset = Point.reset
+    monkeypatch.setattr(Point, "reset", lambda self, key: State(*reset(self, key), jnp.zeros(10_000)))
+    monkeypatch.setattr("entropyfloor.runs.machine._memory", lambda: 10**6)
+    with pytest.raises(ValueError, match=r"^100 simulators need .* lower --num-envs to at most \d\d$"):
+        trainer_of(num_envs=100, replay_capacity=100)
 
 
 @pytest.mark.parametrize(("name", "value"), [("num_envs", 6), ("batch_size", 18)])

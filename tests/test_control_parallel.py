@@ -126,7 +126,7 @@ def test_a_device_has_memory_of_its_own(monkeypatch):
     with pytest.raises(ValueError, match=message):
         collector_of(replay_capacity=9_000)
     config = configure("fasttd3", **TINY, replay_capacity=9_000).resolved()
-    assert parallel.replay_rows(config, (11, 3), seeds=1, devices=2) == 1_500  # which two such devices hold
+    assert parallel.replay_rows(config, (11, 3), seeds=1, devices=2 * [Accelerator()]) == 1_500
 
 
 @pytest.mark.slow

@@ -131,6 +131,7 @@ def test_no_number_is_beyond_its_range(agent, name):
         ({"target_entropy": "nan"}, "target_entropy=nan must be a finite number"),
         ({"log_std_min": 1.0, "log_std_max": 1.0}, "log_std_min=1.0 must be below log_std_max=1.0"),
         ({"env_args": "continuous=true"}, "env_args='continuous=true' must be a JSON object"),
+        ({"env_args": "[" * 100_000}, "must be a JSON object"),
         ({"env_args": "[1]"}, r"env_args='\[1\]' must be a JSON object"),
     ],
 )

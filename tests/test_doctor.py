@@ -3,12 +3,22 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import requires
 
 import pytest
 
 from entropyfloor import doctor
 from entropyfloor.cli import main
-from entropyfloor.doctor import broken_floors, hints, known_bad, measure, missing
+from entropyfloor.doctor import (
+    KNOWN_LIMITS,
+    broken_floors,
+    hints,
+    known_bad,
+    matching,
+    measure,
+    missing,
+    untried,
+)
 from entropyfloor.extras import Status
 
 WORKS = {
@@ -96,6 +106,32 @@ def test_an_extra_lacks_what_is_absent_or_out_of_range(versions, lacking):
     assert missing("jax", REQUIREMENTS, {"numpy": "2.0", "jax": "0.11"}) == []
 
 
+@pytest.mark.parametrize(
+    ("versions", "named"),
+    [
+        ({"jax": "0.12.0"}, "jax 0.12.0 was not tried with this package, but jax<0.12,>=0.10"),
+        ({"jax": "0.9.2"}, "jax 0.9.2 was not tried with this package, but jax<0.12,>=0.10"),
+        ({"torch": "2.5.1+cpu"}, "torch 2.5.1+cpu was not tried with this package, but torch>=2.6"),
+        ({"trl": "1.17.0"}, "trl 1.17.0 was not tried with this package, but trl<1.17,>=1.15"),
+        ({"mujoco": "4.0.0"}, "mujoco 4.0.0 was not tried with this package, but mujoco<4,>=3.3"),
+        ({"rsl-rl-lib": "6.0"}, "rsl-rl-lib 6.0 was not tried with this package, but rsl-rl-lib<6,>=5.5"),
+    ],
+)
+def test_a_version_outside_of_the_declared_range_is_named(versions, named):
+    assert untried(requires("entropyfloor"), {**WORKS, **versions}) == [named]
+
+
+def test_only_versions_outside_of_the_declared_ranges_were_not_tried():
+    assert untried(requires("entropyfloor"), {**WORKS, "jax": "0.11.2", "trl": "1.16.0", "pytest": "6.0"}) == []
+
+
+def test_a_pair_of_which_a_part_does_not_work_is_no_problem():
+    versions = {**WORKS, "brax": "0.14.2", "jax": "0.10.2"}
+    [hint] = matching(KNOWN_LIMITS, versions)
+    assert hint.startswith("brax 0.14.2 with jax 0.10.2: brax's own trainers call jax.device_put_replicated")
+    assert known_bad(versions) == matching(KNOWN_LIMITS, {**versions, "jax": "0.9.2"}) == []
+
+
 def test_the_measured_floors_hold(backend):
     found = measure(backend.name)
     assert found["devices"] == ["cpu"]
@@ -149,7 +185,7 @@ def test_a_problem_is_an_exit_status(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "_versions", lambda names: {**installed(names), **WORKS, "mujoco": "4.0.0"})
     assert main(["doctor"]) == Status.FAILED
     out, err = capsys.readouterr()
-    assert "extra envpool           lacks mujoco<4,>=3.3 (found 4.0.0): pip install 'entropyfloor[envpool]'" in out
+    assert "extra control           lacks mujoco<4,>=3.3 (found 4.0.0): pip install 'entropyfloor[control]'" in out
     assert err.startswith("failed: mujoco 4.0.0 with dm_control 1.0.50: ")
     assert err.count("\n") == 1
 

@@ -51,6 +51,7 @@ def said(args):
         first = err.getvalue().split("\n")[0]
         assert first.startswith(("error: ", "failed: ")), err.getvalue()
         assert err.getvalue().count("\n") == 1
+        assert "maximum recursion depth" not in first
     assert "Traceback" not in err.getvalue()
     return status, out.getvalue(), err.getvalue()
 

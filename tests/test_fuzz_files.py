@@ -1,15 +1,18 @@
 """Files from elsewhere that are damaged or hostile: each reader returns, or says in a line which file is wrong.
 
-Archives of runs, questions, pairs to judge, results of benchmarks, images, and what `audit` reads. `corpus/` has
-whole files, by reader, and hostile ones; all of them are read, and the whole ones damaged.
+Archives of runs, questions, pairs to judge, results of benchmarks, images, weights of classifiers, and what
+`audit` reads. `corpus/` has whole files, by reader, and hostile ones; all of them are read, and the whole ones
+damaged.
 """
 
 import json
 import shutil
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +25,7 @@ from entropyfloor.language.judge import read_pairs
 from entropyfloor.language.tasks.files import Questions
 from entropyfloor.report.comparison import read_comparisons
 from entropyfloor.vision import sources
+from entropyfloor.vision.model import _start_from
 from fuzz import FEW_AND_MANY, WORDS, damaged, json_values
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -68,6 +72,16 @@ def weights(path):
     return exported.std_of((), path)
 
 
+def classifiers(path):
+    """Weights that training or an audit starts from."""
+    model = torch.nn.Sequential(OrderedDict(fc=torch.nn.Linear(2, 3)))
+    model.pretrained_cfg = {"classifier": "fc"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("warnings.warn", lambda *_, **__: None)  # of a new layer for other classes
+        _start_from(model, str(path), "a model", ["cat", "dog", "eel"])
+    assert all(weight.shape in ((3, 2), (3,)) for weight in model.state_dict().values())
+
+
 def results(path):
     """Lines of a benchmark with two problems and two responses each."""
     home = path.parent / "results"
@@ -79,6 +93,7 @@ def results(path):
 
 READERS = {
     "archives": archives,
+    "classifiers": classifiers,
     "images": images,
     "observations": read_observations,
     "pairs": read_pairs,

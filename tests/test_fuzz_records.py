@@ -179,10 +179,31 @@ def check_report(root, files, capsys):
 def check_commands(root, files, capsys):
     """Commands that need a checkpoint, which is not there, say so, or what is wrong with the run."""
     path = damaged(root, files)
-    for command in (["evaluate"], ["export", "--out", str(root / "model.safetensors")]):
-        assert main([command[0], str(path), *command[1:]]) in (2, 3)
+    for command in (
+        ["evaluate", str(path)],
+        ["audit", str(path)],
+        ["export", str(path), "--out", str(root / "model.safetensors")],
+    ):
+        assert main(command) in (2, 3)
         assert str(path) in capsys.readouterr().err
     assert not (root / "model.safetensors").exists()
+
+
+def check_tables(root, files, capsys):
+    """Each run has its line in what `watch` prints, and an archive holds it whole, or it is refused by name."""
+    path = damaged(root, files)
+    assert main(["watch", str(root), "--once"]) == 0
+    lines = capsys.readouterr().out.splitlines()[-4:]
+    assert [line.split()[0] for line in lines] == ["damaged", "seed-0", "seed-2", "seed-3"]
+    for seed, line in zip((0, 2, 3), lines[1:], strict=True):
+        assert ["finished", f"{3000 + seed:,}"] == [line.split()[i] for i in (5, 9)], line
+    out = root.parent / "all.runs.zip"
+    if main(["archive", str(root), "--out", str(out)]):
+        assert str(path) in capsys.readouterr().err
+        assert not out.exists()
+    else:
+        assert read_run(out / "damaged").lines == read_run(path).lines
+        out.unlink()
 
 
 @quick
@@ -201,6 +222,12 @@ def test_reports(root, capsys, files):
 @given(damage)
 def test_commands(root, capsys, files):
     check_commands(root, files, capsys)
+
+
+@settings(quick, max_examples=50)
+@given(damage)
+def test_tables(root, capsys, files):
+    check_tables(root, files, capsys)
 
 
 @quick

@@ -102,6 +102,7 @@ def loaded_after(statement):
         ("import entropyfloor; entropyfloor.targets", {"torch", "jax", "numpy"}),
         ("import entropyfloor.torch", {"jax", "flax"}),
         ("import entropyfloor.jax", {"torch"}),
+        ("import entropyfloor.audit.control", {"torch"}),
     ],
 )
 def test_a_framework_is_imported_only_where_it_is_used(statement, absent):
@@ -142,6 +143,7 @@ def test_agents_and_heads_need_neither_simulators_nor_the_command_line(module):
         ("gymnasium", "import entropyfloor.control.train", "control"),
         ("mujoco", "import entropyfloor.control.evaluate", "control"),
         ("tomli_w", "from entropyfloor.runs import Run; Run.create(None, {})", "runs"),
+        ("matplotlib", "import entropyfloor.audit.control", "report"),
     ],
 )
 def test_what_training_needs_is_named_when_it_is_missing(absent, statement, extra):

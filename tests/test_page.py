@@ -19,6 +19,7 @@ from entropyfloor.report.comparison import read_comparisons
 from entropyfloor.report.figures.plots import MOST_POINTS, plots
 from entropyfloor.report.figures.series import show
 from entropyfloor.report.formats import duration
+from entropyfloor.report.page import ROWS
 from entropyfloor.report.statistics import Interval
 from entropyfloor.report.tables import ablations
 from run_files import contents, dumped, write
@@ -117,6 +118,34 @@ def test_a_page_of_long_curves_is_small(tmp_path):
     assert score["series"][0]["x"][-1] == 999_000  # the last point stays
     rows = [*csv_rows(tmp_path / "report" / "dmc-walker-walk-return.csv")]
     assert len(rows) == 6 * 1000  # the file has all points
+    assert (
+        f"The pointer shows {MOST_POINTS} points of each longer curve; the CSV file has all." in path.read_text()
+    )
+
+
+def test_a_page_of_many_agents_and_runs_says_what_the_files_beside_it_have(tmp_path):
+    n, root = ROWS + 2, tmp_path / "runs"
+    for i in range(n):
+        runs(root / str(i), ("sac",), 1, ("dmc/walker-walk", "dmc/walker-run"), points=2, alpha=i / 8)
+    cut = root / "0" / "dmc-walker-walk" / "sac-0" / "status.json"
+    cut.write_text(cut.read_text().replace("finished", "failed"))
+    path = write_report([root], tmp_path / "report")
+    text, page = path.read_text(), Page(path.read_text())
+    assert path.stat().st_size < 3e6
+    assert f"Of {n} agents this page has the {ROWS} with the highest last score" in text
+    assert "none of the others break a floor" in text
+    assert f"Of {n} agents these are the {ROWS} with the highest IQM" in text
+    assert f"The first {ROWS} runs, each at its own last evaluation" in text
+    assert max(sum(len(row) == width for row in page.rows) for width in (8, 10)) <= 2 * (ROWS + 1)
+    rows = csv_rows(tmp_path / "report" / "runs.csv")
+    assert len(rows) == 2 * n
+    assert {float(row["setting/alpha"]) for row in rows} == {i / 8 for i in range(n)}
+    [failed] = [row for row in rows if row["state"] == "failed"]
+    assert (failed["env"], failed["setting/alpha"]) == ("dmc/walker-walk", "0.0")
+    assert failed["command"] == "entropyfloor train control"
+    markers = {attributes["href"] for tag, attributes in page.elements if tag == "use"}
+    ids = {f"#{attributes['id']}" for tag, attributes in page.elements if tag == "path" and "id" in attributes}
+    assert markers == ids
 
 
 def test_a_page_loads_nothing_and_runs_one_script(reported, page):
@@ -260,10 +289,22 @@ def test_an_interval_of_an_ablation_is_drawn_to_its_ends(tmp_path):
     assert max(ends) == pytest.approx(100 * 1.05 / 1.1, abs=0.1)
 
 
+def test_the_largest_memory_of_a_run_is_a_cost(tmp_path):
+    for seed, sizes in enumerate(({"peak_memory": 1.5, "peak_memory/device": 0.25}, {"peak_memory": 2.0}, {})):
+        content = contents(seed)
+        content["status.json"] |= sizes
+        write(tmp_path / "runs" / str(seed), dumped(content))
+    page = Page(write_report([tmp_path / "runs"], tmp_path / "report").read_text())
+    [at] = [i for i, row in enumerate(page.rows) if row[:2] == ["Agent", "Runs"]]
+    assert page.rows[at + 1][4] == "2.00 GiB, 0.25 GiB of a device"
+    rows = csv_rows(tmp_path / "report" / "runs.csv")
+    assert [row["peak_memory"] for row in rows] == ["1.5", "2.0", ""]
+
+
 def test_costs(page):
     [at, *_] = [i for i, row in enumerate(page.rows) if row[:2] == ["Agent", "Runs"]]
     machine = "a CPU, 2 cores, 23.5 GB of memory"
-    assert page.rows[at + 1] == ["sac", "3", "5 min", "15 min", machine]
+    assert page.rows[at + 1] == ["sac", "3", "5 min", "15 min", "not recorded", machine]
     assert [duration(x) for x in (3.4, 59.6, 3600, 5340, 360_000)] == [
         "3 s",
         "1 min",

@@ -14,7 +14,7 @@ import pytest
 
 from entropyfloor.experiments import plan as plans
 from entropyfloor.experiments import recipe
-from entropyfloor.experiments.measure import _different_first, _pace, measure
+from entropyfloor.experiments.measure import Measured, _different_first, _pace, measure
 from entropyfloor.experiments.plan import GIB, Plan
 from entropyfloor.experiments.recipe import PlannedRun
 from entropyfloor.experiments.start import Study, plan_of
@@ -159,12 +159,21 @@ def test_what_is_not_known_is_said_and_not_refused(tmp_path, machine):
 
 def test_a_pace_is_that_of_the_last_kind_of_work(tmp_path):
     file = tmp_path / "pace"
-    assert _pace(file) == (0.0, 0.0)
-    file.write_text("1.0 1.0 0 1000\n1.0 2.0 50 1000\n5.0 5.0 100 1000\n")
-    assert _pace(file) == (0.0, 0.0)  # the updates have begun, and none is done
+    assert _pace(file) == (0.0, 0.0, 0.0)
+    file.write_text("1.0 1.0 0 1000 0.5\n1.0 2.0 50 1000 0.5\n5.0 5.0 100 1000 0.5\n")
+    assert _pace(file) == (0.0, 0.0, 0.0)  # the updates have begun, and none is done
     with file.open("a") as more:
-        more.write("5.0 9.0 120 1000\n5.0 9.5 13")  # a line that is being written
-    assert _pace(file) == (1000 * 4.0 / 20, 4.0)  # of the whole run, whatever is done when the pace changes
+        more.write("5.0 9.0 120 1000 0.75\n5.0 9.5 13")  # a line that is being written
+    assert _pace(file) == (1000 * 4.0 / 20, 4.0, 0.75)  # of the whole run, whatever is done when the pace changes
+
+
+def test_the_measured_memory_stands_below_the_estimate(tmp_path, monkeypatch):
+    found = Plan(runs(tmp_path, 2), 1, {0: NEEDS, 1: NEEDS})
+    assert not [line for line in found.lines() if "measured" in line]
+    monkeypatch.setattr(plans, "measure", lambda runs, workers: {0: Measured(60.0, 0.5), 1: Measured(60.0, 1.25)})
+    estimate, measured = [line for line in found.timed().lines() if line.startswith(("memory", " "))]
+    assert estimate.startswith("memory")
+    assert measured.strip() == "measured: at most 1.25 GiB in a run that trained for some seconds"
 
 
 def test_evaluations_take_no_time_of_the_training(tmp_path):
@@ -237,7 +246,13 @@ def test_progress_notes_its_pace_where_it_is_asked(tmp_path, monkeypatch):
         progress.advance(3)
         progress.advance(4)
     lines = [line.split() for line in (tmp_path / "pace").read_text().splitlines()]
-    assert [(done, total) for _, _, done, total in lines] == [("0", "10"), ("2", "10"), ("3", "10"), ("4", "10")]
+    assert all(0.01 < float(memory) < 100 for *_, memory in lines)
+    assert [(done, total) for _, _, done, total, _ in lines] == [
+        ("0", "10"),
+        ("2", "10"),
+        ("3", "10"),
+        ("4", "10"),
+    ]
     assert len({since for since, *_ in lines}) == 2
 
 
@@ -292,6 +307,7 @@ def test_a_measurement_trains_and_leaves_nothing(tmp_path, monkeypatch):
     run = PlannedRun(
         "one", 0, tmp_path / "run", "language", TINY, known=frozenset({"warm_start_steps", "eval_problems"})
     )
-    seconds = measure([run], workers=1, budget=120)
-    assert 10 < seconds[0] < 100_000
+    found = measure([run], workers=1, budget=120)
+    assert 10 < found[0].seconds < 100_000
+    assert 0.1 < found[0].memory < 10
     assert list(tmp_path.iterdir()) == []

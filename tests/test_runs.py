@@ -15,12 +15,14 @@ import zlib
 from contextlib import suppress
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.numpy import save as dump_arrays
 
 from entropyfloor.runs import Run, find_runs, machine, read_run
 from entropyfloor.runs.progress import Progress
 from entropyfloor.runs.resume import check_same
+from entropyfloor.runs.vocabulary import QUANTITIES
 
 CONFIG = {"domain": "control", "agent": "sac", "seed": 3, "alpha": 1.0, "head": None}
 
@@ -235,6 +237,37 @@ def test_a_disk_that_is_full_is_told_in_a_line_and_leaves_a_run_that_can_be_resu
 
 
 # --- metrics, status, checkpoints ------------------------------------------------------------------------
+
+
+def test_the_status_has_the_largest_memory_of_the_process(run):
+    """Also of memory that was given back, in GiB; a run that goes on does not say it yet."""
+    with run.recording():
+        held = np.ones(2**25)  # 256 MiB
+        del held
+        assert "peak_memory" not in read_run(run.path).status
+    status = read_run(run.path).status
+    now = psutil.Process().memory_info().rss / 2**30
+    assert now + 0.2 < status["peak_memory"] < now + 20
+    assert set(status) - {"state", "reason", "step", "time"} <= {*QUANTITIES}
+    assert machine.peak_memory()["peak_memory"] == pytest.approx(status["peak_memory"], abs=0.1)
+
+
+def test_a_system_that_counts_memory_otherwise_is_measured_too(tmp_path, monkeypatch):
+    (tmp_path / "status").write_text("Name:\tpython\nVmRSS:\t1 kB\n")
+    known = machine.peak_memory()["peak_memory"]
+    for file in ("status", "absent"):
+        monkeypatch.setattr(machine, "PROCESS", tmp_path / file)
+        assert machine.peak_memory()["peak_memory"] > known / 2
+
+
+def test_a_run_ends_although_its_memory_cannot_be_measured(run, monkeypatch):
+    def broken():
+        raise RuntimeError("the driver is gone")
+
+    monkeypatch.setattr(machine, "peak_memory", broken)
+    with run.recording():
+        pass
+    assert read_run(run.path).status["state"] == "finished"
 
 
 def test_a_name_outside_the_vocabulary_is_refused(run):

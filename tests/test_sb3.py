@@ -270,6 +270,8 @@ def test_state_dependent_exploration_is_refused(algorithm, policy):
 def test_refusals_of_discrete_actions():
     with pytest.raises(ValueError, match=r"min_entropy=1\.7 nats is outside"):
         ppo(Discretely(), target_entropy=1.7)
+    with pytest.raises(ValueError, match=r"'-A/2' is no number: with 5 discrete actions .* log 5 = 1\.609"):
+        ppo(Discretely(), target_entropy="-A/2")
     with pytest.raises(ValueError, match="has no ERA head"):
         ppo(Reach(action_space=gym.spaces.MultiDiscrete([2, 3])))
 

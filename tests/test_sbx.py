@@ -113,6 +113,11 @@ def test_refusals():
         sac(target_entropy=3.0)
     with pytest.raises(ValueError, match="have no ERA head"):
         ppo(env=Reach(action_space=gym.spaces.MultiDiscrete([2, 3])))
+    with pytest.raises(ValueError, match=r"'-A/2' is no number: with 5 discrete actions .* log 5 = 1\.609"):
+        ppo(env=Reach(action_space=gym.spaces.Discrete(5)), target_entropy="-A/2")
+    actor = partial(ERAPPOActor, target_entropy=-1.5)
+    with pytest.raises(ValueError, match=r"log_std_init=-1\.0: σ follows from target_entropy, so leave"):
+        PPO("MlpPolicy", Reach(), policy_kwargs={"actor_class": actor, "log_std_init": -1.0})
 
 
 @SLOW

@@ -4,11 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import reference
 from entropyfloor import targets
+from fuzz import hostile
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,20 @@ def test_rules(rule, expected):
 def test_rules_that_cannot_be_read(rule):
     with pytest.raises(ValueError, match=r"target.entropy"):
         targets.resolve(rule, action_dim=6)
+
+
+@given(st.text("+-0123456789.*/A eE_", max_size=12) | hostile, st.integers(1, 400))
+@example("9" * 400 + "A", 6)
+@example("A/0." + "0" * 400 + "1", 6)
+def test_any_rule_is_a_number_or_is_refused(rule, action_dim):
+    try:
+        target = targets.resolve(rule, action_dim)
+    except ValueError as error:
+        refusal, target = str(error), 0.0
+    else:
+        refusal = "target"
+    assert refusal.startswith("target")
+    assert math.isfinite(target)
 
 
 def test_truncated_entropy_is_the_references():

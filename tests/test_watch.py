@@ -302,13 +302,15 @@ def test_an_empty_directory_is_watched(tmp_path, monkeypatch):
 def test_a_signal_ends_it_with_status_0_and_gives_the_cursor_back(tmp_path, number):
     run_files.healthy(tmp_path / "first")
     parent, child = pty.openpty()
+    # A shell's background jobs ignore SIGINT. `preexec_fn` would fork, which JAX warns about where it is imported.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "from entropyfloor.cli import main; sys.exit(main(['watch', sys.argv[1]]))"
     process = subprocess.Popen(
-        [sys.executable, "-m", "entropyfloor.cli", "watch", str(tmp_path)],
+        [sys.executable, "-c", code, str(tmp_path)],
         stdin=child,
         stdout=child,
         stderr=child,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     os.close(child)
     try:

@@ -27,6 +27,8 @@ from entropyfloor.extras import brief
 PARTS = ("torch", "jax", "control", "control.envs", "vision", "language", "report")
 """Packages that are imported to see whether they work."""
 BACKENDS = ("torch", "jax")
+DEVELOPMENT = ("dev", "docs", "release")
+"""Extras of people who work on this package: what they bring may have any version elsewhere."""
 POLICY_FLOOR, CLASS_FLOOR = -3.0, 0.6
 """Floors of the self-check in nats: of a policy with six actions, and of a prediction among ten classes."""
 TOLERANCE = 1e-4
@@ -85,6 +87,15 @@ KNOWN_BAD = (
         for minor in range(6, 15)
     ),
 )
+KNOWN_LIMITS = (
+    Pair(
+        "brax<=0.14.2",
+        "jax>=0.10",
+        "brax's own trainers call jax.device_put_replicated, which JAX has removed",
+        "define it before training, as docs/control-hosts.md shows; our trainers do not need it",
+    ),
+)
+"""Pairs that work but for a part."""
 SAME_VERSION = ("jaxlib", ("jax-cuda12-plugin", "jax-cuda13-plugin"))
 """JAX leaves a plugin unused, and computes on the CPU, unless its version is that of jaxlib."""
 
@@ -107,7 +118,7 @@ def doctor(json: bool = False) -> None:
 def examine() -> dict[str, Any]:
     """Everything that `doctor` shows, as plain values."""
     requirements, extras = _declared()
-    pairs = [name for pair in KNOWN_BAD for name in (pair.first, pair.second)]
+    pairs = [name for pair in (*KNOWN_BAD, *KNOWN_LIMITS) for name in (pair.first, pair.second)]
     versions = _versions([*requirements, *pairs, SAME_VERSION[0], *SAME_VERSION[1]])
     parts = {f"entropyfloor.{part}": _state(f"entropyfloor.{part}") for part in PARTS}
     backends, broken = _measured([name for name in BACKENDS if parts[f"entropyfloor.{name}"] == "ready"])
@@ -118,7 +129,11 @@ def examine() -> dict[str, Any]:
         "parts": parts,
         "extras": {extra: missing(extra, requirements, versions) for extra in extras},
         "backends": backends,
-        "hints": hints(hardware.get("gpu"), backends, os.environ, _cpu_flags()),
+        "hints": [
+            *hints(hardware.get("gpu"), backends, os.environ, _cpu_flags()),
+            *matching(KNOWN_LIMITS, versions),
+            *untried(requirements, versions),
+        ],
         "problems": [*known_bad(versions), *broken, *broken_floors(backends)],
     }
 
@@ -129,19 +144,40 @@ def known_bad(versions: Mapping[str, str]) -> list[str]:
     Args:
         versions: Version of each installed distribution.
     """
-    installed: dict[str, str] = {canonicalize_name(name): found for name, found in versions.items()}
-    found = [
-        f"{_named(pair.first, installed)} with {_named(pair.second, installed)}: {pair.symptom}: {pair.remedy}"
-        for pair in KNOWN_BAD
-        if all(_has(installed, text) for text in (pair.first, pair.second))
-    ]
+    installed = _canonical(versions)
     library, plugins = SAME_VERSION
-    return found + [
+    return matching(KNOWN_BAD, versions) + [
         f"{plugin} {installed[plugin]} with {library} {installed[library]}: JAX leaves the plugin unused, and "
         f"computes on the CPU: pip install '{plugin}=={installed[library]}'"
         for plugin in plugins
         if plugin in installed and installed[plugin] != installed.get(library, installed[plugin])
     ]
+
+
+def matching(pairs: Sequence[Pair], versions: Mapping[str, str]) -> list[str]:
+    """A line for each pair whose two ranges hold the installed versions."""
+    installed = _canonical(versions)
+    return [
+        f"{_named(pair.first, installed)} with {_named(pair.second, installed)}: {pair.symptom}: {pair.remedy}"
+        for pair in pairs
+        if _has(installed, pair.first) and _has(installed, pair.second)
+    ]
+
+
+def untried(requirements: Sequence[str], versions: Mapping[str, str]) -> list[str]:
+    """Installed versions outside of the ranges that this package was tried with, whichever extra they belong to.
+
+    Args:
+        requirements: Those of this package, with markers.
+        versions: Version of each installed distribution.
+    """
+    installed, lines = _canonical(versions), {}
+    for needed in map(Requirement, requirements):
+        wanted = f"{needed.name}{needed.specifier}"
+        ours = needed.marker and any(needed.marker.evaluate({"extra": extra}) for extra in DEVELOPMENT)
+        if canonicalize_name(needed.name) in installed and not _has(installed, wanted) and not ours:
+            lines[wanted] = f"{_named(wanted, installed)} was not tried with this package, but {wanted}"
+    return list(lines.values())
 
 
 def missing(extra: str, requirements: Sequence[str], versions: Mapping[str, str]) -> list[str]:
@@ -152,8 +188,7 @@ def missing(extra: str, requirements: Sequence[str], versions: Mapping[str, str]
         requirements: Those of this package, with markers.
         versions: Version of each installed distribution.
     """
-    installed: dict[str, str] = {canonicalize_name(name): found for name, found in versions.items()}
-    lacking = {}
+    installed, lacking = _canonical(versions), {}
     for needed in _needs(extra, [Requirement(text) for text in requirements]):
         name, found = f"{needed.name}{needed.specifier}", installed.get(canonicalize_name(needed.name))
         if found is None:
@@ -303,6 +338,10 @@ def _needs(extra: str, requirements: Sequence[Requirement]) -> Iterator[Requirem
                 yield from _needs(inner, requirements)
         else:
             yield needed
+
+
+def _canonical(versions: Mapping[str, str]) -> dict[str, str]:
+    return {canonicalize_name(name): found for name, found in versions.items()}
 
 
 def _has(installed: Mapping[str, str], requirement: str) -> bool:

@@ -33,6 +33,11 @@ def resolve(rule: str | float, action_dim: int) -> float:
 
     Raises:
         ValueError: The rule cannot be read or is not finite.
+
+    Examples:
+        >>> from entropyfloor import targets
+        >>> targets.resolve("-A/2", action_dim=6)
+        -3.0
     """
     if isinstance(rule, str):
         text = rule.strip()
@@ -53,16 +58,48 @@ def resolve(rule: str | float, action_dim: int) -> float:
     return _finite("target_entropy", target)
 
 
+def resolve_discrete(floor: str | float, num_actions: int) -> float:
+    """Floor of discrete actions in nats, from a number or its text.
+
+    Raises:
+        ValueError: It is no number, such as a rule in A, the number of action dimensions.
+
+    Examples:
+        >>> from entropyfloor import targets
+        >>> targets.resolve_discrete("0.1", num_actions=4)
+        0.1
+    """
+    try:
+        return float(floor)
+    except ValueError:
+        raise ValueError(
+            f"target_entropy={floor!r} is no number: with {num_actions} discrete actions give the floor in nats, "
+            f"between 0 and log {num_actions} = {math.log(num_actions):.4g}, such as 0.1"
+        ) from None
+
+
 # --- continuous targets ----------------------------------------------------------------------------------
 
 
 def gaussian_entropy_max(action_dim: int, log_std_max: float) -> float:
-    """Largest entropy of a diagonal Gaussian: Eq. 10 with every σ at its maximum."""
+    """Largest entropy of a diagonal Gaussian: Eq. 10 with every σ at its maximum.
+
+    Examples:
+        >>> from entropyfloor import targets
+        >>> round(targets.gaussian_entropy_max(action_dim=6, log_std_max=0.0), 4)
+        8.5136
+    """
     return action_dim * (log_std_max + LOG_SQRT_2PIE)
 
 
 def truncated_normal_entropy(loc: float, log_std: float, low: float = -1.0, high: float = 1.0) -> float:
-    """Entropy of one coordinate of a Gaussian truncated to [low, high] (Eq. 5), for `loc` inside."""
+    """Entropy of one coordinate of a Gaussian truncated to [low, high] (Eq. 5), for `loc` inside.
+
+    Examples:
+        >>> from entropyfloor import targets
+        >>> round(targets.truncated_normal_entropy(loc=1.0, log_std=0.0), 4)
+        0.5661
+    """
     std = math.exp(log_std)
     a, b = (loc - low) / std, (high - loc) / std
     mass = 0.5 * (math.erf(a / math.sqrt(2)) + math.erf(b / math.sqrt(2)))
@@ -71,7 +108,13 @@ def truncated_normal_entropy(loc: float, log_std: float, low: float = -1.0, high
 
 
 def truncated_entropy_max(action_dim: int, log_std_max: float, low: float = -1.0, high: float = 1.0) -> float:
-    """Largest entropy that a truncated Gaussian reaches in *every* state, also with `loc` on a bound."""
+    """Largest entropy that a truncated Gaussian reaches in *every* state, also with `loc` on a bound.
+
+    Examples:
+        >>> from entropyfloor import targets
+        >>> round(targets.truncated_entropy_max(action_dim=6, log_std_max=0.0), 4)
+        3.3966
+    """
     return action_dim * truncated_normal_entropy(high, log_std_max, low, high)
 
 
@@ -87,12 +130,24 @@ def truncated_entropy_polynomial(log_std: float, tolerance: float) -> tuple[floa
 
     Returns:
         The coefficients, lowest first, or None where degree 10 has a larger error, as for σ < 0.3.
+
+    Examples:
+        >>> from entropyfloor import targets
+        >>> len(targets.truncated_entropy_polynomial(log_std=0.0, tolerance=1e-8))
+        5
     """
     return _entropy_polynomial(float(log_std), float(tolerance))
 
 
 def check_log_std_bounds(log_std_min: float, log_std_max: float) -> None:
-    """Raise `ValueError` unless both bounds of log σ are finite and in order."""
+    """Raise `ValueError` unless both bounds of log σ are finite and in order.
+
+    Examples:
+        >>> from entropyfloor import targets
+        >>> targets.check_log_std_bounds(0.0, -8.0)
+        Traceback (most recent call last):
+        ValueError: log_std_min=0.0 must be finite and below log_std_max=-8.0: swap or widen the bounds
+    """
     if not (is_finite(log_std_min) and is_finite(log_std_max) and log_std_min < log_std_max):
         raise ValueError(
             f"log_std_min={log_std_min} must be finite and below log_std_max={log_std_max}: "
@@ -108,6 +163,12 @@ def check_gaussian(target_entropy: float | None, action_dim: int, log_std_min: f
         action_dim: Number of action dimensions.
         log_std_min: Lower bound of log σ.
         log_std_max: Upper bound of log σ.
+
+    Examples:
+        >>> from entropyfloor import targets
+        >>> targets.check_gaussian(9.0, 6, -8.0, 0.0)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: target_entropy=9.0 nats is above 8.51363, the largest entropy of 6 dimension(s) ...
     """
     _action_dim(action_dim)
     check_log_std_bounds(log_std_min, log_std_max)
@@ -133,6 +194,12 @@ def check_truncated_normal(
         log_std_max: Upper bound of log σ.
         low: Lower bound of the action.
         high: Upper bound of the action.
+
+    Examples:
+        >>> from entropyfloor import targets
+        >>> targets.check_truncated_normal(4.0, 6, -8.0, 0.0, -1.0, 1.0)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: target_entropy=4.0 nats is above 3.39656, the largest entropy of 6 dimension(s) ...
     """
     _action_dim(action_dim)
     check_log_std_bounds(log_std_min, log_std_max)
@@ -194,6 +261,11 @@ def softmax_kappa_range(
 
     Raises:
         ValueError: n < 2, τ ≤ e, an unknown option, or a floor out of reach.
+
+    Examples:
+        >>> from entropyfloor import targets
+        >>> [round(kappa, 4) for kappa in targets.softmax_kappa_range(10, 0.6, 4.0, "calibrated")]
+        [0.0199, 0.3466]
     """
     if isinstance(num_classes, bool) or int(num_classes) != num_classes or num_classes < 2:
         raise ValueError(f"num_classes={num_classes} must be a whole number of at least 2")
@@ -237,6 +309,11 @@ def softmax_kappa_table(
 
     Raises:
         ValueError: As `softmax_kappa_range`.
+
+    Examples:
+        >>> from entropyfloor import targets
+        >>> [round(kappa, 4) for kappa in targets.softmax_kappa_table(4, 0.6, 4.0, "calibrated")]
+        [0.3466, 0.3466, 0.2315, 0.0995, 0.0637]
     """
     return _kappa_table(int(num_classes), float(min_entropy), float(tau), floor, inverse)
 
@@ -244,7 +321,13 @@ def softmax_kappa_table(
 def top1_cap(
     num_classes: int, min_entropy: float, tau: float = 4.0, floor: str = "calibrated", inverse: str = "exact"
 ) -> float:
-    """Largest top-1 probability under the floor: that of the one-hot limit."""
+    """Largest top-1 probability under the floor: that of the one-hot limit.
+
+    Examples:
+        >>> from entropyfloor import targets
+        >>> round(targets.top1_cap(10, 0.6), 4), round(targets.top1_cap(10, 0.6, floor="paper"), 4)
+        (0.8872, 0.7916)
+    """
     gap = _one_hot_gap(num_classes, min_entropy, tau, floor, inverse)
     return 1 / (1 + (num_classes - 1) * math.exp(-gap))
 
@@ -258,6 +341,11 @@ def mean_keeps_floor(
     one logit the entropy rises and then falls, so among all logits between two bounds the least entropy is at a
     corner: k logits at the upper bound, the others at the lower one. The floor is kept unless some k > 1 has less
     entropy than k = 1. The floors in use are kept (n = 10, 0.6: the next corner has 0.975), high ones are not.
+
+    Examples:
+        >>> from entropyfloor import targets
+        >>> targets.mean_keeps_floor(10, 0.6)
+        True
     """
     gap = _one_hot_gap(num_classes, min_entropy, tau, floor, inverse)
     lowest = _k_hot_entropy(num_classes, 1, gap)
@@ -271,6 +359,11 @@ def min_entropy_for_top1(num_classes: int, top1: float) -> float:
 
     Raises:
         ValueError: `top1` is not between 1/n and 1.
+
+    Examples:
+        >>> from entropyfloor import targets
+        >>> round(targets.min_entropy_for_top1(10, top1=1 - 0.1 + 0.1 / 10), 4)
+        0.5003
     """
     if not 1 / num_classes < top1 < 1:
         raise ValueError(f"top1={top1} must lie between 1/n = {1 / num_classes:.6g} and 1")
@@ -281,6 +374,11 @@ def inverse_kappa(kappa: float) -> float:
     """h⁻¹(κ) = W₋₁(-κ), the x ≤ -1 with -x eˣ = κ, for 0 < κ ≤ 1/e.
 
     Kept by design: SciPy has it, but this module needs nothing beyond the standard library.
+
+    Examples:
+        >>> from entropyfloor import targets
+        >>> round(targets.inverse_kappa(0.3), 4)
+        -1.7813
     """
     t = max(-1 - math.log(kappa), 0.0)
     y = t + math.sqrt(2 * t)  # an upper bound of the root of y - log(1 + y) = t, with x = -1 - y
@@ -295,7 +393,13 @@ def inverse_kappa(kappa: float) -> float:
 
 
 def inverse_kappa_paper(kappa: float) -> float:
-    """The paper's approximation of h⁻¹(κ), below Eq. 15."""
+    """The paper's approximation of h⁻¹(κ), below Eq. 15.
+
+    Examples:
+        >>> from entropyfloor import targets
+        >>> round(targets.inverse_kappa_paper(0.3), 4)
+        -1.7917
+    """
     return -0.25 - math.sqrt(2 * max(-1 - math.log(kappa), 0.0)) + 0.75 * math.log(kappa)
 
 
@@ -342,7 +446,13 @@ def _k_hot_entropy(num_classes: int, k: int, gap: float) -> float:
 
 
 def is_finite(value: float) -> bool:
-    """Whether `value` is finite, by comparisons: compilers can trace those, but not `math.isfinite`."""
+    """Whether `value` is finite, by comparisons: compilers can trace those, but not `math.isfinite`.
+
+    Examples:
+        >>> from entropyfloor import targets
+        >>> targets.is_finite(-3.0), targets.is_finite(float("nan"))
+        (True, False)
+    """
     return -math.inf < value < math.inf
 
 

@@ -8,9 +8,12 @@ One module for each kind of model yields `Samples`: `control`, `stable_baselines
 executes nothing that its file holds, except a TorchScript program, which has to be trusted.
 """
 
-from entropyfloor.audit.page import table, write_page
-from entropyfloor.audit.samples import Samples
-from entropyfloor.audit.summary import Audit, summarise
-from entropyfloor.extras import BrokenFloorError
+from entropyfloor.extras import BrokenFloorError, require
+
+require("report", "matplotlib", "jinja2")
+
+from entropyfloor.audit.page import table, write_page  # noqa: E402
+from entropyfloor.audit.samples import Samples  # noqa: E402
+from entropyfloor.audit.summary import Audit, summarise  # noqa: E402
 
 __all__ = ["Audit", "BrokenFloorError", "Samples", "summarise", "table", "write_page"]

@@ -9,11 +9,7 @@ import math
 from typing import Literal, get_args
 
 import numpy as np
-import torch
 from scipy.special import ndtr
-
-from entropyfloor.torch import distributions
-from entropyfloor.torch import functional as F
 
 DistributionName = Literal["normal", "tanh", "truncated"]
 EDGE = 0.99
@@ -32,6 +28,11 @@ def check_distribution(name: str) -> None:
 
 def entropy(name: DistributionName, loc: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Entropy of each of `[N, D]` actions in nats, of the bounded policy; of the Gaussian for `normal`."""
+    import torch  # runs of control are audited where it is not installed
+
+    from entropyfloor.torch import distributions
+    from entropyfloor.torch import functional as F
+
     mean, std = torch.as_tensor(loc, dtype=torch.float64), torch.as_tensor(scale, dtype=torch.float64)
     if name == "normal":
         return F.gaussian_entropy(std.log()).numpy()

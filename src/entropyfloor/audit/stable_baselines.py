@@ -7,6 +7,7 @@ from the shapes of its weights.
 
 from __future__ import annotations
 
+import ast
 import base64
 import io
 import json
@@ -24,9 +25,16 @@ from torch import Tensor
 from entropyfloor.audit import inert
 from entropyfloor.audit.policies import FilePolicy
 from entropyfloor.extras import brief
+from entropyfloor.integrations.heads import CategoricalPolicy, GaussianPolicy
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 """Bounds of log σ in SAC and TQC of both libraries."""
+OURS = "entropyfloor.integrations.sb3"
+"""Module of this package's policies for Stable-Baselines3."""
+OURS_IN_SBX = "entropyfloor.integrations.sbx"
+"""Module of this package's actors for SBX."""
+SETTINGS = ("target_entropy", "distribution", "head", "log_std_min", "log_std_max")
+"""Settings of their heads."""
 MOST = 2**31
 """Largest number of bytes of a part of the file that is read."""
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -66,8 +74,7 @@ def read(file: Path) -> FilePolicy:
     except Exception as error:  # its type depends on what is damaged
         reason = f"it has no {error}" if isinstance(error, KeyError) else brief(error)
         raise ValueError(f"{file} is no policy that can be measured: {reason}") from None
-    target = data.get("target_entropy")
-    distribution, layers, parameters = actor
+    distribution, layers, parameters, aim = actor
     return FilePolicy(
         str(file),
         distribution,
@@ -75,7 +82,8 @@ def read(file: Path) -> FilePolicy:
         int(layers[0][0].shape[1]),
         low,
         high,
-        numbers={"target_entropy": float(target)} if isinstance(target, int | float) else {},
+        aim.pop("floor", None),
+        aim,
     )
 
 
@@ -118,8 +126,15 @@ def _actions(data: Mapping[str, Any]) -> tuple[np.ndarray | None, np.ndarray | N
     return low, high, kind
 
 
-Actor = tuple[Any, list[Layer], Callable[[np.ndarray], tuple[np.ndarray, ...]]]
-"""Name of the distribution, layers, and the function from observations to parameters."""
+Actor = tuple[Any, list[Layer], Callable[[np.ndarray], tuple[np.ndarray, ...]], dict[str, float]]
+"""Name of the distribution, layers, the function from observations to parameters, and what the entropy is steered
+to: the `floor` that a policy of ours promises, or a `target_entropy`."""
+
+
+def _target(data: Mapping[str, Any]) -> dict[str, float]:
+    """The target of SAC's temperature."""
+    target = data.get("target_entropy")
+    return {"target_entropy": float(target)} if isinstance(target, int | float) else {}
 
 
 # --- Stable-Baselines3 -----------------------------------------------------------------------------------
@@ -129,7 +144,7 @@ def _of_sb3(data: Mapping[str, Any], weights: dict[str, Tensor], actions: str) -
     kind = _entry(data, "policy_class")
     name = re.findall(r"<function (\w+)\.", str(kind.get("__init__", "")))
     module = str(kind.get("__module__", "unknown"))
-    if not module.startswith(("stable_baselines3.", "sb3_contrib.")):
+    if not module.startswith(("stable_baselines3.", "sb3_contrib.")) and module != OURS:
         raise ValueError(f"its policy is of the module {module}, whose network only that module knows")
     if module.startswith("sb3_contrib.common.maskable"):
         raise ValueError("its actions are masked, and the masks of each state are not in the file")
@@ -157,11 +172,24 @@ def _of_sb3(data: Mapping[str, Any], weights: dict[str, Tensor], actions: str) -
         raise ValueError(f"its network has {rest[0]}: only plain layers behind a vector of observations are read")
     activation = _activation(str(_entry(data, "policy_kwargs").get("activation_fn", default)))
     ends = [(ours[f"{head}.weight"], ours[f"{head}.bias"]) for head in heads]
+    if module == OURS:
+        settings = {"distribution": "truncated" if own else "normal", **_entry(data, "policy_kwargs")}
+        return _with_floor(settings, layers, ends, activation, actions)
     if own:
-        return "tanh", [*layers, ends[0]], partial(_squashed, layers, ends, activation)
+        return "tanh", [*layers, ends[0]], partial(_squashed, layers, ends, activation), _target(data)
     if actions == "Discrete":
-        return "categorical", [*layers, ends[0]], partial(_single, layers, ends[0], activation, None)
-    return "normal", [*layers, ends[0]], partial(_single, layers, ends[0], activation, ours["log_std"])
+        return (
+            "categorical",
+            [*layers, ends[0]],
+            partial(_single, layers, ends[0], activation, None),
+            _target(data),
+        )
+    return (
+        "normal",
+        [*layers, ends[0]],
+        partial(_single, layers, ends[0], activation, ours["log_std"]),
+        _target(data),
+    )
 
 
 def _stack(weights: Mapping[str, Tensor], name: str) -> list[Layer]:
@@ -181,34 +209,89 @@ def _of_sbx(data: Mapping[str, Any], actions: str) -> Actor:
     actor = str(_entry(data, "policy").get("actor", ""))
     kind = actor.partition("(")[0]
     attributes = dict(re.findall(r"^\s*(\w+) = (.*)$", actor, re.MULTILINE))
-    if kind not in ("SquashedGaussianActor", "Actor") or attributes.get("features_extractor", "None") != "None":
+    if (
+        kind not in ("SquashedGaussianActor", "Actor", "ERAActor", "ERAPPOActor")
+        or attributes.get("features_extractor", "None") != "None"
+    ):
         raise ValueError(
-            f"its actor is {kind or 'unknown'}: SquashedGaussianActor and Actor without images are read"
+            f"its actor is {kind or 'unknown'}: SquashedGaussianActor and Actor, and ours, without images are read"
         )
+    policy = _unpickled(data, "policy").state
+    origin, own = policy["actor"].origin, kind.startswith("ERA")
+    if not origin.startswith("sbx.") if not own else origin != f"{OURS_IN_SBX}.{kind}":
+        raise ValueError(f"its actor is {origin}, whose network only that module knows")
     if data.get("use_sde"):
         raise ValueError("its exploration is state-dependent (use_sde), which is not read")
     activation = _activation(attributes.get("activation_fn", "unknown"))
     if activation is torch.nn.functional.gelu:
         activation = partial(torch.nn.functional.gelu, approximate="tanh")  # as JAX has it
-    parameters = _unpickled(data, "policy").state["actor_state"].state["params"]
+    parameters = policy["actor_state"].state["params"]
     parameters = parameters.get("params", parameters)  # CrossQ keeps them without the name of their collection
     names = [f"Dense_{i}" for i in range(sum(name.startswith("Dense_") for name in parameters))]
     if rest := sorted(set(parameters) - {*names, "log_std"}):
         raise ValueError(f"its network has {rest[0]}: only plain layers behind a vector of observations are read")
     dense = [parameters[name] for name in names]
     layers = [(_tensor(layer["kernel"]).T, _tensor(layer["bias"])) for layer in dense]
+    if own:
+        distribution, ends = ("truncated", 2) if kind == "ERAActor" else ("normal", 1)
+        settings = {name: ast.literal_eval(attributes[name]) for name in SETTINGS if name in attributes}
+        settings["distribution"] = distribution
+        return _with_floor(settings, layers[:-ends], layers[-ends:], activation, actions)
+    aim = _target(data)
     if kind == "SquashedGaussianActor":
-        return "tanh", layers, partial(_squashed, layers[:-2], layers[-2:], activation)
+        return "tanh", layers, partial(_squashed, layers[:-2], layers[-2:], activation), aim
     if actions == "Discrete":
-        return "categorical", layers, partial(_single, layers[:-1], layers[-1], activation, None)
+        return "categorical", layers, partial(_single, layers[:-1], layers[-1], activation, None), aim
     if "log_std" not in parameters:
         raise ValueError("its actor is deterministic, or of another kind than that of PPO")
     log_std = _tensor(parameters["log_std"])
-    return "normal", layers, partial(_single, layers[:-1], layers[-1], activation, log_std)
+    return "normal", layers, partial(_single, layers[:-1], layers[-1], activation, log_std), aim
 
 
 def _tensor(value: Any) -> Tensor:
     return torch.from_numpy(inert.array(value).astype(np.float32))
+
+
+# --- policies of this package, in both ------------------------------------------------------------------
+
+
+def _with_floor(
+    settings: Mapping[str, Any],
+    layers: list[Layer],
+    ends: list[Layer],
+    activation: Callable[[Tensor], Tensor],
+    actions: str,
+) -> Actor:
+    """The actor whose outputs go through a head of `integrations.heads`, as `policy_kwargs` describe it."""
+    given = {name: settings[name] for name in SETTINGS if settings.get(name) is not None}
+    target, size = given.pop("target_entropy"), sum(len(bias) for _, bias in ends)
+    policy: GaussianPolicy | CategoricalPolicy
+    if actions == "Discrete":
+        policy = CategoricalPolicy(size, float(target), given.get("head", "era-exact"))
+        kind, aim = "categorical", {"floor": policy.min_entropy}
+    else:
+        head = "era-exact" if given["distribution"] == "truncated" else "era"
+        policy = GaussianPolicy(size // 2, target, **{"head": head, **given})
+        # The paper's head has its floor before truncation, and promises none behind it.
+        promised = policy.exact or not policy.truncated
+        kind, aim = policy.distribution, {"floor" if promised else "target_entropy": policy.floor}
+    return kind, [*layers, *ends], partial(_headed, layers, ends, activation, policy), aim
+
+
+def _headed(
+    layers: list[Layer],
+    ends: list[Layer],
+    activation: Callable[[Tensor], Tensor],
+    policy: GaussianPolicy | CategoricalPolicy,
+    observations: np.ndarray,
+) -> tuple[np.ndarray, ...]:
+    """Logits, or location and scale before truncation, behind the head of a policy of this package."""
+    x = _hidden(layers, activation, observations)
+    out = torch.cat([torch.nn.functional.linear(x, weight, bias) for weight, bias in ends], -1)
+    if isinstance(policy, CategoricalPolicy):
+        return (policy(out).logits.numpy(),)
+    loc, log_std = policy.parameters(*out.chunk(2, -1))
+    return loc.numpy(), log_std.exp().numpy()
 
 
 # --- the networks ----------------------------------------------------------------------------------------

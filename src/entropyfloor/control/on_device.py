@@ -25,11 +25,12 @@ from entropyfloor.control.config import FastConfig, required
 from entropyfloor.control.envs import make
 from entropyfloor.control.evaluator import Episode, Evaluator, Params, Stopped
 from entropyfloor.control.normalise import VARIANCE_FLOOR, RunningMoments
-from entropyfloor.control.parallel import learner, normalised, replay_rows
+from entropyfloor.control.parallel import learner, memory_of, normalised, replay_rows
 from entropyfloor.control.ring import Ring
 from entropyfloor.control.simulators import Players, Simulators
 from entropyfloor.control.trainer import SEEDS, Metrics, Trainer
 from entropyfloor.runs import Checkpoint
+from entropyfloor.runs.machine import check_memory
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -139,9 +140,12 @@ class DeviceTrainer(Trainer[FastConfig, DeviceCollector]):
         _check(config, len(devices))
         env: Any = make(config.env, **config.env_options()).unwrapped
         sizes = *env.observation_space.shape, *env.action_space.shape
-        rows = replay_rows(config, sizes, len(configs), len(devices))
+        rows = replay_rows(config, sizes, len(configs), devices)
         noise = required(config.noise_min), required(config.noise_max)
         simulators = Simulators(env.simulator, env.step_limit, noise, config.ignore_termination)
+        players = jax.eval_shape(lambda: simulators.empty(config.num_envs))
+        each = len(configs) * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(players))
+        check_memory(config.num_envs, each // config.num_envs, "simulators", "--num-envs", memory_of(devices))
         agent: Any = build_agent(config, sizes[1])
         mesh = Mesh(np.array(devices), ("devices",))
 

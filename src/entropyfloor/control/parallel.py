@@ -168,25 +168,29 @@ def normalised(config: FastConfig, observations: Any, scaling: tuple[Any, Any]) 
     return ring.normalise(observations, *scaling) if config.normalise_observations else observations
 
 
-def replay_rows(config: FastConfig, sizes: tuple[int, int], seeds: int, devices: int = 1) -> int:
+def replay_rows(config: FastConfig, sizes: tuple[int, int], seeds: int, devices: Sequence[jax.Device] = ()) -> int:
     """Number of steps of every environment that the replay holds.
 
     Args:
         config: Resolved settings.
         sizes: Width of an observation, and of an action.
         seeds: Number of seeds that share the memory.
-        devices: Number of devices that share the replay.
+        devices: Devices that share the replay; by default the first one has all of it.
 
     Raises:
         ValueError: The replay, or the batches of a step, are more than the memory of the devices can hold.
     """
     rows = -(-min(config.replay_capacity, config.steps) // config.num_envs)
-    device = jax.local_devices()[0]
-    memory = None
-    if device.platform != "cpu" and (limit := (device.memory_stats() or {}).get("bytes_limit")):
-        memory = devices * limit
+    memory = memory_of(devices or jax.local_devices()[:1])
     each = seeds * ring.step_bytes(*sizes)
     check_memory(rows * config.num_envs, each, "transitions in the replay", "--replay-capacity", memory)
     drawn = required(config.updates_per_step) * required(config.batch_size)
     check_memory(drawn, each, "transitions in the updates of a step", "--batch-size", memory)
     return rows
+
+
+def memory_of(devices: Sequence[jax.Device]) -> int | None:
+    """Bytes that these devices have together; None if it is the memory of the machine, or they do not say."""
+    own = [device for device in devices if device.platform != "cpu"]
+    limits: list[int] = [(device.memory_stats() or {}).get("bytes_limit") or 0 for device in own]
+    return sum(limits) if limits and all(limits) else None

@@ -1,4 +1,4 @@
-"""How long runs take, by a short measurement: some of them train for a moment, and what they wrote is deleted."""
+"""Time and memory of runs by a short measurement: some train for a moment, and what they wrote is deleted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from entropyfloor.experiments.recipe import PlannedRun
 from entropyfloor.runs.processes import terminated_as_interrupted
@@ -33,8 +33,17 @@ ELSEWHERE = ("warm_starts", "download", "track")
 """Settings that write beside a run."""
 
 
-def measure(runs: Sequence[PlannedRun], workers: int, budget: float = BUDGET) -> dict[int, float]:
-    """Seconds that whole runs train, by their indices, for as many runs as the budget allows.
+class Measured(NamedTuple):
+    """What a short training says about a whole run."""
+
+    seconds: float
+    """How long it trains."""
+    memory: float
+    """Largest memory of the process, or of a device if that is more, until then, in GiB."""
+
+
+def measure(runs: Sequence[PlannedRun], workers: int, budget: float = BUDGET) -> dict[int, Measured]:
+    """Time and memory of whole runs, by their indices, for as many runs as the budget allows.
 
     As many train at a time as in the plan, so that they are in each other's way as much. Those of different arms
     come first. Evaluations and the warm start of a language model are not counted.
@@ -44,7 +53,7 @@ def measure(runs: Sequence[PlannedRun], workers: int, budget: float = BUDGET) ->
         workers: Number of runs at a time.
         budget: Seconds for all of it.
     """
-    end, seconds = time.monotonic() + budget, {}
+    end, found = time.monotonic() + budget, {}
     waiting = _different_first(runs)
     with terminated_as_interrupted(), tempfile.TemporaryDirectory() as home:
         trials: dict[int, subprocess.Popen[bytes]] = {}
@@ -55,15 +64,15 @@ def measure(runs: Sequence[PlannedRun], workers: int, budget: float = BUDGET) ->
                     trials[i] = _begin(runs[i], Path(home, str(i)))
                 time.sleep(POLL)
                 for i, trial in [*trials.items()]:
-                    whole, trained = _pace(Path(home, str(i), "pace"))
+                    whole, trained, memory = _pace(Path(home, str(i), "pace"))
                     if whole:
-                        seconds[i] = whole
+                        found[i] = Measured(whole, memory)
                     if trained >= ENOUGH or trial.poll() is not None:
                         _stop(trials.pop(i))
         finally:
             for trial in trials.values():
                 _stop(trial)
-    return seconds
+    return found
 
 
 def arm_of(run: PlannedRun) -> tuple[str, Any]:
@@ -95,16 +104,16 @@ def _begin(run: PlannedRun, home: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def _pace(file: Path) -> tuple[float, float]:
-    """Seconds of the whole run at its pace since it last changed, and how many of them were measured."""
+def _pace(file: Path) -> tuple[float, float, float]:
+    """Seconds of the whole run at its pace since it last changed, how many were measured, and memory in GiB."""
     if not file.exists():
-        return 0.0, 0.0
+        return 0.0, 0.0, 0.0
     lines = [line.split() for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    since = [(float(now), int(done), int(total)) for begun, now, done, total in lines if begun == lines[-1][0]]
+    since = [(float(now), int(done), int(total)) for begun, now, done, total, _ in lines if begun == lines[-1][0]]
     if not since or since[-1][1] == since[0][1]:
-        return 0.0, 0.0
+        return 0.0, 0.0, 0.0
     (first, begun, total), (last, done, _) = since[0], since[-1]
-    return total * (last - first) / (done - begun), last - first
+    return total * (last - first) / (done - begun), last - first, float(lines[-1][-1])
 
 
 def _stop(trial: subprocess.Popen[bytes]) -> None:

@@ -33,6 +33,8 @@ class Plan:
     """What each run that is left needs, by its index, or the reason why that is not known."""
     seconds: Mapping[int, float] | None = None
     """Seconds that whole runs take, of those that were measured; None without a measurement."""
+    peak: float = 0.0
+    """Largest memory that a measured run took, in GiB; 0 without a measurement."""
 
     @cached_property
     def states(self) -> Sequence[str | None]:
@@ -88,7 +90,8 @@ class Plan:
         """The same plan after a short measurement of its runs; see `measure`."""
         left = self.left
         found = measure([self.runs[i] for i in left], self.workers)
-        return replace(self, seconds={left[k]: seconds for k, seconds in found.items()})
+        peak = max((each.memory for each in found.values()), default=0.0)
+        return replace(self, seconds={left[k]: each.seconds for k, each in found.items()}, peak=peak)
 
     def lines(self) -> list[str]:
         """The plan in words."""
@@ -113,7 +116,9 @@ class Plan:
         moment, parts = needs.peak
         listed = ", ".join(f"{name} {_gib(size)}" for name, size in parts.items() if size > 0.005 * GIB)
         where = f" of a device, and {_gib(needs.host)} of the host" if needs.host else ""
-        return [f"memory  {_gib(self.memory)} GiB{where}; the largest run at its {moment}: {listed}"]
+        estimate = f"memory  {_gib(self.memory)} GiB{where}; the largest run at its {moment}: {listed}"
+        measured = f"        measured: at most {_gib(self.peak * GIB)} GiB in a run that trained for some seconds"
+        return [estimate, *([measured] if self.peak else [])]
 
     def _disk(self) -> list[str]:
         if not self.known:

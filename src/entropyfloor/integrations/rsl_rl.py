@@ -40,6 +40,14 @@ class ERAGaussianDistribution(HeteroscedasticGaussianDistribution):
 
     Raises:
         ValueError: A target that is out of reach, or an unknown head.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.integrations.rsl_rl import ERAGaussianDistribution
+        >>> distribution = ERAGaussianDistribution(12, target_entropy="-0.3*A")
+        >>> distribution.update(torch.zeros(1, 2, 12))
+        >>> round(distribution.entropy.item(), 4)
+        -3.6
     """
 
     def __init__(self, output_dim: int, target_entropy: float | str, **options: Any) -> None:

@@ -26,6 +26,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule  # noqa: 
 from stable_baselines3.sac.policies import Actor, SACPolicy  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from entropyfloor import targets  # noqa: E402
 from entropyfloor.integrations.heads import (  # noqa: E402
     CategoricalPolicy,
     DistributionName,
@@ -142,6 +143,12 @@ class ERASACPolicy(SACPolicy):
 
     Raises:
         ValueError: A target that is out of reach, an unknown head, or `use_sde=True`.
+
+    Examples:
+        >>> from stable_baselines3 import SAC
+        >>> from entropyfloor.integrations.sb3 import ERASACPolicy
+        >>> options = {"target_entropy": "-A/2", "head": "era-floor"}
+        >>> model = SAC(ERASACPolicy, "Pendulum-v1", ent_coef=0.0, policy_kwargs=options)
     """
 
     def __init__(
@@ -203,6 +210,11 @@ class ERAPPOPolicy(ActorCriticPolicy):
     Raises:
         ValueError: A target that is out of reach, an unknown head, other actions, `use_sde=True`, or a
             `log_std_init`.
+
+    Examples:
+        >>> from stable_baselines3 import PPO
+        >>> from entropyfloor.integrations.sb3 import ERAPPOPolicy
+        >>> model = PPO(ERAPPOPolicy, "CartPole-v1", policy_kwargs={"target_entropy": 0.1})
     """
 
     action_dist: Any
@@ -242,7 +254,9 @@ class ERAPPOPolicy(ActorCriticPolicy):
     def _distribution(self) -> ERAGaussian | ERACategorical:
         target, head = self.era["target_entropy"], self.era["head"]
         if isinstance(self.action_space, spaces.Discrete):
-            return ERACategorical(CategoricalPolicy(int(self.action_space.n), float(target), head or "era-exact"))
+            count = int(self.action_space.n)
+            floor = targets.resolve_discrete(target, count)
+            return ERACategorical(CategoricalPolicy(count, floor, head or "era-exact"))
         if not isinstance(self.action_space, spaces.Box):
             raise ValueError(f"{self.action_space} has no ERA head: Box and Discrete have one")
         head = head or ("era-exact" if self.squash_output else "era")

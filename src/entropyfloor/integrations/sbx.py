@@ -83,12 +83,13 @@ class ERAPPOActor(nn.Module):
         activation_fn: Activation of the hidden layers.
         num_discrete_choices: Number of discrete actions, None for continuous ones.
         ortho_init: Whether the last layer starts near 0.
-        log_std_init: SBX's, without effect: `target_entropy` decides σ.
+        log_std_init: SBX's, refused unless 0, its default: σ follows from `target_entropy`.
         features_extractor: SBX's, for images.
         features_dim: Width of its output.
 
     Raises:
-        ValueError: When SBX builds it: a target that is out of reach, an unknown head, or other actions.
+        ValueError: When SBX builds it: a target that is out of reach, an unknown head, other actions, or a
+            `log_std_init`.
     """
 
     net_arch: Sequence[int]
@@ -103,6 +104,13 @@ class ERAPPOActor(nn.Module):
     log_std_init: float = 0.0
     features_extractor: Any = None
     features_dim: int = 512
+
+    def __post_init__(self) -> None:
+        if self.log_std_init != 0.0:
+            raise ValueError(
+                f"log_std_init={self.log_std_init}: σ follows from target_entropy, so leave log_std_init out"
+            )
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch i"]) -> Distribution:
@@ -121,7 +129,8 @@ class ERAPPOActor(nn.Module):
         if not isinstance(self.num_discrete_choices, int):
             raise ValueError("MultiDiscrete and MultiBinary actions have no ERA head: Box and Discrete have one")
         head = self.head or "era-exact"
-        choose = CategoricalPolicy(head, self.action_dim, float(self.target_entropy))
+        floor = targets.resolve_discrete(self.target_entropy, self.action_dim)
+        choose = CategoricalPolicy(head, self.action_dim, floor)
         return choose(nn.Dense(self.action_dim, **init)(x))
 
 

@@ -43,6 +43,12 @@ class ERAParamExtractor(nn.Module):
 
     Raises:
         ValueError: A target that is out of reach, an unknown name, or a pair that does not exist.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.integrations.torchrl import ERAParamExtractor
+        >>> extractor = ERAParamExtractor(action_dim=3, target_entropy="-A/2")
+        >>> loc, scale = extractor(torch.randn(256, 6))
     """
 
     def __init__(

@@ -4,6 +4,6 @@ from entropyfloor.extras import require
 
 require("jax", "jax", "flax")
 
-from entropyfloor.jax import distributions, functional, nn  # noqa: E402
+from entropyfloor.jax import distributions, functional, nn, nnx  # noqa: E402
 
-__all__ = ["distributions", "functional", "nn"]
+__all__ = ["distributions", "functional", "nn", "nnx"]

@@ -35,6 +35,14 @@ class TanhNormal:
     Args:
         loc: Mean of u, `[..., D]`.
         scale: Standard deviation of u, broadcastable with `loc`, positive.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from entropyfloor.jax.distributions import TanhNormal
+        >>> policy = TanhNormal(jnp.zeros((256, 6)), jnp.array(0.5))
+        >>> action, log_prob = policy.sample_and_log_prob(seed=jax.random.key(0))
+        >>> action.shape, log_prob.shape, policy.entropy().shape
+        ((256, 6), (256,), (256,))
     """
 
     loc: Float[Array, "*#batch #D"]
@@ -86,6 +94,14 @@ class TruncatedNormal:
         scale: Standard deviation before truncation, broadcastable with `loc`, positive.
         low: Lower bound.
         high: Upper bound.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from entropyfloor.jax.distributions import TruncatedNormal
+        >>> policy = TruncatedNormal(jnp.zeros((256, 6)), jnp.array(0.5))
+        >>> action, log_prob = policy.sample_and_log_prob(seed=jax.random.key(0))
+        >>> action.shape, log_prob.shape, policy.entropy().shape
+        ((256, 6), (256,), (256,))
     """
 
     loc: Float[Array, "*#batch #D"]
@@ -155,6 +171,14 @@ class Normal:
     Args:
         loc: Mean, `[..., D]`.
         scale: Standard deviation, broadcastable with `loc`, positive.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from entropyfloor.jax.distributions import Normal
+        >>> policy = Normal(jnp.zeros((256, 6)), jnp.array(0.5))
+        >>> action, log_prob = policy.sample_and_log_prob(seed=jax.random.key(0))
+        >>> action.shape, log_prob.shape, policy.entropy().shape
+        ((256, 6), (256,), (256,))
     """
 
     loc: Float[Array, "*#batch #D"]
@@ -200,6 +224,14 @@ class Categorical:
 
     Args:
         logits: `[..., n]`; entries of -inf are impossible classes.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from entropyfloor.jax.distributions import Categorical
+        >>> policy = Categorical(jnp.zeros((256, 10)))
+        >>> action, log_prob = policy.sample_and_log_prob(seed=jax.random.key(0))
+        >>> action.shape, log_prob.shape, policy.entropy().shape
+        ((256,), (256,), (256,))
     """
 
     logits: Float[Array, "*batch n"]

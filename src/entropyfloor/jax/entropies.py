@@ -41,6 +41,12 @@ def entropy_from_logits(logits: Float[Array, "..."], dim: int = -1) -> Float[Arr
 
     Raises:
         ValueError: Integer input.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from entropyfloor.jax import functional as F
+        >>> [round(x, 4) for x in F.entropy_from_logits(jnp.zeros((2, 4))).tolist()]
+        [1.3863, 1.3863]
     """
     logits = as_float(logits, "logits")
     shifted = logits - lax.stop_gradient(logits.max(dim, keepdims=True))
@@ -49,7 +55,14 @@ def entropy_from_logits(logits: Float[Array, "..."], dim: int = -1) -> Float[Arr
 
 
 def gaussian_entropy(log_std: Float[Array, "..."], dim: int = -1) -> Float[Array, "..."]:
-    """Entropy of a diagonal Gaussian (Eq. 10): `Σ_i (log σ_i + log √(2πe))`, in nats, without `dim`."""
+    """Entropy of a diagonal Gaussian (Eq. 10): `Σ_i (log σ_i + log √(2πe))`, in nats, without `dim`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from entropyfloor.jax import functional as F
+        >>> [round(x, 4) for x in F.gaussian_entropy(jnp.zeros((2, 3))).tolist()]
+        [4.2568, 4.2568]
+    """
     log_std = as_float(log_std, "log_std")
     return (log_std + targets.LOG_SQRT_2PIE).sum(dim)
 
@@ -70,6 +83,13 @@ def truncated_normal_entropy(
 
     Raises:
         ValueError: Crossed bounds, integer input.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from entropyfloor.jax import functional as F
+        >>> entropy = F.truncated_normal_entropy(jnp.array([0.0, 0.9]), jnp.log(0.3))
+        >>> [round(x, 4) for x in entropy.tolist()]
+        [0.209, -0.3459]
     """
     loc, log_std = jnp.broadcast_arrays(as_float(loc, "loc"), as_float(log_std, "log_std"))
     mu, log_scale = unit_coordinates(loc, low, high)
@@ -90,6 +110,13 @@ def tanh_normal_entropy(loc: Float[Array, "..."], log_std: Float[Array, "..."]) 
 
     Raises:
         ValueError: Integer input.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from entropyfloor.jax import functional as F
+        >>> entropy = F.tanh_normal_entropy(jnp.zeros(3), jnp.log(jnp.array([0.3, 0.87, 2.0])))
+        >>> [round(x, 4) for x in entropy.tolist()]
+        [0.1286, 0.6836, -0.0012]
     """
     loc, log_std = jnp.broadcast_arrays(as_float(loc, "loc"), as_float(log_std, "log_std"))
     std = jnp.exp(log_std)

@@ -86,6 +86,13 @@ def era_gaussian(
 
     Raises:
         ValueError: Infeasible or NaN target, crossed bounds, shapes that differ, unknown mode, integer input.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from entropyfloor.jax import functional as F
+        >>> log_std = F.era_gaussian(jax.random.normal(jax.random.key(0), (256, 6)), target_entropy=-3.0)
+        >>> bool((F.gaussian_entropy(log_std) > -3.0 - 1e-4).all())
+        True
     """
     raw = as_float(raw_log_std, "raw_log_std")
     gap = _gaussian_gap(raw, target_entropy, log_std_min, log_std_max, dim, clamp)
@@ -119,6 +126,14 @@ def era_gaussian_batch(
 
     Raises:
         ValueError: Infeasible or NaN target, crossed bounds, no batch axis, integer input, a target per state.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from entropyfloor.jax import functional as F
+        >>> raw = jnp.linspace(-1.0, 1.0, 12).reshape(2, 6)
+        >>> log_std, log_mean_exp_sum = F.era_gaussian_batch(raw, target_entropy=-3.0)
+        >>> round(float(F.gaussian_entropy(log_std).mean()), 4)
+        -3.0
     """
     raw = as_float(raw_log_std, "raw_log_std")
     if raw.ndim < 2:
@@ -172,6 +187,14 @@ def era_truncated_normal(
 
     Raises:
         ValueError: Infeasible or NaN target, crossed bounds, shapes that differ, unknown mode, integer input.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from entropyfloor.jax import functional as F
+        >>> loc, raw = jnp.array([0.0, 0.9]), jnp.zeros(2)
+        >>> log_std = F.era_truncated_normal(loc, raw, target_entropy=-0.5)
+        >>> round(float(F.truncated_normal_entropy(loc, log_std).sum()), 4)
+        -0.5
     """
     loc, raw = as_float(loc, "loc"), as_float(raw_log_std, "raw_log_std")
     if loc.shape != raw.shape:
@@ -208,6 +231,13 @@ def project_gaussian(
 
     Raises:
         ValueError: NaN target, integer input, shapes that differ.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from entropyfloor.jax import functional as F
+        >>> log_std = F.project_gaussian(jnp.array([-4.0, -1.0]), target_entropy=0.5)
+        >>> round(float(F.gaussian_entropy(log_std)), 4)
+        0.5
     """
     log_std = as_float(log_std, "log_std")
     number = _number(target_entropy)
@@ -220,7 +250,14 @@ def project_gaussian(
 def clamped_share(
     target_entropy: Float[Array, "..."], action_dim: int, *, log_std_max: float = 0.0
 ) -> Float[Array, ""]:
-    """Share of array targets above the largest entropy of Eq. 11, which `era_gaussian` clamps: to be logged."""
+    """Share of array targets above the largest entropy of Eq. 11, which `era_gaussian` clamps: to be logged.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from entropyfloor.jax import functional as F
+        >>> float(F.clamped_share(jnp.array([0.0, 9.0]), action_dim=2))
+        0.5
+    """
     return (target_entropy > targets.gaussian_entropy_max(action_dim, log_std_max)).mean(dtype=jnp.float32)
 
 
@@ -263,6 +300,13 @@ def era_softmax(
     Raises:
         ValueError: n < 2, an infeasible floor, τ ≤ e, an unknown option, integer input, a mask that is not
             boolean or does not broadcast to `logits`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from entropyfloor.jax import functional as F
+        >>> logits = F.era_softmax(jnp.array([100.0, 0.0, 0.0]), min_entropy=0.3)
+        >>> round(float(F.entropy_from_logits(logits)), 4)
+        0.3
     """
     logits = as_float(logits, "logits")
     options = logits.shape[dim], min_entropy, tau, floor, inverse

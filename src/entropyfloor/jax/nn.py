@@ -1,4 +1,4 @@
-"""The activations as flax.linen modules. `entropyfloor.torch.nn` is the same page for PyTorch.
+"""The activations as flax.linen modules; `jax.nnx` has those of flax.nnx, and `torch.nn` those of PyTorch.
 
 A module checks its target when it is built. Only `ResidualEntropy` and `ERALinear` have parameters.
 """
@@ -37,6 +37,14 @@ class ERAGaussian(nn.Module):
         mode: `"pin"` or `"floor"`.
         batch_level: Meet the target on average over the batch instead of in every state.
         momentum: Weight of a new batch in the running mean.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from entropyfloor.jax import functional as F, nn
+        >>> head = nn.ERAGaussian(action_dim=6, target_entropy=-3.0)
+        >>> entropy = F.gaussian_entropy(head.apply({}, jnp.zeros((256, 6))))
+        >>> bool((entropy > -3.0 - 1e-4).all())
+        True
     """
 
     action_dim: int
@@ -49,7 +57,7 @@ class ERAGaussian(nn.Module):
 
     def __post_init__(self) -> None:
         targets.check_gaussian(self.target_entropy, self.action_dim, self.log_std_min, self.log_std_max)
-        _check_mode(self.mode, self.action_dim, self.batch_level)
+        check_mode(self.mode, self.action_dim, self.batch_level)
         super().__post_init__()
 
     @nn.compact
@@ -57,7 +65,7 @@ class ERAGaussian(nn.Module):
         self, raw_log_std: Float[Array, "*batch D"], use_running_average: bool = False
     ) -> Float[Array, "*batch D"]:
         """log σ from the raw network output."""
-        _check_last_axis(raw_log_std, self.action_dim, "action_dim")
+        check_last_axis(raw_log_std, self.action_dim, "action_dim")
         low, high = self.log_std_min, self.log_std_max
         if not self.batch_level:
             return F.era_gaussian(
@@ -73,10 +81,7 @@ class ERAGaussian(nn.Module):
             log_mean_exp_sum=running.value if use_running_average else None,
         )
         if not use_running_average and not self.is_initializing() and self.is_mutable_collection("batch_stats"):
-            # The type stays the same for half-precision variables and float64 input, as a scan requires.
-            old = as_float(running.value, "log_mean_exp_sum")
-            new = lax.stop_gradient(batch).astype(old.dtype) + jnp.log(self.momentum)
-            running.value = jnp.logaddexp(old + jnp.log1p(-self.momentum), new)
+            running.value = update_running_mean(running.value, batch, self.momentum)
         return log_std
 
 
@@ -91,6 +96,14 @@ class ERATruncatedNormal(nn.Module):
         low: Lower bound of the action.
         high: Upper bound of the action.
         mode: `"pin"` or `"floor"`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from entropyfloor.jax import distributions, nn
+        >>> head, loc = nn.ERATruncatedNormal(action_dim=6, target_entropy=-3.0), jnp.full((256, 6), 0.9)
+        >>> policy = distributions.TruncatedNormal(loc, jnp.exp(head.apply({}, loc, jnp.zeros((256, 6)))))
+        >>> bool((policy.entropy() > -3.0 - 1e-4).all())
+        True
     """
 
     action_dim: int
@@ -105,14 +118,14 @@ class ERATruncatedNormal(nn.Module):
         targets.check_truncated_normal(
             self.target_entropy, self.action_dim, self.log_std_min, self.log_std_max, self.low, self.high
         )
-        _check_mode(self.mode, self.action_dim)
+        check_mode(self.mode, self.action_dim)
         super().__post_init__()
 
     def __call__(
         self, loc: Float[Array, "*batch D"], raw_log_std: Float[Array, "*batch D"]
     ) -> Float[Array, "*batch D"]:
         """log σ before truncation, from the mean before truncation and the raw network output."""
-        _check_last_axis(loc, self.action_dim, "action_dim")
+        check_last_axis(loc, self.action_dim, "action_dim")
         return F.era_truncated_normal(
             loc,
             raw_log_std,
@@ -134,6 +147,13 @@ class ERASoftmax(nn.Module):
         tau: τ > e.
         floor: `"calibrated"` or `"paper"`.
         inverse: `"exact"` or `"paper"`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from entropyfloor.jax import functional as F, nn
+        >>> head = nn.ERASoftmax(num_classes=10, min_entropy=0.6)
+        >>> bool(F.entropy_from_logits(head.apply({}, 100 * jnp.eye(10)[0])) > 0.6 - 1e-4)
+        True
     """
 
     num_classes: int
@@ -148,7 +168,7 @@ class ERASoftmax(nn.Module):
 
     def __call__(self, logits: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         """Logits whose softmax keeps the floor."""
-        _check_last_axis(logits, self.num_classes, "num_classes")
+        check_last_axis(logits, self.num_classes, "num_classes")
         return F.era_softmax(logits, self.min_entropy, tau=self.tau, floor=self.floor, inverse=self.inverse)
 
 
@@ -163,6 +183,14 @@ class ERALinear(nn.Module):
         tau: τ > e.
         floor: `"calibrated"` or `"paper"`.
         inverse: `"exact"` or `"paper"`.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from entropyfloor.jax import nn
+        >>> layer = nn.ERALinear(64, 10, min_entropy=0.6)
+        >>> variables = layer.init(jax.random.key(0), jnp.zeros((1, 64)))
+        >>> sorted(variables["params"])
+        ['bias', 'kernel']
     """
 
     in_features: int
@@ -184,7 +212,7 @@ class ERALinear(nn.Module):
 
     def __call__(self, features: Float[Array, "*batch i"]) -> Float[Array, "*batch n"]:
         """Logits whose softmax keeps the floor."""
-        _check_last_axis(features, self.in_features, "in_features")
+        check_last_axis(features, self.in_features, "in_features")
         logits = self.linear(features)
         return F.era_softmax(logits, self.min_entropy, tau=self.tau, floor=self.floor, inverse=self.inverse)
 
@@ -199,6 +227,13 @@ class ResidualEntropy(nn.Module):
     Args:
         target_entropy: H0 in nats for the whole action.
         initial: The parameter before softplus; 0 starts δ̂ at log 2.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from entropyfloor.jax import nn
+        >>> residual = nn.ResidualEntropy(target_entropy=-3.0)
+        >>> variables = residual.init(jax.random.key(0))
+        >>> loss = residual.apply(variables, jnp.full((256,), -4.0), method="loss")  # lower with a larger δ̂
     """
 
     target_entropy: float
@@ -223,11 +258,29 @@ class ResidualEntropy(nn.Module):
 
     def loss(self, policy_entropy: Float[Array, "*batch"]) -> Float[Array, ""]:
         """`E[δ̂ (H[π] - H0)]` with the entropy of the bounded policy detached (Eq. 12)."""
-        entropy = lax.stop_gradient(as_float(policy_entropy, "policy_entropy"))
-        return (self.value * (entropy - self.target_entropy)).mean()
+        return residual_loss(self.value, policy_entropy, self.target_entropy)
 
 
-def _check_mode(mode: str, action_dim: int, batch_level: bool = False) -> None:
+# --- what modules of linen and nnx share ----------------------------------------------------------------
+
+
+def update_running_mean(old: Float[Array, ""], batch: Float[Array, ""], momentum: float) -> Float[Array, ""]:
+    """The log of the running mean of M after a batch, from the logs of both."""
+    # The type is that of the variable under float64 input too, as a scan requires; half precision becomes float32.
+    old = as_float(old, "log_mean_exp_sum")
+    new = lax.stop_gradient(batch).astype(old.dtype) + jnp.log(momentum)
+    return jnp.logaddexp(old + jnp.log1p(-momentum), new)
+
+
+def residual_loss(
+    residual: Float[Array, ""], policy_entropy: Float[Array, "*batch"], target_entropy: float
+) -> Float[Array, ""]:
+    """The loss of `ResidualEntropy` (Eq. 12)."""
+    entropy = lax.stop_gradient(as_float(policy_entropy, "policy_entropy"))
+    return (residual * (entropy - target_entropy)).mean()
+
+
+def check_mode(mode: str, action_dim: int, batch_level: bool = False) -> None:
     """Refuse modes that cannot work, and warn where Eq. 11 leaves the network no choice."""
     floor = F.is_floor(mode)
     if batch_level and floor:
@@ -239,6 +292,7 @@ def _check_mode(mode: str, action_dim: int, batch_level: bool = False) -> None:
         )
 
 
-def _check_last_axis(x: Array, size: int, name: str) -> None:
+def check_last_axis(x: Array, size: int, name: str) -> None:
+    """Refuse input whose last axis is not of the size that the module was built for."""
     if x.shape[-1] != size:
         raise ValueError(f"input of shape {x.shape} does not end in {name}={size}")

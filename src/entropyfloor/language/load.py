@@ -39,7 +39,7 @@ def load_language_model(run: Path | str) -> tuple[PreTrainedModel, PreTrainedTok
     Raises:
         ValueError: There is no run of a language model or no checkpoint, or it is damaged.
 
-    Example:
+    Examples:
         >>> model, tokenizer = load_language_model("runs/language/countdown-3-tiny/grpo/seed-0")  # doctest: +SKIP
         >>> prompt = tokenizer("3,7,12=15:", return_tensors="pt")  # doctest: +SKIP
         >>> tokenizer.decode(model.generate(**prompt, max_new_tokens=30)[0])  # doctest: +SKIP

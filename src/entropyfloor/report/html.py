@@ -29,6 +29,8 @@ def environment(package: str = "entropyfloor.report") -> Environment:
     found.filters["data"] = data
     # The only script that a browser runs in the page, whatever the names of runs say.
     digest = b64encode(sha256(_SCRIPT.encode()).digest()).decode()
+    markers: dict[str, str] = {}
+    found.globals |= {"markers": markers, "marker": lambda d: markers.setdefault(d, f"marker-{len(markers)}")}
     found.globals |= {"script": Markup(_SCRIPT), "script_hash": digest, "colours": COLOURS + MORE_COLOURS}
     return found
 

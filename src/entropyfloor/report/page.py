@@ -23,6 +23,9 @@ from entropyfloor.report.tables import Published
 from entropyfloor.runs import Record, files
 from entropyfloor.runs.vocabulary import TOLERANCE
 
+ROWS = 100
+"""Largest number of rows in a table of the page, which says so; the files beside it have all."""
+
 
 def write_report(
     paths: Sequence[Path | str],
@@ -37,10 +40,12 @@ def write_report(
 
     Writes the `FIGURES` of each environment or dataset, such as `<env>-entropy`, those over several tasks, and
     `overview` (of the first of them), each as PNG, SVG and CSV, `table.csv` with the numbers of every seed,
-    `fronts.csv` with the verdicts on language models that were evaluated at several temperatures, and
-    `index.html`, which contains the figures and loads nothing. Where agents share tasks of a suite,
-    `<suite>-tasks`, `tasks.csv` and `task-scores.csv` have statistics over these tasks, and `overview` has them
-    too. Each file is written under another name and then renamed. The same runs give the same bytes.
+    `runs.csv` with the state, times, command and differing settings of every run that is compared, `fronts.csv`
+    with the verdicts on language models that were evaluated at several temperatures, and `index.html`, which
+    contains the figures and loads nothing; its tables of results and runs have `ROWS` rows at most. Where agents
+    share tasks of a suite, `<suite>-tasks`, `tasks.csv` and `task-scores.csv` have statistics over these tasks,
+    and `overview` has them too. Each file is written under another name and then renamed. The same runs give the
+    same bytes.
 
     Runs that are damaged, or cannot be compared with the others, are left out; the page names each, with the
     reason.
@@ -76,6 +81,11 @@ def write_report(
     below = overview_panels(aggregates[0]) if aggregates else ()
     pictures.write(out, "overview", overview_figure(first, look, below))
     files.replace(out / "table.csv", _bytes(_csv(comparisons)))
+    settings = tables.settings([run for comparison in comparisons for run in comparison.runs])
+    names = settings[1]
+    columns = (*tables.RUNS, *(f"{tables.SETTING}{name}" for name in names))
+    every = [row for comparison in comparisons for row in tables.every_run(comparison, names)]
+    files.replace(out / "runs.csv", _bytes(_table(columns, every)))
     fronts = [verdicts.rows(comparison) for comparison in comparisons]
     for name, columns, lines in (
         ("fronts.csv", ("env", *verdicts.RAW), _fronts(comparisons, fronts)),
@@ -90,7 +100,7 @@ def write_report(
         _section(comparison, shown, rows, published) | {"arms": pictures.arms([some], look)}
         for comparison, some, shown, rows in zip(comparisons, drawn, figures, fronts, strict=True)
     ]
-    text = _page(comparisons, sections, multiples, pictures.arms(shared, look), over_tasks, left_out)
+    text = _page(comparisons, sections, multiples, pictures.arms(shared, look), over_tasks, left_out, settings)
     files.replace(out / "index.html", _bytes(text))
     for comparison, rows in zip(comparisons, fronts, strict=True):
         if rows:
@@ -192,7 +202,9 @@ def _over_tasks(out: Path, aggregates: Sequence[tasks.Aggregate], look: dict[str
                 "figure": pictures.picture(
                     out, f"{name}-tasks", figure, look, title=aggregate.name, alt=what, caption=CAPTION
                 ),
-                "table": aggregate.shown(),
+                "table": aggregate.shown(ROWS),
+                "all_arms": len(aggregate.arms),
+                "arms_left": max(0, len(aggregate.arms) - ROWS),
                 "remarks": aggregate.remarks,
             }
         )
@@ -207,20 +219,25 @@ def _section(
 ) -> dict[str, Any]:
     """What the page has of a comparison."""
     runs = [tables.run(run, comparison.domain) for run in comparison.runs]
+    every, comparison = comparison, pictures.most(comparison, ROWS)
+    labels = {group.label for group in comparison.groups}
     return {
+        "agents": len(every.groups),
+        "broken": sum(group.broken > 0 for group in every.groups if group.label not in labels),
         "env": comparison.env,
         "domain": comparison.domain,
         "sentences": [sentence(group, comparison.domain) for group in comparison.groups],
         "figures": [figure for figure in figures if not figure.solved],
         "solved": [figure for figure in figures if figure.solved],
-        "rows": [tables.row(group, comparison.domain) for group in comparison.groups],
+        "rows": tables.rows(comparison),
         "more": tables.more(comparison),
         "beside": tables.beside(comparison, published),
         "ablations": tables.ablations(comparison),
         "fronts": [[row.label, *row.cells()] for row in compared],
         "baseline": compared[0].baseline if compared else "",
         "costs": tables.costs(comparison),
-        "runs": runs,
+        "runs": runs[:ROWS],
+        "all_runs": len(runs),
         "open": [run for run in runs if run["open"]],
     }
 
@@ -232,9 +249,10 @@ def _page(
     arms: Sequence[Arm],
     over_tasks: Sequence[dict[str, Any]],
     left_out: Sequence[str],
+    settings: tuple[list[tuple[str, str]], list[str], list[list[str]]],
 ) -> str:
     runs = [run for comparison in comparisons for run in comparison.runs]
-    common, names, lines = tables.settings(runs)
+    common, names, lines = settings
     return (
         html.environment()
         .get_template("page.html")
@@ -247,10 +265,12 @@ def _page(
             left_out=left_out,
             fronts_head=verdicts.HEAD,
             runs=[run for section in sections for run in section["runs"]],
+            all_runs=len(runs),
             tolerance=f"{TOLERANCE:g}",
             common=common,
             names=names,
             lines=lines,
+            most=ROWS,
             machines=tables.machines(runs),
         )
     )

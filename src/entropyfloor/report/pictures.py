@@ -54,6 +54,11 @@ class Picture:
     """Whether it is about the share of problems that are solved, and stands with those figures."""
 
     @property
+    def thinned(self) -> int:
+        """Least number of points that a longer curve shows at the pointer; 0 where every curve shows all."""
+        return min((plot.thinned for plot in self.plots if plot.thinned), default=0)
+
+    @property
     def wide(self) -> bool:
         """Whether it has several panels."""
         return len(self.plots) > 1
@@ -103,7 +108,9 @@ def picture(
 
 def write(out: Path, name: str, figure: Figure) -> list[str]:
     """Write a figure as PNG, SVG and, if it says its values, as CSV; returns the suffixes of the files."""
-    found = {"png": png(figure), "svg": svg(figure)}
+    found = {"png": png(figure)}
+    figure.set_layout_engine("none")  # the places are found, which takes as long as drawing does
+    found["svg"] = svg(figure)
     if values := _csv(figure):
         found["csv"] = values
     for suffix, content in found.items():
@@ -198,10 +205,10 @@ def _swatch(look: Look) -> list[Shape]:
     ]
 
 
-def most(comparison: Comparison) -> Comparison:
-    """The comparison with at most `MOST` groups, those with the highest last score: more cannot be told apart."""
+def most(comparison: Comparison, n: int = MOST) -> Comparison:
+    """The comparison with at most n groups, those with the highest last score: more cannot be told apart."""
     best = sorted(comparison.groups, key=lambda group: -group.values(comparison.domain.score)[:, -1].mean())
-    return replace(comparison, groups=tuple(sorted(best[:MOST], key=lambda group: group.label)))
+    return replace(comparison, groups=tuple(sorted(best[:n], key=lambda group: group.label)))
 
 
 def names(envs: Iterable[str]) -> Iterator[str]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy.special import stdtrit
+from scipy.stats import trim_mean
 
-from entropyfloor.runs.statistics import bootstrap_interval
+from entropyfloor.runs.statistics import interval_of_rows
 
 CONFIDENCE = 0.95
 RESAMPLES = 20_000
@@ -18,6 +20,10 @@ RESAMPLES = 20_000
 
 FEWEST = 3
 """Least number of seeds in a task that a bootstrap resamples."""
+
+
+TOGETHER = 50
+"""Largest number of arms that are resampled at a time, which bounds the memory."""
 
 
 class Interval(NamedTuple):
@@ -51,52 +57,72 @@ def mean_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval
     if n == 1:
         nothing = np.full_like(mean, np.nan)
         return Interval(mean, nothing, nothing, n)
-    half = stats.t.ppf((1 + confidence) / 2, n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n)
+    half = stdtrit(n - 1, (1 + confidence) / 2) * values.std(axis=0, ddof=1) / np.sqrt(n)
     return Interval(mean, mean - half, mean + half, n)
 
 
 # --- over tasks ------------------------------------------------------------------------------------------
 # Agarwal et al. 2021 (arXiv 2108.13264), section 4. Each function takes the scores of one task an argument,
-# `[..., seeds, ...]` with the seeds along `axis`; the scores are comparable between tasks, and tasks may have
-# different numbers of seeds.
+# `[seeds, ...]`; the scores are comparable between tasks, and tasks may have different numbers of seeds.
+# A resample is given by how often it has each seed, `drawn`: `[seeds, resamples]` for each task. Without it, each
+# seed counts once. The result is `[...]`, or `[..., resamples]`.
+
+Statistic = Callable[..., np.ndarray]
 
 
-def iqm(*tasks: np.ndarray, axis: int = 0) -> np.ndarray:
+def _each_once(tasks: Sequence[np.ndarray]) -> list[np.ndarray]:
+    return [np.ones((len(task), 1)) for task in tasks]
+
+
+def iqm(*tasks: np.ndarray, drawn: Sequence[np.ndarray] | None = None) -> np.ndarray:
     """Interquartile mean: the mean without the lowest and highest quarter of the scores of all tasks.
 
     ⌊n/4⌋ scores are dropped at either end, so that it is the plain mean for n < 4. Every task counts alike: where
     tasks have different numbers of seeds, it is as if their scores were repeated until all have as many.
     """
-    seeds = [task.shape[axis] for task in tasks]
-    scores = np.concatenate(tasks, axis=axis)
-    if len({*seeds}) == 1:
-        return np.asarray(stats.trim_mean(scores, 0.25, axis=axis))
-    scores = np.moveaxis(scores, axis, -1)
-    repeats = np.repeat(math.lcm(*seeds) // np.array(seeds), seeds)
-    order = scores.argsort(-1)
-    places = repeats[order].cumsum(-1).clip(repeats.sum() // 4, repeats.sum() - repeats.sum() // 4)
-    kept = np.diff(places, prepend=repeats.sum() // 4)
-    return (np.take_along_axis(scores, order, -1) * kept).sum(-1) / kept.sum(-1)
+    if drawn is None and len({*map(len, tasks)}) == 1:
+        return np.asarray(trim_mean(np.concatenate(tasks), 0.25, axis=0))
+    if drawn is None:
+        return iqm(*tasks, drawn=_each_once(tasks))[..., 0]
+    most = math.lcm(*map(len, tasks))
+    counts = np.concatenate([each * (most // len(each)) for each in drawn])
+    scores, total = np.concatenate(tasks), most * len(tasks)
+    dropped = total // 4
+    found = np.empty((scores[0].size, counts.shape[1]))
+    for i, column in enumerate(scores.reshape(len(scores), -1).T):
+        order = column.argsort()
+        places = counts[order].cumsum(0).clip(dropped, total - dropped)
+        places[1:] -= places[:-1].copy()
+        places[0] -= dropped
+        found[i] = column[order] @ places / (total - 2 * dropped)
+    return found.reshape(*scores.shape[1:], -1)
 
 
-def median(*tasks: np.ndarray, axis: int = 0) -> np.ndarray:
+def median(*tasks: np.ndarray, drawn: Sequence[np.ndarray] | None = None) -> np.ndarray:
     """Median over tasks of the mean over seeds."""
-    return np.median([task.mean(axis) for task in tasks], axis=0)
+    return np.median(_means(tasks, drawn), axis=0)
 
 
-def mean(*tasks: np.ndarray, axis: int = 0) -> np.ndarray:
+def mean(*tasks: np.ndarray, drawn: Sequence[np.ndarray] | None = None) -> np.ndarray:
     """Mean over tasks of the mean over seeds."""
-    return np.mean([task.mean(axis) for task in tasks], axis=0)
+    return np.mean(_means(tasks, drawn), axis=0)
 
 
-def optimality_gap(*tasks: np.ndarray, axis: int = 0) -> np.ndarray:
+def optimality_gap(*tasks: np.ndarray, drawn: Sequence[np.ndarray] | None = None) -> np.ndarray:
     """How far scores are below 1 on average, where those above 1 count as 1."""
-    return 1 - mean(*(np.minimum(task, 1) for task in tasks), axis=axis)
+    return 1 - mean(*(np.minimum(task, 1) for task in tasks), drawn=drawn)
+
+
+def _means(tasks: Sequence[np.ndarray], drawn: Sequence[np.ndarray] | None) -> list[np.ndarray]:
+    """Mean over the seeds of each task."""
+    if drawn is None:
+        return [task.mean(axis=0) for task in tasks]
+    return [np.tensordot(task, each, (0, 0)) / len(task) for task, each in zip(tasks, drawn, strict=True)]
 
 
 def stratified_interval(
     tasks: Sequence[ArrayLike],
-    statistic: Callable[..., np.ndarray] = iqm,
+    statistic: Statistic = iqm,
     *,
     confidence: float = CONFIDENCE,
     resamples: int = RESAMPLES,
@@ -115,25 +141,21 @@ def stratified_interval(
         seed: Seed of the resampling.
 
     Returns:
-        Numbers, or arrays `[steps]`; `n` is the smallest number of seeds.
+        Arrays of the statistic's shape; n is the least number of seeds.
 
     Raises:
         ValueError: Fewer than three seeds in a task, no task, or a value that is not finite.
     """
-    scores = tuple(map(_checked, tasks))
-    n = min(map(len, scores), default=0)
-    if n < FEWEST:
+    scores = [*map(_checked, tasks)]
+    if (n := min(map(len, scores), default=0)) < FEWEST:
         raise ValueError(f"n={n} seeds are too few to bootstrap: at least {FEWEST} in each task are needed")
-    low, high = bootstrap_interval(scores, statistic, resamples=resamples, confidence=confidence, seed=seed)
-    return Interval(np.asarray(statistic(*scores)), np.asarray(low), np.asarray(high), n)
+    size = sum(each.size for each in scores)
+    low, high = _bounds(scores, statistic, size, confidence=confidence, resamples=resamples, seed=seed)
+    return Interval(np.asarray(statistic(*scores)), low, high, n)
 
 
 def estimate(
-    tasks: Sequence[ArrayLike],
-    statistic: Callable[..., np.ndarray] = iqm,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    tasks: Sequence[ArrayLike], statistic: Statistic = iqm, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
     """As `stratified_interval`, but with NaN for the bounds where a task has fewer than three seeds.
 
@@ -141,11 +163,85 @@ def estimate(
         ValueError: No task, a task without seeds, or a value that is not finite.
     """
     scores = [*map(_checked, tasks)]
-    if (n := min(map(len, scores), default=0)) not in range(1, FEWEST):
+    if min(map(len, scores), default=0) not in range(1, FEWEST):
         return stratified_interval(scores, statistic, resamples=resamples, seed=seed)
+    return _without_bounds(scores, statistic)
+
+
+def estimates(
+    arms: Sequence[Sequence[ArrayLike]],
+    statistic: Statistic = iqm,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[Interval]:
+    """`estimate` of several arms, in less time: those that have as many seeds in each task share resamples.
+
+    Args:
+        arms: Of each arm the scores of its tasks, `[seeds]` each.
+        statistic: As for `stratified_interval`.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling.
+
+    Returns:
+        An interval for each arm, with the numbers that `estimate` gives.
+
+    Raises:
+        ValueError: As `estimate`.
+    """
+    checked = [[*map(_checked, tasks)] for tasks in arms]
+    by_seeds: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+    for i, tasks in enumerate(checked):
+        by_seeds[tuple(map(len, tasks))].append(i)
+    found: dict[int, Interval] = {}
+    for seeds, members in by_seeds.items():
+        for start in range(0, len(members), TOGETHER):
+            some = members[start : start + TOGETHER]
+            scores = [np.stack(each, -1) for each in zip(*(checked[i] for i in some), strict=True)]
+            if (n := min(seeds, default=0)) < FEWEST:
+                whole = _without_bounds(scores, statistic) if n else estimate([])
+            else:
+                bounds = _bounds(scores, statistic, sum(seeds), resamples=resamples, seed=seed)
+                whole = Interval(np.asarray(statistic(*scores)), *bounds, n)
+            for j, i in enumerate(some):
+                found[i] = Interval(whole.value[..., j], whole.low[..., j], whole.high[..., j], n)
+    return [found[i] for i in range(len(arms))]
+
+
+def _bounds(
+    scores: Sequence[np.ndarray],
+    statistic: Statistic,
+    size: int,
+    *,
+    resamples: int,
+    seed: int,
+    confidence: float = CONFIDENCE,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds of a stratified bootstrap; `size` is that of `interval_of_rows`."""
+
+    def of_rows(*rows: np.ndarray) -> np.ndarray:
+        return statistic(*scores, drawn=[*map(_counts, rows)])
+
+    options: dict[str, Any] = {"resamples": resamples, "confidence": confidence, "seed": seed, "size": size}
+    low, high = interval_of_rows([*map(len, scores)], of_rows, **options)
+    return np.asarray(low), np.asarray(high)
+
+
+def _counts(rows: np.ndarray) -> np.ndarray:
+    """How often each resample has each seed, `[seeds, resamples]`.
+
+    Args:
+        rows: Seeds of each resample, `[resamples, seeds]`.
+    """
+    resamples, n = rows.shape
+    places = rows * resamples + np.arange(resamples)[:, None]
+    return np.bincount(places.ravel(), minlength=n * resamples).reshape(n, resamples).astype(np.float64)
+
+
+def _without_bounds(scores: Sequence[np.ndarray], statistic: Statistic) -> Interval:
     value = np.asarray(statistic(*scores))
     nothing = np.full_like(value, np.nan)
-    return Interval(value, nothing, nothing, n)
+    return Interval(value, nothing, nothing, min(map(len, scores)))
 
 
 def performance_profile(
@@ -183,21 +279,34 @@ def probability_of_improvement(
     Raises:
         ValueError: Different numbers of tasks, and as `estimate`.
     """
-    if len(tasks) != len(others):
-        raise ValueError(f"both methods need the same tasks, not {len(tasks)} and {len(others)}")
-
-    def improved(*scores: np.ndarray, axis: int = 0) -> np.ndarray:
-        pairs = zip(scores[: len(tasks)], scores[len(tasks) :], strict=True)
-        return np.mean([_above(x, y, axis) for x, y in pairs], axis=0)
-
-    return estimate([*tasks, *others], improved, resamples=resamples, seed=seed)
+    return probabilities_of_improvement([tasks], others, resamples=resamples, seed=seed)[0]
 
 
-def _above(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
-    """Share of the pairs in which x is larger, ties counted half: Mann and Whitney's U from ranks, over n·m."""
-    n, m = x.shape[axis], y.shape[axis]
-    ranks = stats.rankdata(np.concatenate([x, y], axis), axis=axis)
-    return (np.take(ranks, range(n), axis).sum(axis) - n * (n + 1) / 2) / (n * m)
+def probabilities_of_improvement(
+    arms: Sequence[Sequence[ArrayLike]], others: Sequence[ArrayLike], *, resamples: int = RESAMPLES, seed: int = 0
+) -> list[Interval]:
+    """`probability_of_improvement` of several arms, in less time, as `estimates` are.
+
+    Raises:
+        ValueError: As `probability_of_improvement`.
+    """
+    for tasks in arms:
+        if len(tasks) != len(others):
+            raise ValueError(f"both methods need the same tasks, not {len(tasks)} and {len(others)}")
+    pairs = [[*tasks, *others] for tasks in arms]
+    return estimates(pairs, _improvement, resamples=resamples, seed=seed)
+
+
+def _improvement(*scores: np.ndarray, drawn: Sequence[np.ndarray] | None = None) -> np.ndarray:
+    """Mean over tasks of the share of pairs in which the first score is larger: first all tasks of one method."""
+    if drawn is None:
+        return _improvement(*scores, drawn=_each_once(scores))[..., 0]
+    half = len(scores) // 2
+    shares = []
+    for x, y, of_x, of_y in zip(scores[:half], scores[half:], drawn[:half], drawn[half:], strict=True):
+        larger = [np.heaviside(np.subtract.outer(*each), 0.5) for each in zip(x.T, y.T, strict=True)]  # [x, y]
+        shares.append([((each.T @ of_x) * of_y).sum(0) / each.size for each in larger])
+    return np.mean(shares, axis=0)
 
 
 def _checked(values: ArrayLike) -> np.ndarray:

@@ -12,11 +12,15 @@ from entropyfloor.report.comparison import UNSET, Comparison, differences, disti
 from entropyfloor.report.domains import Column, Domain
 from entropyfloor.report.formats import bracketed, duration, nats, plain
 from entropyfloor.report.groups import PASS_AT, Group, SeedRun, usable
-from entropyfloor.report.statistics import mean_interval, stratified_interval
+from entropyfloor.report.statistics import FEWEST, Interval, estimates, mean_interval
 from entropyfloor.report.summary import verdict
 from entropyfloor.runs import Record
 from entropyfloor.runs.vocabulary import QUANTITIES
 
+PEAKS = ("peak_memory", "peak_memory/device")
+"""What the status of a run says about its memory."""
+SETTING = "setting/"
+"""Beginning of the names of columns that are settings."""
 _STATES = {"created": "created, never started"}
 
 
@@ -31,17 +35,22 @@ class Published(NamedTuple):
     """The quantity of the runs that compares; None for the score of their domain."""
 
 
-def row(group: Group, domain: Domain) -> dict[str, str]:
-    """A row of the table of results."""
-    final = group.values(domain.score)[:, -1]
-    n = len(final)
+def rows(comparison: Comparison) -> list[dict[str, str]]:
+    """The table of results."""
+    domain = comparison.domain
+    finals = [group.values(domain.score)[:, -1] for group in comparison.groups]
+    iqms = estimates([[final] for final in finals])
+    return [_row(*each, domain) for each in zip(comparison.groups, finals, iqms, strict=True)]
+
+
+def _row(group: Group, final: np.ndarray, iqm: Interval, domain: Domain) -> dict[str, str]:
     floor = "none" if group.floor is None else nats(group.floor)
     return {
         "label": group.label,
-        "n": str(n),
+        "n": str(iqm.n),
         "step": f"{group.steps[-1]:,}",
         "score": bracketed(mean_interval(final), domain.decimals),
-        "iqm": bracketed(stratified_interval([final]), domain.decimals) if n >= 3 else "n < 3",
+        "iqm": bracketed(iqm, domain.decimals) if iqm.n >= FEWEST else f"n < {FEWEST}",
         "floor": f"{floor} (target)" if group.promise == "target" else floor,
         "entropy": nats(group.values("realised_entropy")[:, -1].mean()),
         "least": nats(group.least),
@@ -123,10 +132,20 @@ def costs(comparison: Comparison) -> list[dict[str, str]]:
                 "n": str(len(seconds)),
                 "mean": duration(float(np.mean(seconds))),
                 "all": duration(sum(seconds)),
+                "memory": _memory(group),
                 "hardware": "; ".join(map(_hardware, machines)),
             }
         )
     return rows
+
+
+def _memory(group: Group) -> str:
+    """The largest memory that a run of a group took, of the host and of a device."""
+    found = []
+    for name, where in zip(PEAKS, ("", " of a device"), strict=True):
+        if sizes := [seed.record.status[name] for seed in group.seeds if name in seed.record.status]:
+            found.append(f"{max(sizes):.2f} GiB{where}")
+    return ", ".join(found) or "not recorded"
 
 
 def _hardware(machine: Mapping[str, Any]) -> str:
@@ -164,6 +183,32 @@ def _column(comparison: Comparison, quantity: str | None) -> Column:
         return Column(quantity, f"pass@{quantity.removeprefix(PASS_AT)} (%)", 100.0, 1)
     label, unit = QUANTITIES[quantity]
     return Column(quantity, f"{label} ({unit})" if unit else label)
+
+
+RUNS = (
+    *("env", "label", "seed", "state", "step", "steps", "score", "remarks", "seconds", "started", "ended"),
+    *(*PEAKS, "hardware", "command", "path"),
+)
+"""Columns of the file of all runs; the settings that differ between runs follow."""
+
+
+def every_run(comparison: Comparison, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of the file of all runs; `names` are the settings that differ."""
+    found = []
+    for seed in comparison.runs:
+        config, seconds = seed.record.config, seed.record.clock[1]
+        known = run(seed, comparison.domain) | {
+            "env": comparison.env,
+            "steps": config.get("steps", config.get("epochs", "")),
+            "step": int(seed.steps[-1]) if seed.steps.size else "",
+            "score": float(seed.values[comparison.domain.score][-1]) if seed.steps.size else "",
+            "seconds": float(seconds.max()) if seconds.size else "",
+            "hardware": _hardware(seed.record.machine.get("hardware") or {}),
+        }
+        known |= {name: seed.record.status.get(name, "") for name in PEAKS}
+        values = {f"{SETTING}{name}": str(config.get(name, UNSET)) for name in names}
+        found.append({name: known[name] for name in RUNS} | values)
+    return found
 
 
 def run(seed: SeedRun, domain: Domain) -> dict[str, Any]:

@@ -24,12 +24,12 @@ from entropyfloor.report.normalised import normalised, scale_of
 from entropyfloor.report.statistics import (
     FEWEST,
     Interval,
-    estimate,
+    estimates,
     iqm,
     mean,
     median,
     optimality_gap,
-    probability_of_improvement,
+    probabilities_of_improvement,
 )
 
 STATISTICS = {"median": median, "iqm": iqm, "mean": mean, "optimality_gap": optimality_gap}
@@ -108,17 +108,29 @@ class Aggregate:
     @cached_property
     def rows(self) -> list[Row]:
         """The table, a row for each arm."""
-        return [_row(arm, self.baseline) for arm in self.arms]
+        baseline, scores = self.baseline, [arm.scores for arm in self.arms]
+        compared = probabilities_of_improvement(scores, baseline.scores) if baseline else [None] * len(scores)
+        every = zip(self.arms, estimates(scores, _statistics), compared, strict=True)
+        return [
+            Row(arm, _by_name(interval), None if arm is baseline else improvement)
+            for arm, interval, improvement in every
+        ]
 
-    def shown(self) -> list[list[str]]:
-        """The table as it is shown; its first line has the names of the columns."""
+    def best(self, most: int) -> list[Row]:
+        """At most so many rows, those with the highest IQM, in the order of the table."""
+        kept = sorted(self.rows, key=lambda row: -float(row.statistics["iqm"].value))[:most]
+        return sorted(kept, key=lambda row: row.arm.label)
+
+    def shown(self, most: int | None = None) -> list[list[str]]:
+        """The table as it is shown, or its `best` rows; its first line has the names of the columns."""
+        rows = self.rows if most is None else self.best(most)
         lines = [["Agent", "n", "Median", "IQM", "Mean", "Optimality gap"]]
         lines += [
             [row.arm.label, row.arm.seeds, *(bracketed(each, 2) for each in row.statistics.values())]
-            for row in self.rows
+            for row in rows
         ]
         if self.baseline:
-            improvements = ["" if row.improvement is None else bracketed(row.improvement, 2) for row in self.rows]
+            improvements = ["" if row.improvement is None else bracketed(row.improvement, 2) for row in rows]
             last = [f"P(better than {self.baseline.label})", *improvements]
             lines = [[*line, cell] for line, cell in zip(lines, last, strict=True)]
         return lines
@@ -262,16 +274,15 @@ def _place(group: Group, end: int) -> int:
     return max(0, int(np.searchsorted(group.steps, end, "right")) - 1)
 
 
-def _row(arm: Arm, baseline: Arm | None) -> Row:
-    def statistics(*tasks: np.ndarray, axis: int = 0) -> np.ndarray:
-        return np.stack([statistic(*tasks, axis=axis) for statistic in STATISTICS.values()], -1)
+def _statistics(*tasks: np.ndarray, drawn: Sequence[np.ndarray] | None = None) -> np.ndarray:
+    """All `STATISTICS`, along the first axis."""
+    return np.stack([statistic(*tasks, drawn=drawn) for statistic in STATISTICS.values()])
 
-    every = estimate(arm.scores, statistics)
+
+def _by_name(every: Interval) -> dict[str, Interval]:
+    """The interval of each of `STATISTICS`."""
     columns = zip(STATISTICS, every.value, every.low, every.high, strict=True)
-    found = {name: Interval(value, low, high, every.n) for name, value, low, high in columns}
-    if baseline is None or arm is baseline:
-        return Row(arm, found, None)
-    return Row(arm, found, probability_of_improvement(arm.scores, baseline.scores))
+    return {name: Interval(value, low, high, every.n) for name, value, low, high in columns}
 
 
 def _returns(group: Group) -> np.ndarray:

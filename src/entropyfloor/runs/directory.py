@@ -41,7 +41,7 @@ PATIENCE = 0.5
 class Run:
     """A run directory that is being written. Build it with `Run.create` or `Run.open`.
 
-    Example:
+    Examples:
         >>> run = Run.create(Path("runs/example"), {"domain": "control", "seed": 0})
         >>> with run.recording():
         ...     run.log(1000, {"return": 12.5, "realised_entropy": -3.0, "floor": -3.0})
@@ -285,7 +285,10 @@ class Run:
         return (self.path / CONFIG).read_bytes() == self._settings
 
     def _status(self, state: str, reason: str | None = None) -> None:
-        status = {"state": state, "reason": reason, "step": self._step, "time": machine.now()}
+        status: dict[str, Any] = {"state": state, "reason": reason, "step": self._step, "time": machine.now()}
+        if state != "running":  # it is known at the end only
+            with suppress(Exception):  # whatever a driver says: the end of a run does not depend on a measurement
+                status |= {name: round(size, 3) for name, size in machine.peak_memory().items()}
         files.replace(self.path / STATUS, files.line(status))
 
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import resource
 import shlex
 import shutil
 import subprocess
@@ -20,6 +21,8 @@ PACKAGES = (
 )
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 """Memory limit of a container."""
+PROCESS = Path("/proc/self/status")
+"""What Linux says about this process."""
 SHARE = 0.9
 """Share of the memory that may be used; the rest is for the system."""
 
@@ -79,6 +82,41 @@ def device_memory() -> int | None:
     totals = _output("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits") or ""
     total, *_ = totals.splitlines() or [""]
     return int(SHARE * int(total) * 2**20) if total.isdigit() else None
+
+
+def peak_memory() -> dict[str, float]:
+    """The largest memory that this process has had so far, in GiB, by the names of the vocabulary.
+
+    That of a device is what Torch's CUDA or JAX allocated on the one with the most; where neither has begun to use
+    one, there is no such entry. Other processes, such as workers that load data, are not counted.
+    """
+    found = {"peak_memory": _resident_peak() / 2**30}
+    if device := max(_device_peaks(), default=0):
+        found["peak_memory/device"] = device / 2**30
+    return found
+
+
+def _resident_peak() -> int:
+    """Largest bytes of this process that were in memory."""
+    lines = PROCESS.read_text().splitlines() if PROCESS.exists() else []
+    for line in lines:  # what `getrusage` says includes the program that started this one
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 2**10)
+
+
+def _device_peaks() -> list[int]:
+    """Largest bytes on each device that this process uses; no framework is imported or begun for it."""
+    found: list[int] = []
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        found += [torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())]
+    bridge = sys.modules.get("jax._src.xla_bridge")
+    begun = getattr(bridge, "backends_are_initialized", bool)  # JAX says it nowhere else
+    if begun():
+        statistics = [device.memory_stats() for device in sys.modules["jax"].local_devices()]
+        found += [each["peak_bytes_in_use"] for each in statistics if each and "peak_bytes_in_use" in each]
+    return found
 
 
 def _versions() -> dict[str, str]:

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from entropyfloor.runs.machine import peak_memory
+
 PACE = "ENTROPYFLOOR_PACE"
 """Environment variable: a file to which each step of work is appended, for a program that measures speed."""
 
@@ -109,7 +111,8 @@ class Progress:
         self._last = done
         if self._pace_file and self._since and not self._busy:
             with open(self._pace_file, "a") as file:
-                file.write(f"{self._since[1]} {time.perf_counter()} {done} {self._total}\n")
+                peak = max(peak_memory().values())
+                file.write(f"{self._since[1]} {time.perf_counter()} {done} {self._total} {peak}\n")
         description = self._label + " · ".join(filter(None, (self._evaluation, self._pace(done))))
         self._bar.update(self._task, completed=done, description=description)
 

@@ -176,10 +176,10 @@ def read_lines(path: Path) -> list[Line]:
     if (content := _read(file)) is None:
         raise ValueError(f"{file} is missing: nothing that the run logged is left")
     *lines, _ = content.split(b"\n")
-    parsed = []
+    parsed, parse = [], json.JSONDecoder().decode  # `json.loads` would guess the encoding of each line
     for number, line in enumerate(lines, start=1):
         try:
-            parsed.append(schema.line(json.loads(line)))
+            parsed.append(schema.line(parse(line.decode())))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{file}, line {number} is damaged: {_reason(error)}") from None
     return parsed

@@ -100,7 +100,13 @@ CONFIG = {
     **dict.fromkeys(("domain", "env", "agent"), NAME),
     **dict.fromkeys(("seed", "steps", "epochs"), COUNT),
 }
-STATUS = {"state": TEXT, "step": COUNT, "reason": TEXT.or_null(), "time": TEXT.or_null()}
+STATUS = {
+    "state": TEXT,
+    "step": COUNT,
+    "reason": TEXT.or_null(),
+    "time": TEXT.or_null(),
+    **dict.fromkeys(("peak_memory", "peak_memory/device"), NUMBER),
+}
 MACHINE = {
     **dict.fromkeys(("hardware", "versions"), PLAIN),
     **dict.fromkeys(("system", "command", "commit", "started"), TEXT.or_null()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,23 +38,60 @@ def bootstrap_interval(
     Raises:
         ValueError: An array without observations.
     """
-    from scipy import stats  # takes half a second
-
     samples = tuple(map(np.asarray, values if isinstance(values, tuple) else (values,)))
-    if (fewest := min(map(len, samples))) == 0:
-        raise ValueError("values has no observation: a bootstrap interval needs at least one")
-    if fewest == 1:
-        (value,) = statistic(*(sample[None] for sample in samples), axis=1)
-        return _plain(value), _plain(value)
 
-    def resampled(*rows: np.ndarray, **_: int) -> Any:  # SciPy's axis is that of the row numbers
+    def resampled(*rows: np.ndarray) -> Any:
         return np.transpose(statistic(*(sample[row] for sample, row in zip(samples, rows, strict=True)), axis=1))
 
-    low, high = stats.bootstrap(
-        [np.arange(len(sample)) for sample in samples],
+    return interval_of_rows(
+        [*map(len, samples)],
         resampled,
+        resamples=resamples,
+        confidence=confidence,
+        seed=seed,
+        size=sum(sample.size for sample in samples),
+    )
+
+
+def interval_of_rows(
+    lengths: Sequence[int],
+    statistic: Callable[..., Any],
+    *,
+    resamples: int,
+    confidence: float,
+    seed: int,
+    size: int,
+) -> tuple[Any, Any]:
+    """As `bootstrap_interval`, but the statistic is given the numbers of the rows that were drawn.
+
+    Args:
+        lengths: Number of observations of each array.
+        statistic: Called with arrays `[some, n]` of numbers of rows, one for each array; returns `[some]`, or
+            `[..., some]` for several numbers.
+        resamples: Number of bootstrap resamples.
+        confidence: Share of the bootstrap distribution inside the interval.
+        seed: Seed of the resampling.
+        size: Number of values in a resample, of which `CELLS` says how many resamples are made at a time. The
+            same lengths, size and seed draw the same rows.
+
+    Returns:
+        Lower and upper bound, floats or arrays `[...]`.
+
+    Raises:
+        ValueError: An array without observations.
+    """
+    from scipy import stats  # takes half a second
+
+    if (fewest := min(lengths)) == 0:
+        raise ValueError("values has no observation: a bootstrap interval needs at least one")
+    if fewest == 1:
+        value = np.asarray(statistic(*(np.arange(n)[None] for n in lengths)))[..., 0]
+        return _plain(value), _plain(value)
+    low, high = stats.bootstrap(
+        [np.arange(n) for n in lengths],
+        lambda *rows, **_: statistic(*rows),  # SciPy's axis is that of the row numbers
         n_resamples=resamples,
-        batch=max(1, CELLS // sum(sample.size for sample in samples)),
+        batch=max(1, CELLS // size),
         vectorized=True,
         confidence_level=confidence,
         method="percentile",

@@ -93,6 +93,8 @@ QUANTITIES: dict[str, Quantity] = {
     # the machine
     "images_per_second": Quantity("Training images per second", "1/s"),
     "steps_per_second": Quantity("Environment steps per second", "1/s"),
+    "peak_memory": Quantity("Largest memory of the process that trained", "GiB"),
+    "peak_memory/device": Quantity("Largest memory of a device that the process used", "GiB"),
 }
 SCORES = {"control": "return", "vision": "top1", "language": "avg_at_k"}
 """Quantity of each domain that says how good a run is. An evaluation logs it with the realised entropy."""

@@ -58,6 +58,14 @@ class TanhNormal(_Bounded):
     Args:
         loc: Mean of u, `[..., D]`.
         scale: Standard deviation of u, broadcastable with `loc`, positive.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.torch.distributions import TanhNormal
+        >>> policy = TanhNormal(torch.zeros(256, 6), torch.tensor(0.5))
+        >>> action, log_prob = policy.rsample_and_log_prob()
+        >>> action.shape, log_prob.shape, policy.entropy().shape
+        (torch.Size([256, 6]), torch.Size([256]), torch.Size([256]))
     """
 
     support = constraints.independent(constraints.interval(-1.0, 1.0), 1)
@@ -109,6 +117,14 @@ class TruncatedNormal(_Bounded):
         scale: Standard deviation before truncation, broadcastable with `loc`, positive.
         low: Lower bound.
         high: Upper bound.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.torch.distributions import TruncatedNormal
+        >>> policy = TruncatedNormal(torch.zeros(256, 6), torch.tensor(0.5))
+        >>> action, log_prob = policy.rsample_and_log_prob()
+        >>> action.shape, log_prob.shape, policy.entropy().shape
+        (torch.Size([256, 6]), torch.Size([256]), torch.Size([256]))
     """
 
     def __init__(

@@ -37,6 +37,12 @@ def entropy_from_logits(logits: Float[Tensor, "..."], dim: int = -1) -> Float[Te
 
     Raises:
         ValueError: Integer input.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.torch import functional as F
+        >>> F.entropy_from_logits(torch.zeros(2, 4))
+        tensor([1.3863, 1.3863])
     """
     logits = as_float(logits, "logits")
     shifted = logits - logits.amax(dim, keepdim=True).detach()
@@ -45,7 +51,14 @@ def entropy_from_logits(logits: Float[Tensor, "..."], dim: int = -1) -> Float[Te
 
 
 def gaussian_entropy(log_std: Float[Tensor, "..."], dim: int = -1) -> Float[Tensor, "..."]:
-    """Entropy of a diagonal Gaussian (Eq. 10): `Σ_i (log σ_i + log √(2πe))`, in nats, without `dim`."""
+    """Entropy of a diagonal Gaussian (Eq. 10): `Σ_i (log σ_i + log √(2πe))`, in nats, without `dim`.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.torch import functional as F
+        >>> F.gaussian_entropy(torch.zeros(2, 3))
+        tensor([4.2568, 4.2568])
+    """
     log_std = as_float(log_std, "log_std")
     return (log_std + targets.LOG_SQRT_2PIE).sum(dim)
 
@@ -66,6 +79,12 @@ def truncated_normal_entropy(
 
     Raises:
         ValueError: Crossed bounds, integer input.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.torch import functional as F
+        >>> F.truncated_normal_entropy(torch.tensor([0.0, 0.9]), torch.tensor(0.3).log())
+        tensor([ 0.2090, -0.3459])
     """
     loc, log_std = torch.broadcast_tensors(as_float(loc, "loc"), as_float(log_std, "log_std"))
     mu, log_scale = unit_coordinates(loc, low, high)
@@ -87,6 +106,12 @@ def tanh_normal_entropy(loc: Float[Tensor, "..."], log_std: Float[Tensor, "..."]
 
     Raises:
         ValueError: Integer input.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.torch import functional as F
+        >>> F.tanh_normal_entropy(torch.zeros(3), torch.tensor([0.3, 0.87, 2.0]).log())
+        tensor([ 0.1286,  0.6836, -0.0012])
     """
     loc, log_std = torch.broadcast_tensors(as_float(loc, "loc"), as_float(log_std, "log_std"))
     std = log_std.exp()

@@ -104,6 +104,13 @@ def era_gaussian(
 
     Raises:
         ValueError: Infeasible or NaN target, crossed bounds, shapes that differ, unknown mode, integer input.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.torch import functional as F
+        >>> log_std = F.era_gaussian(torch.randn(256, 6), target_entropy=-3.0)
+        >>> bool((F.gaussian_entropy(log_std) > -3.0 - 1e-4).all())
+        True
     """
     raw = as_float(raw_log_std, "raw_log_std")
     gap = _gaussian_gap(raw, target_entropy, log_std_min, log_std_max, dim, clamp)
@@ -137,6 +144,14 @@ def era_gaussian_batch(
 
     Raises:
         ValueError: Infeasible or NaN target, crossed bounds, no batch axis, integer input, a target per state.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.torch import functional as F
+        >>> raw = torch.linspace(-1.0, 1.0, 12).reshape(2, 6)
+        >>> log_std, log_mean_exp_sum = F.era_gaussian_batch(raw, target_entropy=-3.0)
+        >>> round(F.gaussian_entropy(log_std).mean().item(), 4)
+        -3.0
     """
     raw = as_float(raw_log_std, "raw_log_std")
     if raw.ndim < 2:
@@ -190,6 +205,14 @@ def era_truncated_normal(
 
     Raises:
         ValueError: Infeasible or NaN target, crossed bounds, shapes that differ, unknown mode, integer input.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.torch import functional as F
+        >>> loc, raw = torch.tensor([0.0, 0.9]), torch.zeros(2)
+        >>> log_std = F.era_truncated_normal(loc, raw, target_entropy=-0.5)
+        >>> round(F.truncated_normal_entropy(loc, log_std).sum().item(), 4)
+        -0.5
     """
     loc, raw = as_float(loc, "loc"), as_float(raw_log_std, "raw_log_std")
     if loc.shape != raw.shape:
@@ -227,6 +250,13 @@ def project_gaussian(
 
     Raises:
         ValueError: NaN target, integer input, shapes that differ.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.torch import functional as F
+        >>> log_std = F.project_gaussian(torch.tensor([-4.0, -1.0]), target_entropy=0.5)
+        >>> round(F.gaussian_entropy(log_std).item(), 4)
+        0.5
     """
     log_std = as_float(log_std, "log_std")
     number = _number(target_entropy)
@@ -239,7 +269,14 @@ def project_gaussian(
 def clamped_share(
     target_entropy: Float[Tensor, "..."], action_dim: int, *, log_std_max: float = 0.0
 ) -> Float[Tensor, ""]:
-    """Share of array targets above the largest entropy of Eq. 11, which `era_gaussian` clamps: to be logged."""
+    """Share of array targets above the largest entropy of Eq. 11, which `era_gaussian` clamps: to be logged.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.torch import functional as F
+        >>> F.clamped_share(torch.tensor([0.0, 9.0]), action_dim=2)
+        tensor(0.5000)
+    """
     return (target_entropy > targets.gaussian_entropy_max(action_dim, log_std_max)).float().mean()
 
 
@@ -282,6 +319,13 @@ def era_softmax(
     Raises:
         ValueError: n < 2, an infeasible floor, τ ≤ e, an unknown option, integer input, a mask that is not
             boolean or does not broadcast to `logits`.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.torch import functional as F
+        >>> logits = F.era_softmax(torch.tensor([100.0, 0.0, 0.0]), min_entropy=0.3)
+        >>> round(F.entropy_from_logits(logits).item(), 4)
+        0.3
     """
     logits = as_float(logits, "logits")
     n = logits.shape[dim]

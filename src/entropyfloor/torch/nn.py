@@ -39,6 +39,14 @@ class ERAGaussian(nn.Module):
         mode: `"pin"` or `"floor"`.
         batch_level: Meet the target on average over the batch instead of in every state.
         momentum: Weight of a new batch in the running mean.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.torch import functional as F, nn
+        >>> head = nn.ERAGaussian(action_dim=6, target_entropy=-3.0)
+        >>> entropy = F.gaussian_entropy(head(torch.randn(256, 6)))
+        >>> bool((entropy > -3.0 - 1e-4).all())
+        True
     """
 
     log_mean_exp_sum: Tensor
@@ -56,7 +64,7 @@ class ERAGaussian(nn.Module):
     ) -> None:
         super().__init__()
         targets.check_gaussian(target_entropy, action_dim, log_std_min, log_std_max)
-        _check_mode(mode, action_dim, batch_level)
+        check_mode(mode, action_dim, batch_level)
         self.action_dim, self.target_entropy = action_dim, target_entropy
         self.log_std_min, self.log_std_max = log_std_min, log_std_max
         self.mode, self.batch_level, self.momentum = mode, batch_level, momentum
@@ -65,7 +73,7 @@ class ERAGaussian(nn.Module):
 
     def forward(self, raw_log_std: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """log σ from the raw network output."""
-        _check_last_axis(raw_log_std, self.action_dim, "action_dim")
+        check_last_axis(raw_log_std, self.action_dim, "action_dim")
         low, high = self.log_std_min, self.log_std_max
         if not self.batch_level:
             return F.era_gaussian(
@@ -108,6 +116,14 @@ class ERATruncatedNormal(nn.Module):
         low: Lower bound of the action.
         high: Upper bound of the action.
         mode: `"pin"` or `"floor"`.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.torch import distributions, nn
+        >>> head, loc = nn.ERATruncatedNormal(action_dim=6, target_entropy=-3.0), torch.rand(256, 6)
+        >>> policy = distributions.TruncatedNormal(loc, head(loc, torch.randn(256, 6)).exp())
+        >>> bool((policy.entropy() > -3.0 - 1e-4).all())
+        True
     """
 
     def __init__(
@@ -123,7 +139,7 @@ class ERATruncatedNormal(nn.Module):
     ) -> None:
         super().__init__()
         targets.check_truncated_normal(target_entropy, action_dim, log_std_min, log_std_max, low, high)
-        _check_mode(mode, action_dim)
+        check_mode(mode, action_dim)
         self.action_dim, self.target_entropy, self.mode = action_dim, target_entropy, mode
         self.log_std_min, self.log_std_max, self.low, self.high = log_std_min, log_std_max, low, high
 
@@ -131,7 +147,7 @@ class ERATruncatedNormal(nn.Module):
         self, loc: Float[Tensor, "*batch D"], raw_log_std: Float[Tensor, "*batch D"]
     ) -> Float[Tensor, "*batch D"]:
         """log σ before truncation, from the mean before truncation and the raw network output."""
-        _check_last_axis(loc, self.action_dim, "action_dim")
+        check_last_axis(loc, self.action_dim, "action_dim")
         return F.era_truncated_normal(
             loc,
             raw_log_std,
@@ -161,6 +177,13 @@ class ERASoftmax(nn.Module):
         tau: τ > e.
         floor: `"calibrated"` or `"paper"`.
         inverse: `"exact"` or `"paper"`.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.torch import functional as F, nn
+        >>> head = nn.ERASoftmax(num_classes=10, min_entropy=0.6)
+        >>> bool((F.entropy_from_logits(head(100 * torch.randn(256, 10))) > 0.6 - 1e-4).all())
+        True
     """
 
     def __init__(
@@ -210,6 +233,13 @@ class ERALinear(nn.Linear):
         min_entropy: Floor in nats.
         bias: Whether the linear layer has a bias.
         **options: `tau`, `floor`, `inverse` of `ERASoftmax`; `device`, `dtype` of `Linear`.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.torch import nn
+        >>> layer = nn.ERALinear(64, 10, min_entropy=0.6)
+        >>> layer.load_state_dict(torch.nn.Linear(64, 10).state_dict())
+        <All keys matched successfully>
     """
 
     def __init__(
@@ -234,6 +264,13 @@ class ResidualEntropy(nn.Module):
     Args:
         target_entropy: H0 in nats for the whole action.
         initial: The parameter before softplus; 0 starts δ̂ at log 2.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.torch import functional as F, nn
+        >>> residual = nn.ResidualEntropy(target_entropy=-3.0)
+        >>> log_std = F.era_gaussian(torch.randn(256, 6), -3.0 + residual.value.detach())
+        >>> residual.loss(policy_entropy=torch.full((256,), -4.0)).backward()  # makes δ̂ larger
     """
 
     def __init__(self, target_entropy: float, initial: float = 0.0) -> None:
@@ -266,11 +303,11 @@ def _floored(
     inverse: Literal["exact", "paper"],
 ) -> Tensor:
     """One node in a graph of `torch.fx`, which cannot trace code that depends on a shape."""
-    _check_last_axis(logits, num_classes, "num_classes")
+    check_last_axis(logits, num_classes, "num_classes")
     return F.era_softmax(logits, min_entropy, tau=tau, floor=floor, inverse=inverse)
 
 
-def _check_mode(mode: str, action_dim: int, batch_level: bool = False) -> None:
+def check_mode(mode: str, action_dim: int, batch_level: bool = False) -> None:
     """Refuse modes that cannot work, and warn where Eq. 11 leaves the network no choice."""
     floor = F.is_floor(mode)
     if batch_level and floor:
@@ -282,6 +319,7 @@ def _check_mode(mode: str, action_dim: int, batch_level: bool = False) -> None:
         )
 
 
-def _check_last_axis(x: Tensor, size: int, name: str) -> None:
+def check_last_axis(x: Tensor, size: int, name: str) -> None:
+    """Refuse input whose last axis is not of the size that the module was built for."""
     if x.shape[-1] != size:
         raise ValueError(f"input of shape {tuple(x.shape)} does not end in {name}={size}")

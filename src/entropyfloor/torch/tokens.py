@@ -36,6 +36,12 @@ def response_entropy(
 
     Raises:
         ValueError: `top_fraction` outside (0, 1], shapes that differ, integer entropies.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.torch import functional as F
+        >>> F.response_entropy(torch.tensor([[0.1, 2.0, 0.3, 9.0]]), mask=torch.tensor([[1, 1, 1, 0]]))
+        tensor([2.])
     """
     ranked, _, is_top = _ranked(token_entropy, mask, top_fraction)
     return torch.where(is_top, ranked, 0.0).sum(-1) / is_top.sum(-1).clamp(min=1)
@@ -56,6 +62,12 @@ def top_tokens(
 
     Raises:
         ValueError: As `response_entropy`.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.torch import functional as F
+        >>> F.top_tokens(torch.tensor([[0.1, 2.0, 0.3, 9.0]]), mask=torch.tensor([[1, 1, 1, 0]]))
+        tensor([[False,  True, False, False]])
     """
     _, order, is_top = _ranked(token_entropy, mask, top_fraction)
     return torch.zeros_like(is_top).scatter(-1, order, is_top)
@@ -95,6 +107,12 @@ def era_token_scale(
     Raises:
         ValueError: k ≤ 1, crossed or NaN ω, a negative `min_advantage`, unknown signs, shapes that do not belong
             together, integer input.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.torch import functional as F
+        >>> F.era_token_scale(torch.tensor([0.2, 0.2, 1.0]), advantages=torch.tensor([1.0, -1.0, 1.0]))
+        tensor([2., 1., 1.])
     """
     entropy, advantages = as_float(response_entropy, "response_entropy"), as_float(advantages, "advantages")
     if not 1 < k < math.inf:
@@ -129,6 +147,12 @@ def scale_advantages(advantages: Float[Tensor, "..."], scale: Float[Tensor, "...
 
     Raises:
         ValueError: Shapes that do not belong together, integer input.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.torch import functional as F
+        >>> F.scale_advantages(torch.tensor([1.0, -1.0, 1.0]), scale=torch.tensor([2.0, 1.0, 0.5]))
+        tensor([ 0.5000, -1.0000,  2.0000])
     """
     advantages, scale = as_float(advantages, "advantages"), as_float(scale, "scale")
     if scale.ndim > advantages.ndim:
@@ -161,6 +185,12 @@ def top_k_logits(
 
     Raises:
         ValueError: k < 1, shapes that differ, integer logits.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.torch import functional as F
+        >>> F.top_k_logits(torch.tensor([3.0, 1.0, 2.0, 0.0]), k=2)
+        tensor([3., -inf, 2., -inf])
     """
     logits = as_float(logits, "logits")
     if k < 1:
@@ -225,6 +255,14 @@ def token_log_probs(
     Raises:
         ValueError: Shapes that do not belong together, a scale, temperature or softcap ≤ 0, k < 1, `top_k_rows`
             without `top_k`, integer input, an unknown `impl` or one that cannot run on this device.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.torch import functional as F
+        >>> hidden, weight, sampled = torch.randn(4, 7, 16), torch.randn(50, 16), torch.randint(50, (4, 7))
+        >>> log_probs, entropy = F.token_log_probs(hidden, weight, sampled, scale=2.0)
+        >>> log_probs.shape, entropy.shape
+        (torch.Size([4, 7]), torch.Size([4, 7]))
     """
     head = _Head(hidden, weight, targets, bias, temperature, softcap, top_k, top_k_rows, ignore_index, impl)
     if scale is None:
@@ -271,6 +309,14 @@ def token_log_probs_all_scales(
 
     Raises:
         ValueError: k ≤ 1, and as `token_log_probs`.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.torch import functional as F
+        >>> hidden, weight, sampled = torch.randn(4, 7, 16), torch.randn(50, 16), torch.randint(50, (4, 7))
+        >>> log_probs, entropy = F.token_log_probs_all_scales(hidden, weight, sampled, k=2.0)
+        >>> log_probs.shape, entropy.shape
+        (torch.Size([3, 4, 7]), torch.Size([4, 7]))
     """
     if not 1 < k < math.inf:
         raise ValueError(f"k={k} must be a finite number above 1")
@@ -293,6 +339,13 @@ def log_probs_at(
 
     Raises:
         ValueError: Shapes that do not belong together.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.torch import functional as F
+        >>> at_1_k_and_1_over_k = torch.tensor([[-1.0, -1.0], [-0.2, -0.2], [-2.0, -2.0]])
+        >>> F.log_probs_at(at_1_k_and_1_over_k, scale=torch.tensor([2.0, 1.0]))
+        tensor([-0.2000, -1.0000])
     """
     if log_probs.ndim < 1 or len(log_probs) != 3:
         raise ValueError(

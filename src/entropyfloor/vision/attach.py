@@ -42,7 +42,8 @@ def attach_era(model: Model, min_entropy: float, *, head: str | None = None, **o
         ValueError: The floor is out of reach, or there is no `Linear` to put it on; the message says why and what
             to do instead. The model is then as it was.
 
-    Example:
+    Examples:
+        >>> from entropyfloor.vision import attach_era
         >>> import timm
         >>> model = attach_era(timm.create_model("resnet18", num_classes=10), min_entropy=0.6)
     """
@@ -62,6 +63,12 @@ def detach_era(model: Model) -> Model:
 
     Returns:
         The same model; one without a floor as it was.
+
+    Examples:
+        >>> from entropyfloor.vision import attach_era, detach_era
+        >>> import timm
+        >>> model = attach_era(timm.create_model("test_resnet", num_classes=10), min_entropy=0.6)
+        >>> plain = detach_era(model)
     """
     for name, module in list(model.named_modules()):
         if name and isinstance(module, ERALinear):

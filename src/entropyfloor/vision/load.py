@@ -27,7 +27,7 @@ def load_classifier(run: Path | str) -> Classifier:
     Raises:
         ValueError: There is no run of a classifier, or no checkpoint, or the checkpoint is damaged.
 
-    Example:
+    Examples:
         >>> from PIL import Image
         >>> classifier = load_classifier("runs/vision/digits-resnet18/plain/seed-0")  # doctest: +SKIP
         >>> logits = classifier(classifier.preprocess([Image.open("digit.png")]))  # doctest: +SKIP

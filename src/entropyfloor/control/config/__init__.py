@@ -53,8 +53,11 @@ def config_class(agent: str | None) -> type[ControlConfig]:
 def configure(agent: str, **settings: Any) -> ControlConfig:
     """Settings of an agent by its name.
 
-    Example:
-        >>> configure("sac-era-exact", env="dmc/walker-run", seed=1)
+    Examples:
+        >>> from entropyfloor.control.train import configure
+        >>> settings = configure("sac-era-exact", env="dmc/walker-run", seed=1)
+        >>> settings.env, settings.seed
+        ('dmc/walker-run', 1)
 
     Raises:
         ValueError: An agent that does not exist, a setting that it does not have, or a number out of range.

@@ -115,7 +115,7 @@ class ControlConfig(ABC):
         """`env_args` as a dict."""
         try:
             arguments = json.loads(self.env_args or "{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             arguments = None
         if not isinstance(arguments, dict):
             example = '{"continuous": true}'

@@ -46,6 +46,12 @@ def make(
         ValueError: Unknown suite or task (the nearest names are listed), a repeat below 1, a backend that does
             not have the task, arguments that it does not take, or a space that no agent here can use.
         ImportError: The suite, the backend or something else that the task needs is not installed; it is named.
+
+    Examples:
+        >>> from entropyfloor.control import envs
+        >>> env = envs.make("gym/Pendulum-v1")
+        >>> env.observation_space.shape, env.action_space.shape
+        ((3,), (1,))
     """
     for option, value in (("action_repeat", action_repeat), ("max_episode_steps", max_episode_steps)):
         if value is not None and value < 1:

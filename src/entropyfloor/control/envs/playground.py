@@ -84,8 +84,17 @@ def load(task: str, **overrides: Any) -> tuple[Any, int]:
     Args:
         task: One of `tasks()`.
         overrides: Entries of its configuration.
+
+    Raises:
+        ImportError: MuJoCo Playground is not installed.
+        ValueError: An entry would have no effect.
     """
     suite = _suite()
+    if overrides.get("action_repeat", 1) != 1:
+        raise ValueError(
+            f"action_repeat={overrides['action_repeat']}: the tasks of MuJoCo Playground ignore it; a longer "
+            "ctrl_dt makes their steps longer"
+        )
     # Its own default, MuJoCo Warp, needs an NVIDIA GPU, and lets all simulations share a number of contacts.
     simulator = suite.load(task, config_overrides={"impl": "jax"} | overrides)
     return simulator, int(overrides.get("episode_length", suite.get_default_config(task).episode_length))

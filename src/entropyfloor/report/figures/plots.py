@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,8 +34,9 @@ PIXELS = 96 / 72
 """CSS pixels of a point, the unit of widths in matplotlib."""
 FEW = 3
 """Panels of a figure that has more are small."""
-MOST_POINTS = 200
-"""Largest number of points of a curve that say their values on a page; its CSV file has all."""
+MOST_POINTS, MOST_VALUES, LEAST_POINTS = 200, 2_000, 25
+"""Largest number of points of a curve that say their values on a page, and of those of all curves of a panel, but
+for so many points of each curve. A figure's CSV file has all."""
 NOTHING = ("None", "none", "", " ", None)
 """Styles of lines and markers that are not drawn."""
 _SEEDS = re.compile(r" \(n = [0-9]+\)$")
@@ -86,6 +88,14 @@ class Plot(NamedTuple):
     """Markers and texts."""
     values: Sequence[dict[str, Any]]
     """What is shown where the pointer is: of each series the arm, what it is, values and positions."""
+    thinned: int = 0
+    """Number of points that each long series shows there; 0 where every series shows all."""
+
+    @property
+    def marker_groups(self) -> list[tuple[Shape, list[Shape]]]:
+        """Markers and texts that follow each other and differ in their place only, behind the first of them."""
+        found = [[*each] for _, each in groupby(self.marks, lambda mark: mark._replace(x=0.0, y=0.0))]
+        return [(each[0], each) for each in found]
 
     @property
     def gutter(self) -> str:
@@ -141,6 +151,8 @@ def _plot(axes: Axes, x_label: str, arms: Sequence[str]) -> Plot:
     }
     shapes = [shape for each in of_artists.values() for shape in each]
     colours = {key: each[0].colour for key, each in of_artists.items() if each}
+    series = [each for each in series if each.x.size]
+    most = max(LEAST_POINTS, min(MOST_POINTS, MOST_VALUES // max(1, len(series))))
     return Plot(
         axes.get_title("left"),
         x_label,
@@ -150,7 +162,8 @@ def _plot(axes: Axes, x_label: str, arms: Sequence[str]) -> Plot:
         round(100 / reach, 2),
         [shape for shape in shapes if shape.kind in ("line", "area")],
         [shape for shape in shapes if shape.kind not in ("line", "area")],
-        [_values(each, arms, colours, place) for each in series if each.x.size],
+        [_values(each, arms, colours, place, most) for each in series],
+        most if any(len(each.x) > most for each in series) else 0,
     )
 
 
@@ -256,12 +269,16 @@ def _filled(path: Path, transform: Transform, faces: Any, edges: Any, place: _Pl
 
 
 def _d(path: Path, transform: Transform, place: _Place, closed: bool = False) -> str:
-    """A path in `UNITS`, without points that lie on the one before."""
+    """A path in `UNITS`, without points that change nothing: on the one before, or between their neighbours."""
     parts = []
     for polygon in transform.transform_path(path).cleaned(remove_nans=True).to_polygons(closed_only=closed):
         points = np.rint(UNITS / 100 * place(np.asarray(polygon))).astype(int)
         new = np.append(True, (points[1:] != points[:-1]).any(1))
-        parts.append("M" + " ".join(f"{x},{y}" for x, y in points[new]) + ("z" if closed else ""))
+        points = points[new]
+        before, after = points[1:-1] - points[:-2], points[2:] - points[1:-1]
+        bend = (before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]) | ((before * after).sum(1) < 0)
+        points = points[np.concatenate([[True], bend, [True]])] if len(points) > 2 else points
+        parts.append("M" + " ".join(f"{x},{y}" for x, y in points) + ("z" if closed else ""))
     return "".join(parts)
 
 
@@ -314,10 +331,12 @@ def _rounded(x: float, y: float) -> tuple[float, float]:
 # --- values ----------------------------------------------------------------------------------------------
 
 
-def _values(series: Series, arms: Sequence[str], colours: Mapping[int, str], place: _Place) -> dict[str, Any]:
-    """Values of a series and where they are drawn, of at most `MOST_POINTS` points."""
+def _values(
+    series: Series, arms: Sequence[str], colours: Mapping[int, str], place: _Place, most: int
+) -> dict[str, Any]:
+    """Values of a series and where they are drawn, of at most `most` points."""
     n = len(series.x)
-    few = np.unique(np.linspace(0, n - 1, min(n, MOST_POINTS)).round().astype(int))
+    few = np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
     x, y, low, high = (np.asarray(values, float)[few] for values in (series.x, *series.y[:3]))
     across, down = place(np.stack([x, y], -1), place.axes.transData).round(1).T
     found = {

@@ -25,6 +25,8 @@ RESAMPLES = 2_000
 """Number of bootstrap resamples of a band, whose bounds are drawn and not printed."""
 THRESHOLDS = 200
 """Number of points in a performance profile."""
+LISTED = 40
+"""Largest number of agents that the text instead of the figure lists."""
 CAPTION = (
     "Interquartile mean of the normalised returns of all runs, at the steps at which every task was evaluated; "
     "share of the runs whose score is above that of the axis, a mean over tasks. n: seeds in a task, the fewest. "
@@ -54,7 +56,10 @@ def overview_panels(aggregate: Aggregate) -> list[Panel]:
 
 def alt(aggregate: Aggregate) -> str:
     """Text instead of the figure, for those who cannot see it."""
-    ends = "; ".join(f"{row.arm.label} ended at {bracketed(row.statistics['iqm'], 2)}" for row in aggregate.rows)
+    rows = aggregate.best(LISTED)
+    ends = "; ".join(f"{row.arm.label} ended at {bracketed(row.statistics['iqm'], 2)}" for row in rows)
+    if len(rows) < len(aggregate.rows):
+        ends += f"; {len(aggregate.rows) - len(rows)} others ended no higher"
     return f"Interquartile mean of normalised returns, and performance profiles, on {aggregate.name}. {ends}."
 
 
