@@ -19,6 +19,7 @@ $(VENV)/installed-demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(INSTALL) '.[control,report]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps dm_control  # as docs/control.md has it for Python 3.13
 	touch $@
 
 $(VENV)/installed: $(VENV)/installed-demo
@@ -79,6 +80,7 @@ bench: $(VENV)/installed-hosts  ## Measure speed: floors against plain heads, ag
 	$(BIN)/python benchmarks/language.py
 	$(BIN)/python benchmarks/token_log_probs.py
 	$(BIN)/python benchmarks/trl_overhead.py
+	$(BIN)/python benchmarks/report.py
 
 SCALE ?= full
 
@@ -88,6 +90,7 @@ bench-gpu: $(VENV)/installed  ## Measure one accelerator in eight minutes; `SCAL
 FIGURES := demo control/walker-run control/halfcheetah-ppo control/beside-sb3/pendulum control/beside-sb3/ppo \
 	control/beside-sb3/sac control/precision/walker-run control/precision/humanoid vision/cifar10-regularisers vision/precision \
 	language/countdown language/long language/longer language/precision language/smollm2
+PARALLEL := control/parallel
 CIFAR10 := vision/cifar10-regularisers
 COUNTDOWN := language/countdown
 
@@ -96,7 +99,11 @@ figures: $(VENV)/installed  ## Redraw the figures of docs/ from results/
 		mkdir -p docs/$$name && $(BIN)/entropyfloor report results/$$name.runs.zip --out report/$$name && \
 		cp report/$$name/overview.* report/$$name/table.csv docs/$$name/ || exit 1; \
 	done
+	mkdir -p docs/$(PARALLEL) && $(BIN)/entropyfloor report results/$(PARALLEL)-fp32.runs.zip --out report/$(PARALLEL)
+	cp report/$(PARALLEL)/table.csv docs/$(PARALLEL)/
 	for kind in png svg; do \
+		cp report/$(PARALLEL)/all-tasks-return.$$kind docs/$(PARALLEL)/returns.$$kind || exit 1; \
+		cp report/$(PARALLEL)/all-tasks-entropy.$$kind docs/$(PARALLEL)/entropies.$$kind || exit 1; \
 		cp report/$(CIFAR10)/cifar10-test-resnet-evaluation.$$kind docs/$(CIFAR10)/evaluation.$$kind || exit 1; \
 		for name in pass thresholds shares tokens; do \
 			cp report/$(COUNTDOWN)/countdown-3-tiny-$$name.$$kind docs/$(COUNTDOWN)/$$name.$$kind || exit 1; \

@@ -38,7 +38,6 @@ COMMANDS = {
         "evaluate runs/language --problems 2 --samples 2",
         "judge 1/2 0.5",
     ],
-    "reasoning": [f"train language --task reasoning_gym:chain_sum {LANGUAGE} --out runs/reasoning"],
     "onnx": [f"train control --agent sac-era {PENDULUM} --out runs/onnx", "export runs/onnx --out policy.onnx"],
     "control,report": ["audit runs/control --episodes 1"],
     "vision,report": ["audit runs/vision"],
@@ -70,6 +69,10 @@ import jax
 from entropyfloor.jax.nn import ERAGaussian
 head, raw = ERAGaussian(3, target_entropy=-1.5), jax.numpy.zeros((8, 3))
 assert jax.grad(lambda raw: head.apply({}, raw)[:, 0].sum())(raw).any()
+from flax.nnx import Rngs, jit
+from entropyfloor.jax.nnx import ERALinear
+layer = ERALinear(4, 10, min_entropy=0.6, rngs=Rngs(0))
+assert jit(lambda layer, x: layer(x))(layer, jax.numpy.zeros((2, 4))).shape == (2, 10)
 """,
     "keras": """
 import importlib.util, os
@@ -90,6 +93,13 @@ ray.run([], Path.cwd(), 1, lambda *_: True)
 """,
     "slurm": "import entropyfloor.experiments.engines.slurm, submitit",
     "server": "import entropyfloor.language.sampling.engines.server, openai",
+    "reasoning": """
+from entropyfloor.language.tasks import ReasoningGym
+from entropyfloor.language.tasks.reasoning_gym import dataset_of
+row = dataset_of("chain_sum", "{}")[0]
+assert dataset_of("chain_sum", "{}").score_answer(row["answer"], row) == 1.0
+assert ReasoningGym("chain_sum", '{"size": 300}')
+""",
     "smollm2": "import entropyfloor.language.model, gguf",
     "sb3": """
 from stable_baselines3 import SAC

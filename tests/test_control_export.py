@@ -89,7 +89,7 @@ def test_the_file_of_a_run_in_bfloat16_computes_in_float32(name, tmp_path):
 @pytest.mark.slow
 def test_observations_far_from_zero_are_normalised_as_in_float64(tmp_path):
     trainer = save_untrained(tmp_path / "run", "ppo", env="gym/Pendulum-v1", step=1)
-    moments = trainer.collectors[0]._moments
+    moments = trainer.collectors[0].normalise.moments
     moments.mean, moments.variance = np.array([1e4 + 1 / 3, -77.7, 0.1]), np.array([1e-4, 3.0, 1e-8])
     trainer.step = 2
     from entropyfloor.runs import Run

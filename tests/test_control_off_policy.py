@@ -123,7 +123,7 @@ def test_an_evaluation_normalises_as_the_loaded_policy_does(tmp_path):
     assert line["return"] == pytest.approx(total, rel=1e-5)
     assert line["realised_entropy"] == pytest.approx(policy.entropy(np.stack(states)).mean(), abs=1e-4)
     assert line["realised_entropy/min"] >= line["floor"] - 1e-3
-    assert policy.moments.count == 60
+    assert policy.normalise.moments.count == 60
 
 
 @pytest.mark.slow

@@ -111,7 +111,9 @@ def test_it_stores_what_a_loop_in_python_does():
     collector = trainer.collectors[0]
     assert len(collector.returns) == len(loop.returns)
     assert np.sum(collector.returns) == pytest.approx(np.sum(loop.returns), rel=1e-5)
-    np.testing.assert_allclose(collector.scaling()[1], np.sqrt(loop.moments.variance + VARIANCE_FLOOR), rtol=1e-5)
+    np.testing.assert_allclose(
+        collector.normalise.scaling()[1], np.sqrt(loop.moments.variance + VARIANCE_FLOOR), rtol=1e-5
+    )
     # The last updates are those of the state before, from the replay and the moments of now.
     key = jax.random.fold_in(seeding.key(trainer.config.seed, seeding.UPDATE), np.uint32(trainer.step))
     data = trainer.memory.ring, loop.moments.scaling()

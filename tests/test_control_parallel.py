@@ -75,7 +75,7 @@ def test_observations_are_normalised_by_all_that_were_acted_on():
     moments = RunningMoments((11,))
     moments.update(np.concatenate(seen))
     np.testing.assert_allclose(view.observation, moments.normalise(seen[-1]), atol=1e-5)
-    mean, deviation = collector.scaling()
+    mean, deviation = collector.normalise.scaling()
     assert mean.dtype == deviation.dtype == np.float32
     np.testing.assert_allclose(mean, moments.mean, atol=1e-6)
     np.testing.assert_allclose(deviation, np.sqrt(moments.variance + 1e-8), rtol=1e-5)

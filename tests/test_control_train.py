@@ -698,6 +698,69 @@ def test_an_evaluation_that_is_interrupted_is_left_at_once_and_done_by_the_resum
         np.testing.assert_array_equal(array, Run.open(part).latest().arrays[name])
 
 
+class Broken(Slow):
+    """Breaks in every evaluation from the moment of the signal on."""
+
+    broken = False
+
+    def step(self, action):
+        if self.evaluates and Broken.broken:
+            raise ArithmeticError("the bodies fly apart")
+        if self.evaluates and Slow.played + 1 == Slow.at:
+            Broken.broken = True
+        return super().step(action)
+
+
+@pytest.mark.parametrize(("at", "step"), [(70, 100), (160, 300)])
+def test_an_evaluation_that_is_due_and_always_fails_is_tried_once(at, step, tmp_path, monkeypatch):
+    """It was interrupted at a step before the end, and at the last one."""
+    gymnasium.register("Broken-v0", Broken)
+    monkeypatch.setattr(Broken, "broken", False)
+    monkeypatch.setattr(Slow, "at", at)
+    monkeypatch.setattr(Slow, "played", 0)
+    settings = {**OFF_POLICY, "steps": 300, "eval_every": 100, "checkpoint_every": 150, "max_episode_steps": 50}
+    out = tmp_path / "run"
+    try:
+        with pytest.raises(KeyboardInterrupt, match=f"saved at step {step}"):
+            train(configure("sac", env="gym/Broken-v0", **settings, out=str(out)))
+        for failing in range(step, 301, 100):  # each evaluation that is left fails, and stops the run once
+            with pytest.raises(SimulatorError, match="the bodies fly apart"):
+                resume(out)
+            assert Run.open(out).latest().step == failing
+        resume(out)
+    finally:
+        del gymnasium.registry["Broken-v0"]
+    record = read_run(out)
+    assert record.status["state"] == "finished"
+    steps, returns = record.series("return")
+    assert steps[np.isfinite(returns)].tolist() == list(range(0, step, 100))
+
+
+def test_a_seed_whose_evaluation_fails_does_not_lose_that_of_another(tmp_path):
+    from entropyfloor.control.train import build
+
+    settings = {**OFF_POLICY, "steps": 200, "eval_every": 100, "env": "gym/Pendulum-v1"}
+    configs = [configure("sac", **settings, seed=i, out=str(tmp_path / f"{i}")).resolved() for i in range(2)]
+    trainer, runs = build(configs), [Run.create(Path(config.out), asdict(config)) for config in configs]
+    whole, calls = trainer.evaluators[0], []
+
+    def breaks_at_100(actor):
+        calls.append(trainer.step)
+        if trainer.step == 100:
+            raise SimulatorError("the bodies fly apart")
+        return whole(actor)
+
+    trainer.evaluators[0] = breaks_at_100
+    with pytest.raises(SimulatorError, match="the bodies fly apart"):
+        trainer.fit(runs)
+    assert calls == [0, 100]
+    for run, finite in zip(runs, ([True, False], [True, True]), strict=True):
+        steps, returns = read_run(run.path).series("return")
+        assert (steps.tolist(), np.isfinite(returns).tolist()) == ([0, 100], finite)
+        assert run.latest().step == 100
+        assert "evaluation_due" not in run.latest().state
+
+
 # --- environments of one's own ---------------------------------------------------------------------------
 
 PROGRAM = """

@@ -178,7 +178,7 @@ statistics(own)
 [running] = statistics.buffers()
 before = running.item()
 statistics.eval()(own)
-print(json.dumps({
+line = json.dumps({
     "index": accelerator.process_index,
     "processes": accelerator.num_processes,
     "rows": len(logits),
@@ -187,7 +187,8 @@ print(json.dumps({
     "same": bool((weights == weights[0]).all()),
     "restored": restored,
     "running": [before, running.item()],
-}))
+})
+print(line + "\\n", end="")  # in one piece: two processes write to one pipe
 """
 
 

@@ -1,6 +1,7 @@
 """The import graph is that of CONTRIBUTING's tables, files stay short, and importing stays cheap."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import entropyfloor
+from entropyfloor.extras import require
 
 ROOT = Path(entropyfloor.__file__).parent
 CONTRIBUTING = ROOT.parents[1] / "CONTRIBUTING.md"
@@ -82,6 +84,18 @@ def test_no_package_imports_another_in_a_circle():
         done |= free
 
 
+def test_no_file_imports_another_in_a_circle():
+    """Imports inside functions and those for type checkers count too."""
+    names = {".".join(path.relative_to(ROOT.parent).with_suffix("").parts): path for path in ROOT.rglob("*.py")}
+    names = {name.removesuffix(".__init__"): path for name, path in names.items()}
+    graph = {}
+    for name, path in names.items():
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        used = [(node.module, f"{node.module}.{alias.name}") for node in nodes for alias in node.names]
+        graph[name] = {full if full in names else module for module, full in used} & set(names) - {name}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
+
+
 def test_a_file_is_a_page_and_no_book():
     lengths = {path.relative_to(ROOT): len(path.read_text().splitlines()) for path in ROOT.rglob("*.py")}
     assert {path: length for path, length in lengths.items() if length > LONGEST} == {}
@@ -135,6 +149,14 @@ def test_agents_and_heads_need_neither_simulators_nor_the_command_line(module):
     code = f"import sys; sys.modules.update(dict.fromkeys({ABSENT!r})); import entropyfloor.{module}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_dm_control_is_installed_without_labmaze_where_that_has_no_wheel(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dm_control", None)
+    for version, command in (((3, 12), "'entropyfloor[control]'"), ((3, 13), "--no-deps dm_control")):
+        monkeypatch.setattr(sys, "version_info", version)
+        with pytest.raises(ImportError, match=re.escape(f"'dm_control' is not installed: pip install {command} ")):
+            require("control", "dm_control")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import csv
 import json
 import math
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from entropyfloor.report.formats import duration
 from entropyfloor.report.page import ROWS
 from entropyfloor.report.statistics import Interval
 from entropyfloor.report.tables import ablations
+from html_reader import Page
 from run_files import contents, dumped, write
 
 HOSTILE = "</svg></script><script>alert(1)</script><!-- \"'& {{ 7 * 7 }} \\u003c"
@@ -53,45 +53,6 @@ def csv_rows(path):
     return [*csv.DictReader(path.read_text().splitlines())]
 
 
-class Page(HTMLParser):
-    """Elements of a page, and the texts of its scripts and table cells."""
-
-    VOID = ("meta", "br")
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.elements, self.scripts, self.rows = [], [], [], []
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        assert len(dict(attrs)) == len(attrs)
-        self.elements.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-        if tag == "script":
-            self.scripts.append("")
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] == "script":
-            self.scripts[-1] += data
-        elif "td" in self.open or "th" in self.open:
-            self.rows[-1][-1] += data
-
-    @property
-    def data(self):
-        """Data of each panel; a number that is not finite raises."""
-        return [json.loads(script, parse_constant=pytest.fail) for script in self.scripts[:-1]]
-
-
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory):
     """A report of two agents on two tasks."""
@@ -102,7 +63,7 @@ def reported(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(reported):
-    return Page((reported / "index.html").read_text())
+    return Page(reported / "index.html")
 
 
 # --- the file --------------------------------------------------------------------------------------------
@@ -112,7 +73,7 @@ def test_a_page_of_long_curves_is_small(tmp_path):
     agents = [f"sac-{i}" for i in range(6)]
     path = write_report([runs(tmp_path / "runs", agents, 5, ENVS[:1], 1000)], tmp_path / "report")
     assert path.stat().st_size < 3e6
-    page = Page(path.read_text())
+    page = Page(path)
     assert all(len(series["x"]) <= MOST_POINTS for panel in page.data for series in panel["series"])
     [score, _] = page.data
     assert score["series"][0]["x"][-1] == 999_000  # the last point stays
@@ -130,11 +91,11 @@ def test_a_page_of_many_agents_and_runs_says_what_the_files_beside_it_have(tmp_p
     cut = root / "0" / "dmc-walker-walk" / "sac-0" / "status.json"
     cut.write_text(cut.read_text().replace("finished", "failed"))
     path = write_report([root], tmp_path / "report")
-    text, page = path.read_text(), Page(path.read_text())
+    text, page = path.read_text(), Page(path)
     assert path.stat().st_size < 3e6
-    assert f"Of {n} agents this page has the {ROWS} with the highest last score" in text
+    assert f"Of {n} agents this page has {ROWS}, those with the highest last score" in text
     assert "none of the others break a floor" in text
-    assert f"Of {n} agents these are the {ROWS} with the highest IQM" in text
+    assert f"Of {n} agents these are {ROWS}, those with the highest IQM" in text
     assert f"The first {ROWS} runs, each at its own last evaluation" in text
     assert max(sum(len(row) == width for row in page.rows) for width in (8, 10)) <= 2 * (ROWS + 1)
     rows = csv_rows(tmp_path / "report" / "runs.csv")
@@ -164,7 +125,7 @@ def test_a_page_loads_nothing_and_runs_one_script(reported, page):
 
 def test_names_of_runs_are_shown_and_never_run(tmp_path):
     path = write_report([runs(tmp_path / "runs", (HOSTILE, "sac"), 1, (HOSTILE, "b"))], tmp_path / "report")
-    page = Page(path.read_text())
+    page = Page(path)
     assert len(page.scripts) == len(page.data) + 1
     assert page.scripts[-1] == html.environment().globals["script"]
     for panel in page.data:
@@ -184,7 +145,7 @@ def test_data_cannot_end_its_element_and_is_finite():
 
 def test_one_seed_has_values_without_an_interval(tmp_path):
     path = write_report([runs(tmp_path / "runs", ("sac",), 1, ("a",))], tmp_path / "report")
-    for panel in Page(path.read_text()).data:
+    for panel in Page(path).data:
         assert not [series for series in panel["series"] if "low" in series]
     [row, *_] = csv_rows(tmp_path / "report" / "a-return.csv")
     assert (row["low"], row["high"], row["n"]) == ("", "", "1")
@@ -272,7 +233,7 @@ def test_gaps_and_artists_of_no_arm():
 def test_ablations_have_the_settings_that_differ(tmp_path):
     for alpha in (0.25, 0.5):
         runs(tmp_path / "runs" / str(alpha), ("sac",), 3, ENVS[:1], alpha=alpha)
-    page = Page(write_report([tmp_path / "runs"], tmp_path / "report").read_text())
+    page = Page(write_report([tmp_path / "runs"], tmp_path / "report"))
     [at] = [i for i, row in enumerate(page.rows) if row[:2] == ["alpha", "n"]]
     assert [row[:2] for row in page.rows[at + 1 : at + 3]] == [["0.25", "3"], ["0.5", "3"]]
     results = {row[0]: row[3] for row in page.rows if row[0].startswith("sac, alpha=") and len(row) == 10}
@@ -294,7 +255,7 @@ def test_the_largest_memory_of_a_run_is_a_cost(tmp_path):
         content = contents(seed)
         content["status.json"] |= sizes
         write(tmp_path / "runs" / str(seed), dumped(content))
-    page = Page(write_report([tmp_path / "runs"], tmp_path / "report").read_text())
+    page = Page(write_report([tmp_path / "runs"], tmp_path / "report"))
     [at] = [i for i, row in enumerate(page.rows) if row[:2] == ["Agent", "Runs"]]
     assert page.rows[at + 1][4] == "2.00 GiB, 0.25 GiB of a device"
     rows = csv_rows(tmp_path / "report" / "runs.csv")
@@ -321,7 +282,7 @@ def test_what_the_paper_reports_stands_beside_the_runs(tmp_path):
     path = write_report(
         [root], tmp_path / "report", published=lambda run: [place, other][: 1 + (run.config["agent"] == "sac")]
     )
-    rows = {row[0]: row[1:] for row in Page(path.read_text()).rows}
+    rows = {row[0]: row[1:] for row in Page(path).rows}
     title, published, ours = rows["fig-0"]
     assert (title, published) == ("A figure", "SAC 0.59")
     assert ours.startswith("Return:sac ")
@@ -349,7 +310,7 @@ def test_runs_know_their_place_in_the_paper(recipe, path, names):
 def test_the_command_has_the_paper_beside_the_runs(tmp_path):
     runs(tmp_path / "runs", ("sac",), envs=ENVS[:1], recipe="control/distributions cpu tanh")
     assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "report")]) == 0
-    rows = Page((tmp_path / "report" / "index.html").read_text()).rows
+    rows = Page(tmp_path / "report" / "index.html").rows
     [row] = [row for row in rows if row[0] == "fig-9"]
     assert row[2] == paper.places()["fig-9"].published
 
@@ -386,7 +347,7 @@ def shown(browser, reported):
 
 
 FIGURES = "[...document.querySelectorAll('figure')]"
-VISIBLE = "(each) => each.checkVisibility()"
+VISIBLE = "(each) => each.getBoundingClientRect().width > 0"  # `checkVisibility` counts groups that are hidden
 READOUT = "document.querySelector('.values:not([hidden])')"
 
 

@@ -14,6 +14,7 @@ from entropyfloor import reproduction
 from entropyfloor.cli import main
 from entropyfloor.experiments import paper, plan, recipe
 from entropyfloor.experiments.recipe import SCALES
+from entropyfloor.extras import Status
 from entropyfloor.runs import find_runs
 from entropyfloor.runs.needs import Needs
 from run_files import MACHINE, STATUS, dumped, write
@@ -184,9 +185,84 @@ def test_what_does_not_fit_is_not_measured(monkeypatch, tmp_path, capsys):
     assert "a run needs 1,048,576 GiB" in capsys.readouterr().err
 
 
+def test_a_setting_applies_to_the_runs_that_have_it(uncounted, capsys):
+    """Figure 2 has PPO too, which has no replay."""
+    assert main(["reproduce", "fig-2", "--seeds", "0", "--set", "replay_capacity=5000", "--dry-run"]) == 0
+    commands = [line for line in capsys.readouterr().out.splitlines() if line.startswith("entropyfloor train")]
+    given = {"replay-capacity=5000" in line for line in commands if "ppo" not in line}
+    assert given == {True}
+    assert not any("replay-capacity" in line for line in commands if "ppo" in line)
+
+
+def test_all_recipes_that_fit_are_run_and_the_others_named(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    fits = Needs({"training": {"replay": 2**20}}, 0, checkpoint=1, result=1)
+    by_domain = {
+        "control": fits,
+        "vision": fits._replace(moments={"training": {"replay": 2**50}}),
+        "language": "no x",
+    }
+    monkeypatch.setattr(
+        reproduction, "needs_of", lambda runs: {i: by_domain[r.domain] for i, r in enumerate(runs)}
+    )
+    assert main(["reproduce", "all", "--seeds", "0", "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    outs = re.findall(r"--out (\S+)", out)
+    recipes = [name for name in recipe.names() if "cpu" in recipe.load(name).scales]
+    assert [*dict.fromkeys("/".join(each.split("/")[1:3]) for each in outs)] == [
+        name for name in recipes if name.startswith("control/")
+    ]
+    assert "vision/cifar10 is left out: a run needs 1,048,576 GiB" in err
+    assert "language/countdown is left out: no x\n" in err
+    assert f"{len(outs)} to run" in err
+    with monkeypatch.context() as full:
+        full.setattr("entropyfloor.experiments.plan._free", lambda _: len(outs) - 1)  # a byte is missing
+        assert main(["reproduce", "all", "--seeds", "0", "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert f"{out.count('--out')} to run" in err
+    assert len(outs) > out.count("--out") > 0
+    assert "is left out: the runs will write" in err
+    started = []
+
+    def reproduce(runs, *_):
+        started.append(runs[0].settings["recipe"].split()[0])
+        if len(started) == 2:
+            raise RuntimeError("1 of 1 runs failed: see a log")
+
+    monkeypatch.setattr("entropyfloor.experiments.start.reproduce", reproduce)
+    assert main(["reproduce", "all", "--seeds", "0"]) == Status.FAILED
+    assert started == [name for name in recipes if name.startswith("control/")]  # one that fails stops no other
+    out, err = capsys.readouterr()
+    assert f"{started[1]}: 1 of 1 runs failed: see a log" in err
+    [report] = [line for line in out.splitlines() if line.startswith("report:")]
+    assert f"runs/{started[0]}/cpu" in report
+    assert f"runs/{started[1]}/cpu" not in report  # it has no run
+
+
+def test_of_all_recipes_only_those_evaluate_whose_models_are_there_or_trained(uncounted, capsys):
+    """No recipe trains here, so only the one that evaluates public models is left."""
+    assert main(["reproduce", "all", "--scale", "paper", "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert {"/".join(each.split("/")[1:3]) for each in re.findall(r"--out (\S+)", out)} == {"language/checkpoints"}
+    assert "language/dapo-7b is left out: not counted\n" in err
+    for name in ("out-of-domain", "scores"):
+        assert re.search(rf"language/{name} is left out: .* which is not there and not trained\n", err)
+
+
+def test_jobs_of_slurm_are_waited_for_before_their_models_are_evaluated(uncounted, monkeypatch, capsys):
+    started = []
+    monkeypatch.setattr("entropyfloor.experiments.start.reproduce", lambda runs, *_: started.append(runs[0].mode))
+    assert main(["reproduce", "fig-5", "--scale", "paper", "--engine", "slurm"]) == 0
+    assert started == ["train"]
+    assert "language/out-of-domain waits for these jobs" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (["all", "--arms", "none-of-them"], "all has no run at scale cpu with the arms none-of-them"),
+        (["all", "--draw"], "--draw belongs to a figure or a table"),
+        (["fig-2", "--set", "replay_capacitee=1"], "no setting 'replay_capacitee', did you mean replay_capacity"),
         (["fig-27"], "'fig-27' is none of the paper's"),
         (["figure"], "'figure' is none of the paper's"),
         (["fig-5"], "fig-5 has no run at scale cpu: it has the scales paper"),

@@ -159,21 +159,24 @@ def test_what_is_not_known_is_said_and_not_refused(tmp_path, machine):
 
 def test_a_pace_is_that_of_the_last_kind_of_work(tmp_path):
     file = tmp_path / "pace"
-    assert _pace(file) == (0.0, 0.0, 0.0)
-    file.write_text("1.0 1.0 0 1000 0.5\n1.0 2.0 50 1000 0.5\n5.0 5.0 100 1000 0.5\n")
-    assert _pace(file) == (0.0, 0.0, 0.0)  # the updates have begun, and none is done
+    assert _pace(file) == (None, 0.0)
+    file.write_text("1.0 1.0 0 1000 0.5 0.0\n1.0 2.0 50 1000 0.5 0.0\n5.0 5.0 100 1000 0.5 0.0\n")
+    assert _pace(file) == (None, 0.0)  # the updates have begun, and none is done
     with file.open("a") as more:
-        more.write("5.0 9.0 120 1000 0.75\n5.0 9.5 13")  # a line that is being written
-    assert _pace(file) == (1000 * 4.0 / 20, 4.0, 0.75)  # of the whole run, whatever is done when the pace changes
+        more.write("5.0 9.0 120 1000 0.75 0.25\n5.0 9.5 13")  # a line that is being written
+    whole = Measured(1000 * 4.0 / 20, 0.75, 0.25)  # whatever is done when the pace changes
+    assert _pace(file) == (whole, 4.0)
 
 
 def test_the_measured_memory_stands_below_the_estimate(tmp_path, monkeypatch):
     found = Plan(runs(tmp_path, 2), 1, {0: NEEDS, 1: NEEDS})
     assert not [line for line in found.lines() if "measured" in line]
-    monkeypatch.setattr(plans, "measure", lambda runs, workers: {0: Measured(60.0, 0.5), 1: Measured(60.0, 1.25)})
-    estimate, measured = [line for line in found.timed().lines() if line.startswith(("memory", " "))]
-    assert estimate.startswith("memory")
-    assert measured.strip() == "measured: at most 1.25 GiB in a run that trained for some seconds"
+    for device, most in ((0.0, "1.25 GiB"), (0.75, "0.75 GiB of a device, and 1.25 of the host")):
+        trials = {0: Measured(60.0, 0.5, device), 1: Measured(60.0, 1.25, 0.0)}
+        monkeypatch.setattr(plans, "measure", lambda runs, workers, trials=trials: trials)
+        estimate, measured = [line for line in found.timed().lines() if line.startswith(("memory", " "))]
+        assert estimate.startswith("memory")
+        assert measured.strip() == f"measured: at most {most} in a run that trained for some seconds"
 
 
 def test_evaluations_take_no_time_of_the_training(tmp_path):
@@ -246,8 +249,8 @@ def test_progress_notes_its_pace_where_it_is_asked(tmp_path, monkeypatch):
         progress.advance(3)
         progress.advance(4)
     lines = [line.split() for line in (tmp_path / "pace").read_text().splitlines()]
-    assert all(0.01 < float(memory) < 100 for *_, memory in lines)
-    assert [(done, total) for _, _, done, total, _ in lines] == [
+    assert all(0.01 < float(memory) < 100 for *_, memory, _ in lines)
+    assert [(done, total) for _, _, done, total, *_ in lines] == [
         ("0", "10"),
         ("2", "10"),
         ("3", "10"),

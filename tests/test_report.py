@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tracemalloc
 import xml.etree.ElementTree as ElementTree
-from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
 
@@ -32,7 +31,14 @@ from entropyfloor.report.figures.language import (
     thresholds_figure,
     tokens_figure,
 )
-from entropyfloor.report.figures.scores import entropy_figure, evaluation_figure, overview_figure, score_figure
+from entropyfloor.report.figures.multiples import multiples_figure
+from entropyfloor.report.figures.scores import (
+    draw_score,
+    entropy_figure,
+    evaluation_figure,
+    overview_figure,
+    score_figure,
+)
 from entropyfloor.report.figures.style import looks, png, svg
 from entropyfloor.report.formats import nats, plain, significant
 from entropyfloor.report.page import _csv
@@ -40,6 +46,7 @@ from entropyfloor.report.pictures import MOST
 from entropyfloor.report.statistics import iqm, mean_interval, stratified_interval
 from entropyfloor.report.summary import lead, sentence, verdict
 from entropyfloor.runs import Run, read_run
+from html_reader import Page
 from run_files import contents, dumped, healthy, metrics
 from run_files import write as write_files
 
@@ -378,6 +385,17 @@ def test_what_is_left_of_a_cut_run_is_drawn_where_there_is_nothing_else(tmp_path
     assert (row["state"], row["step"], row["return"]) == ("cut", "1000", "1000.0")
 
 
+def test_a_failed_evaluation_is_no_cut_file(tmp_path):
+    healthy(tmp_path / "whole")
+    content = contents(1)
+    content["metrics.jsonl"][-1] = {"step": 3000, "seconds": 30.5, "return": None}
+    write_files(tmp_path / "failed", dumped(content))
+    [comparison] = compare([tmp_path])
+    [unused] = comparison.unused
+    assert unused.note.startswith("its evaluation at 3,000 failed")
+    assert "metrics.jsonl" not in unused.note
+
+
 def test_a_last_line_without_its_end_is_a_cut(tmp_path):
     path = healthy(tmp_path / "run")
     file = path / "metrics.jsonl"
@@ -535,6 +553,31 @@ def test_long_labels_leave_room_for_the_panels(tmp_path):
     figure = score_figure(comparison, looks([comparison]))
     png(figure)  # which warns where the panels collapse
     assert figure.axes[0].get_position().height > 0.3
+
+
+def test_long_names_are_whole_inside_the_figure_and_on_no_other_text(tmp_path):
+    name = "a-name-of-150-characters-" * 6
+    for target in (f"{i} {name}" for i in range(3)):
+        for env in (f"gym/{name}1", f"gym/{name}2"):
+            write(tmp_path / "control", env=env, target=target, least=-90.0, name=f"{env}/{target}")
+    for i in range(3):
+        speaker(tmp_path / "language", f"grpo-{i}-{name}", low=0.4, high=0.6)
+    control, language = (compare([tmp_path / each]) for each in ("control", "language"))
+    look = looks([*control, *language])
+    figures = [draw(control[0], look) for draw in (score_figure, entropy_figure, overview_figure)]
+    figures += [thresholds_figure(language[0], look), multiples_figure(control, look, draw_score, "Return")]
+    for figure in figures:
+        figure.draw_without_rendering()
+        titles = [figure.texts[0], *(axes._left_title for axes in figure.axes)]
+        texts = [*titles, *(text for legend in figure.legends for text in legend.get_texts())]
+        boxes = [text.get_window_extent() for text in texts if text.get_text()]
+        for i, box in enumerate(boxes):
+            assert figure.bbox.padded(1).contains(box.x0, box.y0)
+            assert figure.bbox.padded(1).contains(box.x1, box.y1)
+            assert not [other for other in boxes[:i] if box.overlaps(other)]
+        shown = "".join("".join(text.get_text() for text in texts).split())
+        assert name in shown  # lines are broken inside it, and nothing is left out
+        assert min(axes.get_position().height for axes in figure.axes) * figure.get_figheight() > 0.7
 
 
 def test_a_long_label_of_a_curve_that_leaves_the_panel_takes_no_room(tmp_path):
@@ -808,42 +851,6 @@ def test_svg_does_not_depend_on_what_was_drawn_before(tmp_path):
 
 
 # --- the page --------------------------------------------------------------------------------------------
-
-
-class Page(HTMLParser):
-    """Elements, text, and whether what is opened is closed."""
-
-    VOID = ("meta", "img", "br", "link", "input")
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.parts: list[str] = []
-        self.rows: list[list[str]] = []
-        self.feed(path.read_text())
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.parts.append(data)
-        if "td" in self.open or "th" in self.open:
-            self.rows[-1][-1] += data
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 def test_the_page_says_what_happened(filled):

@@ -15,7 +15,7 @@ from entropyfloor.report.comparison import read_comparisons
 from entropyfloor.report.figures.scores import overview_figure
 from entropyfloor.report.figures.style import looks
 from entropyfloor.report.figures.tasks import alt, overview_panels, tasks_figure
-from entropyfloor.report.pictures import MOST
+from entropyfloor.report.pictures import MOST, most, shared
 from entropyfloor.report.tasks import aggregates
 from run_files import MACHINE, STATUS, dumped, write
 from test_report_statistics import OTHERS, RLIABLE, SCORES
@@ -176,6 +176,16 @@ def test_scores_are_those_up_to_where_the_first_agent_ends(tmp_path):
 # --- what belongs together -------------------------------------------------------------------------------
 
 
+def test_a_score_after_the_common_end_is_named(tmp_path):
+    for env in TASKS[:2]:
+        trained(tmp_path, "sac", env, 0, [100], first=200)
+        trained(tmp_path, "ppo", env, 0, [300], first=500)
+    [aggregate] = found(tmp_path)
+    late = "scores on {} without an evaluation up to step 200 are the first: ppo (step 500)"
+    about = [remark for remark in aggregate.remarks if remark.startswith("scores on")]
+    assert about == [late.format(env) for env in sorted(TASKS[:2])]
+
+
 def test_arms_have_the_same_tasks_and_what_is_left_out_is_named(tmp_path):
     three = [[0.1, 0.2, 0.3]] * 3
     for agent in ("sac", "sac-era", "sac-era-exact"):
@@ -333,6 +343,21 @@ def test_agents_that_are_not_drawn_on_the_first_task_are_in_the_table(tmp_path):
         trained(tmp_path / "runs", agent, TASKS[1], 0, [0, 100], tau=0)
     write_report([tmp_path / "runs"], tmp_path / "report")
     assert [*rows(tmp_path / "report" / "tasks.csv")] == ["sac, tau=0", "sac-era, tau=0"]
+
+
+def test_the_baseline_is_drawn_and_listed_however_low_it_ended(tmp_path):
+    for tau in range(MOST):
+        on_tasks(tmp_path, "sac-era", [[0.7], [0.8]], TASKS[:2], tau=tau)
+    on_tasks(tmp_path, "ppo", [[0.1], [0.2]], TASKS[:2])
+    comparisons = read_comparisons([tmp_path], "ppo").comparisons
+    [aggregate] = aggregates(comparisons)
+    drawn = [most(comparison) for comparison in comparisons]
+    for some in (*drawn, *shared(drawn)):
+        assert len(some.groups) == MOST
+        assert "ppo" in {group.label for group in some.groups}
+    figure = tasks_figure(aggregate, looks(drawn))
+    assert "ppo (n = 1)" in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "ppo" in [row.arm.label for row in aggregate.best(3)]
 
 
 def test_an_agent_whose_tasks_were_evaluated_at_different_steps_has_no_curve(tmp_path):

@@ -239,6 +239,19 @@ def test_a_disk_that_is_full_is_told_in_a_line_and_leaves_a_run_that_can_be_resu
 # --- metrics, status, checkpoints ------------------------------------------------------------------------
 
 
+def test_a_resumed_run_keeps_the_larger_memory(run, monkeypatch):
+    for now, most in (({"peak_memory": 2.0, "peak_memory/device": 0.5}, 2.0), ({"peak_memory": 1.0}, 2.0)):
+        monkeypatch.setattr(machine, "peak_memory", lambda now=now: now)
+        with Run.open(run.path).recording():
+            pass
+        status = read_run(run.path).status
+        assert (status["peak_memory"], status["peak_memory/device"]) == (most, 0.5)
+    monkeypatch.setattr(machine, "peak_memory", lambda: {"peak_memory": 3.0})
+    with Run.open(run.path).recording():
+        assert read_run(run.path).status["peak_memory"] == 2.0  # a kill leaves this one
+    assert read_run(run.path).status["peak_memory"] == 3.0
+
+
 def test_the_status_has_the_largest_memory_of_the_process(run):
     """Also of memory that was given back, in GiB; a run that goes on does not say it yet."""
     with run.recording():

@@ -162,3 +162,12 @@ def test_the_fused_head_is_measured_beside_others():
     ):
         assert len(re.findall(rf"^{name} +[0-9.]+ +[0-9.]+ +-?[0-9.]+$", done.stdout, re.MULTILINE)) == 1
     assert "era / release: time" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_reports_says_what_a_report_takes():
+    done = run("benchmarks/report.py", "--runs", "120")
+    assert done.returncode == 0, done.stderr
+    said = r"120 runs: [0-9.]+ s of CPU, [0-9.]+ s of wall time, 0\.\d\d GiB, page 0\.\d\d MB\n"
+    assert re.search(said, done.stdout)
+    assert "is damaged" in done.stdout

@@ -140,6 +140,7 @@ def reproduce(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
     from entropyfloor import reproduction
     from entropyfloor.experiments import paper, start
     from entropyfloor.experiments import recipe as recipes
+    from entropyfloor.experiments.plan import Plan
 
     def command(
         recipe: Annotated[str, tyro.conf.Positional] = "",
@@ -157,16 +158,18 @@ def reproduce(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
         """Run a figure, a table or an experiment of the paper, at its scale or a smaller one.
 
         Without a name, all of them are listed. The same command continues unfinished runs. Figures that are
-        statistics over tasks (1b and 2) are drawn in the end.
+        statistics over tasks (1b and 2) are drawn in the end. Of all, recipes that do not fit on this machine, or
+        lack a package, are left out with the reason, and one that fails does not stop the others.
 
         Args:
-            recipe: A figure or table such as fig-3a, a recipe such as vision/cifar10, or your own file that ends
-                in .toml.
+            recipe: A figure or table such as fig-3a, a recipe such as vision/cifar10, your own file that ends in
+                .toml, or all: every recipe that has the scale.
             scale: The paper's own size, one accelerator's, or a CPU's.
             arms: Run only these arms of the comparison.
             seeds: Seeds that replace the recipe's.
-            out: Directory of the runs, or of those of each recipe of a figure; by default runs/<recipe>/<scale>.
-            set_: Settings that replace the recipe's, such as data_dir=/where/cifar10/is.
+            out: Directory of the runs, or of those of each recipe of several; by default runs/<recipe>/<scale>.
+            set_: Settings that replace the recipe's, such as data_dir=/where/cifar10/is. Each applies to the runs
+                that have it; one that no run has is refused.
             workers: Number of runs at a time; by default one for each core at the scale of a CPU, else one; on a
                 cluster as many as there is room for.
             engine: Where runs are executed: on this machine, on a Ray cluster, or by Slurm.
@@ -191,22 +194,30 @@ def reproduce(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
                 f"--draw belongs to a figure or a table: `entropyfloor report` draws runs of {recipe}"
             )
         studies = start.studies(recipe, places, scale, out, arms=arms, seeds=seeds, settings=settings)
+        studies = start.without_foreign(studies, settings, reproduction.settings_of)
         parsed = [study.parsed(reproduction.settings_of) for study in studies]
         home, over_tasks = (out or Path("report")) / recipe, any(place.over_tasks for place in places)
         if draw:
             _draw_finished(parsed, home, over_tasks)
             return
-        plan = start.plan_of(parsed, workers, reproduction.needs_of)
+        plan, every = start.plan_of(parsed, workers, reproduction.needs_of), recipe == start.ALL
+        check = Plan.check_disk if every else Plan.check  # recipes follow each other, and each fits
+        if every:
+            parsed, plan, reasons = start.that_fit(parsed, plan, here=engine == "local")
+            for reason in reasons:
+                print(reason, file=sys.stderr)
+            if not parsed:
+                raise ValueError(f"no recipe at scale {scale} fits on this machine; the reasons are above")
         if dry_run:
             print("\n".join(start.commands(plan)))
             if measure:
-                plan.check()  # first: a trial of what does not fit would take the memory of everything else
+                check(plan)  # first: a trial of what does not fit would take the memory of everything else
                 plan = plan.timed()
             print("\n".join(plan.lines()), file=sys.stderr)
         if engine == "local":  # the machines of a cluster are others
-            plan.check()
+            check(plan)
         if not dry_run:
-            for line in start.run(parsed, workers, engine):
+            for line in start.run(parsed, workers, engine, go_on=every):
                 print(line)
             if over_tasks and start.finished(parsed):  # jobs of Slurm may still wait
                 _draw_finished(parsed, home, over_tasks)

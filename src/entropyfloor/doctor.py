@@ -9,6 +9,7 @@ import json as jsonlib
 import math
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from importlib import import_module
@@ -133,6 +134,7 @@ def examine() -> dict[str, Any]:
             *hints(hardware.get("gpu"), backends, os.environ, _cpu_flags()),
             *matching(KNOWN_LIMITS, versions),
             *untried(requirements, versions),
+            *by_hand(versions),
         ],
         "problems": [*known_bad(versions), *broken, *broken_floors(backends)],
     }
@@ -176,26 +178,35 @@ def untried(requirements: Sequence[str], versions: Mapping[str, str]) -> list[st
         wanted = f"{needed.name}{needed.specifier}"
         ours = needed.marker and any(needed.marker.evaluate({"extra": extra}) for extra in DEVELOPMENT)
         if canonicalize_name(needed.name) in installed and not _has(installed, wanted) and not ours:
-            lines[wanted] = f"{_named(wanted, installed)} was not tried with this package, but {wanted}"
+            lines[wanted] = f"{_named(wanted, installed)} was not tried with this package: pip install '{wanted}'"
     return list(lines.values())
 
 
+def by_hand(versions: Mapping[str, str], python: tuple[int, ...] = sys.version_info[:2]) -> list[str]:
+    """What pip leaves out on this Python although its extra is installed, and the command that brings it.
+
+    Args:
+        versions: Version of each installed distribution.
+        python: Version of Python.
+    """
+    installed = _canonical(versions)
+    if python < (3, 13) or "mujoco" not in installed or "dm-control" in installed:
+        return []
+    return ["DeepMind Control is not installed, since pip cannot on Python 3.13: pip install --no-deps dm_control"]
+
+
 def missing(extra: str, requirements: Sequence[str], versions: Mapping[str, str]) -> list[str]:
-    """What an extra requires and is absent, or has a version outside of its range.
+    """What an extra requires and is absent; `untried` names installed versions outside of the ranges.
 
     Args:
         extra: Name of the extra.
         requirements: Those of this package, with markers.
         versions: Version of each installed distribution.
     """
-    installed, lacking = _canonical(versions), {}
-    for needed in _needs(extra, [Requirement(text) for text in requirements]):
-        name, found = f"{needed.name}{needed.specifier}", installed.get(canonicalize_name(needed.name))
-        if found is None:
-            lacking[name] = name
-        elif not needed.specifier.contains(found, prereleases=True):
-            lacking[name] = f"{name} (found {found})"
-    return list(lacking.values())
+    installed = _canonical(versions)
+    needs = _needs(extra, [Requirement(text) for text in requirements])
+    absent = (need for need in needs if canonicalize_name(need.name) not in installed)
+    return list(dict.fromkeys(f"{need.name}{need.specifier}" for need in absent))
 
 
 def measure(backend: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -58,9 +59,10 @@ def require(extra: str, *modules: str) -> None:
         except ModuleNotFoundError as error:
             if error.name != module:  # the module is installed; something that it imports is not
                 raise
-            raise ImportError(
-                f"{module!r} is not installed: pip install 'entropyfloor[{extra}]' brings it"
-            ) from None
+            command = f"pip install 'entropyfloor[{extra}]'"
+            if module == "dm_control" and sys.version_info >= (3, 13):  # its labmaze has no wheel for 3.13
+                command = "pip install --no-deps dm_control"
+            raise ImportError(f"{module!r} is not installed: {command} brings it") from None
 
 
 def brief(error: BaseException, most: int = 300) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from entropyfloor.audit import gaussian
-from entropyfloor.audit.policies import FilePolicy
+from entropyfloor.audit.file_policy import FilePolicy
 from entropyfloor.extras import brief, require
 
 NAMES = {

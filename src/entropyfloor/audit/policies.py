@@ -3,64 +3,19 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
-from entropyfloor.audit import gaussian
+from entropyfloor.audit import exported, gaussian, stable_baselines
+from entropyfloor.audit.file_policy import FilePolicy
 from entropyfloor.audit.logits import gap_of, saturation
 from entropyfloor.audit.samples import Samples, Saturation, Spread
 from entropyfloor.audit.summary import numbered
 from entropyfloor.extras import brief
 from entropyfloor.torch import functional as F
-
-CHUNK = 4096
-"""Number of observations that a policy is given at a time."""
-
-
-@dataclass(frozen=True)
-class FilePolicy:
-    """A policy that was read from a file."""
-
-    model: str
-    distribution: gaussian.DistributionName | Literal["categorical"]
-    parameters: Callable[[np.ndarray], tuple[np.ndarray, ...]]
-    """From float32 observations `[N, obs]` to location and scale `[N, D]`, or to logits `[N, n]`."""
-    observation_dim: int | None = None
-    """None where only the file's program knows."""
-    low: np.ndarray | None = None
-    """Least action of the environment, `[D]`; None where the file does not say."""
-    high: np.ndarray | None = None
-    floor: float | None = None
-    numbers: Mapping[str, float] = field(default_factory=dict)
-
-    def at(self, observations: np.ndarray) -> list[np.ndarray]:
-        """The parameters at all observations, in float64.
-
-        Raises:
-            ValueError: The observations have another width, or the file does not take them.
-        """
-        if self.observation_dim not in (None, observations.shape[1]):
-            raise ValueError(
-                f"observations have {observations.shape[1]} numbers each, and {self.model} takes "
-                f"{self.observation_dim}"
-            )
-        chunks = [self.parameters(observations[i : i + CHUNK]) for i in range(0, len(observations), CHUNK)]
-        return [np.concatenate(parts).astype(np.float64) for parts in zip(*chunks, strict=True)]
-
-    def act(self, observation: np.ndarray) -> np.ndarray:
-        """The mode action as environments of this package take it: in [-1, 1], or a number."""
-        first = self.at(observation[None])[0][0]
-        if self.distribution == "categorical":
-            return np.asarray(first.argmax())
-        if self.distribution == "tanh":
-            first = np.tanh(first)
-        elif self.distribution == "normal" and self.low is not None and self.high is not None:
-            first = (2.0 * first - self.high - self.low) / (self.high - self.low)
-        return first.clip(-1.0, 1.0).astype(np.float32)
 
 
 def policy(
@@ -108,14 +63,10 @@ def policy(
         raise ValueError("give either --observations, a file, or --env, an environment to play")
     states = None if observations is None else read_observations(observations)
     if file.suffix == ".zip":
-        from entropyfloor.audit import stable_baselines
-
         if distribution or outputs or std or std_from or bounds:
             raise ValueError(f"{file} says itself what its distribution, outputs and bounds are: leave them out")
         read = stable_baselines.read(file)
     else:
-        from entropyfloor.audit import exported
-
         read = exported.read(
             file,
             distribution=distribution,
@@ -143,8 +94,6 @@ def measure(read: FilePolicy, observations: np.ndarray, labels: list[str]) -> Sa
         "numbers": read.numbers,
     }
     if read.distribution == "categorical":
-        import torch
-
         [logits] = parameters
         if logits.shape[1] < 2:
             raise ValueError(f"{read.model} gives one logit: a policy over discrete actions has at least two")

@@ -42,7 +42,15 @@ class Further:
 
 @dataclass(frozen=True)
 class Samples:
-    """The realised entropy of a model, sample by sample."""
+    """The realised entropy of a model, sample by sample.
+
+    Examples:
+        >>> import numpy as np
+        >>> from entropyfloor import audit
+        >>> samples = audit.Samples("policy", "states", "the policy", np.array([-2.9, -3.1]), ["first", "second"])
+        >>> audit.summarise(samples, floor=-3.0).holds
+        False
+    """
 
     model: str
     """Where the model is, or its name."""

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from entropyfloor.audit import inert
-from entropyfloor.audit.policies import FilePolicy
+from entropyfloor.audit.file_policy import FilePolicy
 from entropyfloor.extras import brief
 from entropyfloor.integrations.heads import CategoricalPolicy, GaussianPolicy
 
@@ -49,6 +49,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
 }
 Layer = tuple[Tensor, Tensor]
+Head = Callable[[Tensor], tuple[Tensor, ...]]
+"""From the outputs of a network to the parameters of a distribution."""
 
 
 def read(file: Path) -> FilePolicy:
@@ -74,17 +76,8 @@ def read(file: Path) -> FilePolicy:
     except Exception as error:  # its type depends on what is damaged
         reason = f"it has no {error}" if isinstance(error, KeyError) else brief(error)
         raise ValueError(f"{file} is no policy that can be measured: {reason}") from None
-    distribution, layers, parameters, aim = actor
-    return FilePolicy(
-        str(file),
-        distribution,
-        parameters,
-        int(layers[0][0].shape[1]),
-        low,
-        high,
-        aim.pop("floor", None),
-        aim,
-    )
+    distribution, parameters, width, aim = actor
+    return FilePolicy(str(file), distribution, parameters, width, low, high, aim.pop("floor", None), aim)
 
 
 def _part(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -126,9 +119,9 @@ def _actions(data: Mapping[str, Any]) -> tuple[np.ndarray | None, np.ndarray | N
     return low, high, kind
 
 
-Actor = tuple[Any, list[Layer], Callable[[np.ndarray], tuple[np.ndarray, ...]], dict[str, float]]
-"""Name of the distribution, layers, the function from observations to parameters, and what the entropy is steered
-to: the `floor` that a policy of ours promises, or a `target_entropy`."""
+Actor = tuple[Any, Callable[[np.ndarray], tuple[np.ndarray, ...]], int, dict[str, float]]
+"""Name of the distribution, the function from observations to parameters, width of an observation, and what the
+entropy is steered to: the `floor` that a policy of ours promises, or a `target_entropy`."""
 
 
 def _target(data: Mapping[str, Any]) -> dict[str, float]:
@@ -141,9 +134,9 @@ def _target(data: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _of_sb3(data: Mapping[str, Any], weights: dict[str, Tensor], actions: str) -> Actor:
-    kind = _entry(data, "policy_class")
-    name = re.findall(r"<function (\w+)\.", str(kind.get("__init__", "")))
-    module = str(kind.get("__module__", "unknown"))
+    entry = _entry(data, "policy_class")
+    name = re.findall(r"<function (\w+)\.", str(entry.get("__init__", "")))
+    module = str(entry.get("__module__", "unknown"))
     if not module.startswith(("stable_baselines3.", "sb3_contrib.")) and module != OURS:
         raise ValueError(f"its policy is of the module {module}, whose network only that module knows")
     if module.startswith("sb3_contrib.common.maskable"):
@@ -175,21 +168,8 @@ def _of_sb3(data: Mapping[str, Any], weights: dict[str, Tensor], actions: str) -
     if module == OURS:
         settings = {"distribution": "truncated" if own else "normal", **_entry(data, "policy_kwargs")}
         return _with_floor(settings, layers, ends, activation, actions)
-    if own:
-        return "tanh", [*layers, ends[0]], partial(_squashed, layers, ends, activation), _target(data)
-    if actions == "Discrete":
-        return (
-            "categorical",
-            [*layers, ends[0]],
-            partial(_single, layers, ends[0], activation, None),
-            _target(data),
-        )
-    return (
-        "normal",
-        [*layers, ends[0]],
-        partial(_single, layers, ends[0], activation, ours["log_std"]),
-        _target(data),
-    )
+    kind, head = ("tanh", _squashed) if own else _of_ppo(actions, ours)
+    return kind, *_network(layers, ends, activation, head), _target(data)
 
 
 def _stack(weights: Mapping[str, Tensor], name: str) -> list[Layer]:
@@ -237,15 +217,13 @@ def _of_sbx(data: Mapping[str, Any], actions: str) -> Actor:
         settings = {name: ast.literal_eval(attributes[name]) for name in SETTINGS if name in attributes}
         settings["distribution"] = distribution
         return _with_floor(settings, layers[:-ends], layers[-ends:], activation, actions)
-    aim = _target(data)
     if kind == "SquashedGaussianActor":
-        return "tanh", layers, partial(_squashed, layers[:-2], layers[-2:], activation), aim
-    if actions == "Discrete":
-        return "categorical", layers, partial(_single, layers[:-1], layers[-1], activation, None), aim
-    if "log_std" not in parameters:
+        return "tanh", *_network(layers[:-2], layers[-2:], activation, _squashed), _target(data)
+    if actions != "Discrete" and "log_std" not in parameters:
         raise ValueError("its actor is deterministic, or of another kind than that of PPO")
-    log_std = _tensor(parameters["log_std"])
-    return "normal", layers, partial(_single, layers[:-1], layers[-1], activation, log_std), aim
+    log_std = {name: _tensor(value) for name, value in parameters.items() if name == "log_std"}
+    distribution, head = _of_ppo(actions, log_std)
+    return distribution, *_network(layers[:-1], layers[-1:], activation, head), _target(data)
 
 
 def _tensor(value: Any) -> Tensor:
@@ -275,23 +253,15 @@ def _with_floor(
         # The paper's head has its floor before truncation, and promises none behind it.
         promised = policy.exact or not policy.truncated
         kind, aim = policy.distribution, {"floor" if promised else "target_entropy": policy.floor}
-    return kind, [*layers, *ends], partial(_headed, layers, ends, activation, policy), aim
+    return kind, *_network(layers, ends, activation, partial(_headed, policy)), aim
 
 
-def _headed(
-    layers: list[Layer],
-    ends: list[Layer],
-    activation: Callable[[Tensor], Tensor],
-    policy: GaussianPolicy | CategoricalPolicy,
-    observations: np.ndarray,
-) -> tuple[np.ndarray, ...]:
+def _headed(policy: GaussianPolicy | CategoricalPolicy, out: Tensor) -> tuple[Tensor, ...]:
     """Logits, or location and scale before truncation, behind the head of a policy of this package."""
-    x = _hidden(layers, activation, observations)
-    out = torch.cat([torch.nn.functional.linear(x, weight, bias) for weight, bias in ends], -1)
     if isinstance(policy, CategoricalPolicy):
-        return (policy(out).logits.numpy(),)
+        return (policy(out).logits,)
     loc, log_std = policy.parameters(*out.chunk(2, -1))
-    return loc.numpy(), log_std.exp().numpy()
+    return loc, log_std.exp()
 
 
 # --- the networks ----------------------------------------------------------------------------------------
@@ -305,30 +275,31 @@ def _activation(name: str) -> Callable[[Tensor], Tensor]:
     return ACTIVATIONS[word]
 
 
-@torch.no_grad()
-def _hidden(layers: list[Layer], activation: Callable[[Tensor], Tensor], observations: np.ndarray) -> Tensor:
-    x = torch.from_numpy(np.asarray(observations, np.float32))
-    for weight, bias in layers:
-        x = activation(torch.nn.functional.linear(x, weight, bias))
-    return x
+def _network(
+    layers: list[Layer], ends: list[Layer], activation: Callable[[Tensor], Tensor], head: Head
+) -> tuple[Callable[[np.ndarray], tuple[np.ndarray, ...]], int]:
+    """The function from observations to parameters, and the width of an observation."""
+
+    @torch.no_grad()
+    def parameters(observations: np.ndarray) -> tuple[np.ndarray, ...]:
+        x = torch.from_numpy(np.asarray(observations, np.float32))
+        for layer in layers:
+            x = activation(torch.nn.functional.linear(x, *layer))
+        out = torch.cat([torch.nn.functional.linear(x, *layer) for layer in ends], -1)
+        return tuple(value.numpy() for value in head(out))
+
+    return parameters, int([*layers, *ends][0][0].shape[1])
 
 
-def _squashed(
-    layers: list[Layer], heads: list[Layer], activation: Callable[[Tensor], Tensor], observations: np.ndarray
-) -> tuple[np.ndarray, ...]:
+def _squashed(out: Tensor) -> tuple[Tensor, ...]:
     """Location and scale of the squashed Gaussian of SAC and TQC."""
-    x = _hidden(layers, activation, observations)
-    loc, log_std = (torch.nn.functional.linear(x, weight, bias) for weight, bias in heads)
-    return loc.numpy(), log_std.clamp(LOG_STD_MIN, LOG_STD_MAX).exp().numpy()
+    loc, log_std = out.chunk(2, -1)
+    return loc, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX).exp()
 
 
-def _single(
-    layers: list[Layer],
-    head: Layer,
-    activation: Callable[[Tensor], Tensor],
-    log_std: Tensor | None,
-    observations: np.ndarray,
-) -> tuple[np.ndarray, ...]:
+def _of_ppo(actions: str, weights: Mapping[str, Tensor]) -> tuple[str, Head]:
     """Logits, or location and scale of the Gaussian of PPO and A2C, whose scale is one for all states."""
-    out = torch.nn.functional.linear(_hidden(layers, activation, observations), *head).numpy()
-    return (out,) if log_std is None else (out, np.broadcast_to(log_std.exp().numpy(), out.shape))
+    if actions == "Discrete":
+        return "categorical", lambda out: (out,)
+    scale = weights["log_std"].exp()
+    return "normal", lambda out: (out, scale.expand_as(out))

@@ -143,6 +143,13 @@ def summarise(samples: Samples, floor: float | None = None) -> Audit:
 
     Raises:
         ValueError: The floor is not finite.
+
+    Examples:
+        >>> import numpy as np
+        >>> from entropyfloor import audit
+        >>> samples = audit.Samples("policy", "states", "the policy", np.array([-2.9, -3.1]), ["first", "second"])
+        >>> audit.summarise(samples, floor=-3.0).worst[0]["label"]
+        'second'
     """
     floor = samples.floor if floor is None else floor
     check_floor(floor)

@@ -101,9 +101,10 @@ def _onnx(policy: Policy) -> bytes:
 
 def _normalised(policy: Policy, observation: Array) -> Array:
     """As `RunningMoments.normalise` in float64, in float32: what a float32 mean rounds off is subtracted next."""
-    if policy.moments is None:
+    moments = policy.normalise.moments
+    if moments is None:
         return observation
-    mean = policy.moments.mean.astype(np.float32)
-    rest = (policy.moments.mean - mean).astype(np.float32)
-    deviation = np.sqrt(policy.moments.variance + VARIANCE_FLOOR).astype(np.float32)
+    mean = moments.mean.astype(np.float32)
+    rest = (moments.mean - mean).astype(np.float32)
+    deviation = np.sqrt(moments.variance + VARIANCE_FLOOR).astype(np.float32)
     return jnp.clip(((observation - mean) - rest) / deviation, -10.0, 10.0)

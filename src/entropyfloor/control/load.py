@@ -27,7 +27,7 @@ from entropyfloor.control.config import (
     required,
 )
 from entropyfloor.control.heads import CategoricalPolicy, Distribution, HeadState, raw_outputs
-from entropyfloor.control.normalise import RunningMoments
+from entropyfloor.control.normalise import ObservationNormaliser
 from entropyfloor.runs.checkpoint import Checkpoint
 from entropyfloor.runs.directory import open_checkpoint
 
@@ -51,8 +51,8 @@ class Policy:
     """The agent, whose `distribution(actor, observations)` is π(·|s) of normalised observations."""
     actor: Any
     """Everything that the acting policy depends on: parameters, and the state of the head."""
-    moments: RunningMoments | None
-    """Mean and variance that observations are normalised by; None where they are not."""
+    normalise: ObservationNormaliser
+    """From observations to what the network takes."""
     observation_dim: int
     action_dim: int
     """Number of dimensions of an action, or of discrete actions."""
@@ -97,10 +97,6 @@ class Policy:
     def target_entropy(self) -> float | None:
         """Entropy that the head or α steers to, in nats: the floor, if there is one; None where nothing does."""
         return next(iter(build.aim(self.agent).values()), None)
-
-    def normalise(self, observations: np.ndarray) -> np.ndarray:
-        """Observations as the network takes them."""
-        return observations if self.moments is None else self.moments.normalise(observations)
 
     def distribution(self, actor: Any, observation: Any) -> Distribution:
         """π(·|s) of normalised observations, to be traced by JAX."""
@@ -178,17 +174,17 @@ def _policy(config: ControlConfig, checkpoint: Checkpoint) -> Policy:
     actor: Any = ActorState(params, head) if is_sac else params
     if isinstance(config, MNSEConfig):
         actor = MNSEActor(params, head, jax.numpy.asarray(arrays["agent/actor/evidence"]))
-    moments = None
-    if isinstance(config, PPOConfig | SACConfig) and config.normalise_observations:
-        moments = RunningMoments(arrays["moments/mean"].shape)
-        moments.load({name: arrays[f"moments/{name}"] for name in ("count", "mean", "variance")})
+    observation_dim = params["params"]["body"]["Dense_0"]["kernel"].shape[0]
+    normalised = isinstance(config, PPOConfig | SACConfig) and bool(config.normalise_observations)
+    normalise = ObservationNormaliser(observation_dim, normalised)
+    normalise.load(arrays)
     return Policy(
         config,
         checkpoint.step,
         build.build_agent(config, action_dim, discrete=discrete),
         actor,
-        moments,
-        observation_dim=params["params"]["body"]["Dense_0"]["kernel"].shape[0],
+        normalise,
+        observation_dim,
         action_dim=action_dim,
     )
 
@@ -196,14 +192,15 @@ def _policy(config: ControlConfig, checkpoint: Checkpoint) -> Policy:
 def _planning_policy(config: TDMPC2Config, checkpoint: Checkpoint) -> Policy:
     model, prior = (_nested(checkpoint.arrays, f"agent/actor/{name}/") for name in ("model", "prior"))
     action_dim = prior["params"]["Dense_2"]["bias"].size // 2
+    observation_dim = model["encoder"]["params"]["Dense_0"]["kernel"].shape[0]
     return Policy(
         config,
         checkpoint.step,
         build.build_agent(config, action_dim),
         Planning(model, prior, jax.numpy.asarray(checkpoint.arrays["agent/actor/discount"])),
-        None,
-        observation_dim=model["encoder"]["params"]["Dense_0"]["kernel"].shape[0],
-        action_dim=action_dim,
+        ObservationNormaliser(observation_dim, enabled=False),
+        observation_dim,
+        action_dim,
     )
 
 

@@ -78,6 +78,42 @@ class RunningMoments:
         self.mean, self.variance = (np.array(arrays[name], np.float64) for name in ("mean", "variance"))
 
 
+class ObservationNormaliser:
+    """Observations as the networks of a run take them: normalised by running moments, or as they are.
+
+    Args:
+        width: Width of an observation.
+        enabled: Whether they are normalised.
+    """
+
+    def __init__(self, width: int, enabled: bool = True) -> None:
+        self.width, self.moments = width, RunningMoments((width,)) if enabled else None
+
+    def observe(self, observations: Float[ndarray, "n o"]) -> Float[ndarray, "n o"]:
+        """Observations that are acted on: the moments are updated with them, then they are normalised."""
+        if self.moments is not None:
+            self.moments.update(observations)
+        return self(observations)
+
+    def __call__(self, observations: Float[ndarray, "... o"]) -> Float[ndarray, "... o"]:
+        """Observations by the moments as they are."""
+        return observations if self.moments is None else self.moments.normalise(observations)
+
+    def scaling(self) -> tuple[Float[ndarray, " o"], Float[ndarray, " o"]]:
+        """Mean and deviation, in float32; 0 and 1 where nothing is normalised."""
+        return (self.moments or RunningMoments((self.width,))).scaling()
+
+    def arrays(self) -> dict[str, ndarray]:
+        """The moments, for a checkpoint; nothing where there are none."""
+        moments = {} if self.moments is None else self.moments.arrays()
+        return {f"moments/{name}": value for name, value in moments.items()}
+
+    def load(self, arrays: dict[str, ndarray]) -> None:
+        """Continue from the `arrays()` of another object, among others."""
+        if self.moments is not None:
+            self.moments.load({name: arrays[f"moments/{name}"] for name in self.moments.arrays()})
+
+
 class RewardScaler:
     """Divides rewards by the running standard deviation of the discounted return `R ← γ R + r`.
 

@@ -13,7 +13,7 @@ from entropyfloor.control.agents.build import build_agent
 from entropyfloor.control.config import SACConfig, TDMPC2Config
 from entropyfloor.control.envs import make
 from entropyfloor.control.episodes import Episodes, Step
-from entropyfloor.control.normalise import RunningMoments
+from entropyfloor.control.normalise import ObservationNormaliser
 from entropyfloor.control.replay import Replay, Transition, transition_bytes
 from entropyfloor.control.trainer import Metrics, Trainer
 from entropyfloor.runs.machine import check_memory
@@ -43,8 +43,8 @@ class OffPolicyCollector:
         self.replay = self.empty_replay(capacity)
         self.episodes = Episodes(env, lambda i: seeding.episode(config.seed, seeding.TRAIN_EPISODES, i))
         self.returns = self.episodes.returns
-        normalised = isinstance(config, SACConfig) and config.normalise_observations
-        self._moments = RunningMoments((self.obs_dim,)) if normalised else None
+        normalised = isinstance(config, SACConfig) and bool(config.normalise_observations)
+        self.normalise = ObservationNormaliser(self.obs_dim, normalised)
 
     def empty_replay(self, capacity: int) -> Replay:
         """A replay for that many transitions."""
@@ -55,11 +55,9 @@ class OffPolicyCollector:
         return self._rng.uniform(-1.0, 1.0, self.action_dim).astype(np.float32)
 
     def observe(self) -> np.ndarray:
-        """The observation to act on: the moments are updated with it, then it is normalised."""
-        observation = self.episodes.observation
-        if self._moments is not None:
-            self._moments.update(observation[None])
-        return self.normalise(observation)
+        """The observation to act on, normalised by all up to it."""
+        (observation,) = self.normalise.observe(self.episodes.observation[None])
+        return observation
 
     def play(self, action: np.ndarray) -> Step:
         """Take one action and store the transition, with observations as the simulator gives them."""
@@ -76,16 +74,10 @@ class OffPolicyCollector:
             next_observation=self.normalise(batch.next_observation),
         )
 
-    def normalise(self, observations: np.ndarray) -> np.ndarray:
-        """Observations as the networks take them."""
-        return observations if self._moments is None else self._moments.normalise(observations)
-
     def arrays(self) -> dict[str, np.ndarray]:
         """Arrays of a checkpoint: with `state`, everything that `restore` needs."""
         stored = {f"replay/{name}": column for name, column in self.replay.arrays().items()}
-        if self._moments is not None:
-            stored |= {f"moments/{name}": value for name, value in self._moments.arrays().items()}
-        return stored | self.episodes.arrays()
+        return stored | self.normalise.arrays() | self.episodes.arrays()
 
     def state(self) -> dict[str, Any]:
         """The rest of a checkpoint, as JSON can hold it."""
@@ -99,8 +91,7 @@ class OffPolicyCollector:
         """Continue from the arrays and the state of another collector."""
         stored = {name.removeprefix("replay/"): array for name, array in arrays.items()}
         self.replay.load(stored, state["added"])
-        if self._moments is not None:
-            self._moments.load({name: arrays[f"moments/{name}"] for name in ("count", "mean", "variance")})
+        self.normalise.load(arrays)
         self._rng.bit_generator.state = state["rng"]
         self.episodes.restore(state["episodes"], arrays)
 

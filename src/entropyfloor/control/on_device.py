@@ -24,7 +24,7 @@ from entropyfloor.control.agents.fast import View
 from entropyfloor.control.config import FastConfig, required
 from entropyfloor.control.envs import make
 from entropyfloor.control.evaluator import Episode, Evaluator, Params, Stopped
-from entropyfloor.control.normalise import VARIANCE_FLOOR, RunningMoments
+from entropyfloor.control.normalise import VARIANCE_FLOOR, ObservationNormaliser
 from entropyfloor.control.parallel import learner, memory_of, normalised, replay_rows
 from entropyfloor.control.ring import Ring
 from entropyfloor.control.simulators import Players, Simulators
@@ -72,28 +72,21 @@ class DeviceCollector:
     """What the host knows of one seed: moments of its observations, and returns of its episodes."""
 
     def __init__(self, config: FastConfig, obs_dim: int) -> None:
-        self._config = config
-        self._moments = RunningMoments((obs_dim,))
+        self._num_envs = config.num_envs
+        self.normalise = ObservationNormaliser(obs_dim, config.normalise_observations)
         self.returns: list[float] = []
 
     def update(self, moments: Moments, tally: Tally) -> None:
         """Take what the device has now."""
-        count = np.asarray(int(moments.batches) * self._config.num_envs)
-        self._moments.load({"count": count, "mean": moments.mean, "variance": moments.variance})
+        if self.normalise.moments is not None:
+            count = np.asarray(int(moments.batches) * self._num_envs)
+            self.normalise.moments.load({"count": count, "mean": moments.mean, "variance": moments.variance})
         if tally.count:
             self.returns += [float(tally.returns / tally.count)] * int(tally.count)
 
-    def normalise(self, observations: np.ndarray) -> np.ndarray:
-        """Observations as the networks take them."""
-        return self._moments.normalise(observations) if self._config.normalise_observations else observations
-
-    def scaling(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and deviation that observations are normalised by now."""
-        return self._moments.scaling()
-
     def arrays(self) -> dict[str, np.ndarray]:
         """The moments, for those who load the policy; a resume has all it needs in the trainer's `memory`."""
-        return {f"moments/{name}": value for name, value in self._moments.arrays().items()}
+        return self.normalise.arrays()
 
     def state(self) -> dict[str, Any]:
         """The rest of a checkpoint."""
@@ -101,7 +94,7 @@ class DeviceCollector:
 
     def restore(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
         """Continue from the arrays and the state of another collector."""
-        self._moments.load({name: arrays[f"moments/{name}"] for name in ("count", "mean", "variance")})
+        self.normalise.load(arrays)
         self.returns[:] = state["returns"]
 
 
@@ -126,7 +119,8 @@ class DeviceEvaluator(Evaluator):
         if self._stopped():
             raise Stopped
         keys = np.stack([seeding.raw(jax.random.key(seed)) for seed in seeds])
-        total, observations, going = jax.device_get(self._episodes(actor, self._collector.scaling(), keys))
+        scaling = self._collector.normalise.scaling()
+        total, observations, going = jax.device_get(self._episodes(actor, scaling, keys))
         observations = self._normalise(observations)
         return [Episode(float(total[i]), observations[going[:, i], i]) for i in range(len(seeds))]
 

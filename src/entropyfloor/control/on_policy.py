@@ -13,7 +13,7 @@ from entropyfloor.control.agents.build import build_agent
 from entropyfloor.control.agents.ppo import Rollout
 from entropyfloor.control.config import PPOConfig
 from entropyfloor.control.envs import make
-from entropyfloor.control.normalise import RewardScaler, RunningMoments
+from entropyfloor.control.normalise import ObservationNormaliser, RewardScaler
 from entropyfloor.control.pool import pool_of
 from entropyfloor.control.trainer import Metrics, Trainer
 from entropyfloor.runs.machine import check_memory
@@ -42,15 +42,12 @@ class OnPolicyCollector:
         check_memory(config.rollout_steps, per_step, "steps of a rollout", "--rollout-steps or --num-envs")
         self._pool = pool_of(config.env, config.env_options(), config.num_envs, config.seed, first=first)
         self.returns = self._pool.returns
-        self._moments = RunningMoments((self.obs_dim,))
+        self.normalise = ObservationNormaliser(self.obs_dim, config.normalise_observations)
         self._scaler = RewardScaler(config.num_envs, config.discount)
 
     def observe(self) -> np.ndarray:
-        """Observations to act on, `[N, obs]`: the moments are updated with them, then they are normalised."""
-        observations = self._pool.observations
-        if self._config.normalise_observations:
-            self._moments.update(observations)
-        return self.normalise(observations)
+        """Observations to act on, `[N, obs]`, normalised by all up to them."""
+        return self.normalise.observe(self._pool.observations)
 
     def play(self, actions: np.ndarray) -> tuple[np.ndarray, ...]:
         """One action in each environment: `reward, terminated, truncated, next_observation`, each `[N, ...]`."""
@@ -64,15 +61,10 @@ class OnPolicyCollector:
         """Factor of the rewards."""
         return self._scaler.scale if self._config.normalise_rewards else 1.0
 
-    def normalise(self, observations: np.ndarray) -> np.ndarray:
-        """Observations as the networks take them."""
-        return self._moments.normalise(observations) if self._config.normalise_observations else observations
-
     def arrays(self) -> dict[str, np.ndarray]:
         """Arrays of a checkpoint: with `state`, everything that `restore` needs."""
-        arrays = {f"moments/{name}": value for name, value in self._moments.arrays().items()}
-        arrays |= {f"scaler/{name}": value for name, value in self._scaler.arrays().items()}
-        return arrays | self._pool.arrays()
+        scaler = {f"scaler/{name}": value for name, value in self._scaler.arrays().items()}
+        return self.normalise.arrays() | scaler | self._pool.arrays()
 
     def state(self) -> dict[str, Any]:
         """The rest of a checkpoint, as JSON can hold it."""
@@ -80,8 +72,8 @@ class OnPolicyCollector:
 
     def restore(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
         """Continue from the arrays and the state of another collector."""
-        self._moments.load({name: arrays[f"moments/{name}"] for name in ("count", "mean", "variance")})
-        self._scaler.load({name: arrays[f"scaler/{name}"] for name in ("returns", "count", "mean", "variance")})
+        self.normalise.load(arrays)
+        self._scaler.load({name: arrays[f"scaler/{name}"] for name in self._scaler.arrays()})
         self._pool.restore(state["episodes"], arrays)
         self.returns[:] = state["returns"]
 

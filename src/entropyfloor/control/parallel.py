@@ -14,7 +14,7 @@ from entropyfloor.control.agents.build import build_agent
 from entropyfloor.control.agents.fast import Batch, View
 from entropyfloor.control.config import FastConfig, required
 from entropyfloor.control.envs import make
-from entropyfloor.control.normalise import RunningMoments
+from entropyfloor.control.normalise import ObservationNormaliser
 from entropyfloor.control.pool import pool_of
 from entropyfloor.control.ring import Ring, Steps
 from entropyfloor.control.trainer import Metrics, Trainer
@@ -47,14 +47,11 @@ class ParallelCollector:
         self._rng = seeding.generator(config.seed, seeding.HOST)
         self.noise = self._draw_noise()
         """σ of the exploration noise, `[N]`, the same until the end of an episode."""
-        self._moments = RunningMoments((self.obs_dim,))
+        self.normalise = ObservationNormaliser(self.obs_dim, config.normalise_observations)
 
     def observe(self) -> View:
-        """What to act on: the moments are updated with the observations, then these are normalised."""
-        observations = self._pool.observations
-        if self._config.normalise_observations:
-            self._moments.update(observations)
-        return View(self.normalise(observations), self.noise)
+        """What to act on: observations, normalised by all up to them, and the noise."""
+        return View(self.normalise.observe(self._pool.observations), self.noise)
 
     def random_actions(self) -> np.ndarray:
         """Uniform on [-1, 1], `[N, D]`."""
@@ -67,18 +64,9 @@ class ParallelCollector:
         self.noise = np.where(step.terminated | step.truncated, self._draw_noise(), self.noise)
         return Steps(observations, actions, step.reward, step.terminated, step.truncated, step.observation)
 
-    def scaling(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and deviation that observations are normalised by now."""
-        return self._moments.scaling()
-
-    def normalise(self, observations: np.ndarray) -> np.ndarray:
-        """Observations as the networks take them."""
-        return self._moments.normalise(observations) if self._config.normalise_observations else observations
-
     def arrays(self) -> dict[str, np.ndarray]:
         """Arrays of a checkpoint: with `state`, everything that `restore` needs."""
-        moments = {f"moments/{name}": value for name, value in self._moments.arrays().items()}
-        return moments | {"noise": self.noise} | self._pool.arrays()
+        return self.normalise.arrays() | {"noise": self.noise} | self._pool.arrays()
 
     def state(self) -> dict[str, Any]:
         """The rest of a checkpoint, as JSON can hold it."""
@@ -90,7 +78,7 @@ class ParallelCollector:
 
     def restore(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
         """Continue from the arrays and the state of another collector."""
-        self._moments.load({name: arrays[f"moments/{name}"] for name in ("count", "mean", "variance")})
+        self.normalise.load(arrays)
         self.noise = arrays["noise"]
         self._pool.restore(state["episodes"], arrays)
         self.returns[:] = state["returns"]
@@ -126,7 +114,7 @@ class ParallelTrainer(Trainer[FastConfig, ParallelCollector]):
             self.step += config.num_envs * config.action_repeat
         if self.step < config.random_steps:
             return None, None
-        scaling = self.stack([collector.scaling() for collector in self.collectors])
+        scaling = self.stack([collector.normalise.scaling() for collector in self.collectors])
         return self.learn((self.memory, scaling)), scaling
 
     def _actions(self) -> list[np.ndarray]:

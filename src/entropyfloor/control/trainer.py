@@ -7,6 +7,7 @@ numbers that it would have had alone, up to rounding.
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -252,20 +253,24 @@ class Trainer(ABC, Generic[ConfigT, CollectorT]):
         return any(line["step"] == self.step and "return" in line for line in read_run(run.path).lines)
 
     def _evaluate(self, runs: Sequence[Run], loop: Loop) -> None:
-        lines = []
-        try:
-            for i, evaluator in enumerate(self.evaluators):
+        lines: list[dict[str, float]] = []
+        failure: Exception | None = None
+        for i, evaluator in enumerate(self.evaluators):
+            try:
                 lines.append(evaluator(self.pick(self.state.actor, i)) | self.aim)
-        except Stopped:  # a resume repeats all of it
-            self._evaluation_due = True
-            return
-        except Exception:
-            if self.step > 0:  # the same episodes would fail again: a resume continues after them
-                self.save(runs)
-            raise
+            except Stopped:  # a resume repeats all of it
+                self._evaluation_due = True
+                return
+            except Exception as error:
+                lines.append({"return": math.nan})
+                failure = failure or error
         self._evaluation_due = False
         for run, line in zip(runs, lines, strict=True):
             run.log(self.step, line)
+        if failure is not None:
+            if self.step > 0:  # the same episodes would fail again: a resume continues after them
+                self.save(runs)
+            raise failure
         mean = {name: float(np.mean([line[name] for line in lines])) for name in lines[0]}
         aims = [f"{word} {mean[name]:.2f}" for word, name in _AIMS if name in mean]
         entropy = f"entropy {mean['realised_entropy']:.2f} ({', '.join(aims) or 'no floor'})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,7 @@ from typing import Literal
 from entropyfloor.experiments.recipe import PlannedRun
 from entropyfloor.extras import Status
 from entropyfloor.runs import read_run
-from entropyfloor.runs.processes import terminated_as_interrupted
+from entropyfloor.runs.processes import stop, terminated_as_interrupted
 from entropyfloor.runs.resume import is_begun
 from entropyfloor.runs.run_reader import read_status
 
@@ -56,7 +56,7 @@ def execute(run: PlannedRun, directory: Path) -> Outcome:
                     process.wait(1)
                     return outcome(process)
         finally:
-            stop([process])
+            stop([process], outcome)
 
 
 def begin(run: PlannedRun, directory: Path) -> subprocess.Popen[bytes] | None:
@@ -104,24 +104,9 @@ def outcome(process: subprocess.Popen[bytes]) -> Outcome:
     return "done" if code == 0 else "refused" if code == Status.REFUSED else "failed"
 
 
-def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Make each run save and stop, and wait for it; a second Ctrl-C stops runs that are still saving."""
-    try:
-        _terminate(processes)
-    except KeyboardInterrupt:
-        _terminate(processes)
-
-
 def log_file(run: PlannedRun, directory: Path = Path()) -> Path:
     """The log of a run, beside its directory: the trainer creates that once it has accepted the settings."""
     return directory / run.out.with_name(f"{run.out.name}-log.txt")
-
-
-def _terminate(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
-        process.terminate()  # not SIGINT, which processes in the background of a script ignore
-    for process in processes:
-        outcome(process)
 
 
 def state(run: PlannedRun, directory: Path = Path()) -> str | None:

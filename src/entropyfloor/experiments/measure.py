@@ -39,7 +39,9 @@ class Measured(NamedTuple):
     seconds: float
     """How long it trains."""
     memory: float
-    """Largest memory of the process, or of a device if that is more, until then, in GiB."""
+    """Largest memory of the process until then, in GiB."""
+    device: float
+    """Largest memory of a device until then, in GiB; 0 where it used none."""
 
 
 def measure(runs: Sequence[PlannedRun], workers: int, budget: float = BUDGET) -> dict[int, Measured]:
@@ -64,9 +66,9 @@ def measure(runs: Sequence[PlannedRun], workers: int, budget: float = BUDGET) ->
                     trials[i] = _begin(runs[i], Path(home, str(i)))
                 time.sleep(POLL)
                 for i, trial in [*trials.items()]:
-                    whole, trained, memory = _pace(Path(home, str(i), "pace"))
-                    if whole:
-                        found[i] = Measured(whole, memory)
+                    measured, trained = _pace(Path(home, str(i), "pace"))
+                    if measured:
+                        found[i] = measured
                     if trained >= ENOUGH or trial.poll() is not None:
                         _stop(trials.pop(i))
         finally:
@@ -104,16 +106,17 @@ def _begin(run: PlannedRun, home: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def _pace(file: Path) -> tuple[float, float, float]:
-    """Seconds of the whole run at its pace since it last changed, how many were measured, and memory in GiB."""
+def _pace(file: Path) -> tuple[Measured | None, float]:
+    """The whole run at its pace since it last changed, and the seconds of this pace; None and 0 without one."""
     if not file.exists():
-        return 0.0, 0.0, 0.0
+        return None, 0.0
     lines = [line.split() for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    since = [(float(now), int(done), int(total)) for begun, now, done, total, _ in lines if begun == lines[-1][0]]
+    since = [(float(now), int(done), int(total)) for begun, now, done, total, *_ in lines if begun == lines[-1][0]]
     if not since or since[-1][1] == since[0][1]:
-        return 0.0, 0.0, 0.0
+        return None, 0.0
     (first, begun, total), (last, done, _) = since[0], since[-1]
-    return total * (last - first) / (done - begun), last - first, float(lines[-1][-1])
+    memory, device = map(float, lines[-1][-2:])
+    return Measured(total * (last - first) / (done - begun), memory, device), last - first
 
 
 def _stop(trial: subprocess.Popen[bytes]) -> None:

@@ -34,7 +34,16 @@ class Plan:
     seconds: Mapping[int, float] | None = None
     """Seconds that whole runs take, of those that were measured; None without a measurement."""
     peak: float = 0.0
-    """Largest memory that a measured run took, in GiB; 0 without a measurement."""
+    """Largest memory that the process of a measured run took, in GiB; 0 without a measurement."""
+    device_peak: float = 0.0
+    """Largest memory of a device that a measured run took, in GiB; 0 where none used one."""
+
+    def of(self, indices: Sequence[int]) -> Plan:
+        """The plan of some of its runs."""
+        needs = {k: self.needs[i] for k, i in enumerate(indices) if i in self.needs}
+        part = Plan([self.runs[i] for i in indices], self.workers, needs)
+        part.__dict__["states"] = [self.states[i] for i in indices]
+        return part
 
     @cached_property
     def states(self) -> Sequence[str | None]:
@@ -90,8 +99,12 @@ class Plan:
         """The same plan after a short measurement of its runs; see `measure`."""
         left = self.left
         found = measure([self.runs[i] for i in left], self.workers)
-        peak = max((each.memory for each in found.values()), default=0.0)
-        return replace(self, seconds={left[k]: each.seconds for k, each in found.items()}, peak=peak)
+        return replace(
+            self,
+            seconds={left[k]: each.seconds for k, each in found.items()},
+            peak=max((each.memory for each in found.values()), default=0.0),
+            device_peak=max((each.device for each in found.values()), default=0.0),
+        )
 
     def lines(self) -> list[str]:
         """The plan in words."""
@@ -117,7 +130,9 @@ class Plan:
         listed = ", ".join(f"{name} {_gib(size)}" for name, size in parts.items() if size > 0.005 * GIB)
         where = f" of a device, and {_gib(needs.host)} of the host" if needs.host else ""
         estimate = f"memory  {_gib(self.memory)} GiB{where}; the largest run at its {moment}: {listed}"
-        measured = f"        measured: at most {_gib(self.peak * GIB)} GiB in a run that trained for some seconds"
+        peak, device = (_gib(size * GIB) for size in (self.peak, self.device_peak))
+        most = f"{device} GiB of a device, and {peak} of the host" if self.device_peak else f"{peak} GiB"
+        measured = f"        measured: at most {most} in a run that trained for some seconds"
         return [estimate, *([measured] if self.peak else [])]
 
     def _disk(self) -> list[str]:
@@ -146,6 +161,14 @@ class Plan:
                 f"writing checkpoints needs {_gib(self.host)} GiB of the host's memory, and this machine has "
                 f"{_gib(machine.memory())} GiB for it: train where there is more"
             )
+        self.check_disk()
+
+    def check_disk(self) -> None:
+        """Refuse what the disk does not hold.
+
+        Raises:
+            ValueError: The runs need more than is free.
+        """
         if self.disk > (free := _free(self.runs[0].out)):
             raise ValueError(
                 f"the runs will write {_gib(self.disk)} GiB, and {_gib(free)} GiB are free at {self.runs[0].out}: "

@@ -5,20 +5,26 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from entropyfloor.experiments import recipe
 from entropyfloor.experiments.engines import local
 from entropyfloor.experiments.execute import log_file, state
-from entropyfloor.experiments.paper import Place
+from entropyfloor.experiments.paper import Part, Place
 from entropyfloor.experiments.plan import Plan
-from entropyfloor.experiments.recipe import PlannedRun, Recipe, Settings
+from entropyfloor.experiments.recipe import SCALES, PlannedRun, Recipe, Settings
 from entropyfloor.experiments.reproduce import reproduce
 from entropyfloor.experiments.settings import parse_settings
 from entropyfloor.runs.needs import Needs
 
+ALL = "all"
+"""Name that stands for all recipes of this package."""
+KindOf = Callable[[PlannedRun], type[Any]]
+"""Gives the class of the settings of a run."""
+MODEL = "model"
+"""Directory of a run with the language model that it has trained."""
 SHOWN = 4
 """Largest number of unfinished runs of a recipe that are named."""
 
@@ -31,7 +37,7 @@ class Study:
     out: Path
     runs: Sequence[PlannedRun]
 
-    def parsed(self, kind_of: Callable[[PlannedRun], type[Any]]) -> Study:
+    def parsed(self, kind_of: KindOf) -> Study:
         """The same with settings as the command line reads them; see `parse_settings`."""
         return replace(self, runs=parse_settings(self.runs, self.recipe.name, kind_of))
 
@@ -60,10 +66,10 @@ def studies(
     seeds: Sequence[int],
     settings: Settings,
 ) -> list[Study]:
-    """The studies that draw a figure or a table, or the one of a recipe.
+    """The studies that draw a figure or a table, the one of a recipe, or those of all recipes.
 
     Args:
-        name: Name of the figure, table or recipe, or a recipe's file.
+        name: Name of the figure, table or recipe, a recipe's file, or `ALL`.
         places: The figure with its panels, or the table; none for a recipe.
         scale: paper, gpu or cpu.
         out: Directory of the runs; for a figure, of a directory for each of its recipes. By default
@@ -75,18 +81,19 @@ def studies(
     Raises:
         ValueError: Nothing draws it at this scale, the recipe cannot be run so, or a model to evaluate is missing.
     """
-    if not places:
+    if not places and name != ALL:
         found = recipe.load(name)
         # A file may be anywhere; its runs are in runs/ all the same.
         parts = [part for part in Path(name.removesuffix(".toml")).parts if part not in (os.sep, os.pardir)]
         home = out or Path("runs", *parts, scale)
         return [Study(found, home, found.runs(scale, home, arms=arms, seeds=seeds, settings=settings))]
     needed: dict[str, tuple[Recipe, list[str]]] = {}
-    for part in (part for place in places for part in place.parts(scale, arms)):
+    of_places = (part for place in places for part in place.parts(scale, arms))
+    for part in _all(scale, arms) if name == ALL else of_places:
         _, known = needed.setdefault(part.recipe.name, (part.recipe, []))
         known += [arm for arm in part.arms if arm not in known]
     if not needed:
-        scales = ", ".join(dict.fromkeys(scale for place in places for scale in place.scales))
+        scales = ", ".join(dict.fromkeys(scale for place in places for scale in place.scales) or SCALES)
         which = f" with the arms {', '.join(arms)}" if arms else ""
         raise ValueError(f"{name} has no run at scale {scale}{which}: it has the scales {scales}")
     if unknown := [arm for arm in arms if all(arm not in chosen for _, chosen in needed.values())]:
@@ -96,35 +103,104 @@ def studies(
         name: found.runs(scale, homes[name], arms=chosen, seeds=seeds, settings=settings)
         for name, (found, chosen) in needed.items()
     }
-    models = [run.out / "model" for each in runs.values() for run in each if run.mode == "train"]
-    return [
-        Study(needed[name][0], homes[name], [_evaluating(run, homes, scale, models) for run in each])
+    planned = [
+        Study(needed[name][0], homes[name], [_evaluating(run, homes, scale) for run in each])
         for name, each in runs.items()
     ]
+    if name != ALL:
+        try:
+            _check_models(planned, planned)
+        except ValueError as error:
+            raise ValueError(f"{error}: add its --seeds") from None
+    return planned
 
 
-def _evaluating(run: PlannedRun, homes: Mapping[str, Path], scale: str, models: Sequence[Path]) -> PlannedRun:
+def _all(scale: str, only: Sequence[str]) -> Iterator[Part]:
+    """All recipes at a scale; `only` chooses some arms. Evaluations of models come last, behind their training."""
+    for found in sorted(map(recipe.load, recipe.names()), key=lambda each: each.mode == "evaluate"):
+        known = found.arms_of(scale) if scale in found.scales else []
+        if arms := [arm for arm in known if not only or arm in only]:
+            yield Part(found, arms)
+
+
+def without_foreign(studies: Sequence[Study], settings: Settings, kind_of: KindOf) -> list[Study]:
+    """The studies, each run without those of the settings that only others have; what no run has is kept.
+
+    Args:
+        studies: Studies that are carried out together.
+        settings: Settings that were given for all of them.
+        kind_of: Gives the class of a run's settings.
+    """
+    kinds = {kind_of(run): None for study in studies for run in study.runs}
+    names = {kind: {field.name for field in fields(kind)} for kind in kinds}
+    known = {*settings} & set().union(*names.values())
+
+    def own(run: PlannedRun) -> PlannedRun:
+        foreign = known - names[kind_of(run)]
+        return replace(run, settings={name: each for name, each in run.settings.items() if name not in foreign})
+
+    return [replace(study, runs=[*map(own, study.runs)]) for study in studies]
+
+
+def that_fit(studies: Sequence[Study], plan: Plan, *, here: bool) -> tuple[list[Study], Plan, list[str]]:
+    """The studies that can be carried out, their plan, and why the others cannot.
+
+    Args:
+        studies: Studies of which each may evaluate what earlier ones train, and which need each other for nothing
+            else.
+        plan: The plan of all their runs, in their order.
+        here: Whether this machine is to carry them out, whose memory, disk and packages are then what counts.
+    """
+    fitting: list[Study] = []
+    kept: list[int] = []
+    reasons: list[str] = []
+    first = 0
+    for study in studies:
+        indices = range(first, first + len(study.runs))
+        first = indices.stop
+        part = plan.of(indices)
+        unknown = [part.needs[i] for i in part.left if isinstance(part.needs[i], str)]
+        try:
+            _check_models([study], fitting)
+            if here:
+                part.check()
+                plan.of([*kept, *indices]).check_disk()  # beside what the recipes before it write
+            if here and unknown and study.recipe.mode == "train":
+                raise ValueError(unknown[0])
+        except ValueError as error:
+            reasons.append(f"{study.recipe.name} is left out: {error}")
+        else:
+            fitting.append(study)
+            kept += indices
+    return fitting, plan.of(kept), reasons
+
+
+def _evaluating(run: PlannedRun, homes: Mapping[str, Path], scale: str) -> PlannedRun:
     """The run; if it evaluates a model that another recipe trains, with the place of this model.
 
     Args:
         run: Run of a figure.
         homes: Directories of the figure's recipes, instead of runs/<recipe>/<scale>.
         scale: Scale of the figure.
-        models: Models that the figure trains.
-
-    Raises:
-        ValueError: The model is not there, and is not trained.
     """
     model = Path(str(run.settings.get("model", "")))
     for name, home in homes.items():
         if run.mode == "evaluate" and model.is_relative_to(usual := Path("runs", name, scale)):
-            place = home / model.relative_to(usual)
-            if place not in models and not place.exists():
-                raise ValueError(
-                    f"{run.out} evaluates {place}, which is not there and not trained: add its --seeds"
-                )
-            return replace(run, settings={**run.settings, "model": str(place)})
+            return replace(run, settings={**run.settings, "model": str(home / model.relative_to(usual))})
     return run
+
+
+def _check_models(studies: Sequence[Study], training: Sequence[Study]) -> None:
+    """Refuse evaluations of a trained model that is not there and that none of `training` makes.
+
+    Raises:
+        ValueError: There is such an evaluation.
+    """
+    trained = {run.out / MODEL for study in training for run in study.runs if run.mode == "train"}
+    for run in (run for study in studies for run in study.runs if run.mode == "evaluate"):
+        model = Path(str(run.settings.get("model", "")))
+        if model.name == MODEL and model not in trained and not model.exists():
+            raise ValueError(f"{run.out} evaluates {model}, which is not there and not trained")
 
 
 def plan_of(
@@ -148,8 +224,16 @@ def commands(plan: Plan) -> Iterator[str]:
         yield shlex.join([*start, *run.command])
 
 
-def run(studies: Sequence[Study], workers: int | None, engine: str) -> Iterator[str]:
-    """Carry out the studies one after the other, since one may evaluate what another has trained.
+def run(studies: Sequence[Study], workers: int | None, engine: str, *, go_on: bool = False) -> Iterator[str]:
+    """Carry out the studies one after the other, since one may evaluate what others have trained.
+
+    Slurm only takes the jobs: evaluations wait until everything is trained.
+
+    Args:
+        studies: The studies.
+        workers: Number of runs at a time; by default the engine's choice.
+        engine: local, ray or slurm.
+        go_on: Whether a study that fails does not stop the others.
 
     Yields:
         What the paper reports, and where the results are.
@@ -157,18 +241,28 @@ def run(studies: Sequence[Study], workers: int | None, engine: str) -> Iterator[
     Raises:
         RuntimeError: Some runs failed.
     """
+    failed: dict[str, str] = {}
+    training = [study for study in studies if study.recipe.mode == "train"]
     for study in studies:
-        reproduce(study.runs, workers, engine)
+        if engine == "slurm" and study.recipe.mode == "evaluate" and not _are_finished(training):
+            yield f"{study.recipe.name} waits for these jobs: call the same command again when they have ended"
+            continue
+        try:
+            reproduce(study.runs, workers, engine)
+        except (RuntimeError, ValueError) as error:
+            if not go_on:
+                raise
+            failed[study.recipe.name] = str(error)
+            continue
         for arm, reported in study.recipe.published.items():
             values = ", ".join(f"{quantity} {value}" for quantity, value in reported.items())
             yield f"{study.recipe.source}, {arm}: {values}"
         if study.recipe.mode == "evaluate":
             yield from (f"scores: {run.out}, log: {log_file(run)}" for run in study.runs)
-        elif engine == "slurm" and study is not studies[-1] and not all(map(_is_finished, study.runs)):
-            yield "the other runs wait for these jobs: call the same command again when they have ended"
-            return
-    if trained := [shlex.quote(str(study.out)) for study in studies if study.recipe.mode == "train"]:
-        yield f"report: entropyfloor report {' '.join(trained)}"
+    if shown := [study for study in training if study.recipe.name not in failed or any(map(state, study.runs))]:
+        yield f"report: entropyfloor report {shlex.join(str(study.out) for study in shown)}"
+    if failed:
+        raise RuntimeError("; ".join(f"{name}: {error}" for name, error in failed.items()))
 
 
 def finished(studies: Sequence[Study]) -> list[Path]:
@@ -192,6 +286,10 @@ def missing(studies: Sequence[Study], *, over_tasks: bool) -> Iterator[str]:
             more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
             listed = ", ".join(left[:SHOWN])
             yield f"{study.recipe.name}: {len(left)} of {len(runs)} runs have not finished: {listed}{more}"
+
+
+def _are_finished(studies: Sequence[Study]) -> bool:
+    return all(_is_finished(run) for study in studies for run in study.runs)
 
 
 def _is_finished(run: PlannedRun) -> bool:

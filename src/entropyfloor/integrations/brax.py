@@ -64,6 +64,14 @@ class ERADistribution(ParametricDistribution):
 
     Raises:
         ValueError: A target that is out of reach, or an unknown head.
+
+    Examples:
+        >>> import jax
+        >>> from entropyfloor.integrations.brax import ERADistribution
+        >>> distribution = ERADistribution(6, target_entropy="-A/2")
+        >>> entropy = distribution.entropy(jax.random.normal(jax.random.key(0), (8, 12)), jax.random.key(1))
+        >>> bool((entropy > -3.0 - 1e-4).all())
+        True
     """
 
     def __init__(
@@ -107,6 +115,13 @@ def with_floor(
     Returns:
         The factory for `train(network_factory=…)`. It raises a `ValueError` if the network has other outputs, as
         with `distribution_type="normal"`.
+
+    Examples:
+        >>> from brax.training.agents.ppo.networks import make_ppo_networks
+        >>> from entropyfloor.integrations.brax import with_floor
+        >>> networks = with_floor(make_ppo_networks, target_entropy="-A/2")(17, 6)
+        >>> networks.parametric_action_distribution.policy.target_entropy
+        -3.0
     """
 
     @functools.wraps(network_factory)

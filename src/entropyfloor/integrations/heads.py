@@ -42,6 +42,13 @@ class GaussianPolicy:
 
     Raises:
         ValueError: Unknown names, a pair that does not exist, or a target that is out of reach.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.integrations.heads import GaussianPolicy
+        >>> policy = GaussianPolicy(action_dim=6, target_entropy="-A/2")(*torch.randn(2, 256, 6))
+        >>> bool((policy.entropy() > -3.0 - 1e-4).all())
+        True
     """
 
     action_dim: int
@@ -138,6 +145,13 @@ class CategoricalPolicy:
 
     Raises:
         ValueError: An unknown head, or a floor that is out of reach.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.integrations.heads import CategoricalPolicy
+        >>> policy = CategoricalPolicy(num_actions=4, min_entropy=0.5)(100 * torch.randn(256, 4))
+        >>> bool((policy.entropy() > 0.5 - 1e-4).all())
+        True
     """
 
     num_actions: int

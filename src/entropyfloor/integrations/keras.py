@@ -43,6 +43,14 @@ class ERASoftmax(keras.layers.Layer):
 
     Raises:
         ValueError: A floor that is out of reach, an unknown option, or input of another width.
+
+    Examples:
+        >>> import keras, numpy
+        >>> from entropyfloor.integrations.keras import ERASoftmax
+        >>> logits = ERASoftmax(10, min_entropy=0.6)(100 * numpy.eye(10, dtype="float32"))
+        >>> p = keras.ops.softmax(logits)
+        >>> bool(keras.ops.min(-keras.ops.sum(p * keras.ops.log(p), -1)) > 0.6 - 1e-4)
+        True
     """
 
     def __init__(
@@ -85,6 +93,14 @@ class ERAGaussian(keras.layers.Layer):
 
     Raises:
         ValueError: A target that is out of reach, an unknown mode, or input of another width.
+
+    Examples:
+        >>> import keras, numpy
+        >>> from entropyfloor.integrations.keras import ERAGaussian
+        >>> log_std = ERAGaussian(6, target_entropy=-3.0)(numpy.random.randn(8, 6).astype("float32"))
+        >>> entropy = keras.ops.sum(log_std, -1) + 6 * 1.4189385
+        >>> bool(keras.ops.min(entropy) > -3.0 - 1e-4)
+        True
     """
 
     def __init__(

@@ -79,6 +79,14 @@ class ERAGlobalGaussianDistribution(GaussianDistribution):
 
     Raises:
         ValueError: A target that is out of reach, or an unknown head.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.integrations.rsl_rl import ERAGlobalGaussianDistribution
+        >>> distribution = ERAGlobalGaussianDistribution(12, target_entropy="-0.3*A")
+        >>> distribution.update(torch.zeros(1, 12))
+        >>> distribution.entropy.item() > -3.6
+        True
     """
 
     def __init__(self, output_dim: int, target_entropy: float | str, **options: Any) -> None:

@@ -43,6 +43,14 @@ class ERAActor(nn.Module):
 
     Raises:
         ValueError: When SBX builds it: a target that is out of reach, or an unknown head.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from entropyfloor.integrations.sbx import ERAActor
+        >>> actor, observations = ERAActor([8], 6, target_entropy="-A/2"), jnp.ones((2, 17))
+        >>> policy = actor.apply(actor.init(jax.random.key(0), observations), observations)
+        >>> bool((policy.entropy() > -3.0 - 1e-4).all())
+        True
     """
 
     net_arch: Sequence[int]
@@ -90,6 +98,14 @@ class ERAPPOActor(nn.Module):
     Raises:
         ValueError: When SBX builds it: a target that is out of reach, an unknown head, other actions, or a
             `log_std_init`.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp
+        >>> from entropyfloor.integrations.sbx import ERAPPOActor
+        >>> actor, observations = ERAPPOActor([8], 6, target_entropy="-0.3*A"), jnp.ones((2, 17))
+        >>> policy = actor.apply(actor.init(jax.random.key(0), observations), observations)
+        >>> bool((policy.entropy() > -1.8 - 1e-4).all())
+        True
     """
 
     net_arch: Sequence[int]

@@ -38,6 +38,21 @@ class ERAGaussianMixin(GaussianMixin):
 
     Raises:
         ValueError: A target that is out of reach, an unknown name, or a pair that does not exist.
+
+    Examples:
+        >>> import gymnasium, skrl.models.torch as skrl, torch
+        >>> from entropyfloor.integrations.skrl import ERAGaussianMixin
+        >>> class Policy(ERAGaussianMixin, skrl.Model):
+        ...     def __init__(self, space):
+        ...         skrl.Model.__init__(self, observation_space=space, action_space=space, device="cpu")
+        ...         ERAGaussianMixin.__init__(self, target_entropy="-A/2")
+        ...         self.network = torch.nn.Linear(3, 6)
+        ...     def compute(self, inputs, role):
+        ...         mean, raw_log_std = self.network(inputs["observations"]).chunk(2, -1)
+        ...         return mean, {"log_std": raw_log_std}
+        >>> policy = Policy(gymnasium.spaces.Box(-1.0, 1.0, (3,)))
+        >>> policy.act({"observations": torch.randn(8, 3)}, role="policy")[1]["log_prob"].shape
+        torch.Size([8, 1])
     """
 
     def __init__(

@@ -41,6 +41,13 @@ class ERAGaussian(nnx.Module):
         batch_level: Meet the target on average over the batch instead of in every state.
         momentum: Weight of a new batch in the running mean.
         use_running_average: Whether the running mean is used, and not updated; `train` and `eval` set it.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from entropyfloor.jax import functional as F, nnx
+        >>> head = nnx.ERAGaussian(action_dim=6, target_entropy=-3.0)
+        >>> bool((F.gaussian_entropy(head(jnp.zeros((256, 6)))) > -3.0 - 1e-4).all())
+        True
     """
 
     action_dim: int
@@ -93,6 +100,14 @@ class ERATruncatedNormal(nnx.Module):
         low: Lower bound of the action.
         high: Upper bound of the action.
         mode: `"pin"` or `"floor"`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from entropyfloor.jax import distributions, nnx
+        >>> head, loc = nnx.ERATruncatedNormal(action_dim=6, target_entropy=-3.0), jnp.full((256, 6), 0.9)
+        >>> policy = distributions.TruncatedNormal(loc, jnp.exp(head(loc, jnp.zeros((256, 6)))))
+        >>> bool((policy.entropy() > -3.0 - 1e-4).all())
+        True
     """
 
     action_dim: int
@@ -136,6 +151,13 @@ class ERASoftmax(nnx.Module):
         tau: τ > e.
         floor: `"calibrated"` or `"paper"`.
         inverse: `"exact"` or `"paper"`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from entropyfloor.jax import functional as F, nnx
+        >>> logits = nnx.ERASoftmax(num_classes=10, min_entropy=0.6)(100 * jnp.eye(10))
+        >>> bool((F.entropy_from_logits(logits) > 0.6 - 1e-4).all())
+        True
     """
 
     num_classes: int
@@ -163,6 +185,13 @@ class ERALinear(nnx.Linear):
         bias: Whether the linear layer has a bias.
         rngs: Keys of the initial parameters.
         **options: `tau`, `floor`, `inverse` of `ERASoftmax`; `dtype`, `kernel_init` and others of `nnx.Linear`.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from flax.nnx import Rngs
+        >>> from entropyfloor.jax import nnx
+        >>> nnx.ERALinear(64, 10, min_entropy=0.6, rngs=Rngs(0))(jnp.zeros((1, 64))).shape
+        (1, 10)
     """
 
     def __init__(
@@ -197,6 +226,13 @@ class ResidualEntropy(nnx.Module):
     Args:
         target_entropy: H0 in nats for the whole action.
         initial: The parameter before softplus; 0 starts δ̂ at log 2.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from entropyfloor.jax import nnx
+        >>> residual = nnx.ResidualEntropy(target_entropy=-3.0)
+        >>> bool(residual.loss(jnp.full((256,), -4.0)) < 0)  # minimising it raises δ̂
+        True
     """
 
     def __init__(self, target_entropy: float, initial: float = 0.0) -> None:

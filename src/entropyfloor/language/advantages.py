@@ -32,6 +32,12 @@ def equal_rewards(rewards: Float[Tensor, "groups samples"]) -> Bool[Tensor, " gr
     """Groups whose rewards are all equal, from which nothing is learned.
 
     Dynamic sampling drops them (Yu et al. 2025, arXiv 2503.14476, Sec. 3.2).
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.language import advantages
+        >>> advantages.equal_rewards(torch.tensor([[1.0, 1.0], [0.0, 1.0]])).tolist()
+        [True, False]
     """
     _check_rewards(rewards)
     return rewards.amax(-1) == rewards.amin(-1)
@@ -55,6 +61,12 @@ def group_advantages(
 
     Raises:
         ValueError: Not `[groups, samples]`, fewer than two samples, or a reward that is not finite.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.language import advantages
+        >>> advantages.group_advantages(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), std=False).tolist()
+        [[0.5, -0.5], [0.0, 0.0]]
     """
     rewards = _finite(rewards)
     centred = rewards - rewards.mean(-1, keepdim=True)
@@ -73,6 +85,12 @@ def maxrl_advantages(
 
     Raises:
         ValueError: As `group_advantages`, or a negative reward.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.language import advantages
+        >>> advantages.maxrl_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), eps=0.0).tolist()
+        [[3.0, -1.0, -1.0, -1.0]]
     """
     rewards = _finite(rewards)
     if bool((rewards < 0).any()):
@@ -93,6 +111,12 @@ def weighted_advantages(
 
     Raises:
         ValueError: As `group_advantages`, or a weight below 0.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.language import advantages
+        >>> advantages.weighted_advantages(torch.tensor([[1.0, 0.0]]), 0.25).tolist()
+        [[0.25, -1.0]]
     """
     if not 0 <= weight < math.inf:
         raise ValueError(f"weight={weight} of right responses must be finite and at least 0")
@@ -119,6 +143,13 @@ def smoothing(
 
     Raises:
         ValueError: Shapes that differ.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.language import advantages
+        >>> log_probs, right = torch.tensor([[-2.0, -4.0], [-1.0, -1.0]]), torch.tensor([True, False])
+        >>> advantages.smoothing(log_probs, torch.ones(2, 2), right, right_coef=0.5, wrong_coef=0.5).tolist()
+        [1.5, -0.5]
     """
     if log_probs.shape != mask.shape or right.shape != log_probs.shape[:1]:
         raise ValueError(
@@ -140,6 +171,12 @@ def advantages_in_band(
 
     Raises:
         ValueError: `low` is not below `high`.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.language import advantages
+        >>> advantages.advantages_in_band(torch.tensor([1.0, -1.0]), entropy=0.1, low=0.5, high=1.0).tolist()
+        [0.0, -1.0]
     """
     if not low < high:
         raise ValueError(f"low={low:g} must be below high={high:g}")
@@ -155,6 +192,12 @@ def reweighted_advantages(advantages: Float[Tensor, " B"], alpha: float) -> Floa
 
     Raises:
         ValueError: α outside of [-1, 1], which would turn the sign of an advantage.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.language import advantages
+        >>> advantages.reweighted_advantages(torch.tensor([1.0, -1.0]), alpha=0.5).tolist()
+        [1.5, -0.5]
     """
     if not -1.0 <= alpha <= 1.0:
         raise ValueError(f"alpha={alpha:g} must lie between -1 and 1")

@@ -50,6 +50,14 @@ def floor_scale(
 
     Returns:
         s, and the next m.
+
+    Examples:
+        >>> from entropyfloor.language import controllers
+        >>> controllers.floor_scale(0.0, entropy=2.0, floor=1.0)  # far above the floor: plain RL
+        (1.0, 0.0)
+        >>> scale, _ = controllers.floor_scale(0.0, entropy=1.0, floor=1.0)
+        >>> round(scale, 2)
+        1.82
     """
     largest, error = math.log(max_scale), floor + margin - entropy
     scale = math.exp(min(max(gain * error + memory, 0.0), largest))
@@ -66,6 +74,13 @@ def bonus_coefficient(
 
     Returns:
         The weight in the next update, which is c or 0, and c.
+
+    Examples:
+        >>> from entropyfloor.language import controllers
+        >>> controllers.bonus_coefficient(0.01, entropy=0.5, target=1.0, step=0.01)
+        (0.02, 0.02)
+        >>> controllers.bonus_coefficient(0.02, entropy=1.5, target=1.0, step=0.01)
+        (0.0, 0.01)
     """
     low = entropy < target
     coefficient = min(max(memory + (step if low else -step), 0.0), largest)
@@ -83,6 +98,11 @@ def entropic_alpha(
 
     Returns:
         α, and the next m.
+
+    Examples:
+        >>> from entropyfloor.language import controllers
+        >>> controllers.entropic_alpha(0.0, entropy=0.5, target=1.0)
+        (-0.5, -0.005)
     """
     error = entropy - target
     return _within_one(gain * error + memory), _within_one(memory + integral_gain * error)

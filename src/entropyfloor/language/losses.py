@@ -4,7 +4,8 @@ Three kinds of functions make a loss:
 
 - *terms* `[B, T]`, one for each token, which are added: `policy_terms` or `cispo_terms`, `kl_terms`,
   `entropy_terms`;
-- *choices* `[B, T]` of tokens, made over a whole batch: `forking_tokens`, `clip_cov_tokens`, `kl_cov_tokens`;
+- *choices* `[B, T]` of tokens, made over a whole batch, of the module `choices`: `forking_tokens`,
+  `clip_cov_tokens`, `kl_cov_tokens`;
 - *weights* `[B, T]` of tokens, made over a whole batch: `token_weights`.
 
 The loss is `weighted_sum(terms, weights)`. Choices and weights come from the whole batch before the first
@@ -42,6 +43,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from entropyfloor.language.choices import clip_cov_tokens as clip_cov_tokens
+from entropyfloor.language.choices import forking_tokens as forking_tokens
+from entropyfloor.language.choices import kl_cov_tokens as kl_cov_tokens
+from entropyfloor.language.choices import token_covariances as token_covariances
+from entropyfloor.language.masks import as_mask, check_same_shape, masked, token_advantages
 from entropyfloor.torch.numerics import as_float
 
 if TYPE_CHECKING:
@@ -91,6 +97,14 @@ def policy_terms(
 
     Raises:
         ValueError: Shapes that differ, a clip below 0, or an unknown ratio.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.language import losses
+        >>> log_probs, mask = torch.tensor([[-1.0, -2.0]], requires_grad=True), torch.tensor([[True, False]])
+        >>> losses.policy_terms(log_probs, log_probs.detach(), torch.tensor([0.5]), mask).sum().backward()
+        >>> log_probs.grad.tolist()
+        [[-0.5, 0.0]]
     """
     values, bounded = _surrogates(log_probs, old_log_probs, advantages, mask, clip_low, clip_high, ratio)
     return -torch.minimum(values, bounded)
@@ -122,11 +136,19 @@ def cispo_terms(
 
     Raises:
         ValueError: Shapes that differ, or a clip below 0.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.language import losses
+        >>> log_probs, old = torch.tensor([[-1.0]], requires_grad=True), torch.tensor([[-9.0]])
+        >>> losses.cispo_terms(log_probs, old, torch.tensor([1.0]), torch.tensor([[True]])).sum().backward()
+        >>> log_probs.grad.tolist()  # the ratio e^8 weighs 5
+        [[-5.0]]
     """
     log_ratio = _log_ratio(log_probs, old_log_probs, mask)
     bounded = log_ratio.detach().exp().clamp(*_bounds(clip_low, clip_high))
-    values = _masked(log_probs, _mask(mask, log_probs), "log_probs")
-    return -bounded * _advantages(advantages, log_ratio, mask) * values
+    values = masked(log_probs, as_mask(mask, log_probs), "log_probs")
+    return -bounded * token_advantages(advantages, log_ratio, mask) * values
 
 
 def clipped_tokens(
@@ -139,7 +161,15 @@ def clipped_tokens(
     clip_high: float = 0.2,
     ratio: Ratio = "token",
 ) -> Bool[Tensor, "B T"]:
-    """Tokens whose ratio is beyond the bound that acts on them, so that `policy_terms` gives them no gradient."""
+    """Tokens whose ratio is beyond the bound that acts on them, so that `policy_terms` gives them no gradient.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.language import losses
+        >>> log_probs, old, mask = torch.tensor([[-1.0, -1.0]]), torch.tensor([[-1.0, -1.5]]), torch.ones(1, 2)
+        >>> losses.clipped_tokens(log_probs, old, torch.tensor([1.0]), mask).tolist()
+        [[False, True]]
+    """
     with torch.no_grad():
         values, bounded = _surrogates(log_probs, old_log_probs, advantages, mask, clip_low, clip_high, ratio)
         return bounded < values
@@ -171,6 +201,13 @@ def kl_terms(
 
     Raises:
         ValueError: Shapes that differ, or an unknown estimator.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.language import losses
+        >>> log_probs, reference = torch.tensor([[-1.0, -1.0]]), torch.tensor([[-1.0, -3.0]])
+        >>> losses.kl_terms(log_probs, reference, torch.ones(1, 2), "k2").tolist()
+        [[0.0, 2.0]]
     """
     difference = _log_ratio(log_probs, other_log_probs, mask)
     if estimator == "k1":
@@ -191,98 +228,14 @@ def entropy_terms(
 
     Raises:
         ValueError: Shapes that differ.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.language import losses
+        >>> losses.entropy_terms(torch.tensor([[2.0, 4.0]]), torch.tensor([[True, False]]), 0.25)[0, 0].item()
+        -0.5
     """
-    return -coefficient * _masked(entropies, _mask(mask, entropies), "entropies")
-
-
-# --- choices of tokens, over the whole batch ------------------------------------------------------------
-
-
-def forking_tokens(
-    entropies: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], top_fraction: float = 0.2
-) -> Bool[Tensor, "B T"]:
-    """The `max(1, ⌊top_fraction · N⌋)` of the batch's N tokens with the highest entropy; the first of equals.
-
-    Wang et al. 2025 (arXiv 2506.01939), Sec. 5: only they have a gradient, and the mean stays over all tokens.
-    Entropies are those of the policy at the start of the update.
-
-    Raises:
-        ValueError: Shapes that differ, or a share that is not above 0 and at most 1.
-    """
-    return _highest(entropies, _mask(mask, entropies), _share(top_fraction, "top_fraction"))
-
-
-def token_covariances(
-    log_probs: Float[Tensor, "B T"],
-    advantages: Float[Tensor, " B"] | Float[Tensor, "B T"],
-    mask: Bool[Tensor, "B T"],
-) -> Float[Tensor, "B T"]:
-    """`cov_t = (log π_t - mean log π)(A_t - mean A)`, means over the batch's tokens; 0 outside `mask`.
-
-    Cui et al. 2025 (arXiv 2505.22617), Sec. 4. Where it is large, a step lowers the entropy most.
-
-    Args:
-        log_probs: log π, of the whole batch. The authors take those of the policy that is updated, which costs a
-            pass before the update if there are micro-batches; those of the policy that sampled are known already,
-            and the same in the first update.
-        advantages: A, of responses or of tokens.
-        mask: Tokens of the response.
-
-    Returns:
-        Covariances, without gradient.
-
-    Raises:
-        ValueError: Shapes that differ.
-    """
-    mask = _mask(mask, log_probs)
-    log_probs = _masked(log_probs.detach(), mask, "log_probs")
-    values = _advantages(advantages, log_probs, mask)
-    count = mask.sum().clamp(min=1)
-    product = (log_probs - log_probs.sum() / count) * (values - values.sum() / count)
-    return product.masked_fill(~mask, 0.0)
-
-
-def clip_cov_tokens(
-    covariances: Float[Tensor, "B T"],
-    clipped: Bool[Tensor, "B T"],
-    mask: Bool[Tensor, "B T"],
-    generator: torch.Generator,
-    *,
-    fraction: float = 2e-4,
-    low: float = 1.0,
-    high: float = 5.0,
-) -> Bool[Tensor, "B T"]:
-    """Tokens that Clip-Cov leaves without a gradient: `max(1, ⌊fraction · N⌋)` of the N tokens, at random.
-
-    They are drawn from those with `low < cov < high` that are not `clipped_tokens` already; if there are fewer,
-    all are taken. Cui et al. 2025 (arXiv 2505.22617), Sec. 4; bounds and share are those of the authors' code.
-
-    Raises:
-        ValueError: Shapes that differ, a share that is not above 0 and at most 1, or bounds that cross.
-    """
-    if not low < high:
-        raise ValueError(f"low={low} must be below high={high}")
-    mask = _mask(mask, covariances)
-    share = _share(fraction, "fraction")
-    candidates = mask & (covariances > low) & (covariances < high) & ~_mask(clipped, covariances, "clipped")
-    indices = candidates.flatten().nonzero()[:, 0]  # so that padding does not change the draw
-    order = torch.randperm(len(indices), generator=generator, device=generator.device).to(indices.device)
-    drawn = torch.zeros_like(mask).flatten()
-    drawn[indices[order[: _count(share, mask)]]] = True
-    return drawn.view_as(mask)
-
-
-def kl_cov_tokens(
-    covariances: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], fraction: float = 2e-3
-) -> Bool[Tensor, "B T"]:
-    """Tokens that KL-Cov penalises: the `max(1, ⌊fraction · N⌋)` of the N tokens with the highest covariance.
-
-    Cui et al. 2025 (arXiv 2505.22617), Sec. 4: 2e-3 with 7B parameters, 2e-4 with 32B, and β = 1.
-
-    Raises:
-        ValueError: Shapes that differ, or a share that is not above 0 and at most 1.
-    """
-    return _highest(covariances, _mask(mask, covariances), _share(fraction, "fraction"))
+    return -coefficient * masked(entropies, as_mask(mask, entropies), "entropies")
 
 
 # --- from tokens to a number -----------------------------------------------------------------------------
@@ -316,6 +269,13 @@ def token_weights(
 
     Raises:
         ValueError: An unknown mean, `max_length` missing or out of place, or a mask that is not `[B, T]`.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.language import losses
+        >>> mask = torch.tensor([[True, True], [True, False]])
+        >>> losses.token_weights(mask, "sequence").tolist()
+        [[0.25, 0.25], [0.5, 0.0]]
     """
     if mean not in ("token", "sequence", "length"):
         raise ValueError(f"mean={mean!r} must be token, sequence or length")
@@ -340,8 +300,14 @@ def weighted_sum(terms: Float[Tensor, "B T"], weights: Float[Tensor, "B T"]) -> 
 
     Raises:
         ValueError: Shapes that differ.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.language import losses
+        >>> losses.weighted_sum(torch.tensor([[2.0, float("nan")]]), torch.tensor([[0.5, 0.0]])).item()
+        1.0
     """
-    _same(weights, terms, "weights", "terms")
+    check_same_shape(weights, terms, "weights", "terms")
     return (as_float(terms, "terms").masked_fill(weights == 0, 0.0) * weights).sum()
 
 
@@ -363,13 +329,21 @@ def policy_statistics(
 
     Raises:
         ValueError: As `policy_terms`.
+
+    Examples:
+        >>> import torch
+        >>> from entropyfloor.language import losses
+        >>> log_probs, weights = torch.tensor([[-1.0, -2.0]]), torch.tensor([[0.5, 0.5]])
+        >>> statistics = losses.policy_statistics(log_probs, log_probs, torch.tensor([1.0]), weights)
+        >>> statistics["ratio"].item(), statistics["approx_kl"].item()
+        (1.0, 0.0)
     """
     mask = weights != 0
     bounds: dict[str, Any] = {"clip_low": clip_low, "clip_high": clip_high, "ratio": ratio}
     with torch.no_grad():
         clipped = clipped_tokens(log_probs, old_log_probs, advantages, mask, **bounds)
         log_ratio = _log_ratio(log_probs, old_log_probs, mask)
-        positive = _advantages(advantages, log_ratio, mask) > 0
+        positive = token_advantages(advantages, log_ratio, mask) > 0
         metrics = {
             "clip_fraction": clipped,
             "clip_fraction/low": clipped & ~positive,
@@ -398,8 +372,8 @@ def _surrogates(
         raise ValueError(f"ratio={ratio!r} must be token or sequence")
     log_ratio = _log_ratio(log_probs, old_log_probs, mask)
     if ratio == "sequence":
-        log_ratio = _sequence_mean(log_ratio, _mask(mask, log_probs))
-    advantages = _advantages(advantages, log_ratio, mask)
+        log_ratio = _sequence_mean(log_ratio, as_mask(mask, log_probs))
+    advantages = token_advantages(advantages, log_ratio, mask)
     ratios = log_ratio.exp()
     return ratios * advantages, ratios.clamp(*bounds) * advantages
 
@@ -414,9 +388,9 @@ def _bounds(clip_low: float, clip_high: float) -> tuple[float, float]:
 
 def _log_ratio(log_probs: Tensor, other: Tensor, mask: Tensor) -> Tensor:
     """`log π - log π'` within ±`LOG_RATIO_MAX`; 0 outside the mask."""
-    mask = _mask(mask, log_probs)
-    _same(other, log_probs, "the other log-probs", "log_probs")
-    difference = _masked(log_probs, mask, "log_probs") - _masked(other.detach(), mask, "the other log-probs")
+    mask = as_mask(mask, log_probs)
+    check_same_shape(other, log_probs, "the other log-probs", "log_probs")
+    difference = masked(log_probs, mask, "log_probs") - masked(other.detach(), mask, "the other log-probs")
     return difference.clamp(-LOG_RATIO_MAX, LOG_RATIO_MAX)
 
 
@@ -424,50 +398,3 @@ def _sequence_mean(log_ratio: Tensor, mask: Tensor) -> Tensor:
     """Mean log ratio of a response, at each of its tokens."""
     mean = log_ratio.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
     return mean.expand_as(log_ratio)
-
-
-def _advantages(advantages: Tensor, like: Tensor, mask: Tensor) -> Tensor:
-    """Advantages of tokens, without gradient; 0 outside the mask."""
-    if advantages.shape not in (like.shape, like.shape[:1]):
-        raise ValueError(
-            f"advantages {tuple(advantages.shape)} must be {tuple(like.shape[:1])}, one a response, or "
-            f"{tuple(like.shape)}, one a token"
-        )
-    per_token = advantages if advantages.ndim == 2 else advantages[:, None].expand_as(like)
-    return _masked(per_token.detach(), mask.bool(), "advantages").to(like.dtype)
-
-
-def _highest(values: Tensor, mask: Tensor, share: float) -> Tensor:
-    """Tokens with the highest values, a share of them; the first of equals."""
-    values = values.detach().masked_fill(~mask, -torch.inf)
-    highest = torch.zeros_like(mask).flatten()
-    highest[values.flatten().argsort(descending=True, stable=True)[: _count(share, mask)]] = True
-    return highest.view_as(mask) & mask
-
-
-def _count(share: float, mask: Tensor) -> int:
-    """`max(1, ⌊share · N⌋)` of N tokens; 0.29 · 100 is 28.999… in floating point."""
-    return max(1, int(share * int(mask.sum()) + 1e-9))
-
-
-def _masked(x: Tensor, mask: Tensor, name: str) -> Tensor:
-    """`x` with 0 outside the mask, where its gradient is 0 too."""
-    return as_float(x, name).masked_fill(~mask, 0.0)
-
-
-def _mask(mask: Tensor, like: Tensor, name: str = "mask") -> Tensor:
-    if like.ndim != 2:
-        raise ValueError(f"log-probs and entropies {tuple(like.shape)} must be [responses, tokens]")
-    _same(mask, like, name, "what it masks")
-    return mask.bool()
-
-
-def _same(x: Tensor, like: Tensor, name: str, other: str) -> None:
-    if x.shape != like.shape:
-        raise ValueError(f"{name} {tuple(x.shape)} and {other} {tuple(like.shape)} must have the same shape")
-
-
-def _share(value: float, name: str) -> float:
-    if not 0.0 < value <= 1.0:
-        raise ValueError(f"{name}={value} must be above 0 and at most 1, a share of the tokens")
-    return value

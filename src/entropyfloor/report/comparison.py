@@ -186,7 +186,7 @@ def _comparison(
     groups: list[Group] = []
     unused: list[SeedRun] = []
     for label in sorted(by_label):
-        runs = _marked_if_cut(_without_duplicates(by_label[label], f"{label} on {env}", left_out))
+        runs = _marked_if_cut(_without_duplicates(by_label[label], f"{label} on {env}", left_out), domain.score)
         unused += [run for run in runs if not run.steps.size]
         used = [run for run in runs if run.steps.size]
         if whole := [run for run in used if not run.cut]:
@@ -229,7 +229,7 @@ def _without_duplicates(runs: Sequence[SeedRun], what: str, left_out: list[str])
     return [twins[0] for _, twins in sorted(by_number.items()) if len(twins) == 1]
 
 
-def _marked_if_cut(runs: Sequence[SeedRun]) -> list[SeedRun]:
+def _marked_if_cut(runs: Sequence[SeedRun], score: str) -> list[SeedRun]:
     """The runs of a label, marked as cut where a finished run lacks its last evaluation, or one that most have."""
     finished = [run for run in runs if run.record.status["state"] == "finished"]
     if not finished:
@@ -242,6 +242,8 @@ def _marked_if_cut(runs: Sequence[SeedRun]) -> list[SeedRun]:
         missing = np.setdiff1d([*usual[usual < end], end], run.evaluation_steps)
         if run.record.status["state"] == "finished" and missing.size and (end or run.evaluation_steps.size):
             why = f"{METRICS} was cut: it finished at step {end:,}, and its evaluation at {missing[0]:,} is lost"
+            if any(line["step"] == missing[0] and score in line for line in run.record.lines):
+                why = f"its evaluation at {missing[0]:,} failed"
             note = why if run.note in (None, NO_EVALUATION) else f"{why}; {run.note}"
             marked.append(replace(run, cut=True, note=note))
         else:
@@ -280,10 +282,12 @@ def _promise(record: Record) -> tuple[Promise, float | None]:
     """The floor or the target that the run logged beside its entropy."""
     logged: tuple[tuple[Promise, str], ...] = (("floor", "floor"), ("target", "target_entropy"))
     for promise, name in logged:
-        values = np.unique(record.series(name)[1])
-        if len(values) > 1 or not usable(values).all():
-            raise ValueError(f"{record.path}: the {promise} must be one finite number, it is {values.tolist()}")
-        if len(values):
+        if name in record.columns:
+            values = np.unique(record.series(name)[1])
+            if len(values) > 1 or not usable(values).all():
+                raise ValueError(
+                    f"{record.path}: the {promise} must be one finite number, it is {values.tolist()}"
+                )
             return promise, float(values[0])
     return "nothing", None
 

@@ -205,6 +205,7 @@ def _over_tasks(out: Path, aggregates: Sequence[tasks.Aggregate], look: dict[str
                 "table": aggregate.shown(ROWS),
                 "all_arms": len(aggregate.arms),
                 "arms_left": max(0, len(aggregate.arms) - ROWS),
+                "kept": pictures.kept(aggregate.baseline),
                 "remarks": aggregate.remarks,
             }
         )
@@ -223,6 +224,7 @@ def _section(
     labels = {group.label for group in comparison.groups}
     return {
         "agents": len(every.groups),
+        "kept": pictures.kept(comparison.baseline),
         "broken": sum(group.broken > 0 for group in every.groups if group.label not in labels),
         "env": comparison.env,
         "domain": comparison.domain,

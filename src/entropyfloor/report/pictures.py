@@ -24,10 +24,13 @@ from entropyfloor.report.figures.plots import CLASSES, FEW, PIXELS, Key, Plot, S
 from entropyfloor.report.figures.series import series_of
 from entropyfloor.report.figures.style import Look, png, svg
 from entropyfloor.report.formats import spreadsheet_safe
+from entropyfloor.report.groups import Group
 from entropyfloor.runs import files
 
-MOST = 40
-"""Largest number of groups in a figure, and of tasks that have a panel each."""
+MOST = 20
+"""Largest number of groups in a figure."""
+PANELS = 40
+"""Largest number of tasks that have a panel each."""
 LONGEST = 100
 """Largest number of characters that an environment's name has in a file name, which 255 bytes limit."""
 ALL_TASKS = "all-tasks"
@@ -132,9 +135,8 @@ def pictures(
         if figure is not None:
             stem, caption = f"{name}-{kind.name or comparison.domain.score}", kind.caption
             if len(comparison.groups) == MOST:
-                caption += (
-                    f" At most {MOST} agents are drawn, those with the highest last score; the table has all."
-                )
+                which = f"{kept(comparison.baseline)} with the highest last score"
+                caption += f" At most {MOST} agents are drawn: {which}; table.csv has all."
             title, caption = (text.format(domain=comparison.domain) for text in (kind.title, caption))
             words = {"title": title.rstrip(","), "alt": kind.alt(comparison), "caption": caption}
             found.append(picture(out, stem, figure, look, **words, solved=kind.solved))
@@ -153,13 +155,13 @@ def multiples(out: Path, comparisons: Sequence[Comparison], look: dict[str, Look
             f"Entropy of the {domain.actor} on each task (nats)": ("entropy", scores.draw_entropy),
         }
         for title, (kind, panel) in kinds.items():
-            shown = ", ".join(task.env for task in tasks[:MOST])
+            shown = ", ".join(task.env for task in tasks[:PANELS])
             caption = (
                 "Agents with runs on several tasks. Curves and intervals are those of each task's own figures."
             )
-            if len(tasks) > MOST:
-                caption += f" Of {len(tasks)} tasks the first {MOST} are drawn."
-            figure = multiples_figure(tasks[:MOST], look, panel, title)
+            if len(tasks) > PANELS:
+                caption += f" Of {len(tasks)} tasks the first {PANELS} are drawn."
+            figure = multiples_figure(tasks[:PANELS], look, panel, title)
             name, alt = f"{ALL_TASKS}-{kind}", f"{title}: {shown}."
             found.append(picture(out, name, figure, look, title=title, alt=alt, caption=caption))
     return found
@@ -168,7 +170,9 @@ def multiples(out: Path, comparisons: Sequence[Comparison], look: dict[str, Look
 def shared(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """The comparisons with the agents that have runs on several tasks of a domain, at most `MOST` of them."""
     counts = Counter((each.domain, group.label) for each in comparisons for group in each.groups)
-    common = {key for key, count in counts.most_common(MOST) if count > 1}
+    baselines = {(each.domain, each.baseline.label) for each in comparisons if each.baseline}
+    first = sorted(counts, key=lambda key: (key not in baselines, -counts[key]))[:MOST]
+    common = {key for key in first if counts[key] > 1}
     kept = [
         replace(each, groups=tuple(group for group in each.groups if (each.domain, group.label) in common))
         for each in comparisons
@@ -205,10 +209,22 @@ def _swatch(look: Look) -> list[Shape]:
     ]
 
 
+def kept(baseline: object | None) -> str:
+    """Which agents `most` keeps, before "with the highest last score"."""
+    return "those" if baseline is None else "the baseline and those"
+
+
 def most(comparison: Comparison, n: int = MOST) -> Comparison:
-    """The comparison with at most n groups, those with the highest last score: more cannot be told apart."""
-    best = sorted(comparison.groups, key=lambda group: -group.values(comparison.domain.score)[:, -1].mean())
-    return replace(comparison, groups=tuple(sorted(best[:n], key=lambda group: group.label)))
+    """The comparison with at most n groups: the baseline, and those with the highest last score.
+
+    More cannot be told apart.
+    """
+
+    def rank(group: Group) -> tuple[bool, float]:
+        return group is not comparison.baseline, -group.values(comparison.domain.score)[:, -1].mean()
+
+    best = sorted(comparison.groups, key=rank)[:n]
+    return replace(comparison, groups=tuple(sorted(best, key=lambda group: group.label)))
 
 
 def names(envs: Iterable[str]) -> Iterator[str]:

@@ -85,16 +85,18 @@ def iqm(*tasks: np.ndarray, drawn: Sequence[np.ndarray] | None = None) -> np.nda
     if drawn is None:
         return iqm(*tasks, drawn=_each_once(tasks))[..., 0]
     most = math.lcm(*map(len, tasks))
-    counts = np.concatenate([each * (most // len(each)) for each in drawn])
     scores, total = np.concatenate(tasks), most * len(tasks)
+    whole = np.min_scalar_type(total)  # small numbers, and in place: this is most of the time of a large report
+    counts = np.concatenate([each * (most // len(each)) for each in drawn]).astype(whole)
     dropped = total // 4
     found = np.empty((scores[0].size, counts.shape[1]))
     for i, column in enumerate(scores.reshape(len(scores), -1).T):
         order = column.argsort()
-        places = counts[order].cumsum(0).clip(dropped, total - dropped)
+        places = counts[order]
+        places.cumsum(0, dtype=whole, out=places).clip(dropped, total - dropped, out=places)
         places[1:] -= places[:-1].copy()
         places[0] -= dropped
-        found[i] = column[order] @ places / (total - 2 * dropped)
+        found[i] = column[order] @ places.astype(np.float64) / (total - 2 * dropped)
     return found.reshape(*scores.shape[1:], -1)
 
 

@@ -15,10 +15,8 @@ from entropyfloor.report.groups import PASS_AT, Group, SeedRun, usable
 from entropyfloor.report.statistics import FEWEST, Interval, estimates, mean_interval
 from entropyfloor.report.summary import verdict
 from entropyfloor.runs import Record
-from entropyfloor.runs.vocabulary import QUANTITIES
+from entropyfloor.runs.vocabulary import PEAKS, QUANTITIES
 
-PEAKS = ("peak_memory", "peak_memory/device")
-"""What the status of a run says about its memory."""
 SETTING = "setting/"
 """Beginning of the names of columns that are settings."""
 _STATES = {"created": "created, never started"}

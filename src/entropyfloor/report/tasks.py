@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from itertools import combinations_with_replacement
 from typing import Any, NamedTuple
@@ -24,16 +24,22 @@ from entropyfloor.report.normalised import normalised, scale_of
 from entropyfloor.report.statistics import (
     FEWEST,
     Interval,
+    estimate,
     estimates,
     iqm,
     mean,
     median,
     optimality_gap,
+    performance_profile,
     probabilities_of_improvement,
 )
 
 STATISTICS = {"median": median, "iqm": iqm, "mean": mean, "optimality_gap": optimality_gap}
 """Statistics of the table by their names in its file."""
+RESAMPLES = 2_000
+"""Number of bootstrap resamples of a band, whose bounds are drawn and not printed."""
+THRESHOLDS = 200
+"""Number of points in a performance profile."""
 ENDS = ("", "_low", "_high")
 """What the names of an estimate and its bounds end with."""
 LEAST = 2
@@ -61,6 +67,12 @@ class Arm:
         """Steps at which all seeds of all tasks were evaluated, and normalised returns there, `[seeds, steps]`."""
         steps = reduce(np.intersect1d, (group.steps for group in self.groups))
         return steps, [_returns(group)[:, np.isin(group.steps, steps)] for group in self.groups]
+
+    @cached_property
+    def iqm(self) -> Interval | None:
+        """Interquartile mean at the steps of `curve`; None where there are none."""
+        steps, tasks = self.curve
+        return estimate(tasks, resamples=RESAMPLES) if steps.size else None
 
     @property
     def seeds(self) -> str:
@@ -99,6 +111,7 @@ class Aggregate:
     """The arm whose runs are the baseline on every task."""
     remarks: tuple[str, ...]
     """What was left out and why, and what to know of the rest."""
+    _profiles: dict[str, Interval] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -116,9 +129,26 @@ class Aggregate:
             for arm, interval, improvement in every
         ]
 
+    @cached_property
+    def thresholds(self) -> np.ndarray:
+        """Scores at which performance profiles have a point."""
+        scores = np.concatenate([task for arm in self.arms for task in arm.scores])
+        return np.linspace(min(0.0, scores.min()), scores.max(), THRESHOLDS)
+
+    def profile(self, arm: Arm) -> Interval:
+        """Share of an arm's scores above each of `thresholds`."""
+        if arm.label not in self._profiles:  # two figures have the same
+            profile = performance_profile(arm.scores, self.thresholds, resamples=RESAMPLES)
+            self._profiles[arm.label] = profile
+        return self._profiles[arm.label]
+
     def best(self, most: int) -> list[Row]:
-        """At most so many rows, those with the highest IQM, in the order of the table."""
-        kept = sorted(self.rows, key=lambda row: -float(row.statistics["iqm"].value))[:most]
+        """At most so many rows, those of the baseline and of the highest IQM, in the order of the table."""
+
+        def rank(row: Row) -> tuple[bool, float]:
+            return row.arm is not self.baseline, -float(row.statistics["iqm"].value)
+
+        kept = sorted(self.rows, key=rank)[:most]
         return sorted(kept, key=lambda row: row.arm.label)
 
     def shown(self, most: int | None = None) -> list[list[str]]:
@@ -250,9 +280,15 @@ def _aggregate(
             Arm(label, groups, tuple(_place(group, ends[env]) for env, group in zip(envs, groups, strict=True)))
         )
     for i, env in enumerate(envs):
-        longer = [arm.label for arm in arms if arm.places[i] < len(arm.groups[i].steps) - 1]
+        scored = [(arm, int(arm.groups[i].steps[arm.places[i]])) for arm in arms]
+        late = [f"{arm.label} (step {step:,})" for arm, step in scored if step > ends[env]]
+        longer = [arm.label for arm, step in scored if step <= ends[env] and step < arm.groups[i].steps[-1]]
         if longer:
             said.append(f"scores on {env} are those up to step {ends[env]:,}: {_listed(longer)} went further")
+        if late:
+            said.append(
+                f"scores on {env} without an evaluation up to step {ends[env]:,} are the first: {_listed(late)}"
+            )
     few = [
         f"{arm.label} on {env} (n = {len(group.seeds)})"
         for arm in arms

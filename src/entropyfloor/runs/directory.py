@@ -28,9 +28,10 @@ from entropyfloor.runs.run_reader import (
     Line,
     read_config,
     read_lines,
+    read_status,
 )
 from entropyfloor.runs.trackers import Track, tracking
-from entropyfloor.runs.vocabulary import is_known
+from entropyfloor.runs.vocabulary import PEAKS, is_known
 
 ERROR = "error.txt"
 
@@ -52,6 +53,8 @@ class Run:
         self.path, self.config = path, config
         self._settings = (path / CONFIG).read_bytes()
         self._step, self._seconds = 0, 0.0
+        self._peaks: dict[str, float] = {}
+        """Largest memory of the processes that wrote the run before."""
         self._since = time.perf_counter()
         self._size: int | None = None
         """Size of the metrics in bytes after the last line of this object."""
@@ -231,6 +234,9 @@ class Run:
             self._held = held
             try:
                 self._check_there()
+                with suppress(ValueError):  # a damaged status is replaced
+                    before = read_status(self.path, logged=True)
+                    self._peaks = {name: before[name] for name in PEAKS if name in before}
                 self._status("running")
                 (self.path / ERROR).unlink(missing_ok=True)  # of a failure that this run goes on from
                 self._track = trackers.enter_context(tracking(self.path, self.config, track))
@@ -286,9 +292,12 @@ class Run:
 
     def _status(self, state: str, reason: str | None = None) -> None:
         status: dict[str, Any] = {"state": state, "reason": reason, "step": self._step, "time": machine.now()}
+        peaks = dict(self._peaks)
         if state != "running":  # it is known at the end only
             with suppress(Exception):  # whatever a driver says: the end of a run does not depend on a measurement
-                status |= {name: round(size, 3) for name, size in machine.peak_memory().items()}
+                for name, size in machine.peak_memory().items():
+                    peaks[name] = max(round(size, 3), peaks.get(name, 0.0))
+        status |= peaks
         files.replace(self.path / STATUS, files.line(status))
 
 

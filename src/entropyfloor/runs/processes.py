@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
+from multiprocessing.connection import wait as wait_for_any
 from typing import Any, TypeVar
 
 from entropyfloor.extras import FAILED, REFUSED, one_line
@@ -49,27 +49,35 @@ def each_in_its_process(
             while waiting and len(running) < workers:
                 running.append(waiting.pop(0))
                 running[-1].start()
-            wait([process.sentinel for process in running])
+            wait_for_any([process.sentinel for process in running])
             for process in [process for process in running if not process.is_alive()]:
                 running.remove(process)
                 if process.exitcode:
                     failed.append(process.name)
     finally:
-        try:
-            _stop(running)
-        except KeyboardInterrupt:  # by a second Ctrl-C: a second signal stops processes that are still saving
-            _stop(running)
+        stop([process for process in running if process.pid is not None], lambda process: process.join())
     if failed:
         raise RuntimeError(f"{', '.join(failed)} failed, of {len(items)} runs; the reasons are above")
 
 
-def _stop(processes: Sequence[Any]) -> None:
-    """Ask processes to save and stop, and wait for them."""
-    for process in processes:
-        if process.pid is not None and process.is_alive():
-            os.kill(process.pid, signal.SIGTERM)
-    for process in processes:
-        process.join()
+def stop(processes: Sequence[Any], wait: Callable[[Any], object]) -> None:
+    """Make each process save and stop, and wait for it; a second Ctrl-C stops those that are still saving.
+
+    Args:
+        processes: Processes of `subprocess` or `multiprocessing` that have been started.
+        wait: Waits for the end of one.
+    """
+
+    def terminate() -> None:
+        for process in processes:
+            process.terminate()  # not SIGINT, which processes in the background of a script ignore
+        for process in processes:
+            wait(process)
+
+    try:
+        terminate()
+    except KeyboardInterrupt:
+        terminate()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from entropyfloor.runs.machine import peak_memory
+from entropyfloor.runs.vocabulary import PEAKS
 
 PACE = "ENTROPYFLOOR_PACE"
 """Environment variable: a file to which each step of work is appended, for a program that measures speed."""
@@ -111,8 +112,9 @@ class Progress:
         self._last = done
         if self._pace_file and self._since and not self._busy:
             with open(self._pace_file, "a") as file:
-                peak = max(peak_memory().values())
-                file.write(f"{self._since[1]} {time.perf_counter()} {done} {self._total} {peak}\n")
+                found = peak_memory()
+                peaks = " ".join(str(found.get(name, 0.0)) for name in PEAKS)
+                file.write(f"{self._since[1]} {time.perf_counter()} {done} {self._total} {peaks}\n")
         description = self._label + " · ".join(filter(None, (self._evaluation, self._pace(done))))
         self._bar.update(self._task, completed=done, description=description)
 

@@ -176,6 +176,8 @@ def read_lines(path: Path) -> list[Line]:
     if (content := _read(file)) is None:
         raise ValueError(f"{file} is missing: nothing that the run logged is left")
     *lines, _ = content.split(b"\n")
+    if (whole := _together(lines)) is not None:
+        return whole
     parsed, parse = [], json.JSONDecoder().decode  # `json.loads` would guess the encoding of each line
     for number, line in enumerate(lines, start=1):
         try:
@@ -183,6 +185,18 @@ def read_lines(path: Path) -> list[Line]:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{file}, line {number} is damaged: {_reason(error)}") from None
     return parsed
+
+
+def _together(lines: list[bytes]) -> list[Line] | None:
+    """The lines from one call of the parser, which takes less time; None where one of them is damaged."""
+    joined = b",".join(lines)
+    if joined.count(b"{") != len(lines) or not all(line.startswith(b"{") for line in lines):
+        return None
+    try:  # as many tables as lines: each line begins one and, as none is inside another, ends it
+        tables = json.loads(f"[{joined.decode()}]")
+        return [*map(schema.line, tables)] if len(tables) == len(lines) else None
+    except (ValueError, RecursionError):
+        return None
 
 
 def without_repeated(lines: Iterable[Line]) -> list[Line]:

@@ -13,6 +13,8 @@ from datetime import date, time
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from entropyfloor.runs.vocabulary import PEAKS
+
 CLOCK = {"step": "int64", "seconds": "float64"}
 """Fields of every line of the metrics."""
 LARGEST, FINITE = 1e100, sys.float_info.max
@@ -105,7 +107,7 @@ STATUS = {
     "step": COUNT,
     "reason": TEXT.or_null(),
     "time": TEXT.or_null(),
-    **dict.fromkeys(("peak_memory", "peak_memory/device"), NUMBER),
+    **dict.fromkeys(PEAKS, NUMBER),
 }
 MACHINE = {
     **dict.fromkeys(("hardware", "versions"), PLAIN),

@@ -98,6 +98,8 @@ QUANTITIES: dict[str, Quantity] = {
 }
 SCORES = {"control": "return", "vision": "top1", "language": "avg_at_k"}
 """Quantity of each domain that says how good a run is. An evaluation logs it with the realised entropy."""
+PEAKS = ("peak_memory", "peak_memory/device")
+"""What the status of a run says about its memory."""
 TOLERANCE = 1e-3
 """Nats. A floor is broken where the realised entropy is below it by more than this."""
 PASS_AT = re.compile(r"pass_at_([1-9][0-9]*)")

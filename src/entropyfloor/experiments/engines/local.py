@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from entropyfloor.experiments.execute import SAVING, Ended, begin, given_up, is_written, outcome, stop
+from entropyfloor.experiments.execute import SAVING, Ended, begin, given_up, is_written, outcome
 from entropyfloor.experiments.recipe import PlannedRun
-from entropyfloor.runs.processes import cores, terminated_as_interrupted
+from entropyfloor.runs.processes import cores, stop, terminated_as_interrupted
 
 
 def workers_of(plan: Sequence[PlannedRun]) -> int:
@@ -52,4 +52,4 @@ def run(plan: Sequence[PlannedRun], directory: Path, workers: int | None, ended:
                         waiting.clear()
                 time.sleep(0.05)
         finally:
-            stop(list(running))
+            stop(list(running), outcome)

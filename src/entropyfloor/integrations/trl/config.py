@@ -44,6 +44,12 @@ class ERAGRPOConfig(GRPOConfig):
 
     Raises:
         ValueError: A value out of its range, thresholds that cross, or rules that exclude each other.
+
+    Examples:
+        >>> from entropyfloor.integrations.trl import ERAGRPOConfig
+        >>> args = ERAGRPOConfig("runs/trl", bf16=False, omega_low=0.45, omega_high=3.0)
+        >>> args.head, args.k
+        ('era', 2.0)
     """
 
     head: Literal["era", "era-floor"] = option(

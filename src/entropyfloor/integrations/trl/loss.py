@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +12,6 @@ from trl.trainer.utils import FusedCausalLMOutput
 from entropyfloor.integrations.trl.head import log_probs_of
 from entropyfloor.language import losses
 from entropyfloor.torch import functional as F
-
-if TYPE_CHECKING:
-    from entropyfloor.integrations.trl.trainer import ERAGRPOTrainer
 
 
 class ScaledPolicy:
@@ -26,12 +23,12 @@ class ScaledPolicy:
     that TRL's differences are those of the unscaled policy. Entropies are unscaled.
 
     Args:
-        trainer: The trainer whose loss this is.
+        trainer: The `ERAGRPOTrainer` whose loss this is.
         model: The model, as it is wrapped for distributed training.
         inputs: Micro-batch of a rollout.
     """
 
-    def __init__(self, trainer: ERAGRPOTrainer, model: Any, inputs: dict[str, Any]) -> None:
+    def __init__(self, trainer: Any, model: Any, inputs: dict[str, Any]) -> None:
         self.trainer, self.model = trainer, trainer.scoring(model)
         self.inputs = dict(inputs)
         """The micro-batch for TRL's loss, which reads log-probs after it has called the model."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from textwrap import fill
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -22,7 +22,10 @@ from entropyfloor.report.groups import Group
 SINGLE, WIDE = 6.4, 11.0  # inches
 LEAST_HEIGHT = 2.6
 """Inches that the legend leaves to each row of panels."""
-SUPTITLE: dict[str, Any] = {"x": 0.01, "ha": "left", "fontsize": 13, "fontweight": "bold"}
+LETTERS = 8
+"""Letters of a figure's title in an inch."""
+LINE = 0.22
+"""Inches of a line of a figure's title."""
 
 
 class Scene(NamedTuple):
@@ -55,7 +58,7 @@ def grid(comparison: Comparison, look: dict[str, Look], panel: Panel) -> Figure:
     draws = [partial(panel, Scene(comparison, [group], look)) for group in groups]
     figure = arrange(comparison.env, draws, [], columns, 0.9 + 2.1 * rows, shared=True)
     with matplotlib.rc_context(RC):
-        figure.suptitle(f"{short(comparison.env)}: {figure.axes[0].get_title('left')}", **SUPTITLE)
+        _name(figure, f"{short(comparison.env)}: {figure.axes[0].get_title('left')}")
         letters = int(12 * figure.get_figwidth() / columns)
         for i, (axes, group) in enumerate(zip(figure.axes, groups, strict=True)):
             axes.set_title(fill(label_with_n(group), letters), fontsize=9.5, fontweight="normal")
@@ -92,9 +95,17 @@ def arrange(
         columns_of_text = np.array_split([len(label.splitlines()) for label in entries], fitting)
         text = max(int(column.sum()) for column in columns_of_text)  # lines, one above the other
         figure.set_size_inches(width, max(height + 0.25 * lines, LEAST_HEIGHT * rows + 0.17 * text + 0.07 * lines))
-        figure.suptitle(short(name), **SUPTITLE)
+        _name(figure, short(name))
         figure.legend(handles=[*entries.values()], loc="outside lower center", ncols=fitting)
         return figure
+
+
+def _name(figure: Figure, name: str) -> None:
+    """Write the title of a figure, in as many lines as it needs, for which the figure grows."""
+    text = fill(name, int(LETTERS * figure.get_figwidth()))
+    lines = text.count("\n") - figure.get_suptitle().count("\n")
+    figure.set_figheight(figure.get_figheight() + LINE * lines)
+    figure.suptitle(text, x=0.01, ha="left", fontsize=13, fontweight="bold")
 
 
 def key(label: str, look: Look) -> Line2D:

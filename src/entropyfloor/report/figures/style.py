@@ -6,13 +6,15 @@ Figures are built without `pyplot`, so nothing global changes, and are the same 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import count
 from typing import Any
 
 import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from entropyfloor.report.comparison import Comparison
@@ -77,19 +79,22 @@ def all_looks() -> Iterator[Look]:
 
 def png(figure: Figure) -> bytes:
     """The figure at 200 dots an inch."""
-    return _save(figure, format="png", dpi=200, metadata={"Software": None})
+    return _print(figure, FigureCanvasAgg(figure).print_png, 200, {"Software": None})
 
 
 def svg(figure: Figure) -> bytes:
     """The figure with text as text, and without a date."""
-    return _save(figure, format="svg", metadata={"Date": None, "Creator": None})
+    return _print(figure, FigureCanvasSVG(figure).print_svg, figure.dpi, {"Date": None, "Creator": None})
 
 
-def _save(figure: Figure, **options: Any) -> bytes:
-    file = BytesIO()
+def _print(figure: Figure, write: Callable[..., object], dpi: float, metadata: dict[str, None]) -> bytes:
+    """What `Figure.savefig` writes; that draws everything once before, for the layout only."""
+    file, before = BytesIO(), figure.dpi
     with matplotlib.rc_context(RC), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # it is drawn as a box, and the page has the text
-        figure.savefig(file, **options)
+        figure.dpi = dpi
+        write(file, metadata=metadata)
+        figure.dpi = before
     return file.getvalue()
 
 

@@ -18,13 +18,9 @@ from entropyfloor.report.figures.layout import Panel, Scene, arrange, key
 from entropyfloor.report.figures.series import show
 from entropyfloor.report.figures.style import Look, short
 from entropyfloor.report.formats import bracketed
-from entropyfloor.report.statistics import FEWEST, Interval, estimate, performance_profile
+from entropyfloor.report.statistics import FEWEST, Interval
 from entropyfloor.report.tasks import Aggregate, Arm
 
-RESAMPLES = 2_000
-"""Number of bootstrap resamples of a band, whose bounds are drawn and not printed."""
-THRESHOLDS = 200
-"""Number of points in a performance profile."""
 LISTED = 40
 """Largest number of agents that the text instead of the figure lists."""
 CAPTION = (
@@ -66,9 +62,8 @@ def alt(aggregate: Aggregate) -> str:
 def _draw_iqm(aggregate: Aggregate, look: dict[str, Look], axes: Axes) -> Sequence[Artist]:
     arms = _drawn(aggregate, look)
     for arm, style in arms:
-        steps, tasks = arm.curve
-        if steps.size:
-            _draw(axes, arm, steps, estimate(tasks, resamples=RESAMPLES), style, "IQM", crowd=len(arms) > CROWD)
+        if arm.iqm:
+            _draw(axes, arm, arm.curve[0], arm.iqm, style, "IQM", crowd=len(arms) > CROWD)
     axes.set_title("IQM of normalised returns")
     label_steps(axes, DOMAINS["control"].step_label)
     return []
@@ -76,11 +71,9 @@ def _draw_iqm(aggregate: Aggregate, look: dict[str, Look], axes: Axes) -> Sequen
 
 def _draw_profile(aggregate: Aggregate, look: dict[str, Look], axes: Axes) -> Sequence[Artist]:
     arms = _drawn(aggregate, look)
-    scores = np.concatenate([task for arm in aggregate.arms for task in arm.scores])
-    thresholds = np.linspace(min(0.0, scores.min()), scores.max(), THRESHOLDS)
+    thresholds = aggregate.thresholds
     for arm, style in arms:
-        profile = performance_profile(arm.scores, thresholds, resamples=RESAMPLES)
-        _draw(axes, arm, thresholds, profile, style, "share above", crowd=len(arms) > CROWD)
+        _draw(axes, arm, thresholds, aggregate.profile(arm), style, "share above", crowd=len(arms) > CROWD)
     axes.set(xlim=(thresholds[0], thresholds[-1]), ylim=(0, 1.02))
     axes.set_title("Performance profile")
     axes.set_xlabel("Normalised return")
