@@ -159,7 +159,7 @@ def reproduce(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
 
         Without a name, all of them are listed. The same command continues unfinished runs. Figures that are
         statistics over tasks (1b and 2) are drawn in the end. Of all, recipes that do not fit on this machine, or
-        lack a package, are left out with the reason, and one that fails does not stop the others.
+        lack a package or a model, are left out with the reason, and one that fails does not stop the others.
 
         Args:
             recipe: A figure or table such as fig-3a, a recipe such as vision/cifar10, your own file that ends in
@@ -207,7 +207,7 @@ def reproduce(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
             for reason in reasons:
                 print(reason, file=sys.stderr)
             if not parsed:
-                raise ValueError(f"no recipe at scale {scale} fits on this machine; the reasons are above")
+                raise ValueError(f"every recipe at scale {scale} is left out; the reasons are above")
         if dry_run:
             print("\n".join(start.commands(plan)))
             if measure:

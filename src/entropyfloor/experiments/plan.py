@@ -42,7 +42,7 @@ class Plan:
         """The plan of some of its runs."""
         needs = {k: self.needs[i] for k, i in enumerate(indices) if i in self.needs}
         part = Plan([self.runs[i] for i in indices], self.workers, needs)
-        part.__dict__["states"] = [self.states[i] for i in indices]
+        part.__dict__["states"] = [self.states[i] for i in indices]  # fills the cache: nothing is read again
         return part
 
     @cached_property

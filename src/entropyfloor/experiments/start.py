@@ -165,8 +165,8 @@ def that_fit(studies: Sequence[Study], plan: Plan, *, here: bool) -> tuple[list[
             if here:
                 part.check()
                 plan.of([*kept, *indices]).check_disk()  # beside what the recipes before it write
-            if here and unknown and study.recipe.mode == "train":
-                raise ValueError(unknown[0])
+                if unknown and study.recipe.mode == "train":
+                    raise ValueError(unknown[0])
         except ValueError as error:
             reasons.append(f"{study.recipe.name} is left out: {error}")
         else:
