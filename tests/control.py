@@ -62,11 +62,12 @@ def save_untrained(path, agent, step=1, **settings):
     trainer, rng = build([config]), np.random.default_rng(0)
     for _ in range(5):
         collector = trainer.collectors[0]
-        if agent.startswith(("ppo", "eapo", "fast")):
-            collector.observe()
+        collector.observe()
+        if agent.startswith(("ppo", "eapo")):
             collector.play(np.stack([collector.action_space.sample()]))
+        elif agent.startswith("fast"):
+            collector.play(collector.random_actions())
         else:
-            collector.observe()
             collector.play(collector.random_action())
     noisy = jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(x.dtype), trainer.state.actor)
     trainer.state, trainer.step = trainer.state._replace(actor=noisy), step

@@ -1,5 +1,6 @@
 """Run directories as files, so that tests can damage them; `Run` itself writes only whole ones."""
 
+import hashlib
 import json
 
 import tomli_w
@@ -75,3 +76,12 @@ def write(path, files):
 def healthy(path, seed=0):
     """A run directory without a fault."""
     return write(path, dumped(contents(seed)))
+
+
+def with_header(checkpoint, **values):
+    """A checkpoint with other values in its state.json, and the checksums of that."""
+    header = json.loads((checkpoint / "state.json").read_text())
+    (checkpoint / "state.json").write_text(json.dumps(header | values))
+    names = ("arrays.safetensors", "state.json")
+    sums = (f"{hashlib.sha256((checkpoint / name).read_bytes()).hexdigest()}  {name}\n" for name in names)
+    (checkpoint / "SHA256SUMS").write_text("".join(sums))

@@ -14,7 +14,7 @@ import pytest
 from entropyfloor.control.config import configure
 from entropyfloor.control.envs import make
 from entropyfloor.control.envs.envpool import CHECKED, EnvPool
-from entropyfloor.control.envs.wrappers import has_time_limit
+from entropyfloor.control.envs.wrappers import step_limit
 from entropyfloor.control.replay import Replay, Transition
 from entropyfloor.control.train import train
 from entropyfloor.runs import machine
@@ -360,15 +360,14 @@ def test_a_time_limit_of_ones_own_counts_environment_steps(name, limit, repeat):
     env.reset()
     ends = [env.step(env.action_space.sample())[2:4] for _ in range(-(-limit // repeat))]
     assert ends == [(False, False)] * (len(ends) - 1) + [(False, True)]
-    assert has_time_limit(env)
+    assert step_limit(env) == limit
     with pytest.raises(ValueError, match="max_episode_steps=0 must be at least 1"):
         make(name, max_episode_steps=0)
 
 
 def test_which_environments_have_no_time_limit():
-    limited = {name: has_time_limit(make(f"gym/{name}")) for name in ("CartPole-v1", "CliffWalking-v1")}
-    assert limited == {"CartPole-v1": True, "CliffWalking-v1": False}
-    assert has_time_limit(make("dmc/walker-walk"))
+    names = ("gym/CartPole-v1", "gym/CliffWalking-v1", "dmc/walker-walk")
+    assert [step_limit(make(name)) for name in names] == [500, None, 1000]
 
 
 def test_a_replay_that_memory_will_not_hold_is_refused(monkeypatch, tmp_path):

@@ -145,7 +145,7 @@ def check_reading(root, files):
     if len(whole) < 3:  # the damaged one has the number of another: both are left out
         assert "keep one" in "".join(found.left_out)
     for run in whole:
-        assert not seeds[run].cut
+        assert not seeds[run].incomplete
         assert seeds[run].values["return"].tolist() == [1000.0 * i + int(run.name[-1]) for i in range(4)]
     for row in csv.DictReader(io.StringIO(_csv(found.comparisons), newline="")):
         if row["state"] == "finished" and row["path"] != str(path) and row["step"] == "3000":
@@ -241,9 +241,9 @@ def test_no_line_is_lost_unseen(root, lost, at_end):
     [comparison] = read_comparisons([root]).comparisons
     [group] = comparison.groups
     [run] = [run for run in comparison.runs if run.record.path == path]
-    assert run.cut == any(b'"return"' in line for line in lines if line not in kept)
+    assert bool(run.incomplete) == any(b'"return"' in line for line in lines if line not in kept)
     assert group.steps.tolist() == [0, 1000, 2000, 3000]
-    np.testing.assert_array_equal(len(group.seeds), 3 if run.cut else 4)
+    np.testing.assert_array_equal(len(group.seeds), 3 if run.incomplete else 4)
 
 
 @quick
@@ -253,7 +253,7 @@ def test_no_end_is_lost_unseen(root, lost):
     files = dumped(contents(1))
     path = damaged(root, {**files, "metrics.jsonl": files["metrics.jsonl"][:-lost]})
     [comparison] = read_comparisons([root]).comparisons
-    assert [run.record.path for run in comparison.runs if run.cut] == [path]
+    assert [run.record.path for run in comparison.runs if run.incomplete] == [path]
 
 
 @pytest.mark.slow
@@ -282,5 +282,8 @@ def test_results_that_are_damaged_are_named(tmp_path):
             shutil.copytree(source, path)
             (path / name).write_bytes(data[: len(data) * part // 10])
             found, refusal = tried(read_comparisons, [path])
-            assert str(path) in refusal if refusal else name == "config.toml" or found.comparisons[0].runs[0].cut
+            if refusal:
+                assert str(path) in refusal
+            else:
+                assert name == "config.toml" or found.comparisons[0].runs[0].incomplete
     write_report([source], tmp_path / "report")

@@ -30,7 +30,7 @@ from entropyfloor.language.rewards import (
     is_correct,
     letter,
 )
-from entropyfloor.language.rewards.verdicts import is_choice
+from entropyfloor.language.rewards.verdicts import by_letter
 
 needs_math_verify = pytest.mark.skipif(find_spec("math_verify") is None, reason="math-verify is not installed")
 
@@ -262,9 +262,9 @@ def test_nothing_is_said_about_time_limits(caplog):
 
 
 def test_choices():
-    assert is_choice(r"\boxed{\text{(C)}}", "C")
-    assert not is_choice(r"\boxed{C}", "D")
-    assert not is_choice("nothing", "nothing")
+    assert by_letter(r"\boxed{\text{(C)}}", "C")
+    assert not by_letter(r"\boxed{C}", "D")
+    assert not by_letter("nothing", "nothing")
 
 
 @pytest.mark.parametrize("options", [{"options": list("wxyz")}, {"choices": {"text": list("wxyz")}}, {}])
@@ -281,7 +281,7 @@ def test_choices():
 def test_letters_are_read_alike_in_training_and_evaluation(response, gold, earned, options):
     row = {"answer": gold, **options}
     assert Answer()(response, row) == earned
-    assert is_choice(response, gold) == is_correct(response, gold) == bool(earned)
+    assert by_letter(response, gold).correct == is_correct(response, gold) == bool(earned)
 
 
 def test_choices_in_a_row_are_letters():

@@ -170,6 +170,7 @@ def test_flax(name, dtype):
         (lambda nn: nn.ERAGaussian(6, 50.0), "lower the target"),
         (lambda nn: nn.ERAGaussian(0, -1.0), "action_dim=0"),
         (lambda nn: nn.ERAGaussian(6, -3.0, mode="floor", batch_level=True), "choose one"),
+        (lambda nn: nn.ERAGaussian(6, -3.0, batch_level=True, momentum=1.5), "momentum=1.5"),
         (lambda nn: nn.ERATruncatedNormal(6, 5.0), "loc on a bound"),
         (lambda nn: nn.ERASoftmax(1, 0.5), "num_classes=1"),
         (lambda nn: nn.ERALinear(4, 10, 2.4), "choose a floor"),
@@ -183,10 +184,12 @@ def test_what_cannot_be_promised_is_refused_when_built(nn, build, message):
 
 
 @pytest.mark.parametrize("nn", [tnn, jnn], ids=["torch", "jax"])
-def test_one_dimension_pinned_warns(nn):
-    with pytest.warns(UserWarning, match="mode='floor'"):
-        nn.ERAGaussian(1, -0.5)
-    nn.ERAGaussian(1, -0.5, mode="floor")  # warnings are errors here
+@pytest.mark.parametrize("name", ["ERAGaussian", "ERATruncatedNormal"])
+def test_one_dimension_pinned_warns(nn, name):
+    with pytest.warns(UserWarning, match="mode='floor'") as warned:
+        getattr(nn, name)(1, -0.5)
+    assert warned[0].filename == __file__  # the caller's line, not one of flax
+    getattr(nn, name)(1, -0.5, mode="floor")  # warnings are errors here
 
 
 def test_wrong_width_is_refused():

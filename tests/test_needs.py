@@ -47,7 +47,7 @@ def test_weights_gradients_and_moments_of_the_papers_models(model, parameters):
     assert update["weights"] == update["gradients"] == 4 * parameters
     assert update["moments of AdamW"] == 8 * parameters
     assert found.checkpoint == 12 * parameters
-    assert found.host > 36 * parameters  # its arrays, and two copies of them
+    assert 12 * parameters < found.host < 13 * parameters  # its arrays alone
 
 
 def test_keys_and_values_of_7b_are_those_of_its_config():
@@ -80,12 +80,10 @@ def test_a_replay_is_what_its_arrays_take():
     assert sum(column.nbytes for column in replay._storage) == 1000 * transition_bytes(223, 38)
     config = configure("sac", env="gym/Pendulum-v1", steps=4000, action_repeat=2, hidden=16)
     found = control_needs.needs(config, on_cpu=True)
-    assert found.peak[0] == "saving"
     assert found.peak[1]["replay"] == 2000 * transition_bytes(3, 1)
-    assert found.peak[1]["copies for a checkpoint"] == 2 * found.checkpoint
     on_device = control_needs.needs(config, on_cpu=False)
     assert "replay" not in on_device.peak[1]
-    assert on_device.host > 3 * found.peak[1]["replay"]
+    assert on_device.host == control_needs.LIBRARIES + found.checkpoint
 
 
 def test_the_replay_of_many_environments_is_on_the_device():
@@ -163,7 +161,7 @@ SMALL = {
                 "precision": "bf16",
                 "gradient_checkpointing": True,
             },
-            "saving",
+            "update",
         ),
     ],
     ids=["activations", "weights"],

@@ -158,6 +158,7 @@ def test_residual_entropy_learns_as_that_of_linen():
     [
         (lambda: era.ERAGaussian(6, 50.0), "lower the target"),
         (lambda: era.ERAGaussian(6, -3.0, mode="floor", batch_level=True), "choose one"),
+        (lambda: era.ERAGaussian(6, -3.0, batch_level=True, momentum=1.5), "momentum=1.5"),
         (lambda: era.ERATruncatedNormal(6, 5.0), "loc on a bound"),
         (lambda: era.ERASoftmax(1, 0.5), "num_classes=1"),
         (lambda: era.ERALinear(4, 10, 2.4, rngs=nnx.Rngs(0)), "choose a floor"),
@@ -171,7 +172,9 @@ def test_refusals(build, message):
         build()
 
 
-def test_one_dimension_pinned_warns():
-    with pytest.warns(UserWarning, match="mode='floor'"):
-        era.ERAGaussian(1, -0.5)
-    era.ERAGaussian(1, -0.5, mode="floor")  # warnings are errors here
+@pytest.mark.parametrize("module", [era.ERAGaussian, era.ERATruncatedNormal])
+def test_one_dimension_pinned_warns(module):
+    with pytest.warns(UserWarning, match="mode='floor'") as warned:
+        module(1, -0.5)
+    assert warned[0].filename == __file__
+    module(1, -0.5, mode="floor")  # warnings are errors here

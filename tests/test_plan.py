@@ -23,7 +23,7 @@ from entropyfloor.runs.needs import Needs
 from entropyfloor.runs.progress import PACE, Progress
 
 NEEDS = Needs(
-    {"training": {"replay": 3 * GIB, "libraries": GIB}, "saving": {"replay": 3 * GIB, "copies": 2 * GIB}},
+    {"sampling": {"weights": 3 * GIB, "libraries": GIB}, "update": {"weights": 3 * GIB, "gradients": 2 * GIB}},
     0,
     checkpoint=GIB,
     result=GIB // 2,
@@ -59,7 +59,7 @@ def begin(path, step, *, finished=False):
 
 
 def test_the_peak_is_that_of_the_worst_moment():
-    assert NEEDS.peak[0] == "saving"
+    assert NEEDS.peak[0] == "update"
     assert NEEDS.memory == 5 * GIB
     assert NEEDS.disk == 2.5 * GIB
 
@@ -126,14 +126,14 @@ def test_what_does_not_fit_is_refused(needs, settings, message, tmp_path, machin
 @pytest.mark.parametrize(
     ("parts", "way"),
     [
-        ({"replay": 9, "copies for a checkpoint": 18}, "--set replay_capacity=…"),  # which are those of the replay
+        ({"replay": 18, "networks": 9}, "--set replay_capacity=…"),
         ({"weights": 12, "keys and values": 14}, "--set sample_batch=… or max_new_tokens=…"),
         ({"weights": 26, "replay": 0}, "a smaller model"),  # PPO has none
         ({"weights": 24, "activations": 2}, "a smaller model"),  # fewer activations would not be enough
     ],
 )
 def test_the_way_out_is_one_that_helps(parts, way, tmp_path, machine):
-    needs = NEEDS._replace(moments={"saving": {name: size * GIB for name, size in parts.items()}})
+    needs = NEEDS._replace(moments={"training": {name: size * GIB for name, size in parts.items()}})
     with pytest.raises(ValueError, match=f"give {re.escape(way)}, or a machine with more"):
         plan(tmp_path, needs).check()
 

@@ -368,7 +368,7 @@ def test_a_finished_run_whose_metrics_were_cut_is_named_and_cuts_nobody_short(na
     [used], [unused] = comparison.groups, comparison.unused
     assert [seed.record.path for seed in used.seeds] == whole
     assert used.steps.tolist() == [0, 1000, 2000, 3000]
-    assert (unused.record.path, unused.cut, unused.state) == (short, True, "cut")
+    assert (unused.record.path, unused.state) == (short, "cut")
     assert "3,000" in unused.note
     assert f"{lost:,}" in unused.note
     rows = [(row["seed"], row["state"], row["step"]) for row in table([comparison])]
@@ -394,13 +394,31 @@ def test_a_failed_evaluation_is_no_cut_file(tmp_path):
     [unused] = comparison.unused
     assert unused.note.startswith("its evaluation at 3,000 failed")
     assert "metrics.jsonl" not in unused.note
+    assert [(row["seed"], row["state"]) for row in table([comparison])] == [
+        ("0", "finished"),
+        ("1", "evaluation failed"),
+    ]
+
+
+def test_a_run_that_is_cut_after_a_failed_evaluation_is_cut(tmp_path):
+    for seed in (0, 2):
+        write_files(tmp_path / f"whole-{seed}", dumped(contents(seed)))
+    content = contents(1)
+    lines = [line for line in content["metrics.jsonl"] if line["step"] < 3000]
+    (failed,) = (i for i, line in enumerate(lines) if line["step"] == 2000 and "return" in line)
+    lines[failed] = {"step": 2000, "seconds": 20.5, "return": None}
+    write_files(tmp_path / "cut", dumped(content | {"metrics.jsonl": lines}))
+    [comparison] = compare([tmp_path])
+    [unused] = comparison.unused
+    assert unused.state == "cut"
+    assert "its evaluation at 3,000 is lost; its evaluation at 2,000 failed" in unused.note
 
 
 def test_a_last_line_without_its_end_is_a_cut(tmp_path):
     path = healthy(tmp_path / "run")
     file = path / "metrics.jsonl"
     file.write_bytes(file.read_bytes()[:-1])
-    assert group(tmp_path).seeds[0].cut
+    assert group(tmp_path).seeds[0].state == "cut"
 
 
 def test_what_is_whole_is_not_cut(tmp_path):
@@ -413,7 +431,7 @@ def test_what_is_whole_is_not_cut(tmp_path):
     short = write(tmp_path / "other", alpha=9.0, returns=(1.0, 2.0))  # its steps are the 2,000 of its settings
     assert read_run(short).status["step"] == 1000
     [comparison] = compare([tmp_path])
-    assert not [run for run in comparison.runs if run.cut]
+    assert not [run for run in comparison.runs if run.incomplete]
     found = {run.record.path.name: run.state for run in comparison.runs if run.record.path != short}
     states = {name: name for name in ("finished", "interrupted", "failed")}
     assert found == {**states, "running": "killed"}

@@ -11,18 +11,18 @@ import subprocess
 import sys
 import threading
 import time
-import zlib
 from contextlib import suppress
 
 import numpy as np
 import psutil
 import pytest
-from safetensors.numpy import save as dump_arrays
+from safetensors import SafetensorError
 
 from entropyfloor.runs import Run, find_runs, machine, read_run
 from entropyfloor.runs.progress import Progress
 from entropyfloor.runs.resume import check_same
 from entropyfloor.runs.vocabulary import QUANTITIES
+from run_files import with_header
 
 CONFIG = {"domain": "control", "agent": "sac", "seed": 3, "alpha": 1.0, "head": None}
 
@@ -367,8 +367,7 @@ def flip(data):
     [
         ("arrays.safetensors", flip, "checksum"),
         ("arrays.safetensors", lambda data: data[: len(data) // 2], "checksum"),
-        ("state.json", lambda data: data[:5], "cannot be used"),
-        ("state.json", lambda data: data.replace(b'"format": 3', b'"format": 9'), "format is 9"),
+        ("state.json", lambda data: data[:5], "checksum"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_with_the_reason(run, file, damage, reason):
@@ -402,37 +401,85 @@ def test_no_flipped_bit_of_a_checkpoint_is_continued_from(run, name):
     assert run.latest().step == 5
 
 
+SAVING = """
+import sys
+from pathlib import Path
+import numpy as np
+from entropyfloor.runs import Run, machine
+
+run = Run.create(Path(sys.argv[1]), {"seed": 0})
+run.save(1, {"a": np.ones(4)}, {})  # with what the first call imports
+arrays = {"a": np.ones(2**28, np.uint8), "b": np.ones(2**18)}
+peak = lambda: machine.peak_memory()["peak_memory"] * 1024
+before = peak()
+run.save(2, arrays, {})
+saved = peak()
+run.latest()
+print(saved - before, peak() - before)
+"""
+
+
+def test_a_checkpoint_is_written_without_a_copy_and_read_with_one(tmp_path):
+    """Of 258 MiB."""
+    command = [sys.executable, "-c", SAVING, str(tmp_path / "run")]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    written, read = map(float, printed.split())
+    assert written < 16
+    assert 250 < read < 258 + 16
+
+
+TOO_LARGE = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from entropyfloor.runs import Run
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+run = Run.create(Path(sys.argv[1]), {"seed": 0})
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+try:
+    run.save(1, {"a": np.ones(2**16)}, {})
+except OSError as error:
+    print(error)
+"""
+
+
+def test_arrays_that_the_disk_does_not_take_are_the_errors_of_the_system(tmp_path):
+    command = [sys.executable, "-c", TOO_LARGE, str(tmp_path / "run")]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert printed == "[Errno 27] File too large\n"
+    assert [*(tmp_path / "run" / "checkpoints").iterdir()] == []
+
+
+def test_what_cannot_be_stored_is_no_error_of_the_system(run):
+    with pytest.raises(SafetensorError, match="object"):
+        run.save(1, {"a": np.array([None])}, {})
+
+
+def test_who_can_read_one_file_of_a_checkpoint_can_read_all(run):
+    path = run.save(5, {"a": np.arange(3.0)}, {})
+    assert len({file.stat().st_mode for file in path.iterdir()}) == 1
+
+
 def test_the_checksums_are_those_that_sha256sum_reads(run):
     path = run.save(5, {"a": np.arange(3.0)}, {})
     subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=path, check=True, capture_output=True)
 
 
-def older(run, header):
-    """A checkpoint as it was before its state had a checksum."""
-    path = run.save(5, {"a": np.arange(3.0)}, {"episode": 2})
-    settings = json.loads((path / "state.json").read_text())["settings"]
-    data = dump_arrays({"a": np.arange(3.0)})
-    known = {"format": 2, "step": 5, "checksum": zlib.crc32(data), "settings": settings, "state": {"episode": 2}}
-    (path / "arrays.safetensors").write_bytes(data)
-    (path / "state.json").write_text(json.dumps({**known, **header}))
-    (path / "SHA256SUMS").unlink()
-    return path
-
-
-def test_a_checkpoint_of_the_format_before_is_read(run):
-    path = older(run, {})
-    checkpoint = run.latest()
-    assert (checkpoint.step, checkpoint.state, checkpoint.path) == (5, {"episode": 2}, path)
-    np.testing.assert_array_equal(checkpoint.arrays["a"], np.arange(3.0))
-
-
-@pytest.mark.parametrize(
-    "header", [{"step": "5"}, {"step": True}, {"step": None}, {"state": []}, {"state": None}, {"checksum": "x"}]
-)
+@pytest.mark.parametrize("header", [{"step": "5"}, {"step": True}, {"step": None}, {"state": []}, {"state": None}])
 def test_types_in_the_state_of_a_checkpoint_are_checked(run, header):
-    path = older(run, header)
-    with pytest.raises(ValueError, match=rf"checkpoint {re.escape(str(path))} cannot be used"):
+    path = run.save(5, {"a": np.arange(3.0)}, {"episode": 2})
+    with_header(path, **header)
+    with pytest.raises(ValueError, match=rf"checkpoint {re.escape(str(path))} cannot be used: .* of another type"):
         run.latest()
+
+
+def test_a_checkpoint_of_another_version_is_not_to_be_deleted(run):
+    with_header(path := run.save(5, {"a": np.arange(3.0)}, {}), format=9)
+    with pytest.raises(ValueError, match="has format 9, this version reads 3: use the version") as refusal:
+        run.latest()
+    assert str(path) in str(refusal.value)
+    assert "elete" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", ["arrays.safetensors", "state.json", "SHA256SUMS"])

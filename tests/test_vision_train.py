@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import zlib
 from copy import deepcopy
 from dataclasses import fields, replace
 from functools import cache, partial
@@ -36,6 +35,7 @@ from entropyfloor.vision.export import export
 from entropyfloor.vision.predict import logits_of
 from entropyfloor.vision.train import complete, resume, train, train_seeds
 from entropyfloor.vision.trainer import Trainer
+from run_files import with_header
 
 # isort: split
 import timm  # after our room, which sees to torchvision
@@ -617,11 +617,9 @@ def test_other_names_of_classes_are_refused(numbered, tmp_path):
 def forget(path, change):
     """What a version without names, or another order, has left behind."""
     (checkpoint,) = (path / "checkpoints").iterdir()
-    content = json.loads((checkpoint / "state.json").read_text())
-    change(content["state"])
-    content |= {"format": 2, "checksum": zlib.crc32((checkpoint / "arrays.safetensors").read_bytes())}
-    (checkpoint / "state.json").write_text(json.dumps(content))
-    (checkpoint / "SHA256SUMS").unlink()
+    state = json.loads((checkpoint / "state.json").read_text())["state"]
+    change(state)
+    with_header(checkpoint, state=state)
 
 
 def test_a_run_without_names_is_judged_and_resumed_as_before(numbered, tmp_path):

@@ -55,7 +55,8 @@ def resolve(rule: str | float, action_dim: int) -> float:
             ) from None
     else:
         target = float(rule)
-    return _finite("target_entropy", target)
+    check_finite(target)
+    return target
 
 
 def resolve_discrete(floor: str | float, num_actions: int) -> float:
@@ -139,6 +140,19 @@ def truncated_entropy_polynomial(log_std: float, tolerance: float) -> tuple[floa
     return _entropy_polynomial(float(log_std), float(tolerance))
 
 
+def check_finite(target_entropy: float | None) -> None:
+    """Raise `ValueError` unless the target is a finite number, or None where it is an array.
+
+    Examples:
+        >>> from entropyfloor import targets
+        >>> targets.check_finite(float("nan"))
+        Traceback (most recent call last):
+        ValueError: target_entropy=nan must be a finite number of nats
+    """
+    if target_entropy is not None and not is_finite(target_entropy):
+        raise ValueError(f"target_entropy={target_entropy} must be a finite number of nats")
+
+
 def check_log_std_bounds(log_std_min: float, log_std_max: float) -> None:
     """Raise `ValueError` unless both bounds of log σ are finite and in order.
 
@@ -170,7 +184,7 @@ def check_gaussian(target_entropy: float | None, action_dim: int, log_std_min: f
         Traceback (most recent call last):
         ValueError: target_entropy=9.0 nats is above 8.51363, the largest entropy of 6 dimension(s) ...
     """
-    _action_dim(action_dim)
+    _check_whole("action_dim", action_dim, 1)
     check_log_std_bounds(log_std_min, log_std_max)
     if target_entropy is not None:
         most = gaussian_entropy_max(action_dim, log_std_max)
@@ -201,7 +215,7 @@ def check_truncated_normal(
         Traceback (most recent call last):
         ValueError: target_entropy=4.0 nats is above 3.39656, the largest entropy of 6 dimension(s) ...
     """
-    _action_dim(action_dim)
+    _check_whole("action_dim", action_dim, 1)
     check_log_std_bounds(log_std_min, log_std_max)
     if not (is_finite(low) and is_finite(high) and low < high):
         raise ValueError(f"low={low} must be finite and below high={high}: swap or widen the action bounds")
@@ -267,8 +281,7 @@ def softmax_kappa_range(
         >>> [round(kappa, 4) for kappa in targets.softmax_kappa_range(10, 0.6, 4.0, "calibrated")]
         [0.0199, 0.3466]
     """
-    if isinstance(num_classes, bool) or int(num_classes) != num_classes or num_classes < 2:
-        raise ValueError(f"num_classes={num_classes} must be a whole number of at least 2")
+    _check_whole("num_classes", num_classes, 2)
     if not (is_finite(tau) and tau > math.e):
         raise ValueError(f"tau={tau} must be finite and above e = 2.71828…: the paper uses 4")
     if inverse not in INVERSES:
@@ -456,19 +469,13 @@ def is_finite(value: float) -> bool:
     return -math.inf < value < math.inf
 
 
-def _finite(name: str, value: float) -> float:
-    if not is_finite(value):
-        raise ValueError(f"{name}={value} must be a finite number of nats")
-    return value
-
-
-def _action_dim(action_dim: int) -> None:
-    if isinstance(action_dim, bool) or int(action_dim) != action_dim or action_dim < 1:
-        raise ValueError(f"action_dim={action_dim} must be a whole number of at least 1")
+def _check_whole(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or int(value) != value or value < least:
+        raise ValueError(f"{name}={value} must be a whole number of at least {least}")
 
 
 def _feasible(target_entropy: float, most: float, action_dim: int, under: str) -> None:
-    _finite("target_entropy", target_entropy)
+    check_finite(target_entropy)
     if target_entropy > most:
         raise ValueError(
             f"target_entropy={target_entropy} nats is above {most:.6g}, the largest entropy of {action_dim} "

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from entropyfloor.control.envs.wrappers import has_time_limit
+from entropyfloor.control.envs.wrappers import step_limit
 from entropyfloor.control.episodes import SimulatorError, reset, step
 from entropyfloor.control.heads import Distribution
 from entropyfloor.jax.distributions import Categorical
@@ -62,7 +62,7 @@ class Evaluator:
         player: Player | None = None,
     ) -> None:
         self._env = env
-        self._limited = has_time_limit(env)
+        self._limited = step_limit(env) is not None
         self._seeds = seeds
         self._normalise = normalise
         self._stopped = stopped

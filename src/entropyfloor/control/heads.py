@@ -123,11 +123,11 @@ class GaussianPolicy:
             one = () if self.head == "era-batch" else raw.shape[:-1]
             target = jnp.broadcast_to(target + state.residual_entropy, one)
         bounds: dict[str, Any] = {"log_std_min": self.log_std_min, "log_std_max": self.log_std_max}
-        mode: F.Mode = "floor" if self.head == "era-floor" else "pin"
+        options = bounds | {"mode": "floor" if self.head == "era-floor" else "pin", "clamp": self.clamp}
         if self._exact:
-            return F.era_truncated_normal(loc, raw, target, mode=mode, clamp=self.clamp, **bounds)
+            return F.era_truncated_normal(loc, raw, target, **options)
         if self.head in ("era", "era-floor"):
-            return F.era_gaussian(raw, target, mode=mode, clamp=self.clamp, **bounds)
+            return F.era_gaussian(raw, target, **options)
         if self.head == "era-batch":
             running = state.log_mean_exp_sum
             rows = raw if running is None else jnp.atleast_2d(raw)  # one state is enough where M is known

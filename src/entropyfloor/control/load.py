@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from numpy.typing import ArrayLike
 
 from entropyfloor.control.agents import build
@@ -206,12 +207,5 @@ def _planning_policy(config: TDMPC2Config, checkpoint: Checkpoint) -> Policy:
 
 def _nested(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
     """Parameters as Flax has them, from arrays whose names are paths."""
-    tree: dict[str, Any] = {}
-    for name, array in arrays.items():
-        if name.startswith(prefix):
-            *path, leaf = name.removeprefix(prefix).split("/")
-            node = tree
-            for part in path:
-                node = node.setdefault(part, {})
-            node[leaf] = array
-    return tree
+    flat = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    return unflatten_dict(flat, sep="/")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from entropyfloor.control.agents.build import build_agent
@@ -101,13 +100,10 @@ class ModelBasedTrainer(Trainer[TDMPC2Config, ModelBasedCollector]):
     def _actions(self, plans: bool) -> list[np.ndarray]:
         if not plans:
             return [collector.random_action() for collector in self.collectors]
-        seen = self.stack([(collector.episodes.observation, collector.plan) for collector in self.collectors])
-        planned = jax.device_get(self._act(self.state.actor, seen, self._act_keys, np.uint32(self.step)))
-        actions = []
-        for i, collector in enumerate(self.collectors):
-            action, collector.plan = self.pick(planned, i)
-            actions.append(action)
-        return actions
+        planned = self.act([(collector.episodes.observation, collector.plan) for collector in self.collectors])
+        for collector, (_, plan) in zip(self.collectors, planned, strict=True):
+            collector.plan = plan
+        return [action for action, _ in planned]
 
     def _learn(self, number: int | None = None) -> tuple[Metrics, Any]:
         sizes = self.config.updates_per_step, self.config.batch_size

@@ -15,7 +15,7 @@ from entropyfloor.control.config import ControlConfig, FastConfig, PPOConfig, TD
 from entropyfloor.control.envs import make
 from entropyfloor.control.on_policy import step_bytes
 from entropyfloor.control.replay import transition_bytes
-from entropyfloor.runs.needs import COPIES, LINE, Needs
+from entropyfloor.runs.needs import LINE, Needs
 
 LIBRARIES = 600 * 2**20
 """Bytes of Python, JAX, MuJoCo and compiled updates in a process: measured, 0.5 to 0.6 GiB on a CPU."""
@@ -54,14 +54,10 @@ def needs(config: ControlConfig, *, on_cpu: bool) -> Needs:
     replay, batches = {"replay": transitions * each}, {"batches": drawn * each, "networks": networks}
     checkpoint = transitions * each + networks
     lines = LINE * (config.steps // config.log_every + config.steps // config.eval_every)
-    if on_cpu:
-        copies = {"networks": networks, "copies for a checkpoint": COPIES * checkpoint}
-        return Needs(
-            {"training": always | replay | batches, "saving": always | replay | copies}, 0, checkpoint, lines
-        )
+    if on_cpu:  # a checkpoint is written from the arrays themselves, where a process has one seed
+        return Needs({"training": always | replay | batches}, 0, checkpoint, lines)
     on_device = replay if isinstance(config, FastConfig) else {}
-    arrays = checkpoint if on_device else transitions * each
-    host = sum(always.values()) + arrays + COPIES * checkpoint
+    host = sum(always.values()) + checkpoint
     return Needs({"training": {"libraries": LIBRARIES} | on_device | batches}, host, checkpoint, lines)
 
 

@@ -5,18 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import gymnasium
 import numpy as np
 from gymnasium import spaces
 
 from entropyfloor.control import seeding
 from entropyfloor.control.agents.build import build_agent
-from entropyfloor.control.config import SACConfig, TDMPC2Config
+from entropyfloor.control.config import ControlConfig, SACConfig, TDMPC2Config
 from entropyfloor.control.envs import make
 from entropyfloor.control.episodes import Episodes, Step
 from entropyfloor.control.normalise import ObservationNormaliser
 from entropyfloor.control.replay import Replay, Transition, transition_bytes
 from entropyfloor.control.trainer import Metrics, Trainer
 from entropyfloor.runs.machine import check_memory
+
+
+def continuous_sizes(env: gymnasium.Env[Any, Any], config: ControlConfig) -> tuple[int, int]:
+    """Widths of an observation and of an action.
+
+    Raises:
+        ValueError: Actions are discrete.
+    """
+    if not isinstance(env.action_space, spaces.Box):
+        raise ValueError(
+            f"{config.env} has discrete actions: {config.agent} needs continuous ones, ppo takes both"
+        )
+    (obs_dim,), (action_dim,) = env.observation_space.shape or (), env.action_space.shape
+    return obs_dim, action_dim
 
 
 class OffPolicyCollector:
@@ -29,11 +44,7 @@ class OffPolicyCollector:
 
     def __init__(self, config: SACConfig | TDMPC2Config, seeds: int = 1) -> None:
         self.env = env = make(config.env, **config.env_options())
-        if not isinstance(env.action_space, spaces.Box):
-            raise ValueError(
-                f"{config.env} has discrete actions: {config.agent} needs continuous ones, ppo takes both"
-            )
-        (self.obs_dim,), (self.action_dim,) = env.observation_space.shape or (), env.action_space.shape
+        self.obs_dim, self.action_dim = continuous_sizes(env, config)
         self._rng = seeding.generator(config.seed, seeding.HOST)
         capacity = min(config.replay_capacity, config.steps)
         each = seeds * transition_bytes(self.obs_dim, self.action_dim)
@@ -119,8 +130,7 @@ class OffPolicyTrainer(Trainer[SACConfig, OffPolicyCollector]):
         return self.learn(batches), batches
 
     def _actions(self) -> list[np.ndarray]:
-        observations = self.stack([collector.observe() for collector in self.collectors])
+        observations = [collector.observe() for collector in self.collectors]
         if self.step < self.config.random_steps:
             return [collector.random_action() for collector in self.collectors]
-        actions = np.asarray(self._act(self.state.actor, observations, self._act_keys, np.uint32(self.step)))
-        return [actions] if len(self.collectors) == 1 else list(actions)
+        return self.act(observations)

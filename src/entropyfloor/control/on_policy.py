@@ -95,11 +95,11 @@ class OnPolicyTrainer(Trainer[PPOConfig, OnPolicyCollector]):
         rows: list[list[tuple[np.ndarray, ...]]] = [[] for _ in self.collectors]
         for _ in range(config.rollout_steps):
             observations = [collector.observe() for collector in self.collectors]
-            acted = self._act(self.state.actor, self.stack(observations), self._act_keys, np.uint32(self.step))
-            actions, log_probs = (np.asarray(x) for x in acted)
-            for i, (collector, observation) in enumerate(zip(self.collectors, observations, strict=True)):
-                action, log_prob = self.pick(actions, i), self.pick(log_probs, i)
-                rows[i].append((observation, action, log_prob, *collector.play(action)))
+            acted = self.act(observations)
+            for row, collector, seen, (action, log_prob) in zip(
+                rows, self.collectors, observations, acted, strict=True
+            ):
+                row.append((seen, action, log_prob, *collector.play(action)))
             self.step += config.num_envs * config.action_repeat
         rollouts = []
         for collector, row in zip(self.collectors, rows, strict=True):

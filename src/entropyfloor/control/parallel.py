@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from gymnasium import spaces
 
 from entropyfloor.control import ring, seeding
 from entropyfloor.control.agents.build import build_agent
@@ -15,6 +14,7 @@ from entropyfloor.control.agents.fast import Batch, View
 from entropyfloor.control.config import FastConfig, required
 from entropyfloor.control.envs import make
 from entropyfloor.control.normalise import ObservationNormaliser
+from entropyfloor.control.off_policy import continuous_sizes
 from entropyfloor.control.pool import pool_of
 from entropyfloor.control.ring import Ring, Steps
 from entropyfloor.control.trainer import Metrics, Trainer
@@ -32,16 +32,10 @@ class ParallelCollector:
     def __init__(self, config: FastConfig, seeds: int = 1) -> None:
         self._config = config
         env = make(config.env, **config.env_options())
-        self.action_space: Any = env.action_space
-        if not isinstance(env.action_space, spaces.Box):
-            raise ValueError(
-                f"{config.env} has discrete actions: {config.agent} needs continuous ones, ppo takes both"
-            )
-        (self.obs_dim,), (self.action_dim,) = env.observation_space.shape or (), env.action_space.shape
+        self.obs_dim, self.action_dim = continuous_sizes(env, config)
         self.rows = replay_rows(config, (self.obs_dim, self.action_dim), seeds)
-        options = config.env_options()
         self._pool = pool_of(
-            config.env, options, config.num_envs, config.seed, first=env, workers=config.env_processes
+            config.env, config.env_options(), config.num_envs, config.seed, first=env, workers=config.env_processes
         )
         self.returns = self._pool.returns
         self._rng = seeding.generator(config.seed, seeding.HOST)
@@ -118,11 +112,10 @@ class ParallelTrainer(Trainer[FastConfig, ParallelCollector]):
         return self.learn((self.memory, scaling)), scaling
 
     def _actions(self) -> list[np.ndarray]:
-        views = self.stack([collector.observe() for collector in self.collectors])
+        views = [collector.observe() for collector in self.collectors]
         if self.step < self.config.random_steps:
             return [collector.random_actions() for collector in self.collectors]
-        actions = np.asarray(self._act(self.state.actor, views, self._act_keys, np.uint32(self.step)))
-        return [actions] if len(self.collectors) == 1 else list(actions)
+        return self.act(views)
 
 
 def learner(

@@ -60,7 +60,8 @@ class Pool:
             self.returns += episodes.returns
             episodes.returns.clear()
         reward = np.array([step.reward for step in steps], np.float32)
-        terminated, truncated = (np.array([step[i] for step in steps], bool) for i in (2, 3))
+        terminated = np.array([step.terminated for step in steps], bool)
+        truncated = np.array([step.truncated for step in steps], bool)
         return PoolStep(reward, terminated, truncated, np.stack([step.observation for step in steps]))
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -108,6 +108,12 @@ class Trainer(ABC, Generic[ConfigT, CollectorT]):
         self._update = self.across_seeds(keyed(update), donate_argnums=0)
         self._act_keys, self._update_keys = self.keys(seeding.ACT), self.keys(seeding.UPDATE)
 
+    def act(self, seen: Sequence[Any]) -> list[Any]:
+        """What `agent.act` gives for what each seed sees, on the host."""
+        acted = self._act(self.state.actor, self.stack(seen), self._act_keys, np.uint32(self.step))
+        acted = jax.device_get(acted)
+        return [self.pick(acted, i) for i in range(len(seen))]
+
     def learn(self, data: Any, number: int | None = None) -> Metrics:
         """Call `update` once; the first call compiles it, which is shown instead of a speed.
 

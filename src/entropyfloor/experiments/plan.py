@@ -187,7 +187,7 @@ class Plan:
             )
         most = max(parts, key=lambda name: parts[name])
         over = largest.memory - limit
-        enough = [name for name in WAYS_OUT if parts.get(name, 0) > (0 if name == "replay" else over)]
+        enough = [name for name in WAYS_OUT if parts.get(name, 0) > over]
         way = WAYS_OUT[enough[0]] if enough else "a smaller model"
         raise ValueError(
             f"a run needs {_gib(largest.memory)} GiB at its {moment}, {_gib(parts[most])} GiB of them for {most}, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from entropyfloor import targets
+from entropyfloor.backends import Mode, check_last_axis, check_mode
 from entropyfloor.extras import require
 
 require("keras", "keras")
@@ -13,10 +14,8 @@ import keras  # noqa: E402
 
 if keras.backend.backend() == "torch":
     from entropyfloor.torch import functional as F
-    from entropyfloor.torch.nn import check_last_axis, check_mode
 elif keras.backend.backend() == "jax":
     from entropyfloor.jax import functional as F  # type: ignore[no-redef]
-    from entropyfloor.jax.nn import check_last_axis, check_mode  # type: ignore[assignment]
 else:
     raise ImportError(
         f"Keras runs on {keras.backend.backend()}, for which there is no ERA: set the environment variable "
@@ -71,7 +70,7 @@ class ERASoftmax(keras.layers.Layer):
 
     def call(self, logits: Float[Any, "*batch n"]) -> Float[Any, "*batch n"]:
         """Floored logits, in float32 under half precision too."""
-        check_last_axis(logits, self.num_classes, "num_classes")
+        check_last_axis(logits.shape, self.num_classes, "num_classes")
         return F.era_softmax(logits, **self.options)
 
     def get_config(self) -> dict[str, Any]:
@@ -110,12 +109,12 @@ class ERAGaussian(keras.layers.Layer):
         *,
         log_std_min: float = -8.0,
         log_std_max: float = 0.0,
-        mode: F.Mode = "pin",
+        mode: Mode = "pin",
         **kwargs: Any,
     ) -> None:
         targets.check_gaussian(target_entropy, action_dim, log_std_min, log_std_max)
         check_mode(mode, action_dim)
-        super().__init__(autocast=False, **kwargs)  # float16 has no logits above 65,504
+        super().__init__(autocast=False, **kwargs)  # half precision would round raw log σ
         self.supports_masking = True
         self.action_dim = action_dim
         self.options: dict[str, Any] = {
@@ -127,7 +126,7 @@ class ERAGaussian(keras.layers.Layer):
 
     def call(self, raw_log_std: Float[Any, "*batch D"]) -> Float[Any, "*batch D"]:
         """log σ, in float32 under half precision too."""
-        check_last_axis(raw_log_std, self.action_dim, "action_dim")
+        check_last_axis(raw_log_std.shape, self.action_dim, "action_dim")
         return F.era_gaussian(raw_log_std, **self.options)
 
     def get_config(self) -> dict[str, Any]:

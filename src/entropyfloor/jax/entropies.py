@@ -14,18 +14,16 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.scipy.special import logsumexp
 
-from entropyfloor import targets
+from entropyfloor import backends, targets
 from entropyfloor.jax.numerics import as_float, constant, log_sech_squared, polynomial
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
 Pair = tuple[Array, Array]
-Rule = tuple[list[float], list[float]]  # nodes and weights: plain numbers, which compilers take as constants
 SQRT_2PI = math.sqrt(2 * math.pi)
 
 
@@ -121,11 +119,11 @@ def tanh_normal_entropy(loc: Float[Array, "..."], log_std: Float[Array, "..."]) 
     loc, log_std = jnp.broadcast_arrays(as_float(loc, "loc"), as_float(log_std, "log_std"))
     std = jnp.exp(log_std)
     # σ ≤ 1.5: the trapezoidal rule in u = μ + σx, whose error falls as exp(-π²/(σ Δx)).
-    nodes, weights = (constant(c, loc) for c in _TRAPEZOID)
+    nodes, weights = (constant(c, loc) for c in backends.TRAPEZOID)
     narrow_std = std.clip(max=1.5)
     narrow = (log_sech_squared(loc[..., None] + narrow_std[..., None] * nodes) * weights).sum(-1)
     # σ > 1.5: 2 log 2 - 2 E|u| in closed form, and log(1 + e^{-2|u|}) by Gauss-Legendre over v = |u|.
-    nodes, weights = (constant(c, loc) for c in _LEGENDRE_TAIL)
+    nodes, weights = (constant(c, loc) for c in backends.LEGENDRE_TAIL)
     wide_std = std.clip(min=1.5)
     ratio = loc / wide_std
     folded = wide_std * math.sqrt(2 / math.pi) * jnp.exp(-0.5 * ratio**2) + loc * lax.erf(ratio / math.sqrt(2))
@@ -136,15 +134,6 @@ def tanh_normal_entropy(loc: Float[Array, "..."], log_std: Float[Array, "..."]) 
 
 
 # --- the truncated Gaussian on [-1, 1] -------------------------------------------------------------------
-
-# The start of `_unit_root`, fitted by least squares, reweighted towards the largest error, over |μ| ≤ 1 and
-# log σ ≤ 0.1: to 0.0041, and to 0.021 for wider σ. A bound at the distance d, with w = d / e^H, has the effect
-# v = (1 + Σ _BOUND_k w^k)⁻². Both have S (_SUM_1 + _SUM_2 S + _SUM_3 S² + _SUM_P P + _SUM_Y y) + _BOTH_P P +
-# _BOTH_Y y, where S and P are the sum and the product of their v, and y = (e^H / 2)⁴.
-_BOUND = (1.1405744, 11.4717097, -37.9047181, 70.4642612)
-_SUM_1, _SUM_2, _SUM_3, _SUM_P, _SUM_Y = 1.7654613, -1.7973838, 0.7215831, 328.3610764, 0.0782143
-_BOTH_P, _BOTH_Y = -32.1003655, -0.2747542
-_ONE_STEP = 0.1  # largest log σ up to which one step from this start has single precision
 
 
 def unit_coordinates(loc: Array, low: float, high: float) -> tuple[Array, float]:
@@ -214,7 +203,7 @@ def _unit_derivatives(mu: Array, log_std: Array, log_std_max: float) -> tuple[Ar
     bend = 0.5 * third / by_log_std - 4
 
     if log_std_max > math.log(2):  # else a + b = √2/σ ≥ √½
-        nodes, weights = (constant(c, mu) for c in _LEGENDRE_UNIT)
+        nodes, weights = (constant(c, mu) for c in backends.LEGENDRE_UNIT)
         short = a + b < math.sqrt(0.5)
         t = jnp.where(short, a + b, 0.5)[..., None] * nodes - jnp.where(short, a, 0.25)[..., None]
         p = jnp.exp(-t * t) * weights
@@ -240,14 +229,14 @@ def _unit_root(mu: Array, entropy: Array, log_std_min: float, log_std_max: float
     """
     entropy = entropy.clip(min=min(log_std_min, 0.0))  # below it σ is under its bound for every μ
     power = jnp.exp(entropy)
-    near, far = (polynomial((1.0, *_BOUND), ((1 + side) / power).clip(max=8.0)) for side in (mu, -mu))
+    near, far = (polynomial(backends.BOUND, ((1 + side) / power).clip(max=8.0)) for side in (mu, -mu))
     first, second = 1 / (near * near), 1 / (far * far)  # beyond 8 both are as good as 0
     both, product, wide = first + second, first * second, (0.5 * power) ** 4
-    fit = polynomial((_SUM_1, _SUM_2, _SUM_3), both) + product * _SUM_P + wide * _SUM_Y
-    fit = fit * both + product * _BOTH_P + wide * _BOTH_Y
+    fit = polynomial(backends.SUM, both) + product * backends.SUM_P + wide * backends.SUM_Y
+    fit = fit * both + product * backends.BOTH_P + wide * backends.BOTH_Y
     nearly = jnp.log((1 - wide).clip(min=jnp.finfo(mu.dtype).eps))
     log_std = fit + entropy - 0.25 * nearly - targets.LOG_SQRT_2PIE
-    for _ in range(1 if mu.dtype == jnp.float32 and log_std_max <= _ONE_STEP else 2):
+    for _ in range(1 if mu.dtype == jnp.float32 and log_std_max <= backends.ONE_STEP else 2):
         log_std = log_std.clip(log_std_min - 2, log_std_max)
         value, by_log_std, _, bend = _unit_derivatives(mu, log_std, log_std_max)
         newton = (entropy - value) / by_log_std
@@ -258,25 +247,3 @@ def _unit_root(mu: Array, entropy: Array, log_std_min: float, log_std_max: float
 def _flat(function: Callable[..., tuple[Array, ...]], x: Array, y: Array, *bounds: float) -> tuple[Array, ...]:
     """Apply an elementwise function to flat arrays: XLA vectorises the last axis only, perhaps of six."""
     return tuple(value.reshape(x.shape) for value in function(x.ravel(), y.ravel(), *bounds))
-
-
-# --- quadrature ------------------------------------------------------------------------------------------
-
-
-def _trapezoid(limit: float, count: int) -> Rule:
-    """Nodes and weights of the trapezoidal rule for expectations under a standard normal."""
-    nodes = np.linspace(-limit, limit, count)
-    weights = np.exp(-0.5 * nodes**2)
-    return nodes.tolist(), (weights / weights.sum()).tolist()
-
-
-def _legendre(count: int, length: float) -> Rule:
-    """Gauss-Legendre nodes and weights on [0, length]."""
-    nodes, weights = np.polynomial.legendre.leggauss(count)
-    return (0.5 * length * (nodes + 1)).tolist(), (0.5 * length * weights).tolist()
-
-
-_TRAPEZOID = _trapezoid(9.0, 65)
-_LEGENDRE_UNIT = _legendre(6, 1.0)
-_nodes, _weights = _legendre(40, 18.0)
-_LEGENDRE_TAIL = _nodes, [w * math.log1p(math.exp(-2 * v)) for v, w in zip(_nodes, _weights, strict=True)]

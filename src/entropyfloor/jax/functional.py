@@ -18,6 +18,7 @@ from jax import Array
 from jax.scipy.special import logsumexp
 
 from entropyfloor import targets
+from entropyfloor.backends import Mode, is_floor
 from entropyfloor.jax.entropies import (
     entropy_from_logits,
     gaussian_entropy,
@@ -45,9 +46,6 @@ __all__ = [
     "tanh_normal_entropy",
     "truncated_normal_entropy",
 ]
-
-Mode = Literal["pin", "floor"]
-
 
 # --- continuous ERA --------------------------------------------------------------------------------------
 
@@ -240,9 +238,7 @@ def project_gaussian(
         0.5
     """
     log_std = as_float(log_std, "log_std")
-    number = _number(target_entropy)
-    if number is not None and not targets.is_finite(number):
-        raise ValueError(f"target_entropy={number} must be a finite number of nats")
+    targets.check_finite(_number(target_entropy))
     missing = _array(target_entropy, log_std, dim) - jnp.expand_dims(gaussian_entropy(log_std, dim), dim)
     return log_std + missing.clip(min=0.0) / log_std.shape[dim]
 
@@ -330,7 +326,7 @@ def _masked_era_softmax(logits: Array, mask: Array, table: tuple[float, ...], in
     return jnp.where(mask, inverse_kappa(share * (top - least) + least, inverse), -jnp.inf)
 
 
-# --- targets and modes -----------------------------------------------------------------------------------
+# --- targets ---------------------------------------------------------------------------------------------
 
 
 def _number(target: float | Array) -> float | None:
@@ -347,13 +343,6 @@ def _array(target: float | Array, like: Array, dim: int) -> float | Array:
     if list(target.shape) != shape:
         raise ValueError(f"target_entropy {tuple(target.shape)} must be a scalar or of shape {tuple(shape)}")
     return jnp.expand_dims(target, dim)
-
-
-def is_floor(mode: str) -> bool:
-    """Whether `mode` is `"floor"`; `ValueError` unless it is `"pin"` or `"floor"`."""
-    if mode not in ("pin", "floor"):
-        raise ValueError(f"mode={mode!r} must be 'pin' or 'floor'")
-    return mode == "floor"
 
 
 def _gaussian_gap(

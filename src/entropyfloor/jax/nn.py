@@ -5,8 +5,7 @@ A module checks its target when it is built. Only `ResidualEntropy` and `ERALine
 
 from __future__ import annotations
 
-import warnings
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from flax import linen as nn
 from jax import Array, lax
 
 from entropyfloor import targets
+from entropyfloor.backends import Mode, check_last_axis, check_mode
 from entropyfloor.jax import functional as F
 from entropyfloor.jax.numerics import as_float
 
@@ -36,7 +36,7 @@ class ERAGaussian(nn.Module):
         log_std_max: Upper bound of log σ.
         mode: `"pin"` or `"floor"`.
         batch_level: Meet the target on average over the batch instead of in every state.
-        momentum: Weight of a new batch in the running mean.
+        momentum: Weight of a new batch in the running mean, from 0 to 1.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -51,13 +51,13 @@ class ERAGaussian(nn.Module):
     target_entropy: float
     log_std_min: float = -8.0
     log_std_max: float = 0.0
-    mode: F.Mode = "pin"
+    mode: Mode = "pin"
     batch_level: bool = False
     momentum: float = 0.1
 
     def __post_init__(self) -> None:
         targets.check_gaussian(self.target_entropy, self.action_dim, self.log_std_min, self.log_std_max)
-        check_mode(self.mode, self.action_dim, self.batch_level)
+        check_mode(self.mode, self.action_dim, self.batch_level, self.momentum, stacklevel=5)
         super().__post_init__()
 
     @nn.compact
@@ -65,21 +65,14 @@ class ERAGaussian(nn.Module):
         self, raw_log_std: Float[Array, "*batch D"], use_running_average: bool = False
     ) -> Float[Array, "*batch D"]:
         """log σ from the raw network output."""
-        check_last_axis(raw_log_std, self.action_dim, "action_dim")
-        low, high = self.log_std_min, self.log_std_max
+        check_last_axis(raw_log_std.shape, self.action_dim, "action_dim")
+        bounds: dict[str, Any] = {"log_std_min": self.log_std_min, "log_std_max": self.log_std_max}
         if not self.batch_level:
-            return F.era_gaussian(
-                raw_log_std, self.target_entropy, log_std_min=low, log_std_max=high, mode=self.mode
-            )
+            return F.era_gaussian(raw_log_std, self.target_entropy, **bounds, mode=self.mode)
         # The initial value is the log of Σ_j e^0, the statistic of a network that starts at zero.
         running = self.variable("batch_stats", "log_mean_exp_sum", lambda: jnp.log(jnp.float32(self.action_dim)))
-        log_std, batch = F.era_gaussian_batch(
-            raw_log_std,
-            self.target_entropy,
-            log_std_min=low,
-            log_std_max=high,
-            log_mean_exp_sum=running.value if use_running_average else None,
-        )
+        used = running.value if use_running_average else None
+        log_std, batch = F.era_gaussian_batch(raw_log_std, self.target_entropy, **bounds, log_mean_exp_sum=used)
         if not use_running_average and not self.is_initializing() and self.is_mutable_collection("batch_stats"):
             running.value = update_running_mean(running.value, batch, self.momentum)
         return log_std
@@ -112,20 +105,20 @@ class ERATruncatedNormal(nn.Module):
     log_std_max: float = 0.0
     low: float = -1.0
     high: float = 1.0
-    mode: F.Mode = "pin"
+    mode: Mode = "pin"
 
     def __post_init__(self) -> None:
         targets.check_truncated_normal(
             self.target_entropy, self.action_dim, self.log_std_min, self.log_std_max, self.low, self.high
         )
-        check_mode(self.mode, self.action_dim)
+        check_mode(self.mode, self.action_dim, stacklevel=5)
         super().__post_init__()
 
     def __call__(
         self, loc: Float[Array, "*batch D"], raw_log_std: Float[Array, "*batch D"]
     ) -> Float[Array, "*batch D"]:
         """log σ before truncation, from the mean before truncation and the raw network output."""
-        check_last_axis(loc, self.action_dim, "action_dim")
+        check_last_axis(loc.shape, self.action_dim, "action_dim")
         return F.era_truncated_normal(
             loc,
             raw_log_std,
@@ -168,7 +161,7 @@ class ERASoftmax(nn.Module):
 
     def __call__(self, logits: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         """Logits whose softmax keeps the floor."""
-        check_last_axis(logits, self.num_classes, "num_classes")
+        check_last_axis(logits.shape, self.num_classes, "num_classes")
         return F.era_softmax(logits, self.min_entropy, tau=self.tau, floor=self.floor, inverse=self.inverse)
 
 
@@ -212,7 +205,7 @@ class ERALinear(nn.Module):
 
     def __call__(self, features: Float[Array, "*batch i"]) -> Float[Array, "*batch n"]:
         """Logits whose softmax keeps the floor."""
-        check_last_axis(features, self.in_features, "in_features")
+        check_last_axis(features.shape, self.in_features, "in_features")
         logits = self.linear(features)
         return F.era_softmax(logits, self.min_entropy, tau=self.tau, floor=self.floor, inverse=self.inverse)
 
@@ -278,21 +271,3 @@ def residual_loss(
     """The loss of `ResidualEntropy` (Eq. 12)."""
     entropy = lax.stop_gradient(as_float(policy_entropy, "policy_entropy"))
     return (residual * (entropy - target_entropy)).mean()
-
-
-def check_mode(mode: str, action_dim: int, batch_level: bool = False) -> None:
-    """Refuse modes that cannot work, and warn where Eq. 11 leaves the network no choice."""
-    floor = F.is_floor(mode)
-    if batch_level and floor:
-        raise ValueError("batch_level=True has no mode='floor': choose one of them")
-    if action_dim == 1 and not floor and not batch_level:
-        warnings.warn(
-            "with action_dim=1 the softmax of Eq. 11 is 1, so the network has no say in σ: use mode='floor'",
-            stacklevel=4,
-        )
-
-
-def check_last_axis(x: Array, size: int, name: str) -> None:
-    """Refuse input whose last axis is not of the size that the module was built for."""
-    if x.shape[-1] != size:
-        raise ValueError(f"input of shape {x.shape} does not end in {name}={size}")

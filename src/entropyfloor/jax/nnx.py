@@ -14,8 +14,9 @@ from flax import nnx
 from jax import Array
 
 from entropyfloor import targets
+from entropyfloor.backends import Mode, check_last_axis, check_mode
 from entropyfloor.jax import functional as F
-from entropyfloor.jax.nn import check_last_axis, check_mode, residual_loss, update_running_mean
+from entropyfloor.jax.nn import residual_loss, update_running_mean
 from entropyfloor.jax.numerics import as_float
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class ERAGaussian(nnx.Module):
         log_std_max: Upper bound of log σ.
         mode: `"pin"` or `"floor"`.
         batch_level: Meet the target on average over the batch instead of in every state.
-        momentum: Weight of a new batch in the running mean.
+        momentum: Weight of a new batch in the running mean, from 0 to 1.
         use_running_average: Whether the running mean is used, and not updated; `train` and `eval` set it.
 
     Examples:
@@ -54,14 +55,14 @@ class ERAGaussian(nnx.Module):
     target_entropy: float
     log_std_min: float = -8.0
     log_std_max: float = 0.0
-    mode: F.Mode = "pin"
+    mode: Mode = "pin"
     batch_level: bool = False
     momentum: float = 0.1
     use_running_average: bool = False
 
     def __post_init__(self) -> None:
         targets.check_gaussian(self.target_entropy, self.action_dim, self.log_std_min, self.log_std_max)
-        check_mode(self.mode, self.action_dim, self.batch_level)
+        check_mode(self.mode, self.action_dim, self.batch_level, self.momentum, stacklevel=7)
         if self.batch_level:  # log of Σ_j e^0, the statistic of a network that starts at zero
             self.log_mean_exp_sum = nnx.BatchStat(jnp.log(jnp.float32(self.action_dim)))
 
@@ -69,15 +70,14 @@ class ERAGaussian(nnx.Module):
         self, raw_log_std: Float[Array, "*batch D"], use_running_average: bool | None = None
     ) -> Float[Array, "*batch D"]:
         """log σ from the raw network output."""
-        check_last_axis(raw_log_std, self.action_dim, "action_dim")
+        check_last_axis(raw_log_std.shape, self.action_dim, "action_dim")
         bounds: dict[str, Any] = {"log_std_min": self.log_std_min, "log_std_max": self.log_std_max}
         if not self.batch_level:
             return F.era_gaussian(raw_log_std, self.target_entropy, **bounds, mode=self.mode)
         use = self.use_running_average if use_running_average is None else use_running_average
         running = self.log_mean_exp_sum[...]
-        log_std, batch = F.era_gaussian_batch(
-            raw_log_std, self.target_entropy, **bounds, log_mean_exp_sum=running if use else None
-        )
+        used = running if use else None
+        log_std, batch = F.era_gaussian_batch(raw_log_std, self.target_entropy, **bounds, log_mean_exp_sum=used)
         if not use:
             self.log_mean_exp_sum.set_value(update_running_mean(running, batch, self.momentum))
         return log_std
@@ -116,19 +116,19 @@ class ERATruncatedNormal(nnx.Module):
     log_std_max: float = 0.0
     low: float = -1.0
     high: float = 1.0
-    mode: F.Mode = "pin"
+    mode: Mode = "pin"
 
     def __post_init__(self) -> None:
         targets.check_truncated_normal(
             self.target_entropy, self.action_dim, self.log_std_min, self.log_std_max, self.low, self.high
         )
-        check_mode(self.mode, self.action_dim)
+        check_mode(self.mode, self.action_dim, stacklevel=7)
 
     def __call__(
         self, loc: Float[Array, "*batch D"], raw_log_std: Float[Array, "*batch D"]
     ) -> Float[Array, "*batch D"]:
         """log σ before truncation, from the mean before truncation and the raw network output."""
-        check_last_axis(loc, self.action_dim, "action_dim")
+        check_last_axis(loc.shape, self.action_dim, "action_dim")
         return F.era_truncated_normal(
             loc,
             raw_log_std,
@@ -171,7 +171,7 @@ class ERASoftmax(nnx.Module):
 
     def __call__(self, logits: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         """Logits whose softmax keeps the floor."""
-        check_last_axis(logits, self.num_classes, "num_classes")
+        check_last_axis(logits.shape, self.num_classes, "num_classes")
         return F.era_softmax(logits, self.min_entropy, tau=self.tau, floor=self.floor, inverse=self.inverse)
 
 
@@ -213,7 +213,7 @@ class ERALinear(nnx.Linear):
         self, inputs: Float[Array, "*batch i"], **options: Any
     ) -> Float[Array, "*batch n"]:
         """Logits whose softmax keeps the floor."""
-        check_last_axis(inputs, self.in_features, "in_features")
+        check_last_axis(inputs.shape, self.in_features, "in_features")
         return self.activation(super().__call__(inputs, **options))
 
 

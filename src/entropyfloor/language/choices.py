@@ -34,7 +34,7 @@ def forking_tokens(
         >>> choices.forking_tokens(entropies, torch.ones(1, 5)).tolist()
         [[False, True, False, False, False]]
     """
-    return _highest(entropies, as_mask(mask, entropies), _share(top_fraction, "top_fraction"))
+    return _highest(entropies, mask, top_fraction, "top_fraction")
 
 
 def token_covariances(
@@ -102,12 +102,12 @@ def clip_cov_tokens(
     if not low < high:
         raise ValueError(f"low={low} must be below high={high}")
     mask = as_mask(mask, covariances)
-    share = _share(fraction, "fraction")
+    count = _count(mask, fraction, "fraction")
     candidates = mask & (covariances > low) & (covariances < high) & ~as_mask(clipped, covariances, "clipped")
     indices = candidates.flatten().nonzero()[:, 0]  # so that padding does not change the draw
     order = torch.randperm(len(indices), generator=generator, device=generator.device).to(indices.device)
     drawn = torch.zeros_like(mask).flatten()
-    drawn[indices[order[: _count(share, mask)]]] = True
+    drawn[indices[order[:count]]] = True
     return drawn.view_as(mask)
 
 
@@ -127,23 +127,20 @@ def kl_cov_tokens(
         >>> choices.kl_cov_tokens(torch.tensor([[0.5, 2.0, 9.0]]), torch.ones(1, 3)).tolist()
         [[False, False, True]]
     """
-    return _highest(covariances, as_mask(mask, covariances), _share(fraction, "fraction"))
+    return _highest(covariances, mask, fraction, "fraction")
 
 
-def _highest(values: Tensor, mask: Tensor, share: float) -> Tensor:
+def _highest(values: Tensor, mask: Tensor, share: float, name: str) -> Tensor:
     """Tokens with the highest values, a share of them; the first of equals."""
+    mask = as_mask(mask, values)
     values = values.detach().masked_fill(~mask, -torch.inf)
     highest = torch.zeros_like(mask).flatten()
-    highest[values.flatten().argsort(descending=True, stable=True)[: _count(share, mask)]] = True
+    highest[values.flatten().argsort(descending=True, stable=True)[: _count(mask, share, name)]] = True
     return highest.view_as(mask) & mask
 
 
-def _count(share: float, mask: Tensor) -> int:
+def _count(mask: Tensor, share: float, name: str) -> int:
     """`max(1, ⌊share · N⌋)` of N tokens; 0.29 · 100 is 28.999… in floating point."""
+    if not 0.0 < share <= 1.0:
+        raise ValueError(f"{name}={share} must be above 0 and at most 1, a share of the tokens")
     return max(1, int(share * int(mask.sum()) + 1e-9))
-
-
-def _share(value: float, name: str) -> float:
-    if not 0.0 < value <= 1.0:
-        raise ValueError(f"{name}={value} must be above 0 and at most 1, a share of the tokens")
-    return value

@@ -218,7 +218,7 @@ def evaluate(
     finally:
         task.close()
     evaluation = measured[config.eval_temperature]
-    scores = evaluation.scores()
+    summary = evaluation.scores()
     file = trained.run.keep_evaluation(
         {
             "step": trained.step,
@@ -228,7 +228,7 @@ def evaluate(
             "samples": samples,
             "temperature": config.eval_temperature,
             "values": evaluation.metrics(),
-            "intervals_95": {name: [score.low, score.high] for name, score in scores.items()},
+            "intervals_95": {name: [score.low, score.high] for name, score in summary.items()},
             "correct": evaluation.correct.sum(1).tolist(),
             "front": [
                 {"temperature": each, "correct": of.correct.sum(1).tolist()}
@@ -239,7 +239,7 @@ def evaluate(
     trained.run.keep_text("samples/evaluation.txt", evaluation.examples())
     count = f"{len(evaluation.problems):,} problems, {samples} responses each"
     lines = [f"step {trained.step}, {count} at temperature {config.eval_temperature:g}"]
-    for name, (value, low, high) in scores.items():
+    for name, (value, low, high) in summary.items():
         label = f"avg@{samples}" if name == "avg_at_k" else name.replace("_at_", "@")
         lines.append(f"{label:<22}{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}] %")
     for each, of in sorted(measured.items() if temperatures else ()):

@@ -19,7 +19,7 @@ from entropyfloor.language.model.learning import checkpoint_layers, prepare_upda
 from entropyfloor.language.model.outline import outline
 from entropyfloor.language.prepare import build_model
 from entropyfloor.language.tasks import task_of
-from entropyfloor.runs.needs import COPIES, LINE, Needs
+from entropyfloor.runs.needs import LINE, Needs
 from entropyfloor.torch.kernels.tiles import CPU_TILE, TILE
 from entropyfloor.torch.memory import bytes_of, saved_bytes, without_memory
 
@@ -77,10 +77,8 @@ def needs(config: LanguageConfig, *, on_cpu: bool) -> Needs:
         "update": always | copies | rollout | update,
         "step": always | rollout | step,
     }
-    if on_cpu:  # its arrays are the tensors themselves
-        moments["saving"] = always | {"copies for a checkpoint": COPIES * checkpoint}
     lines = LINE * (config.steps + config.steps // config.eval_every)
-    return Needs(moments, 0 if on_cpu else LIBRARIES + (1 + COPIES) * checkpoint, checkpoint, weights + lines)
+    return Needs(moments, 0 if on_cpu else LIBRARIES + checkpoint, checkpoint, weights + lines)
 
 
 def _model(config: LanguageConfig) -> tuple[PreTrainedModel, int, int]:

@@ -191,18 +191,11 @@ class Trainer:
         config = self.config
         second_stage = self.step >= config.second_stage * config.steps
         filtered = config.head == "era" and not second_stage  # only the paper's first stage drops logits
-        thresholds = self.thresholds or (0.0, math.inf)
+        low, high = self.thresholds or (0.0, math.inf)
         if second_stage and self.thresholds is not None:
-            thresholds = second_thresholds((config.omega_low_2, config.omega_high_2), self.thresholds[0])
-        return hyperparameters_of(
-            config,
-            **{
-                "omega_low": thresholds[0],
-                "omega_high": thresholds[1],
-                "top_k": config.top_k if filtered else None,
-            }
-            | self.controller.changes(self.min_entropy),
-        )
+            low, high = second_thresholds((config.omega_low_2, config.omega_high_2), low)
+        stage = {"omega_low": low, "omega_high": high, "top_k": config.top_k if filtered else None}
+        return hyperparameters_of(config, **stage | self.controller.changes(self.min_entropy))
 
     @property
     def min_entropy(self) -> float:
@@ -239,11 +232,11 @@ class Trainer:
             f"give a --micro-batch below {self.config.micro_batch}, or --gradient-checkpointing"
         ):
             batch, metrics = self._rollout()
-            if batch is not None:
-                metrics |= self._update(batch)
-                metrics |= self.controller.observe(metrics, self.min_entropy)
-        if batch is not None:
-            metrics["tokens_per_second"] = metrics.pop("tokens") / (time.perf_counter() - started)
+            if batch is None:
+                return metrics
+            metrics |= self._update(batch)
+            metrics |= self.controller.observe(metrics, self.min_entropy)
+        metrics["tokens_per_second"] = metrics.pop("tokens") / (time.perf_counter() - started)
         return metrics
 
     def _rollout(self) -> tuple[update.Batch | None, dict[str, float]]:
@@ -264,8 +257,9 @@ class Trainer:
         if config.advantages == "ds-grpo":
             right, mask = rewards.flatten().to(self.device) >= 1, responses.response_mask
             coefs = {"right_coef": config.smoothing, "wrong_coef": config.smoothing}
-            values = values + advantages.smoothing(rollout.unscaled, mask, right, **coefs)
-        rollout = rollout._replace(advantages=self.controller.weigh(values, entropies, self.min_entropy))
+            values = values + advantages.smoothing(rollout.batch.unscaled, mask, right, **coefs)
+        values = self.controller.weigh(values, entropies, self.min_entropy)
+        rollout = rollout._replace(batch=rollout.batch._replace(advantages=values))
         batch, more = update.batch_of(rollout, self.hyperparameters)
         return batch, metrics | more
 

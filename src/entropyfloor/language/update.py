@@ -83,38 +83,15 @@ class Hyperparameters:
         return {"clip_low": low, "clip_high": high, "ratio": self.ratio}
 
 
-class Rollout(NamedTuple):
-    """Responses, evaluated by the policy that sampled them; scales are still to be decided."""
+class Batch(NamedTuple):
+    """Responses as updates need them, evaluated by the policy that sampled them."""
 
     responses: Responses
     advantages: Float[Tensor, " B"]
     entropies: Float[Tensor, "B T"]
-    """Entropies of the policy at each token, in nats."""
-    response_entropies: Float[Tensor, " B"]
-    """Entropies of the responses, in nats."""
+    """Entropies at each token, in nats."""
     unscaled: Float[Tensor, "B T"]
     """Log-probabilities."""
-    all_scales: Float[Tensor, "3 B T"] | None
-    """Log-probabilities at each scale that ERA chooses from."""
-    reference: Float[Tensor, "B T"] | None
-    """Log-probabilities of the reference model."""
-    failures: Float[Tensor, " B"] | None
-    """Share of the failures in the group of each response."""
-
-    def mean_entropies(self) -> dict[str, float]:
-        """Mean entropies of responses and of all tokens, in nats, by their names in a run."""
-        return mean_entropies(self.entropies, self.responses.response_mask, self.response_entropies)
-
-
-class Batch(NamedTuple):
-    """A rollout as updates need it."""
-
-    responses: Responses
-    advantages: Float[Tensor, " B"]
-    entropies: Float[Tensor, "B T"]
-    """Entropies of the policy that sampled, at each token."""
-    unscaled: Float[Tensor, "B T"]
-    """Log-probabilities of the policy that sampled."""
     old: Float[Tensor, "B T"]
     """The same at the scale of each response."""
     scale: Float[Tensor, "B T"]
@@ -128,6 +105,21 @@ class Batch(NamedTuple):
         """Some of the responses."""
         tensors = (tensor if tensor is None else tensor[index] for tensor in self[1:])
         return Batch._make((self.responses.rows(index), *tensors))
+
+
+class Rollout(NamedTuple):
+    """A batch whose scales are still to be decided."""
+
+    batch: Batch
+    """The batch at scale 1."""
+    response_entropies: Float[Tensor, " B"]
+    """Entropies of the responses, in nats."""
+    all_scales: Float[Tensor, "3 B T"] | None
+    """Log-probabilities at each scale that ERA chooses from."""
+
+    def mean_entropies(self) -> dict[str, float]:
+        """Mean entropies of responses and of all tokens, in nats, by their names in a run."""
+        return mean_entropies(self.batch.entropies, self.batch.responses.response_mask, self.response_entropies)
 
 
 class Forward(NamedTuple):
@@ -182,27 +174,25 @@ def evaluate_rollout(
         unscaled, entropies = log_probs_of(policy, responses, hp)
     of_reference = None if reference is None else log_probs_of(reference, responses, hp)[0]
     of_responses = F.response_entropy(entropies, responses.response_mask, hp.top_fraction)
-    return Rollout(responses, advantages, entropies, of_responses, unscaled, all_scales, of_reference, failures)
+    scale = torch.ones_like(entropies)
+    batch = Batch(responses, advantages, entropies, unscaled, unscaled, scale, of_reference, failures)
+    return Rollout(batch, of_responses, all_scales)
 
 
 @torch.no_grad()
 def batch_of(rollout: Rollout, hyperparameters: Hyperparameters) -> tuple[Batch, dict[str, float]]:
     """The scale of each response by the thresholds of this rollout, and the metrics of the rollout."""
-    hp, mask = hyperparameters, rollout.responses.response_mask
-    entropies, advantages = rollout.entropies, rollout.advantages
-    old, scale = rollout.unscaled, None
+    hp, batch, scale = hyperparameters, rollout.batch, None
+    mask, of_responses = batch.responses.response_mask, rollout.response_entropies
     if rollout.all_scales is not None:
-        scale = scales_of(entropies, mask, advantages, rollout.failures, hp)
-        old = F.log_probs_at(rollout.all_scales, scale)
-    of_responses = rollout.response_entropies
-    metrics = rollout_metrics(entropies, mask, of_responses, scale, hp.omega_low, hp.omega_high) | {
+        scale = scales_of(batch.entropies, mask, batch.advantages, batch.failures, hp)
+        batch = batch._replace(old=F.log_probs_at(rollout.all_scales, scale), scale=scale)
+    metrics = rollout_metrics(batch.entropies, mask, of_responses, scale, hp.omega_low, hp.omega_high) | {
         "response_length": float(mask.sum(1).double().mean()),
-        "ended": float(rollout.responses.ended.double().mean()),
+        "ended": float(batch.responses.ended.double().mean()),
         "tokens": float(mask.sum()),
     }
-    scale = torch.ones_like(entropies) if scale is None else scale
-    of_others = (rollout.reference, rollout.failures)
-    return Batch(rollout.responses, advantages, entropies, rollout.unscaled, old, scale, *of_others), metrics
+    return batch, metrics
 
 
 def scales_of(

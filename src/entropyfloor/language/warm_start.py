@@ -23,6 +23,7 @@ from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.encoding import encode
 from entropyfloor.language.model.files import load_weights, weights_of
 from entropyfloor.language.model.forward import IGNORED, head_of, hidden_states, rows_of
+from entropyfloor.language.sampling.rollout import aligned
 from entropyfloor.language.tasks import Task
 from entropyfloor.runs import files
 from entropyfloor.torch import functional as F
@@ -103,26 +104,19 @@ def imitation_loss(
     rows = rows_of(model)
     before = encode(tokenizer, prompts, rows=rows)
     after = encode(tokenizer, responses, rows=rows, special=False)  # a response does not begin a text
-    start = max(map(len, before))  # position of the first token of responses
-    tokens = torch.full((len(before), start + max(map(len, after))), int(tokenizer.pad_token_id or 0))
-    mask = torch.zeros_like(tokens, dtype=torch.bool)
-    targets = torch.full_like(tokens, IGNORED)
-    for i, (prompt, response) in enumerate(zip(before, after, strict=True)):
-        span = slice(start - len(prompt), start + len(response))
-        tokens[i, span] = torch.tensor(prompt + response)
-        mask[i, span] = True
-        targets[i, start : start + len(response)] = torch.tensor(response)
-    tokens, mask, targets = (x.to(model.device) for x in (tokens, mask, targets))
+    tokens, mask, width = aligned(before, after, int(tokenizer.pad_token_id or 0))
+    tokens, mask = tokens.to(model.device), mask.to(model.device)
+    in_response = mask[:, width:]
     hidden, head = hidden_states(model, tokens, mask), head_of(model)
     log_probs, _ = F.token_log_probs(
-        hidden[:, start - 1 : -1],
+        hidden[:, width - 1 : -1],
         head.weight,
-        targets[:, start:],
+        tokens[:, width:].masked_fill(~in_response, IGNORED),
         bias=head.bias,
         softcap=head.softcap,
         ignore_index=IGNORED,
     )
-    return -log_probs.sum() / (targets != IGNORED).sum()
+    return -log_probs.sum() / in_response.sum()
 
 
 def file_of(config: LanguageConfig) -> Path | None:

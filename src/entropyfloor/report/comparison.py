@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -47,7 +47,7 @@ class Comparison:
     domain: Domain
     groups: tuple[Group, ...]
     unused: tuple[SeedRun, ...]
-    """Runs without an evaluation, and those whose metrics were cut beside others of the same settings."""
+    """Runs without an evaluation, and incomplete ones beside others of the same settings."""
     untrained: tuple[SeedRun, ...] = ()
     """Runs of no step beside others of some: they were evaluated before training."""
     baseline: Group | None = None
@@ -180,17 +180,15 @@ def _comparison(
     trained = [record for record in records if record.config.get("steps") != 0]
     untrained = [record for record in records if trained and record.config.get("steps") == 0]
     trained = trained or [*records]
-    by_label: defaultdict[str, list[SeedRun]] = defaultdict(list)
-    for record, label in zip(trained, labels(trained), strict=True):
-        by_label[label].append(_seed_run(record, label, domain))
     groups: list[Group] = []
     unused: list[SeedRun] = []
-    for label in sorted(by_label):
-        runs = _marked_if_cut(_without_duplicates(by_label[label], f"{label} on {env}", left_out), domain.score)
+    for label, each in sorted(_by_label(trained, domain).items()):
+        single = _without_duplicates(each, f"{label} on {env}", left_out)
+        runs = _marked_if_incomplete(single, domain.score)
         unused += [run for run in runs if not run.steps.size]
         used = [run for run in runs if run.steps.size]
-        if whole := [run for run in used if not run.cut]:
-            unused += [replace(run, note=f"{run.note}; not used") for run in used if run.cut]
+        if whole := [run for run in used if not run.incomplete]:
+            unused += [replace(run, note=f"{run.note}; not used") for run in used if run.incomplete]
         if used:
             try:
                 groups.append(_checked(Group(label, tuple(whole or used))))
@@ -198,16 +196,20 @@ def _comparison(
                 left_out.append(str(error))
     same = _same_conditions(groups)
     groups = [replace(group, same_conditions=same) for group in groups]
-    by_label.clear()
-    for record, label in zip(untrained, labels(untrained), strict=True):
-        by_label[label].append(_seed_run(record, UNTRAINED, domain))
     before = [
-        run
-        for label, runs in by_label.items()
+        replace(run, label=UNTRAINED)
+        for label, runs in _by_label(untrained, domain).items()
         for run in _without_duplicates(runs, f"{label} {UNTRAINED} on {env}", left_out)
     ]
     chosen = _baseline(groups, baseline or domain.baseline)
     return Comparison(env, domain, tuple(groups), tuple(unused), tuple(before), chosen)
+
+
+def _by_label(records: Sequence[Record], domain: Domain) -> dict[str, list[SeedRun]]:
+    found: defaultdict[str, list[SeedRun]] = defaultdict(list)
+    for record, label in zip(records, labels(records), strict=True):
+        found[label].append(_seed_run(record, label, domain))
+    return found
 
 
 def _baseline(groups: Sequence[Group], name: str | None) -> Group | None:
@@ -229,26 +231,29 @@ def _without_duplicates(runs: Sequence[SeedRun], what: str, left_out: list[str])
     return [twins[0] for _, twins in sorted(by_number.items()) if len(twins) == 1]
 
 
-def _marked_if_cut(runs: Sequence[SeedRun], score: str) -> list[SeedRun]:
-    """The runs of a label, marked as cut where a finished run lacks its last evaluation, or one that most have."""
+def _marked_if_incomplete(runs: Sequence[SeedRun], score: str) -> list[SeedRun]:
+    """The runs of a label, marked where a finished run lacks its last evaluation, or one that most have."""
     finished = [run for run in runs if run.record.status["state"] == "finished"]
-    if not finished:
-        return [*runs]
-    steps, counts = np.unique(np.concatenate([run.evaluation_steps for run in finished]), return_counts=True)
-    usual = steps[2 * counts > len(finished)]
-    marked = []
-    for run in runs:
-        end = run.record.status["step"]
-        missing = np.setdiff1d([*usual[usual < end], end], run.evaluation_steps)
-        if run.record.status["state"] == "finished" and missing.size and (end or run.evaluation_steps.size):
-            why = f"{METRICS} was cut: it finished at step {end:,}, and its evaluation at {missing[0]:,} is lost"
-            if any(line["step"] == missing[0] and score in line for line in run.record.lines):
-                why = f"its evaluation at {missing[0]:,} failed"
-            note = why if run.note in (None, NO_EVALUATION) else f"{why}; {run.note}"
-            marked.append(replace(run, cut=True, note=note))
-        else:
-            marked.append(run)
-    return marked
+    counts = Counter(step for run in finished for step in run.evaluation_steps.tolist())
+    usual = {step for step, count in counts.items() if 2 * count > len(finished)}
+    return [_marked(run, usual, score) for run in runs]
+
+
+def _marked(run: SeedRun, usual: set[int], score: str) -> SeedRun:
+    """The run, marked if it finished and lacks an evaluation at its end, or at one of the usual steps before."""
+    end, evaluated = run.record.status["step"], {*run.evaluation_steps.tolist()}
+    missing = {end, *(step for step in usual if step < end)} - evaluated
+    if run.record.status["state"] != "finished" or not missing or not (end or evaluated):
+        return run
+    failed = missing & {line["step"] for line in run.record.lines if score in line}
+    whys = []
+    if lost := missing - failed:
+        whys.append(f"{METRICS} was cut: it finished at step {end:,}, and its evaluation at {min(lost):,} is lost")
+    if failed:
+        whys.append(f"its evaluation at {min(failed):,} failed")
+    why = "; ".join(whys)
+    note = why if run.note in (None, NO_EVALUATION) else f"{why}; {run.note}"
+    return replace(run, incomplete="cut" if lost else "evaluation failed", note=note)
 
 
 def _same_conditions(groups: Sequence[Group]) -> bool:

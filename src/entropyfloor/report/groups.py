@@ -67,13 +67,13 @@ class SeedRun:
     """Why the run is not used, or not to its end."""
     evaluation_steps: np.ndarray
     """Steps of all evaluations, including those that are not used."""
-    cut: bool = False
-    """Whether the run finished, but its metrics lack evaluations."""
+    incomplete: Literal["", "cut", "evaluation failed"] = ""
+    """Why a finished run lacks evaluations: its metrics were cut, or one failed; empty if it lacks none."""
 
     @property
     def state(self) -> str:
-        """State of the run's status, or `cut`."""
-        return "cut" if self.cut else str(self.record.status["state"])
+        """State of the run's status, or that it is incomplete."""
+        return self.incomplete or str(self.record.status["state"])
 
     @property
     def number(self) -> int:

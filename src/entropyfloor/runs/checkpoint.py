@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
+import re
+import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from mmap import mmap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as dump_arrays
+from safetensors.numpy import save_file
 
 from entropyfloor.runs import files
 
 ARRAYS, STATE, SUMS = "arrays.safetensors", "state.json", "SHA256SUMS"
 """Files of a checkpoint; the last one has the format of `sha256sum`."""
-FORMAT, ARRAYS_CHECKED = 3, 2
-"""Format of a checkpoint, and the earlier one in which only the arrays have a checksum. Others are refused."""
+FORMAT = 3
+"""Format of a checkpoint: others are refused."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,30 @@ def run_directory(path: Path) -> Path:
 
 
 def dump(path: Path, step: int, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any], settings: int) -> None:
-    """Write arrays, plain state without code, and the checksums of both."""
+    """Write arrays, plain state without code, and the checksums of both.
+
+    The checksums are those of the files as they are read back: they tell what happens to them later.
+
+    Raises:
+        OSError: A file cannot be written; the disk is full, say.
+    """
     header = {"format": FORMAT, "step": step, "settings": settings, "state": dict(state)}
-    contents = {
-        ARRAYS: dump_arrays({name: np.asarray(array, order="C") for name, array in arrays.items()}),
-        STATE: files.line(header),
-    }
-    for name, data in {**contents, SUMS: _checksums(contents)}.items():
-        files.write(path / name, data)
+    files.write(path / STATE, files.line(header))
+    _write_arrays(path / ARRAYS, arrays)
+    shutil.copymode(path / STATE, path / ARRAYS)  # safetensors makes a file that only its owner can read
+    files.sync(path / ARRAYS)
+    files.write(path / SUMS, _checksums(path))
     files.sync(path)
+
+
+def _write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays from where they are: a copy of a replay may not fit into memory."""
+    try:
+        save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, file)
+    except SafetensorError as error:
+        if number := re.search(r"\(os error (\d+)\)", str(error)):  # what Rust says of the system's errors
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        raise
 
 
 def load(path: Path, settings: int, prefixes: tuple[str, ...] | None = None) -> Checkpoint:
@@ -76,31 +92,28 @@ def load(path: Path, settings: int, prefixes: tuple[str, ...] | None = None) -> 
         ValueError: It is damaged, of another format, or of a run with other settings.
     """
     try:
-        with files.mapped(path / ARRAYS) as arrays:
-            contents: dict[str, Any] = {ARRAYS: arrays, STATE: files.read(path / STATE)}
-            header = json.loads(contents[STATE])
-            if header["format"] == ARRAYS_CHECKED:
-                intact = zlib.crc32(arrays) == header["checksum"]
-            elif header["format"] == FORMAT:
-                intact = _checksums(contents) == files.read(path / SUMS)
-            else:
-                raise ValueError(
-                    f"its format is {header['format']}, this version reads {ARRAYS_CHECKED} and {FORMAT}"
-                )
-        if not intact:
+        if _checksums(path) != files.read(path / SUMS):
             raise ValueError("the checksum of its files is wrong")
+        header = json.loads(files.read(path / STATE))
+        written, step, state = header["format"], header["step"], header["state"]
         if header["settings"] != settings:
             raise ValueError("it belongs to a run with other settings")
-        step, state = header["step"], header["state"]
         if type(step) is not int or not isinstance(state, dict):
             raise TypeError(f"{STATE} has a step or a state of another type")
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise _unusable(path, error) from error
+    if written != FORMAT:
+        raise ValueError(
+            f"checkpoint {path} has format {written}, this version reads {FORMAT}: use the version that wrote it"
+        )
+    try:
         return Checkpoint(step, _arrays(path / ARRAYS, prefixes), state, path)
-    except (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise _unusable(path, error) from error
 
 
 def _arrays(file: Path, prefixes: tuple[str, ...] | None) -> dict[str, np.ndarray]:
-    with safe_open(file, framework="numpy") as stored:
+    with safe_open(file, framework="numpy", backend="pread") as stored:  # a map would count as memory
         names = [name for name in stored.keys() if prefixes is None or name.startswith(prefixes)]  # noqa: SIM118
         return {name: stored.get_tensor(name) for name in names}
 
@@ -112,9 +125,8 @@ def _unusable(path: Path, error: Exception) -> ValueError:
     )
 
 
-def _checksums(contents: Mapping[str, bytes | mmap]) -> bytes:
-    lines = [f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in contents.items()]
-    return "".join(lines).encode()
+def _checksums(path: Path) -> bytes:
+    return "".join(f"{files.sha256(path / name)}  {name}\n" for name in (ARRAYS, STATE)).encode()
 
 
 def fingerprint(config: Mapping[str, Any]) -> int:

@@ -1,12 +1,10 @@
 """Reading and writing files so that they are whole whenever the process or the machine stops."""
 
+import hashlib
 import json
-import mmap
 import os
 import secrets
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +27,16 @@ def read(path: Path, most: int | None = None) -> bytes:
     return path.read_bytes()
 
 
-@contextmanager
-def mapped(path: Path) -> Iterator[mmap.mmap]:
-    """Map a file into memory: its pages are read when they are needed, so that a large file takes none.
+def sha256(path: Path) -> str:
+    """Checksum of a regular file, which is read in parts: a large one takes no memory.
 
     Raises:
         OSError: The file is missing or cannot be read.
-        ValueError: It is a pipe, a device or a directory, or it is empty.
+        ValueError: It is a pipe, a device or a directory.
     """
-    if not _size(path):
-        raise ValueError(f"{path.name} is empty")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        yield content
+    _size(path)  # refuses what is no regular file
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _size(path: Path) -> int:
@@ -78,9 +74,9 @@ def replace(path: Path, data: bytes) -> None:
         beside.unlink(missing_ok=True)  # it still exists only if something went wrong
 
 
-def sync(directory: Path) -> None:
-    """Make a rename in `directory` survive a power cut."""
-    handle = os.open(directory, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Wait until a file is on disk, or a rename in a directory: it then survives a power cut."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

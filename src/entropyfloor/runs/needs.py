@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 KEPT = 2
 """Checkpoints that a run keeps; a third one is there while it is written."""
-COPIES = 2
-"""Copies of its arrays that writing a checkpoint holds for a moment: safetensors has the file in memory, twice."""
 LINE = 600
 """Bytes of a line of metrics, about."""
 

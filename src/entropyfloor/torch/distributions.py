@@ -47,10 +47,6 @@ class _Bounded(Distribution):
             raise ValueError("loc and scale are scalars: the last axis is the action, pass [..., action_dim]")
         super().__init__(self.loc.shape[:-1], self.loc.shape[-1:], validate_args=validate_args)
 
-    def _uniform(self, sample_shape: _size) -> Tensor:
-        shape = self._extended_shape(sample_shape)
-        return torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device)
-
 
 class TanhNormal(_Bounded):
     """tanh(u) with u ~ N(loc, scale²), per coordinate (Eq. 4).
@@ -152,7 +148,9 @@ class TruncatedNormal(_Bounded):
         """Reparametrised sample by the inverse of the distribution function, with gradients to both parameters."""
         # Probabilities are measured from loc, so that both tails have the same precision.
         below, above = self._mass_beside_loc()
-        signed = self._uniform(sample_shape) * (below + above) - below
+        shape = self._extended_shape(sample_shape)
+        uniform = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device)
+        signed = uniform * (below + above) - below
         limit = 1 - torch.finfo(signed.dtype).eps
         base = math.sqrt(2) * torch.erfinv((2 * signed).clamp(-limit, limit))
         return (self.loc + self.scale * base).clamp(self.low, self.high)

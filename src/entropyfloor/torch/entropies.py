@@ -10,18 +10,16 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import guard_scalar
 
-from entropyfloor import targets
+from entropyfloor import backends, targets
 from entropyfloor.torch.numerics import as_float, constant, is_tracing, log_sech_squared, polynomial, scalars
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-Rule = tuple[list[float], list[float]]  # nodes and weights: plain numbers, which compilers take as constants
 SQRT_2PI = math.sqrt(2 * math.pi)
 
 
@@ -116,11 +114,11 @@ def tanh_normal_entropy(loc: Float[Tensor, "..."], log_std: Float[Tensor, "..."]
     loc, log_std = torch.broadcast_tensors(as_float(loc, "loc"), as_float(log_std, "log_std"))
     std = log_std.exp()
     # σ ≤ 1.5: the trapezoidal rule in u = μ + σx, whose error falls as exp(-π²/(σ Δx)).
-    nodes, weights = (constant(c, loc) for c in _TRAPEZOID)
+    nodes, weights = (constant(c, loc) for c in backends.TRAPEZOID)
     narrow_std = std.clamp(max=1.5)
     narrow = (log_sech_squared(loc[..., None] + narrow_std[..., None] * nodes) * weights).sum(-1)
     # σ > 1.5: 2 log 2 - 2 E|u| in closed form, and log(1 + e^{-2|u|}) by Gauss-Legendre over v = |u|.
-    nodes, weights = (constant(c, loc) for c in _LEGENDRE_TAIL)
+    nodes, weights = (constant(c, loc) for c in backends.LEGENDRE_TAIL)
     wide_std = std.clamp(min=1.5)
     ratio = loc / wide_std
     folded = wide_std * math.sqrt(2 / math.pi) * torch.exp(-0.5 * ratio**2) + loc * torch.erf(ratio / math.sqrt(2))
@@ -270,22 +268,12 @@ def _unit_ends(mu: Tensor, log_std: Tensor) -> tuple[Tensor, Tensor, Tensor, Ten
 
 def _short_density(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Where [-a, b] is short; for a rule on it the nodes t, their probabilities, and the integral of exp(-t²)."""
-    nodes, weights = (constant(c, a) for c in _LEGENDRE_UNIT)
+    nodes, weights = (constant(c, a) for c in backends.LEGENDRE_UNIT)
     short = a + b < math.sqrt(0.5)
     t = torch.where(short, a + b, 0.5)[..., None] * nodes - torch.where(short, a, 0.25)[..., None]
     p = torch.exp(-t * t) * weights
     norm = p.sum(-1)
     return short, t, p / norm[..., None], norm
-
-
-# The start of `_unit_root`, fitted by least squares, reweighted towards the largest error, over |μ| ≤ 1 and
-# log σ ≤ 0.1: to 0.0041, and to 0.021 for wider σ. A bound at the distance d, with w = d / e^H, has the effect
-# v = (1 + Σ _BOUND_k w^k)⁻². Both have S (_SUM_1 + _SUM_2 S + _SUM_3 S² + _SUM_P P + _SUM_Y y) + _BOTH_P P +
-# _BOTH_Y y, where S and P are the sum and the product of their v, and y = (e^H / 2)⁴.
-_BOUND = (1.1405744, 11.4717097, -37.9047181, 70.4642612)
-_SUM_1, _SUM_2, _SUM_3, _SUM_P, _SUM_Y = 1.7654613, -1.7973838, 0.7215831, 328.3610764, 0.0782143
-_BOTH_P, _BOTH_Y = -32.1003655, -0.2747542
-_ONE_STEP = 0.1  # largest log σ up to which one step from this start has single precision
 
 
 def _unit_root(mu: Tensor, entropy: Tensor, log_std_min: float, log_std_max: float) -> Tensor:
@@ -299,38 +287,16 @@ def _unit_root(mu: Tensor, entropy: Tensor, log_std_min: float, log_std_max: flo
     one, half, start = scalars((1.0, 0.5, targets.LOG_SQRT_2PIE), mu)
     power = entropy.exp()
     distance = (torch.stack((one + mu, one - mu)) / power).clamp(max=8.0)  # beyond 8 the effect is as good as 0
-    first, second = polynomial((1.0, *_BOUND), distance).square().reciprocal()
+    first, second = polynomial(backends.BOUND, distance).square().reciprocal()
     both, product, wide = first + second, first * second, (half * power).square().square()
-    fit = polynomial((_SUM_1, _SUM_2, _SUM_3), both).add_(product, alpha=_SUM_P).add_(wide, alpha=_SUM_Y)
-    fit = torch.addcmul(entropy, fit, both).add_(product, alpha=_BOTH_P).add_(wide, alpha=_BOTH_Y)
+    fit = polynomial(backends.SUM, both).add_(product, alpha=backends.SUM_P).add_(wide, alpha=backends.SUM_Y)
+    fit = torch.addcmul(entropy, fit, both).add_(product, alpha=backends.BOTH_P).add_(wide, alpha=backends.BOTH_Y)
     nearly = (one - wide).clamp(min=torch.finfo(mu.dtype).eps).log()
     log_std = fit.sub_(nearly, alpha=0.25).sub_(start)
-    for _ in range(1 if mu.dtype == torch.float32 and log_std_max <= _ONE_STEP else 2):
+    for _ in range(1 if mu.dtype == torch.float32 and log_std_max <= backends.ONE_STEP else 2):
         log_std = log_std.clamp(log_std_min - 2, log_std_max)
         value, by_log_std, bend = _unit_entropy(mu, log_std, log_std_max)
         newton = (entropy - value) / by_log_std
         bent = (half * bend * newton).add_(one).clamp(min=0.5)  # ½ only where no σ has this entropy
         log_std = torch.addcdiv(log_std, newton, bent)
     return log_std.clamp(log_std_min - 2, log_std_max + 1)
-
-
-# --- quadrature ------------------------------------------------------------------------------------------
-
-
-def _trapezoid(limit: float, count: int) -> Rule:
-    """Nodes and weights of the trapezoidal rule for expectations under a standard normal."""
-    nodes = np.linspace(-limit, limit, count)
-    weights = np.exp(-0.5 * nodes**2)
-    return nodes.tolist(), (weights / weights.sum()).tolist()
-
-
-def _legendre(count: int, length: float) -> Rule:
-    """Gauss-Legendre nodes and weights on [0, length]."""
-    nodes, weights = np.polynomial.legendre.leggauss(count)
-    return (0.5 * length * (nodes + 1)).tolist(), (0.5 * length * weights).tolist()
-
-
-_TRAPEZOID = _trapezoid(9.0, 65)
-_LEGENDRE_UNIT = _legendre(6, 1.0)
-_nodes, _weights = _legendre(40, 18.0)
-_LEGENDRE_TAIL = _nodes, [w * math.log1p(math.exp(-2 * v)) for v, w in zip(_nodes, _weights, strict=True)]

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import guard_scalar
 
 from entropyfloor import targets
+from entropyfloor.backends import Mode, is_floor
 from entropyfloor.torch.entropies import (
     entropy_from_logits,
     gaussian_entropy,
@@ -63,9 +64,6 @@ __all__ = [
     "top_tokens",
     "truncated_normal_entropy",
 ]
-
-Mode = Literal["pin", "floor"]
-
 
 # --- continuous ERA --------------------------------------------------------------------------------------
 
@@ -259,9 +257,7 @@ def project_gaussian(
         0.5
     """
     log_std = as_float(log_std, "log_std")
-    number = _number(target_entropy)
-    if number is not None and not targets.is_finite(number):
-        raise ValueError(f"target_entropy={number} must be a finite number of nats")
+    targets.check_finite(_number(target_entropy))
     missing = _array(target_entropy, log_std, dim) - gaussian_entropy(log_std, dim).unsqueeze(dim)
     return log_std + missing.clamp(min=0.0) / log_std.shape[dim]
 
@@ -367,7 +363,7 @@ def era_softmax_in_script(logits: Tensor, least: float, top: float, inverse: str
     return inverse_kappa_in_script(logits.softmax(-1) * (top - least) + least, inverse)
 
 
-# --- targets and modes -----------------------------------------------------------------------------------
+# --- targets ---------------------------------------------------------------------------------------------
 
 
 def _number(target: float | Tensor) -> float | None:
@@ -384,13 +380,6 @@ def _array(target: float | Tensor, like: Tensor, dim: int) -> float | Tensor:
     if list(target.shape) != shape:
         raise ValueError(f"target_entropy {tuple(target.shape)} must be a scalar or of shape {tuple(shape)}")
     return target.unsqueeze(dim)
-
-
-def is_floor(mode: str) -> bool:
-    """Whether `mode` is `"floor"`; `ValueError` unless it is `"pin"` or `"floor"`."""
-    if mode not in ("pin", "floor"):
-        raise ValueError(f"mode={mode!r} must be 'pin' or 'floor'")
-    return mode == "floor"
 
 
 def _gaussian_gap(

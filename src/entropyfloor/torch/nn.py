@@ -6,7 +6,6 @@ A module checks its target when it is built. Only `ResidualEntropy` and `ERALine
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]  # hints lack it
 
 from entropyfloor import targets
+from entropyfloor.backends import Mode, check_last_axis, check_mode
 from entropyfloor.torch import functional as F
 from entropyfloor.torch.numerics import as_float
 
@@ -38,7 +38,7 @@ class ERAGaussian(nn.Module):
         log_std_max: Upper bound of log σ.
         mode: `"pin"` or `"floor"`.
         batch_level: Meet the target on average over the batch instead of in every state.
-        momentum: Weight of a new batch in the running mean.
+        momentum: Weight of a new batch in the running mean, from 0 to 1.
 
     Examples:
         >>> import torch
@@ -58,13 +58,13 @@ class ERAGaussian(nn.Module):
         *,
         log_std_min: float = -8.0,
         log_std_max: float = 0.0,
-        mode: F.Mode = "pin",
+        mode: Mode = "pin",
         batch_level: bool = False,
         momentum: float = 0.1,
     ) -> None:
         super().__init__()
         targets.check_gaussian(target_entropy, action_dim, log_std_min, log_std_max)
-        check_mode(mode, action_dim, batch_level)
+        check_mode(mode, action_dim, batch_level, momentum)
         self.action_dim, self.target_entropy = action_dim, target_entropy
         self.log_std_min, self.log_std_max = log_std_min, log_std_max
         self.mode, self.batch_level, self.momentum = mode, batch_level, momentum
@@ -73,16 +73,12 @@ class ERAGaussian(nn.Module):
 
     def forward(self, raw_log_std: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """log σ from the raw network output."""
-        check_last_axis(raw_log_std, self.action_dim, "action_dim")
-        low, high = self.log_std_min, self.log_std_max
+        check_last_axis(raw_log_std.shape, self.action_dim, "action_dim")
+        bounds: dict[str, Any] = {"log_std_min": self.log_std_min, "log_std_max": self.log_std_max}
         if not self.batch_level:
-            return F.era_gaussian(
-                raw_log_std, self.target_entropy, log_std_min=low, log_std_max=high, mode=self.mode
-            )
-        running = None if self.training else self.log_mean_exp_sum
-        log_std, batch = F.era_gaussian_batch(
-            raw_log_std, self.target_entropy, log_std_min=low, log_std_max=high, log_mean_exp_sum=running
-        )
+            return F.era_gaussian(raw_log_std, self.target_entropy, **bounds, mode=self.mode)
+        used = None if self.training else self.log_mean_exp_sum
+        log_std, batch = F.era_gaussian_batch(raw_log_std, self.target_entropy, **bounds, log_mean_exp_sum=used)
         if self.training:
             old = self.log_mean_exp_sum + torch.log1p(self.log_mean_exp_sum.new_tensor(-self.momentum))
             new = batch.detach().to(old.dtype) + old.new_tensor(self.momentum).log()
@@ -135,7 +131,7 @@ class ERATruncatedNormal(nn.Module):
         log_std_max: float = 0.0,
         low: float = -1.0,
         high: float = 1.0,
-        mode: F.Mode = "pin",
+        mode: Mode = "pin",
     ) -> None:
         super().__init__()
         targets.check_truncated_normal(target_entropy, action_dim, log_std_min, log_std_max, low, high)
@@ -147,7 +143,7 @@ class ERATruncatedNormal(nn.Module):
         self, loc: Float[Tensor, "*batch D"], raw_log_std: Float[Tensor, "*batch D"]
     ) -> Float[Tensor, "*batch D"]:
         """log σ before truncation, from the mean before truncation and the raw network output."""
-        check_last_axis(loc, self.action_dim, "action_dim")
+        check_last_axis(loc.shape, self.action_dim, "action_dim")
         return F.era_truncated_normal(
             loc,
             raw_log_std,
@@ -303,23 +299,5 @@ def _floored(
     inverse: Literal["exact", "paper"],
 ) -> Tensor:
     """One node in a graph of `torch.fx`, which cannot trace code that depends on a shape."""
-    check_last_axis(logits, num_classes, "num_classes")
+    check_last_axis(logits.shape, num_classes, "num_classes")
     return F.era_softmax(logits, min_entropy, tau=tau, floor=floor, inverse=inverse)
-
-
-def check_mode(mode: str, action_dim: int, batch_level: bool = False) -> None:
-    """Refuse modes that cannot work, and warn where Eq. 11 leaves the network no choice."""
-    floor = F.is_floor(mode)
-    if batch_level and floor:
-        raise ValueError("batch_level=True has no mode='floor': choose one of them")
-    if action_dim == 1 and not floor and not batch_level:
-        warnings.warn(
-            "with action_dim=1 the softmax of Eq. 11 is 1, so the network has no say in σ: use mode='floor'",
-            stacklevel=3,
-        )
-
-
-def check_last_axis(x: Tensor, size: int, name: str) -> None:
-    """Refuse input whose last axis is not of the size that the module was built for."""
-    if x.shape[-1] != size:
-        raise ValueError(f"input of shape {tuple(x.shape)} does not end in {name}={size}")

@@ -265,12 +265,8 @@ def token_log_probs(
         (torch.Size([4, 7]), torch.Size([4, 7]))
     """
     head = _Head(hidden, weight, targets, bias, temperature, softcap, top_k, top_k_rows, ignore_index, impl)
-    if scale is None:
-        log_probs, _, entropy = head.log_probs([])
-    else:
-        _, log_probs, entropy = head.log_probs([scale])
-        log_probs = log_probs[0]
-    return log_probs, entropy
+    unit, scaled, entropy = head.log_probs([] if scale is None else [scale])
+    return (unit if scale is None else scaled[0]), entropy
 
 
 def token_log_probs_all_scales(

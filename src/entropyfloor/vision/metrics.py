@@ -251,6 +251,7 @@ def intervals(
     estimate, gaps = _estimator(predictions, ood_confidence), _gaps(predictions)
     rows, gap = np.arange(len(predictions.correct)), gaps.mean(0)
     options: dict[str, Any] = {"resamples": resamples, "confidence": CONFIDENCE, "seed": seed}
+    names = ("top1", "top5", "nll", "brier", "realised_entropy", "saturation", "below", "above")
 
     def metrics(drawn: np.ndarray, **_: int) -> np.ndarray:
         weights = _counts(drawn, len(rows))
@@ -258,7 +259,6 @@ def intervals(
         estimates = {**estimate(weights, None), "below": noise.abs().sum(1), "above": -(gap.sign() * noise).sum(1)}
         return torch.stack([estimates[name] for name in names], dim=1).numpy()
 
-    names = ("top1", "top5", "nll", "brier", "realised_entropy", "saturation", "below", "above")
     bounds = dict(zip(names, np.transpose(bootstrap_interval(rows, metrics, **options)).tolist(), strict=True))
     error, (_, below), (_, above) = float(gap.abs().sum()), bounds.pop("below"), bounds.pop("above")
     bounds["ece"] = [max(0.0, error - below), min(1.0, error + max(0.0, above))]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from entropyfloor.runs.needs import COPIES, LINE, Needs
+from entropyfloor.runs.needs import LINE, Needs
 from entropyfloor.torch.memory import bytes_of, saved_bytes, without_memory
 from entropyfloor.vision.config import VisionConfig
 from entropyfloor.vision.model import plain_model
@@ -45,13 +45,9 @@ def needs(config: VisionConfig, *, on_cpu: bool) -> Needs:
     host = LIBRARIES + IMAGES[config.dataset] + workers
     lines = LINE * config.epochs
     if not on_cpu:
-        return Needs({"training": training}, host + (1 + COPIES) * checkpoint, checkpoint, lines)
+        return Needs({"training": training}, host + checkpoint, checkpoint, lines)
     data = {"images": IMAGES[config.dataset] + workers}
-    moments = {
-        "training": training | data,
-        "saving": always | data | {"copies for a checkpoint": COPIES * checkpoint},
-    }
-    return Needs(moments, 0, checkpoint, lines)
+    return Needs({"training": training | data}, 0, checkpoint, lines)
 
 
 def _activations(model: torch.nn.Module, config: VisionConfig) -> int:

@@ -82,7 +82,7 @@ class Mapped:
     def _knots(self) -> Float[Array, "D K+1"]:
         """Where e passes from one interval to the next, from -1 to 1."""
         inside = 2 * jnp.cumsum(jnp.exp(self.log_share), axis=-1)[:, :-1] - 1
-        return jnp.pad(jnp.pad(inside, ((0, 0), (1, 0)), constant_values=-1), ((0, 0), (0, 1)), constant_values=1)
+        return jnp.pad(inside, ((0, 0), (1, 1)), constant_values=((0, 0), (-1, 1)))
 
 
 class MNSEActor(NamedTuple):

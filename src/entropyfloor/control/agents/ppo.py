@@ -388,7 +388,7 @@ class PPO:
         }
         if self.entropy_body is not None:
             predicted = self.entropy_values(networks.entropy_critic, batch.observation)
-            metrics["loss/entropy_critic"] = ((predicted - batch.entropy_return) ** 2).mean()
+            metrics["loss/entropy_critic"] = value_loss(predicted, batch.entropy_return)
             loss = loss + self.value_coef * metrics["loss/entropy_critic"]
         return loss, metrics
 

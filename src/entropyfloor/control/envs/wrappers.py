@@ -105,13 +105,11 @@ class Standard(gymnasium.Wrapper[Any, Any, Any, Any]):
             return np.asarray(observation, np.float32).reshape(-1)
 
 
-def has_time_limit(env: AnyEnv) -> bool:
-    """Whether every episode has a time limit, by Gymnasium's wrapper or in the simulator."""
-    return step_limit(env) is not None
-
-
 def step_limit(env: AnyEnv) -> int | None:
-    """Number of environment steps after which an episode is truncated; None where there is no limit."""
+    """Number of environment steps after which an episode is truncated, by Gymnasium's wrapper or in the simulator.
+
+    None where there is no limit.
+    """
     while isinstance(env, gymnasium.Wrapper):
         if isinstance(env, TimeLimit):
             return env._max_episode_steps

@@ -76,23 +76,18 @@ def is_correct(response: str, answer: str) -> bool:
     return by_mathematics(response, answer).correct
 
 
-def is_choice(response: str, answer: str, choices: int = CHOICES) -> bool:
-    """Whether the response chooses the letter of the answer; see `by_letter`."""
-    return by_letter(response, answer, choices).correct
-
-
 @dataclass(frozen=True)
 class Answer:
     """1 where `is_correct` finds the answer of the row in the response, else 0.
 
-    Where the row has choices and its answer is one of their letters, `is_choice` judges instead.
+    Where the row has choices and its answer is one of their letters, `by_letter` judges instead.
     """
 
     def __call__(self, response: str, row: Row) -> float:
         """The reward of one response."""
         answer, choices = str(row["answer"]), len(choices_of(row)[0])
         if 2 <= choices <= len(LETTERS) and letter(answer, choices):
-            return float(is_choice(response, answer, choices))
+            return float(by_letter(response, answer, choices))
         return float(is_correct(response, answer))
 
     def prepare(self) -> None:

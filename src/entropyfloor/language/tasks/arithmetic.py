@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 
@@ -52,7 +51,7 @@ class Arithmetic(Generated):
             sign = SIGNS[rng.integers(len(SIGNS))]
             if sign == "-":
                 a, b = max(a, b), min(a, b)
-            prompt, answer = f"{a}{sign}{b}:", str(OPERATORS[sign](Fraction(a), Fraction(b)))
+            prompt, answer = f"{a}{sign}{b}:", str(OPERATORS[sign](a, b))
             row = {"prompt": prompt, "answer": answer, "a": a, "operator": sign, "b": b}
             return f"{max(a, b)}{sign}{min(a, b)}", Problem(prompt, answer, row)
 

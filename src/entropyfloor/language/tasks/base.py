@@ -24,11 +24,11 @@ HELD_OUT = 10
 """One problem in this many is held out for testing."""
 LONGEST = 4000
 """Longest response to a generated problem that is read, in characters; solutions are far shorter."""
-OPERATORS: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
+OPERATORS: dict[str, Callable[[int, int], int | Fraction]] = {
     "+": operator.add,
     "-": operator.sub,
     "*": operator.mul,
-    "/": operator.truediv,
+    "/": Fraction,
 }
 INTEGER = r"(?:0|-?[1-9][0-9]*)"
 STEP = re.compile(rf"({INTEGER})([-+*/])({INTEGER})=({INTEGER})")

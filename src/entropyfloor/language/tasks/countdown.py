@@ -103,7 +103,7 @@ def _derive(numbers: Sequence[int], rng: np.random.Generator, most: int) -> tupl
     return ",".join(steps), left[0]
 
 
-def _last_result(text: str, numbers: Sequence[int]) -> Fraction | None:
+def _last_result(text: str, numbers: Sequence[int]) -> int | Fraction | None:
     """The last result of steps that use each number once; None where a step is wrong."""
     left, result = Counter(numbers), None
     steps = text.split(",")
@@ -117,7 +117,7 @@ def _last_result(text: str, numbers: Sequence[int]) -> Fraction | None:
         left.subtract((a, b))
         if min(left[a], left[b]) < 0 or (parsed[2] == "/" and b == 0):
             return None
-        result = OPERATORS[parsed[2]](Fraction(a), Fraction(b))
+        result = OPERATORS[parsed[2]](a, b)
         if result != c:
             return None
         left[c] += 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -86,7 +85,7 @@ def _steps(row: Row, wrong_step: int | None = None, wrong_result: int = 0) -> li
     value, *rest = row["numbers"]
     steps = []
     for i, (sign, number) in enumerate(zip(row["operators"], rest, strict=True)):
-        right = int(OPERATORS[sign](Fraction(value), Fraction(number)) % MODULUS)
+        right = OPERATORS[sign](value, number) % MODULUS
         result = wrong_result if i == wrong_step else right
         steps.append(f"{value}{sign}{number}={result}")
         value = result

@@ -94,6 +94,7 @@ def _draw_realised(scene: Scene, axes: Axes) -> Sequence[Artist]:
             transform=axes.transAxes,
             fontsize=9,
             zorder=6,
+            bbox={"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1},  # curves cross it
         )
         text.set_in_layout(False)  # or a long one would take the panel's width
         show(axes, group.label, [text])

@@ -196,7 +196,9 @@ def forward(layer: Layer, targets: Tensor, scales: Tensor, top_k_rows: Tensor | 
     state = State(top, target, sums, moment)
     top.fill_(LOWEST)
     target.fill_(torch.nan)  # stays where the target is outside of the vocabulary
-    sums.zero_(), moment.zero_(), kept.fill_(-torch.inf), kept_index.zero_()
+    kept.fill_(-torch.inf)
+    for zeros in (sums, moment, kept_index):
+        zeros.zero_()
     if top_k_rows is not None:
         kept.masked_fill_(~top_k_rows[:, None], torch.inf)  # no logit is larger, so none is kept
     fold = triton_tokens.fold if options.triton else _fold
