@@ -10,8 +10,8 @@ sac: updates of SAC, many seeds at once, with a plain head, ERA's and the exact 
 classifier: steps of ResNets with and without a floor, eager and compiled, and `era_softmax` beside log-softmax.
 floors-torch, floors-jax: how far adversarial inputs, in three precisions, get below a floor on this device.
 parallel: training with simulators on the device, several seeds at once: returns over time and steps, and speed.
-    It needs Gymnasium and MuJoCo, and takes a task of MuJoCo Playground where that is installed. Compiling takes
-    minutes: `--parts parallel` leaves more for training.
+    It needs Gymnasium and MuJoCo, and takes a task of MuJoCo Playground where that is installed. Compiling takes a
+    minute or more: `--parts parallel` leaves more for training.
 
 Each part is a process of its own with a share of the time; what a part does not use is left to those after it. A
 row is written as soon as it is measured, to <out>/<date>-<gpu>.jsonl, and for people to the .txt beside it:
