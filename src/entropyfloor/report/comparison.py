@@ -288,11 +288,10 @@ def _promise(record: Record) -> tuple[Promise, float | None]:
     logged: tuple[tuple[Promise, str], ...] = (("floor", "floor"), ("target", "target_entropy"))
     for promise, name in logged:
         if name in record.columns:
-            values = np.unique(record.series(name)[1])
-            if len(values) > 1 or not usable(values).all():
-                raise ValueError(
-                    f"{record.path}: the {promise} must be one finite number, it is {values.tolist()}"
-                )
+            values = record.columns[name][1]
+            if not usable(values).all() or (values != values[0]).any():
+                different = np.unique(values).tolist()
+                raise ValueError(f"{record.path}: the {promise} must be one finite number, it is {different}")
             return promise, float(values[0])
     return "nothing", None
 
