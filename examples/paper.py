@@ -13,12 +13,13 @@ import tomli_w
 from entropyfloor.experiments import paper
 from entropyfloor.experiments.paper import Place
 from entropyfloor.report.comparison import Comparison, read_comparisons
-from entropyfloor.report.domains import Column
+from entropyfloor.report.domains import Column, pass_at
 from entropyfloor.report.formats import bracketed
-from entropyfloor.report.groups import PASS_AT, Group
+from entropyfloor.report.groups import Group
 from entropyfloor.report.statistics import mean_interval
 from entropyfloor.report.tasks import aggregates
 from entropyfloor.runs.archive import SUFFIX
+from entropyfloor.runs.vocabulary import PASS_AT
 
 ROOT = Path(__file__).parents[1]
 MEASURED, PAGE = ROOT / "src/entropyfloor/recipes/measured.toml", ROOT / "docs/paper.md"
@@ -89,7 +90,7 @@ def _column(comparison: Comparison, place: Place) -> Column:
         label = domain.score_label.replace("@k", f"@{samples}")
         return Column(domain.score, label, domain.factor, 0 if domain.decimals is None else domain.decimals)
     if place.quantity.startswith(PASS_AT):
-        return Column(place.quantity, f"pass@{place.quantity.removeprefix(PASS_AT)} (%)", 100.0, 1)
+        return pass_at(place.quantity.removeprefix(PASS_AT))
     return LABELS[place.quantity]
 
 

@@ -24,7 +24,9 @@ COMMANDS = {
         "evaluate runs/control --episodes 1",
         "reproduce control/sac-gym --dry-run",
     ],
-    "envpool": [f"train control --agent sac-era-exact --env envpool/Pendulum-v1 {CONTROL} --out runs/envpool"],
+    "envpool": [
+        f"train control --agent sac-era-exact --env gym/Hopper-v4 --backend envpool {CONTROL} --out runs/envpool"
+    ],
     "playground": [
         f"train control --agent sac-era-exact --env playground/CartpoleBalance {CONTROL} --out runs/playground"
     ],

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from entropyfloor.report.domains import DOMAINS, Column, Domain
-from entropyfloor.report.groups import PASS_AT, Group, Promise, SeedRun, usable
+from entropyfloor.report.domains import DOMAINS, Column, Domain, pass_at
+from entropyfloor.report.groups import Group, Promise, SeedRun, usable
 from entropyfloor.runs import Record, find_runs, read_run
 from entropyfloor.runs.renamed import current
 from entropyfloor.runs.run_reader import METRICS
@@ -57,7 +57,7 @@ class Comparison:
     def also(self) -> tuple[Column, ...]:
         """Columns beside the score: pass@k for the largest k of each group, and those of the domain."""
         ks = {int(group.pass_at.steps[-1]) for group in self.groups if group.pass_at}
-        return (*(Column(f"{PASS_AT}{k}", f"pass@{k} (%)", 100.0, 1) for k in sorted(ks)), *self.domain.also)
+        return (*map(pass_at, sorted(ks)), *self.domain.also)
 
     @cached_property
     def runs(self) -> list[SeedRun]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from entropyfloor.runs.vocabulary import SCORES
+from entropyfloor.runs.vocabulary import PASS_AT, SCORES
 
 ENTROPIES = ("realised_entropy", "realised_entropy/min")
 
@@ -19,6 +19,11 @@ class Column(NamedTuple):
     decimals: int | None = 3
     drawn: bool = False
     """Whether its curve is drawn beside that of the score."""
+
+
+def pass_at(k: int | str) -> Column:
+    """The column of pass@k."""
+    return Column(f"{PASS_AT}{k}", f"pass@{k} (%)", 100.0, 1)
 
 
 @dataclass(frozen=True)

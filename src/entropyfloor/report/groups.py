@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
@@ -13,13 +12,10 @@ import numpy as np
 
 from entropyfloor.runs import Record
 from entropyfloor.runs.schema import LARGEST
-from entropyfloor.runs.vocabulary import TOLERANCE
+from entropyfloor.runs.vocabulary import PASS_AT, PASS_AT_K, TOLERANCE
 
 RESPONSES, THRESHOLDS = "response_entropy", ("omega_low", "omega_high")
 OUTSIDE = ("response_entropy/below", "response_entropy/above")
-PASS_AT = "pass_at_"
-"""pass@k is logged under this prefix and k."""
-_K = re.compile(f"{PASS_AT}([1-9][0-9]{{,8}})")
 POINTS = 50
 """Largest number of points in the curve of a quantity that is logged more often than evaluations are: its values
 are averaged over blocks of steps."""
@@ -177,7 +173,7 @@ class Group:
             for seed in self.seeds
             for name in (seed.record.evaluation.get("values", {}) if self.same_conditions else seed.record.names)
         }
-        last = {int(k[1]): self.last(name) for name in names if (k := _K.fullmatch(name))}
+        last = {int(k[1]): self.last(name) for name in names if (k := PASS_AT_K.fullmatch(name))}
         known = {k: values for k, values in sorted(last.items()) if values is not None}
         return Curve(np.array([*known]), 100 * np.stack([*known.values()], 1), []) if known else None
 

@@ -122,14 +122,12 @@ def _bytes(text: str) -> bytes:
 
 def _csv(comparisons: Sequence[Comparison]) -> str:
     """One row a run: its numbers at the last step that all seeds of its group have, unrounded."""
-    file = io.StringIO()
     domains = distinct(comparison.domain for comparison in comparisons)
     scores, rates = ([getattr(domain, name) for domain in domains] for name in ("score", "rate"))
     also = distinct(column.name for comparison in comparisons for column in comparison.also)
     head = ("env", "label", "seed", "state", "step", *scores, *ENTROPIES)
     names = (*head, "least", "floor", "promise", *also, *rates, "path")
-    writer = csv.DictWriter(file, names, lineterminator="\n")
-    writer.writeheader()
+    lines: list[dict[str, Any]] = []
     for comparison in comparisons:
         domain = comparison.domain
         rows = [_raw(seed, domain) for seed in (*comparison.unused, *comparison.untrained)]
@@ -148,9 +146,9 @@ def _csv(comparisons: Sequence[Comparison]) -> str:
                         "promise": group.promise,
                     }
                 )
-        for row in sorted(rows, key=lambda row: (row["label"], row["seed"])):
-            writer.writerow(_safe({"env": comparison.env, **row, "path": str(row["path"])}))
-    return file.getvalue()
+        rows.sort(key=lambda row: (row["label"], row["seed"]))
+        lines += ({"env": comparison.env, **row, "path": str(row["path"])} for row in rows)
+    return _table(names, lines)
 
 
 def _fronts(comparisons: Sequence[Comparison], fronts: Sequence[list[verdicts.Row]]) -> list[dict[str, Any]]:

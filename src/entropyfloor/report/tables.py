@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from entropyfloor.report.comparison import UNSET, Comparison, differences, distinct, not_results
-from entropyfloor.report.domains import Column, Domain
+from entropyfloor.report.domains import Column, Domain, pass_at
 from entropyfloor.report.formats import bracketed, duration, nats, plain
-from entropyfloor.report.groups import PASS_AT, Group, SeedRun, usable
+from entropyfloor.report.groups import Group, SeedRun, usable
 from entropyfloor.report.statistics import FEWEST, Interval, estimates, mean_interval
 from entropyfloor.report.summary import verdict
 from entropyfloor.runs import Record
-from entropyfloor.runs.vocabulary import PEAKS, QUANTITIES
+from entropyfloor.runs.vocabulary import PASS_AT, PEAKS, QUANTITIES
 
 SETTING = "setting/"
 """Beginning of the names of columns that are settings."""
@@ -178,7 +178,7 @@ def _column(comparison: Comparison, quantity: str | None) -> Column:
     if known := [column for column in domain.also if column.name == quantity]:
         return known[0]
     if quantity.startswith(PASS_AT):
-        return Column(quantity, f"pass@{quantity.removeprefix(PASS_AT)} (%)", 100.0, 1)
+        return pass_at(quantity.removeprefix(PASS_AT))
     label, unit = QUANTITIES[quantity]
     return Column(quantity, f"{label} ({unit})" if unit else label)
 

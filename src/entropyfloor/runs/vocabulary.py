@@ -102,10 +102,11 @@ PEAKS = ("peak_memory", "peak_memory/device")
 """What the status of a run says about its memory."""
 TOLERANCE = 1e-3
 """Nats. A floor is broken where the realised entropy is below it by more than this."""
-PASS_AT = re.compile(r"pass_at_([1-9][0-9]*)")
+PASS_AT = "pass_at_"
+PASS_AT_K = re.compile(f"{PASS_AT}([1-9][0-9]{{,8}})")
 """pass@k: the share of held-out problems that k responses solve, unbiased; one name for each k."""
 
 
 def is_known(name: str) -> bool:
     """Whether a name is in the vocabulary."""
-    return name in QUANTITIES or PASS_AT.fullmatch(name) is not None
+    return name in QUANTITIES or PASS_AT_K.fullmatch(name) is not None

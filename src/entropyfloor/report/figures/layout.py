@@ -53,8 +53,7 @@ def side_by_side(comparison: Comparison, look: dict[str, Look], panels: Sequence
 def grid(comparison: Comparison, look: dict[str, Look], panel: Panel) -> Figure:
     """A panel for each group, all with the same axes."""
     groups = comparison.groups
-    rows = -(-len(groups) // 4)
-    columns = -(-len(groups) // rows)
+    rows, columns = shape(len(groups))
     draws = [partial(panel, Scene(comparison, [group], look)) for group in groups]
     figure = arrange(comparison.env, draws, [], columns, 0.9 + 2.1 * rows, shared=True)
     with matplotlib.rc_context(RC):
@@ -66,6 +65,12 @@ def grid(comparison: Comparison, look: dict[str, Look], panel: Panel) -> Figure:
             if i < (rows - 1) * columns:
                 axes.set_xlabel("")
     return figure
+
+
+def shape(panels: int) -> tuple[int, int]:
+    """Rows and columns of so many panels, at most four in a row."""
+    rows = -(-panels // 4)
+    return rows, -(-panels // rows)
 
 
 def arrange(

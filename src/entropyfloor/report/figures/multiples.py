@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from entropyfloor.report.comparison import Comparison
-from entropyfloor.report.figures.layout import Panel, Scene, arrange, key
+from entropyfloor.report.figures.layout import Panel, Scene, arrange, key, shape
 from entropyfloor.report.figures.style import Look, short
 
 
@@ -24,8 +24,7 @@ def multiples_figure(comparisons: Sequence[Comparison], look: dict[str, Look], p
         panel: Draws a panel.
         title: What the panels show.
     """
-    rows = -(-len(comparisons) // 4)
-    columns = -(-len(comparisons) // rows)
+    rows, columns = shape(len(comparisons))
     labels = sorted({group.label for comparison in comparisons for group in comparison.groups})
     keys = [key(short(label), look[label]) for label in labels]
 
