@@ -188,6 +188,8 @@ def test_no_label_is_a_command_of_the_terminal():
         (["language", "absent", "--prompts", "absent.txt"], "absent.txt is no file"),
         (["language", "absent"], "give either --prompts"),
         (["language", "absent", "--floor", "nan"], "floor=nan must be a number"),  # before anything is measured
+        (["language", "absent", "--out", "/dev/null"], "out=/dev/null must be a directory"),
+        (["language", "absent", "--out", "/dev/null/a"], "out=/dev/null/a must be a directory"),
         (["classifier", "resnet18", "absent"], "resnet18 needs weights"),
         (["classifier", "resnet19", ".", "--pretrained"], "timm has no model 'resnet19'"),
     ],

@@ -33,6 +33,12 @@ def prompts(tmp_path):
     return path
 
 
+def test_each_line_of_a_text_is_a_prompt(tmp_path):
+    """A byte order mark is no part of the first, and no other separator ends one."""
+    (tmp_path / "p.txt").write_bytes("\ufeffone\r\ntwo\u2028parts\n \nthree\x0c".encode())
+    assert [row["prompt"] for row in language._rows(tmp_path / "p.txt")] == ["one", "two\u2028parts", "three\x0c"]
+
+
 def rollouts(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -110,6 +116,15 @@ def test_a_response_may_be_a_message(model, tmp_path):
     two = rollouts(tmp_path / "two.jsonl", [{"prompt": "Hi", "completion": [{"role": "user", "content": "a"}]}])
     with pytest.raises(ValueError, match="a response has messages of user: one of the assistant is read"):
         language.language_model(str(model), rollouts=two)
+
+
+def test_numbers_that_cannot_be_written_are_printed(model, prompts, tmp_path, capsys):
+    (tmp_path / "out" / "audit.json").mkdir(parents=True)
+    words = ["audit", "language", str(model), "--prompts", str(prompts), "--max-new-tokens", "8", "--limit", "1"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 3
+    out, err = capsys.readouterr()
+    assert "Realised entropy of responses" in out
+    assert "audit.json" in err
 
 
 def test_the_command_compares_with_a_floor(model, prompts, tmp_path, capsys):

@@ -614,6 +614,25 @@ def test_an_onnx_file_need_not_say_the_shape_of_its_input(tmp_path):
     assert read.at(OBSERVATIONS)[0].tolist() == (-OBSERVATIONS).tolist()
 
 
+def test_an_onnx_file_with_outputs_or_texts_of_another_kind_is_refused(tmp_path):
+    pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    given, loc, scale = (onnx.helper.make_tensor_value_info(name, 1, None) for name in ("x", "loc", "scale"))
+    nodes = [
+        onnx.helper.make_node("Neg", ["x"], ["loc"]),
+        onnx.helper.make_node("ReduceMax", ["x"], ["scale"], keepdims=0),
+    ]
+    graph = onnx.helper.make_graph(nodes, "g", [given], [loc, scale])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, tmp_path / "p.onnx")
+    with pytest.raises(ValueError, match=r"p\.onnx gives \[50, 3\], \[1\] for 50 observations"):
+        exported.read(tmp_path / "p.onnx", distribution="normal").at(OBSERVATIONS)
+    onnx.helper.set_model_props(model, {"floor": "low"})
+    onnx.save(model, tmp_path / "p.onnx")
+    with pytest.raises(ValueError, match=r"p\.onnx says a floor or a target that is no number"):
+        exported.read(tmp_path / "p.onnx", distribution="normal")
+
+
 @pytest.mark.parametrize(
     ("env", "distribution", "message"),
     [
@@ -642,7 +661,8 @@ def test_observations_are_read_from_three_formats(tmp_path):
     lines = "\n".join(["x,y,z", *(",".join(map(str, row)) for row in OBSERVATIONS.tolist())])
     (tmp_path / "o.csv").write_text(lines)
     (tmp_path / "bare.csv").write_text(lines.partition("\n")[2])
-    for name in ("o.npz", "one.npz", "o.csv", "bare.csv"):
+    (tmp_path / "marked.csv").write_text(lines.partition("\n")[2], "utf-8-sig")  # as spreadsheets write it
+    for name in ("o.npz", "one.npz", "o.csv", "bare.csv", "marked.csv"):
         assert np.array_equal(policies.read_observations(tmp_path / name), OBSERVATIONS)
 
 
@@ -653,6 +673,7 @@ def test_observations_that_cannot_be_used_are_refused(tmp_path):
     np.savez(tmp_path / "two.npz", a=OBSERVATIONS, b=OBSERVATIONS)
     (tmp_path / "ragged.csv").write_text("1,2\n3\n")
     (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "gap.csv").write_text("1,,3\n4,5,6\n")  # its first line has no names
     np.savez(tmp_path / "empty.npz")
     shutil.copy(tmp_path / "flat.npy", tmp_path / "o.txt")
     messages = {
@@ -661,6 +682,7 @@ def test_observations_that_cannot_be_used_are_refused(tmp_path):
         "nan.npy": "NaN",
         "two.npz": "it has a, b: name one",
         "ragged.csv": "cannot be read",
+        "gap.csv": "cannot be read",
         "empty.csv": "it is empty",
         "empty.npz": "it is empty",
         "o.txt": "must be a file that ends in",

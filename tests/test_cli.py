@@ -17,7 +17,7 @@ import torch
 
 import entropyfloor
 from commands import NAMES
-from entropyfloor.cli import guarded, main
+from entropyfloor.cli import SEVERAL, guarded, main
 from entropyfloor.commands import COMMANDS
 from entropyfloor.extras import BrokenFloorError, Status
 from entropyfloor.runs import read_run
@@ -76,6 +76,7 @@ def test_each_command_explains_itself(words, capsys):
     command = COMMANDS[words[0]]
     summary = (command.commands[words[1]] if len(words) > 1 else command).__doc__
     assert summary in " ".join(out.split())
+    assert set(re.findall(r"(--\S+) \[\w+ \[", out)) <= set(SEVERAL)
     if words == ["train", "control"]:
         for word in ("--agent", "sac-era-exact", "--resume", "--log-std-min", "--no-ignore-termination"):
             assert word in out
@@ -193,6 +194,28 @@ def test_an_empty_place_is_not_taken_for_the_one_where_one_is(args, option, home
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert f"{option} is empty" in err
+    assert not list(home.iterdir())
+
+
+def test_an_answer_may_be_empty_behind_a_switch(capsys):
+    assert main(["judge", "--json", "", "42"]) == 0
+    assert json.loads(capsys.readouterr().out)["correct"] is False
+    assert main(["judge", "--pairs", ""]) == 2
+    assert "--pairs is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "option"),
+    [
+        (["reproduce", "control/sac-gym", "--dry-run", "--set", "steps=60", "--set=tau=0.1"], "--set"),
+        (["train", "control", "--seeds", "0", "--seeds=1"], "--seeds"),
+        (["audit", "policy", "x.onnx", "--std", "0.1", "--std", "0.2"], "--std"),
+    ],
+)
+def test_an_option_of_several_values_that_is_given_twice_is_refused(args, option, home, capsys):
+    """The parser would take the last one, and leave out the values of the first without a word."""
+    assert main(args) == 2
+    assert f"{option} is given twice" in capsys.readouterr().err
     assert not list(home.iterdir())
 
 

@@ -204,7 +204,7 @@ RECIPES = {
     SMALL.replace('head = "era-floor"', 'head = "non"'): "arm era: invalid choice 'non' for argument '--head'",
     SMALL.replace('head = "era-floor"', 'agent = "td3"'): "small.toml",
     SMALL.replace('agent = "sac-era-exact"', 'agent = "td3"'): "arm era: invalid choice 'td3'",
-    SMALL.replace('head = "era-floor"', "tau = nan"): "arm era: Error parsing",
+    SMALL.replace('head = "era-floor"', "tau = nan"): "arm era: tau=nan must be between 0 and 1",
     SMALL.replace('head = "era-floor"', "hidden = true"): "arm era: ",
     SMALL.replace('head = "era-floor"', 'out = "../x"'): "[arms.era]: out follows",
     SMALL.replace('head = "era-floor"', 'resume = "../x"'): "[arms.era]: resume follows",
@@ -317,6 +317,13 @@ def test_a_setting_is_compared_as_the_run_will_have_it(home):
         found = {name: run.record[name] for name in given_}
         assert found == {"target_entropy": "-3", "learning_rate": 1.0, "hidden": 8, "log_std_min": None}
         assert [type(value) for value in found.values()] == [str, float, int, type(None)]
+
+
+def test_a_setting_without_a_default_has_to_be_given(home, capsys):
+    text = 'title = ""\nsource = ""\ndomain = "language"\nmode = "evaluate"\nsettings = {}\narms = {one = {}}\n'
+    (home / "small.toml").write_text(f"{text}[scales.cpu]\nseeds = [0]\n")
+    message = "arm one: model has to be given: see entropyfloor evaluate benchmark --help"
+    refused(["small.toml"], message, home, capsys)
 
 
 def test_the_reason_of_a_parser_that_draws_in_colour_is_found():

@@ -192,11 +192,12 @@ def test_one_dimension_pinned_warns(nn, name):
     getattr(nn, name)(1, -0.5, mode="floor")  # warnings are errors here
 
 
-def test_wrong_width_is_refused():
+@pytest.mark.parametrize("shape", [(2, 5), ()], ids=str)
+def test_wrong_width_is_refused(shape):
     with pytest.raises(ValueError, match="action_dim=6"):
-        tnn.ERAGaussian(6, -3.0)(torch.zeros(2, 5))
+        tnn.ERAGaussian(6, -3.0)(torch.zeros(shape))
     with pytest.raises(ValueError, match="num_classes=6"):
-        jnn.ERASoftmax(6, 0.6).apply({}, jnp.zeros((2, 5)))
+        jnn.ERASoftmax(6, 0.6).apply({}, jnp.zeros(shape))
 
 
 def test_era_linear_is_a_linear_with_a_floor():

@@ -86,6 +86,15 @@ def test_what_is_there_already_does_not_count(tmp_path, machine):
     assert timed.time == 200.0 * (0.75 + 1 + 1)
 
 
+def test_a_checkpoint_that_goes_while_it_is_looked_at_does_not_count(tmp_path):
+    """As another command that writes the run removes it."""
+    with pytest.raises(KeyboardInterrupt):
+        begin(tmp_path / "seed-0", 25)
+    before = plans._written(tmp_path / "seed-0")
+    (tmp_path / "seed-0/checkpoints" / f"{25:012d}" / "gone").symlink_to("nowhere")
+    assert plans._written(tmp_path / "seed-0") == before > 4000
+
+
 def test_runs_that_were_not_measured_take_as_long_as_those_of_their_arm(tmp_path):
     planned = [PlannedRun(arm, 0, tmp_path / arm, "control", {"steps": 1}) for arm in ("a", "b", "a", "c")]
     found = Plan(planned, 1, dict.fromkeys(range(4), "unknown"), {0: 10.0, 1: 30.0})
@@ -228,6 +237,7 @@ def test_states_are_read_once(tmp_path, machine, monkeypatch):
     monkeypatch.setattr(plans, "state", lambda run: read.append(run.seed))
     found = plan(tmp_path)
     found.check()
+    found.of([1, 3]).check()
     found.lines()
     assert read == [0, 1, 2, 3]
 
@@ -267,6 +277,9 @@ def test_different_arms_are_measured_first(tmp_path):
         for arm in ("a", "b")
     ]
     assert _different_first(planned) == [0, 1, 2, 3]  # a and b in x, then in y; no second seed
+    planned[1] = dataclasses.replace(planned[1], devices=2)  # a process on each is not one to be measured
+    planned[2] = dataclasses.replace(planned[2], mode="evaluate")
+    assert _different_first(planned) == [0, 3, 5, 6]
 
 
 TINY = {

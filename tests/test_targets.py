@@ -96,6 +96,9 @@ def test_inverse_kappa_is_lamberts(log_kappa):
     ("arguments", "message"),
     [
         ((1, 0.5, 4.0, "calibrated"), "num_classes=1 .* at least 2"),
+        ((2.5, 0.5, 4.0, "calibrated"), "num_classes=2.5 must be a whole number"),
+        ((math.inf, 0.5, 4.0, "calibrated"), "num_classes=inf must be a whole number"),
+        ((math.nan, 0.5, 4.0, "calibrated"), "num_classes=nan must be a whole number"),
         ((10, 2.4, 4.0, "calibrated"), r"min_entropy=2.4 .*2\.30259.*choose a floor inside"),
         ((10, 2.25, 4.0, "paper"), r"min_entropy=2.25 .*2\.2429.*choose a floor inside"),
         ((10, 0.0, 4.0, "calibrated"), "min_entropy=0.0"),
@@ -106,8 +109,15 @@ def test_inverse_kappa_is_lamberts(log_kappa):
     ],
 )
 def test_discrete_targets_out_of_reach(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        targets.softmax_kappa_range(*arguments)
+    for refusing in (targets.softmax_kappa_range, targets.softmax_kappa_table):
+        with pytest.raises(ValueError, match=message):
+            refusing(*arguments)
+
+
+@pytest.mark.parametrize("num_classes", [0, 1, 2.5, math.inf])
+def test_a_top_1_probability_belongs_to_a_whole_number_of_classes(num_classes):
+    with pytest.raises(ValueError, match=f"num_classes={num_classes} must be a whole number of at least 2"):
+        targets.min_entropy_for_top1(num_classes, 0.5)
 
 
 @pytest.mark.parametrize("inverse", targets.INVERSES)

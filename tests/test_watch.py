@@ -181,15 +181,18 @@ def test_a_damaged_run_is_named_until_it_is_repaired(tmp_path, name):
     assert shown(run.look()) == ROW
 
 
-def test_a_run_that_was_begun_again_is_read_from_its_beginning(tmp_path):
+@pytest.mark.parametrize(("lines", "step"), [(1, 0), (7, 3000)])
+def test_a_run_that_was_begun_again_is_read_from_its_beginning(lines, step, tmp_path):
+    """However long it is: with as many lines it is known by its file."""
     run = Followed(run_files.healthy(tmp_path / "run"))
     run.look()
-    shutil.rmtree(run.path)
     content = run_files.contents(seed=5)
-    content["metrics.jsonl"] = content["metrics.jsonl"][:1]
-    run_files.write(run.path, run_files.dumped(content))
+    content["metrics.jsonl"] = content["metrics.jsonl"][:lines]
+    again = run_files.write(tmp_path / "again", run_files.dumped(content))
+    shutil.rmtree(run.path)
+    again.rename(run.path)
     row = run.look()
-    assert (row.seed, row.step, row.score) == (5, 0, ("return", 5.0))
+    assert (row.seed, row.step, row.score) == (5, step, ("return", step + 5.0))
 
 
 def test_an_archive_is_read_like_a_directory(tmp_path):
@@ -285,6 +288,17 @@ def test_what_runs_has_room_first(tmp_path, monkeypatch):
     assert rows == ["run-0", "run-1", "run-9"] * 2  # once more when it ends
     assert any(line.endswith("1 failed · 9 finished") for line in lines)
     assert any(line == "and 7 more: 7 finished" for line in lines)
+
+
+@pytest.mark.parametrize("height", [1, 3, 4])
+def test_a_terminal_of_a_few_lines_has_the_counts_alone(height, tmp_path, monkeypatch):
+    for i in range(5):
+        run_files.write(tmp_path / f"run-{i}", run_files.dumped(run_files.contents(i)))
+    console = terminal(height=height)
+    monkeypatch.setattr(time, "sleep", interrupt)
+    watch([tmp_path], console)
+    assert "run-" not in console.file.getvalue()
+    assert "and 5 more: 5 finished" in console.file.getvalue()
 
 
 def interrupt(*_):

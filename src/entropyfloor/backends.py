@@ -45,7 +45,7 @@ def check_mode(
 
 def check_last_axis(shape: Sequence[int], size: int, name: str) -> None:
     """Refuse input whose last axis is not of the size that the module was built for."""
-    if shape[-1] != size:
+    if tuple(shape[-1:]) != (size,):  # a scalar has no last axis
         raise ValueError(f"input of shape {tuple(shape)} does not end in {name}={size}")
 
 

@@ -6,6 +6,7 @@ turns its errors into one line and an exit status.
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, wraps
 from pathlib import Path
@@ -13,6 +14,9 @@ from typing import Annotated, Any, Union
 
 from entropyfloor import __version__
 from entropyfloor.extras import FAILED, REFUSED, BrokenFloorError, Status, one_line, require
+
+SEVERAL = ("--arms", "--outputs", "--seeds", "--set", "--std")
+"""Options that take any number of values."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -86,6 +90,7 @@ def _long_form(args: Sequence[str]) -> list[str]:
 def _parse(args: Sequence[str]) -> Callable[[], None]:
     """The command that the arguments ask for, ready to be called."""
     _refuse_empty(args)
+    _refuse_twice(args)
     require(_extra(args), "tyro")
     import tyro
 
@@ -146,9 +151,16 @@ def _refuse_empty(args: Sequence[str]) -> None:
         name, equals, value = word.partition("=")
         if not (word == "" or (name.startswith("--") and equals and not value)):
             continue
-        option = name or (before if before.startswith("--") else "")
+        option = name or (before if before.startswith("--") and before != "--json" else "")
         if option or args[0] != "judge":  # an answer may be empty
             raise ValueError(f"{option or 'an argument'} is empty: give a value, or leave it out")
+
+
+def _refuse_twice(args: Sequence[str]) -> None:
+    """Refuse `--set a=1 --set b=2`, of which the parser would drop the first values without a word."""
+    options = Counter(word.partition("=")[0] for word in args)
+    if twice := [option for option in SEVERAL if options[option] > 1]:
+        raise ValueError(f"{twice[0]} is given twice: give it once, with all of its values behind it")
 
 
 if __name__ == "__main__":

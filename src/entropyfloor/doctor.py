@@ -368,7 +368,7 @@ def _named(requirement: str, installed: Mapping[str, str]) -> str:
 
 def _hardware() -> dict[str, Any]:
     """As a run directory describes it, if what that needs is installed."""
-    hardware = {"system": platform(), "free_disk_here": f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GB"}
+    hardware = {"system": platform(), "free_disk_here": f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB"}
     try:
         return {**import_module("entropyfloor.runs.machine").describe()["hardware"], **hardware}
     except ImportError:

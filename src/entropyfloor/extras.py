@@ -67,8 +67,13 @@ def require(extra: str, *modules: str) -> None:
 
 def brief(error: BaseException, most: int = 300) -> str:
     """The message of a library's error without line breaks, cut to `most` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= most else f"{text[:most]}…"
+    return shortened(str(error), most) or type(error).__name__
+
+
+def shortened(text: str, most: int = 120) -> str:
+    """A text in one line, cut to `most` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most]}…"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -328,6 +328,7 @@ def softmax_kappa_table(
         >>> [round(kappa, 4) for kappa in targets.softmax_kappa_table(4, 0.6, 4.0, "calibrated")]
         [0.3466, 0.3466, 0.2315, 0.0995, 0.0637]
     """
+    _check_whole("num_classes", num_classes, 2)
     return _kappa_table(int(num_classes), float(min_entropy), float(tau), floor, inverse)
 
 
@@ -371,13 +372,14 @@ def min_entropy_for_top1(num_classes: int, top1: float) -> float:
     Label smoothing ε asks for `top1 = 1 - ε + ε/n`.
 
     Raises:
-        ValueError: `top1` is not between 1/n and 1.
+        ValueError: n < 2, or `top1` is not between 1/n and 1.
 
     Examples:
         >>> from entropyfloor import targets
         >>> round(targets.min_entropy_for_top1(10, top1=1 - 0.1 + 0.1 / 10), 4)
         0.5003
     """
+    _check_whole("num_classes", num_classes, 2)
     if not 1 / num_classes < top1 < 1:
         raise ValueError(f"top1={top1} must lie between 1/n = {1 / num_classes:.6g} and 1")
     return _k_hot_entropy(num_classes, 1, math.log(top1 * (num_classes - 1) / (1 - top1)))
@@ -470,7 +472,7 @@ def is_finite(value: float) -> bool:
 
 
 def _check_whole(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or int(value) != value or value < least:
+    if isinstance(value, bool) or not is_finite(value) or int(value) != value or value < least:
         raise ValueError(f"{name}={value} must be a whole number of at least {least}")
 
 

@@ -34,10 +34,12 @@ def command_of(
     def command(samples: Any, floor: float | None = None, out: Path = Path("audit")) -> None:
         console = Console(soft_wrap=True, highlight=False, markup=False)
         check_floor(floor)  # measuring may take minutes
+        if any(place.exists() and not place.is_dir() for place in (out, *out.parents)):
+            raise ValueError(f"out={out} must be a directory, or a place for a new one")
         with naming():
             audit = summarise(samples(), floor)
+        console.print(table(audit))  # first, so that a full disk does not cost the numbers
         page = write_page(audit, out)
-        console.print(table(audit))
         console.print(f"page: {page.resolve().as_uri()}\njson: {page.with_name('audit.json')}")
         audit.check()
         console.print(audit.verdict)

@@ -104,7 +104,10 @@ def read(
         if not bounds[0] < bounds[1]:
             raise ValueError(f"bounds={bounds[0]:g} {bounds[1]:g}: the first must be below the second")
         low, high = (np.array([end]) for end in bounds)
-    floor, target = (float(said[name]) if name in said else None for name in ("floor", "target_entropy"))
+    try:
+        floor, target = (float(said[name]) if name in said else None for name in ("floor", "target_entropy"))
+    except ValueError as error:
+        raise ValueError(f"{file} says a floor or a target that is no number: {error}") from None
     numbers = {} if target in (None, floor) else {"target_entropy": target}
     return FilePolicy(str(file), kind, parameters, dim, low, high, floor=floor, numbers=numbers)
 
@@ -181,7 +184,7 @@ def _onnx(file: Path) -> Read:
             found = [session.run(None, {given.name: part}) for part in parts]
         except Exception as error:  # of the runtime's own types
             raise ValueError(f"{file} does not take {list(observations.shape)}: {brief(error, 120)}") from None
-        return [np.concatenate(columns) for columns in zip(*found, strict=True)]
+        return [np.concatenate([*map(np.atleast_1d, columns)]) for columns in zip(*found, strict=True)]
 
     said = dict(session.get_modelmeta().custom_metadata_map)
     return forward, [output.name for output in session.get_outputs()], width, said

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from entropyfloor.audit.samples import Further, Samples
-from entropyfloor.audit.summary import shortened
+from entropyfloor.extras import shortened
 from entropyfloor.language.encoding import Turn, encode, render
 from entropyfloor.language.evaluate import STREAM
 from entropyfloor.language.load import read_trained
@@ -205,7 +205,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise ValueError(f"{path} is no file: give a .txt, .jsonl, .json or .parquet file")
     try:
-        rows = [{"prompt": line} for line in path.read_text("utf-8").splitlines() if line.strip()]
+        rows = [{"prompt": line} for line in path.read_text("utf-8-sig").split("\n") if line.strip()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text in UTF-8: {error}") from None
     if not rows:

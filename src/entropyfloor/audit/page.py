@@ -63,7 +63,7 @@ def write_page(audit: Audit, out: Path | str) -> Path:
         audit=content,
         outcome={None: "", True: "holds", False: "broken"}[audit.holds],
         figure=Picture(title="Entropy", alt=_alt(audit), plots=plots(drawn, ()), keys=keys(drawn, ())),
-        tables=[(name, rows) for name, rows in tables(audit)],
+        tables=tables(audit),
         worst=_worst(content["worst"]),
     )
     files.replace(out / "index.html", text.encode(errors="backslashreplace"))
@@ -71,7 +71,7 @@ def write_page(audit: Audit, out: Path | str) -> Path:
 
 
 def _alt(audit: Audit) -> str:
-    return f"Histogram of the entropy over {audit.samples.places}: {audit.as_json()['verdict']}."
+    return f"Histogram of the entropy over {audit.samples.places}: {audit.verdict}."
 
 
 # --- tables ----------------------------------------------------------------------------------------------

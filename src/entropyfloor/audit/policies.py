@@ -166,15 +166,21 @@ def _npz(file: Path) -> Any:
 
 
 def _csv(file: Path) -> Any:
-    with file.open(newline="") as lines:
+    with file.open(newline="", encoding="utf-8-sig") as lines:
         rows = [row for row in csv.reader(lines) if row]
     if not rows:
         raise ValueError("it is empty")
-    try:
-        [float(cell) for cell in rows[0]]
-    except ValueError:
+    if not any(map(_is_number, rows[0])):
         rows = rows[1:]  # without the names of its columns
     return [[float(cell) for cell in row] for row in rows]
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _visited(read: FilePolicy, env: str, episodes: int, seed: int) -> tuple[np.ndarray, list[str]]:

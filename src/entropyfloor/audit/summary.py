@@ -107,9 +107,7 @@ class Audit:
         }
         if self.floor is not None:
             content["broken_share"] = float(self.broken.mean())
-            content["broken_by"] = (
-                max(0.0, float(self.floor - samples.entropy.min())) if self.broken.any() else 0.0
-            )
+            content["broken_by"] = 0.0 if self.holds else float(self.floor - samples.entropy.min())
         if samples.spread is not None:
             values = samples.spread.values
             content["action_std"] = {
@@ -174,12 +172,6 @@ def histogram(values: np.ndarray) -> dict[str, list[float]]:
     margin = max(0.0, 0.5 * (NARROWEST - (high - low)))
     counts, edges = np.histogram(values, BINS, (low - margin, high + margin))
     return {"edges": edges.tolist(), "counts": counts.tolist()}
-
-
-def shortened(text: str, most: int = 120) -> str:
-    """A text in one line, cut to `most` characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= most else f"{line[:most]}…"
 
 
 def numbered(places: str, numbers: Sequence[int]) -> list[str]:

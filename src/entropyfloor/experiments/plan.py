@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -204,7 +206,12 @@ def _share_done(run: PlannedRun) -> float:
 
 def _written(out: Path) -> int:
     """Bytes of a run's checkpoints."""
-    return sum(file.stat().st_size for file in out.glob("checkpoints/*/*"))
+    size = 0
+    for home, _, names in os.walk(out / "checkpoints"):
+        for name in names:
+            with suppress(FileNotFoundError):  # a command that writes the run removes older ones meanwhile
+                size += Path(home, name).stat().st_size
+    return size
 
 
 def _free(path: Path) -> int:

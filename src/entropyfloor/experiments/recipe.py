@@ -83,14 +83,18 @@ class PlannedRun:
     @property
     def command(self) -> list[str]:
         """Arguments of `entropyfloor` that start the run."""
-        args = [*self.words, "--seed", str(self.seed), "--out", str(self.out)]
-        for name, value in self.settings.items():
-            option = name.replace("_", "-")
-            if isinstance(value, bool) and name not in self.three_valued:
-                args.append(f"--{option}" if value else f"--no-{option}")
-            else:
-                args.append(f"--{option}={value}")
-        return args
+        return [*self.words, "--seed", str(self.seed), "--out", str(self.out), *self.options.values()]
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The option of each setting, such as `--steps=60`."""
+        return {name: self._option(name, value) for name, value in self.settings.items()}
+
+    def _option(self, name: str, value: Any) -> str:
+        option = name.replace("_", "-")
+        if isinstance(value, bool) and name not in self.three_valued:
+            return f"--{option}" if value else f"--no-{option}"
+        return f"--{option}={value}"
 
 
 @dataclass(frozen=True)

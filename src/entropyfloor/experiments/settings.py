@@ -7,11 +7,15 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
-from dataclasses import fields, replace
+from dataclasses import MISSING, field, make_dataclass, replace
+from functools import cache
 from itertools import dropwhile, takewhile
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 from entropyfloor.experiments.recipe import PlannedRun
+from entropyfloor.runs.settings import describe
+
+_hints = cache(get_type_hints)
 
 
 def parse_settings(
@@ -27,49 +31,54 @@ def parse_settings(
     Raises:
         ValueError: A setting that does not exist, or a value that it cannot have.
     """
-    parsed: dict[str, PlannedRun] = {}
     runs = []
     for run in plan:
-        key = repr(run.settings)
-        if key not in parsed:
-            try:
-                parsed[key] = _parsed(run, kind_of(run))
-            except ValueError as error:
-                raise ValueError(f"recipe {name}, arm {run.arm}: {error}") from None
-        found = parsed[key]
-        runs.append(replace(run, settings=found.settings, three_valued=found.three_valued, known=found.known))
+        try:
+            runs.append(_parsed(run, kind_of(run)))
+        except ValueError as error:
+            raise ValueError(f"recipe {name}, arm {run.arm}: {error}") from None
     return runs
 
 
-def _parsed(run: PlannedRun, kind: type[Any]) -> PlannedRun:
-    known, hints = [field.name for field in fields(kind)], get_type_hints(kind)
+def _parsed(run: PlannedRun, kind: Any) -> PlannedRun:
+    known = describe(kind)
     for name, value in run.settings.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise ValueError(
-                f"there is no setting {name!r}{f', did you mean {near[0]}' if near else ''}: see "
-                f"entropyfloor {' '.join(run.words)} --help"
+                f"there is no setting {name!r}{f', did you mean {near[0]}' if near else ''}: {_see_help(run)}"
             )
-        if hints[name] is bool and not isinstance(value, bool):
+        if known[name].types == (bool,) and not isinstance(value, bool):
             raise ValueError(f"{name}={value!r} must be true or false")
-    three_valued = frozenset(name for name in known if {bool, type(None)} <= set(get_args(hints[name])))
+    if missing := [name for name, each in known.items() if each.default is MISSING and name not in run.settings]:
+        raise ValueError(f"{missing[0]} has to be given: {_see_help(run)}")
+    three_valued = frozenset(name for name, each in known.items() if {bool, type(None)} <= {*each.types})
     run = replace(run, three_valued=three_valued, known=frozenset(known))
-    config = _parse(kind, run.command[2:])
-    config.resolved()
-    return replace(run, settings={name: getattr(config, name) for name in run.settings})
+    values = {name: _read(kind, name, option) for name, option in run.options.items()}
+    kind(**values, seed=run.seed, out=str(run.out)).resolved()
+    return replace(run, settings=values)
 
 
-def _parse(kind: type[Any], args: Sequence[str]) -> Any:
-    """A config from arguments of the command line.
+def _see_help(run: PlannedRun) -> str:
+    return f"see entropyfloor {' '.join(run.words)} --help"
+
+
+@cache
+def _read(kind: Any, name: str, option: str) -> Any:
+    """The value of a setting from its option, such as `--steps=60`.
+
+    A parser of all settings takes many times as long to build, and plans have hundreds of runs.
 
     Raises:
-        ValueError: The parser refuses them; the message is the parser's, in one line.
+        ValueError: The parser refuses it; the message is the parser's, in one line.
     """
     import tyro
 
+    default = field(default=describe(kind)[name].default)  # a switch has its negative form by this
+    only = make_dataclass("Settings", [(name, _hints(kind)[name], default)])
     with redirect_stderr(io.StringIO()) as stderr:
         try:
-            return tyro.cli(kind, args=args)
+            return getattr(tyro.cli(only, args=[option]), name)
         except SystemExit:
             raise ValueError(_message(stderr.getvalue())) from None
 

@@ -98,15 +98,11 @@ def studies(
         raise ValueError(f"{name} has no run at scale {scale}{which}: it has the scales {scales}")
     if unknown := [arm for arm in arms if all(arm not in chosen for _, chosen in needed.values())]:
         raise ValueError(f"{name} has no arm {unknown[0]} at scale {scale}")
-    homes = {name: out / name if out else Path("runs", name, scale) for name in needed}
-    runs = {
-        name: found.runs(scale, homes[name], arms=chosen, seeds=seeds, settings=settings)
-        for name, (found, chosen) in needed.items()
-    }
-    planned = [
-        Study(needed[name][0], homes[name], [_evaluating(run, homes, scale) for run in each])
-        for name, each in runs.items()
-    ]
+    homes = {each: out / each if out else Path("runs", each, scale) for each in needed}
+    planned = []
+    for home, (found, chosen) in zip(homes.values(), needed.values(), strict=True):
+        runs = found.runs(scale, home, arms=chosen, seeds=seeds, settings=settings)
+        planned.append(Study(found, home, [_evaluating(run, homes, scale) for run in runs]))
     if name != ALL:
         try:
             _check_models(planned, planned)

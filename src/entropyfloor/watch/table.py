@@ -60,7 +60,7 @@ def watch(paths: Sequence[Path], console: Console | None = None) -> None:
         while True:
             begun = time.perf_counter()
             rows = look(paths, runs)
-            live.update(table(rows, console, console.height - AROUND), refresh=True)
+            live.update(table(rows, console, max(0, console.height - AROUND)), refresh=True)
             time.sleep(max(EVERY, (time.perf_counter() - begun) * (1 / SHARE - 1)))
 
 
