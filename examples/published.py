@@ -2,8 +2,8 @@
 
     python examples/published.py --runs results/control/tdmpc2.runs.zip
 
-The runs are those of `entropyfloor reproduce control/tdmpc2-dmc`. Every seed is a line: ours solid; the authors'
-TD-MPC2 (5M parameters), SAC and DreamerV3 dotted.
+The runs are those of `entropyfloor reproduce control/tdmpc2-dmc`. Every seed is a line: ours solid, and pale for
+the episodes that training played; the authors' TD-MPC2 (5M parameters), SAC and DreamerV3 dotted.
 """
 
 import csv
@@ -39,11 +39,11 @@ class Published:
     figure: Path = Path("docs/control/tdmpc2/published")
     """File of the figure, without its suffix."""
 
-    def ours(self) -> Curves:
-        """Evaluations of every run."""
+    def ours(self, quantity: str = "return") -> Curves:
+        """A quantity of every run, by default the returns of its evaluations."""
         curves: Curves = defaultdict(dict)
         for run in map(read_run, find_runs(self.runs)):
-            steps, returns = run.series("return")
+            steps, returns = run.series(quantity)
             key = run.config["env"], run.config["agent"]
             curves[key][run.config["seed"]] = list(zip(steps.tolist(), returns.tolist(), strict=True))
         return curves
@@ -58,23 +58,29 @@ class Published:
         return curves
 
     def draw(self) -> Path:
-        """Draw every seed, as far as the longest of ours in the environment goes."""
-        ours, theirs = self.ours(), self.theirs()
+        """Draw every seed, to the first published return after the longest of ours in the environment."""
+        ours, training, theirs = self.ours(), self.ours("train/return"), self.theirs()
         envs = sorted({env for env, _ in ours})
         with matplotlib.rc_context(
             {"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "entropyfloor"}
         ):
             figure = Figure(figsize=(4.5 * len(envs), 3.8), layout="constrained")
             for axes, env in zip(figure.subplots(1, len(envs), squeeze=False)[0], envs, strict=True):
-                steps = [
+                longest = max(
                     points[-1][0] for (of, _), seeds in ours.items() if of == env for points in seeds.values()
-                ]
-                for curves, style, whose in ((theirs, ":", ", published"), (ours, "-", "")):
+                )
+                published = (point for seeds in theirs.values() for points in seeds.values() for point in points)
+                end = min(step for step, _ in published if step >= longest)
+                for curves, look, whose in (
+                    (theirs, {"ls": ":", "marker": "."}, ", published"),
+                    (training, {"lw": 0.8, "alpha": 0.4}, ", in training"),
+                    (ours, {"marker": "o"}, ""),
+                ):
                     for method in (method for of, method in curves if of == env):
                         for i, points in enumerate(curves[env, method].values()):
-                            x, y = zip(*[point for point in points if point[0] <= max(steps)], strict=True)
+                            x, y = zip(*[point for point in points if point[0] <= end], strict=True)
                             label = f"{method}{whose}" if i == 0 else None
-                            axes.plot(x, y, style, marker=".", color=COLOURS[method], label=label)
+                            axes.plot(x, y, color=COLOURS[method], label=label, **look)
                 axes.set(xlabel="environment steps", ylabel="return", title=env)
                 axes.legend(frameon=False, fontsize=8)
             self.figure.parent.mkdir(parents=True, exist_ok=True)

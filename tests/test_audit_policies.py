@@ -682,7 +682,7 @@ def test_observations_that_cannot_be_used_are_refused(tmp_path):
         "nan.npy": "NaN",
         "two.npz": "it has a, b: name one",
         "ragged.csv": "cannot be read",
-        "gap.csv": "cannot be read",
+        "gap.csv": "its first line has numbers and other cells",
         "empty.csv": "it is empty",
         "empty.npz": "it is empty",
         "o.txt": "must be a file that ends in",

@@ -210,6 +210,7 @@ def test_an_answer_may_be_empty_behind_a_switch(capsys):
         (["reproduce", "control/sac-gym", "--dry-run", "--set", "steps=60", "--set=tau=0.1"], "--set"),
         (["train", "control", "--seeds", "0", "--seeds=1"], "--seeds"),
         (["audit", "policy", "x.onnx", "--std", "0.1", "--std", "0.2"], "--std"),
+        (["evaluate", "run", "--temperatures", "0.3", "--temperatures", "0.6"], "--temperatures"),
     ],
 )
 def test_an_option_of_several_values_that_is_given_twice_is_refused(args, option, home, capsys):

@@ -6,7 +6,6 @@ The task is one of MuJoCo Playground's, or one that costs nothing where Playgrou
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ import point
 from entropyfloor.control.config import configure
 from entropyfloor.control.envs import playground
 from entropyfloor.control.train import build
-from gpu_parts.rows import Plan, Row, UnavailableError
+from gpu_parts.rows import Plan, Row, UnavailableError, failure
 
 AGENTS = "fastsac-era", "fasttd3"
 EVALUATIONS = 5
@@ -46,15 +45,19 @@ def rows(plan: Plan) -> Iterator[Row]:
         yield Row("settings", "task", remark="MuJoCo Playground is not installed: the task costs nothing")
     seeds = 2 if plan.tiny else 4
     with ThreadPoolExecutor() as pool:  # compilers are most of it, and need not wait for each other
-        begun = list(pool.map(partial(begin, sizes=sizes, seeds=seeds), AGENTS))
-    for i, (agent, (trainer, seconds)) in enumerate(zip(AGENTS, begun, strict=True)):
-        case = f"{agent}, playground/{sizes['env']}, {sizes['num_envs']} environments, {seeds} seeds"
-        yield Row(case, "loop", "first turn", seconds, "s", remark="it compiles, beside the other agent's")
-        if late := plan.late(case):
-            yield from late
-            continue
-        now = time.monotonic()
-        yield from train(case, now + (plan.end - now) / (len(AGENTS) - i), trainer, seeds)
+        begun = {agent: pool.submit(begin, agent, sizes, seeds) for agent in AGENTS}
+        for left, agent in zip(range(len(AGENTS), 0, -1), AGENTS, strict=True):
+            case = f"{agent}, playground/{sizes['env']}, {sizes['num_envs']} environments, {seeds} seeds"
+            if problem := failure(begun[agent].result):
+                yield Row(case, "all", skipped=problem)
+                continue
+            trainer, seconds = begun.pop(agent).result()
+            yield Row(case, "loop", "first turn", seconds, "s", remark="it compiles, beside the other agent's")
+            if late := plan.late(case):
+                yield from late
+                continue
+            now = time.monotonic()
+            yield from train(case, now + (plan.end - now) / left, trainer, seeds)
 
 
 def begin(agent: str, sizes: dict[str, Any], seeds: int) -> tuple[Any, float]:

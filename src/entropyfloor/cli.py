@@ -15,7 +15,7 @@ from typing import Annotated, Any, Union
 from entropyfloor import __version__
 from entropyfloor.extras import FAILED, REFUSED, BrokenFloorError, Status, one_line, require
 
-SEVERAL = ("--arms", "--outputs", "--seeds", "--set", "--std")
+SEVERAL = ("--arms", "--outputs", "--seeds", "--set", "--std", "--temperatures")
 """Options that take any number of values."""
 
 
@@ -158,7 +158,7 @@ def _refuse_empty(args: Sequence[str]) -> None:
 
 def _refuse_twice(args: Sequence[str]) -> None:
     """Refuse `--set a=1 --set b=2`, of which the parser would drop the first values without a word."""
-    options = Counter(word.partition("=")[0] for word in args)
+    options = Counter(word.partition("=")[0] for word in args if args[0] != "judge")  # whose words are answers
     if twice := [option for option in SEVERAL if options[option] > 1]:
         raise ValueError(f"{twice[0]} is given twice: give it once, with all of its values behind it")
 

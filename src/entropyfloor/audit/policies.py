@@ -170,8 +170,11 @@ def _csv(file: Path) -> Any:
         rows = [row for row in csv.reader(lines) if row]
     if not rows:
         raise ValueError("it is empty")
-    if not any(map(_is_number, rows[0])):
-        rows = rows[1:]  # without the names of its columns
+    numbers = [*map(_is_number, rows[0])]
+    if any(numbers) and not all(numbers):
+        raise ValueError("its first line has numbers and other cells: it must have all numbers, or only names")
+    if not any(numbers):
+        rows = rows[1:]
     return [[float(cell) for cell in row] for row in rows]
 
 
