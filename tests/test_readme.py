@@ -1,5 +1,6 @@
 """README.md, CONTRIBUTING.md and docs/: examples run as they stand; commands, links and `make` targets exist."""
 
+import argparse
 import re
 import shlex
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from entropyfloor import cli
 from entropyfloor.control.train import configure
 from entropyfloor.control.train import train as train_control
+from entropyfloor.experiments import recipe
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.train import train as train_language
 from entropyfloor.runs import archive
@@ -126,3 +128,15 @@ def test_command(command, tmp_path, monkeypatch):
         domain = next((name for name in ("vision", "language") if name in path.parts), "control")
         (path / "config.toml").write_text(f'domain = "{domain}"\n')
     assert cli._parse(cli._long_form(words))  # parsed, not carried out
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if re.search(r"reproduce \w+/", command)])
+def test_recipes_have_the_arms_of_a_command(command, tmp_path):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("recipe")
+    parser.add_argument("--scale", default="cpu")
+    parser.add_argument("--arms", nargs="+", default=[])
+    asked, _ = parser.parse_known_args(shlex.split(command)[2:])
+    runs = recipe.load(asked.recipe).runs(asked.scale, tmp_path, arms=asked.arms, seeds=[0], settings={})
+    assert {run.arm for run in runs} >= {*asked.arms}
+    assert runs
