@@ -118,7 +118,7 @@ def loops(rounds: int, num_envs: list[int]) -> None:
             return trainer.memory
 
         def learn(trainer: Any = trainer, collector: Any = collector) -> Any:
-            return trainer.learn((trainer.memory, collector.scaling()))
+            return trainer.learn((trainer.memory, collector.normalise.scaling()))
 
         sides = {
             "loop": Side(trainer.advance, 1),

@@ -263,7 +263,8 @@ def test_its_runs_are_evaluated_loaded_exported_and_reported(tmp_path):
     assert policy(observation).shape == (2,)
     assert policy.entropy(observation) == pytest.approx(policy.floor, abs=1e-3)
     assert "policy.onnx" in export(run, tmp_path / "policy.onnx")
-    assert policy.moments.count == 30 * ENVS
+    assert policy.normalise.moments is not None
+    assert policy.normalise.moments.count == 30 * ENVS
     lines = [line for line in read_run(run).lines if "return" in line]
     assert [line["step"] for line in lines] == [0, 15 * ENVS, 30 * ENVS]
     assert all(line["realised_entropy/min"] > line["floor"] - 1e-3 for line in lines)

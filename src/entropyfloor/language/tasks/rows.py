@@ -210,8 +210,7 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
+        rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()  # which decodes the texts
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as parquet: {error}") from None
-    rows: list[dict[str, Any]] = table.to_pylist()
     return rows
