@@ -58,7 +58,7 @@ class Published:
         return curves
 
     def draw(self) -> Path:
-        """Draw every seed, to the first published return after the longest of ours in the environment."""
+        """Draw every seed, to the first published return at or after the end of ours, if there is one."""
         ours, training, theirs = self.ours(), self.ours("train/return"), self.theirs()
         envs = sorted({env for env, _ in ours})
         with matplotlib.rc_context(
@@ -70,7 +70,7 @@ class Published:
                     points[-1][0] for (of, _), seeds in ours.items() if of == env for points in seeds.values()
                 )
                 published = (point for seeds in theirs.values() for points in seeds.values() for point in points)
-                end = min(step for step, _ in published if step >= longest)
+                end = min((step for step, _ in published if step >= longest), default=longest)
                 for curves, look, whose in (
                     (theirs, {"ls": ":", "marker": "."}, ", published"),
                     (training, {"lw": 0.8, "alpha": 0.4}, ", in training"),
