@@ -40,12 +40,13 @@ class Published:
     """File of the figure, without its suffix."""
 
     def ours(self, quantity: str = "return") -> Curves:
-        """A quantity of every run, by default the returns of its evaluations."""
+        """A quantity of every run that has logged it, by default the returns of its evaluations."""
         curves: Curves = defaultdict(dict)
         for run in map(read_run, find_runs(self.runs)):
             steps, returns = run.series(quantity)
-            key = run.config["env"], run.config["agent"]
-            curves[key][run.config["seed"]] = list(zip(steps.tolist(), returns.tolist(), strict=True))
+            if steps.size:
+                key = run.config["env"], run.config["agent"]
+                curves[key][run.config["seed"]] = list(zip(steps.tolist(), returns.tolist(), strict=True))
         return curves
 
     def theirs(self) -> Curves:
@@ -60,6 +61,8 @@ class Published:
     def draw(self) -> Path:
         """Draw every seed, to the first published return at or after the end of ours, if there is one."""
         ours, training, theirs = self.ours(), self.ours("train/return"), self.theirs()
+        if not ours:
+            raise SystemExit(f"no run in {self.runs} has been evaluated yet")
         envs = sorted({env for env, _ in ours})
         with matplotlib.rc_context(
             {"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "entropyfloor"}
