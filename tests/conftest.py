@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -72,6 +73,17 @@ BACKENDS = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test that is marked `slow_but_first`, every case but the first is slow."""
+    begun = set()
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        if item.get_closest_marker("slow_but_first") and test in begun:
+            item.add_marker("slow")
+        begun.add(test)
+
+
 @pytest.fixture(scope="session", params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Backend:
     """PyTorch, then JAX."""
@@ -86,10 +98,16 @@ def forget() -> Iterator[None]:
     gc.collect()
 
 
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of the compiled programs of all modules, one for each worker: none waits for another."""
+    return tmp_path_factory.mktemp("programs")
+
+
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def cache(programs: Path) -> Any:
     """Directory of compiled programs: each is compiled quickly, and once, also where a run is resumed."""
-    path = tmp_path_factory.mktemp("cache")
+    path = programs
     options = {
         "jax_compilation_cache_dir": str(path),
         "jax_persistent_cache_min_compile_time_secs": 0.0,

@@ -121,6 +121,7 @@ def test_a_run_that_is_still_written_is_refused(tmp_path):
         pack([tmp_path / "runs"], tmp_path / "out.runs.zip")
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("damage", ["cut", "text", "flipped", "empty"])
 def test_a_damaged_archive_is_named(runs, tmp_path, damage):
     file = tmp_path / "results" / "sac.runs.zip"

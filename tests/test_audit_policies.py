@@ -47,6 +47,7 @@ def run_of(home, agent):
 # --- runs of ours ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_is_compared_with_its_own_floor(home, cache, capsys):
     run = run_of(home, "sac-era-exact")
     samples = control.run(run, episodes=1, max_episode_steps=30)
@@ -72,6 +73,7 @@ def test_the_exit_status_is_1_where_a_given_floor_is_broken(home, cache, capsys)
     assert json.loads((home / "out" / "audit.json").read_text())["broken_share"] == 1.0
 
 
+@pytest.mark.slow
 def test_an_exported_policy_has_the_entropy_of_its_run(home, cache):
     pytest.importorskip("onnxruntime")
     from entropyfloor.control.export import export

@@ -53,6 +53,7 @@ def weights(tmp_path_factory):
     return file
 
 
+@pytest.mark.slow
 def test_a_run_is_compared_with_its_own_floor(trained, tmp_path, capsys):
     samples = vision.run(trained)
     predictions = predictions_of(trained)[3]

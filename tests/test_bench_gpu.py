@@ -139,6 +139,7 @@ def test_the_full_scale_needs_a_gpu():
     assert "--scale tiny" in done.stderr
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize(
     ("module", "reason", "status"),
     [
@@ -179,6 +180,7 @@ def test_a_process_that_outlives_its_part_is_stopped_too(tmp_path):
     assert [row["part"] for row in read(tmp_path / "out")[1]] == ["sac", "parallel"]
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_keeps_what_is_written(tmp_path, number):
     begun = tmp_path / "begun"

@@ -387,6 +387,7 @@ def test_the_doctor_knows_this_machine(capsys):
         assert [f"entropyfloor.{room}", "ready"] in lines
 
 
+@pytest.mark.slow
 def test_the_doctor_says_how_to_get_what_is_missing():
     code = "import sys; sys.modules['gymnasium'] = None; from entropyfloor.cli import main; main(['doctor'])"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -417,6 +418,7 @@ def test_the_process_exits_with_the_status():
     assert "nonsense" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_classifier_is_trained_judged_and_goes_on(home, capsys, monkeypatch):
     from entropyfloor import vision
 

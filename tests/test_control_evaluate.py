@@ -38,6 +38,7 @@ def run(request, tmp_path_factory):
     return train(configure(request.param, **SIZES, **AGENTS[request.param], out=str(path)))
 
 
+@pytest.mark.slow_but_first
 def test_returns_come_with_their_interval_and_entropy_with_its_floor(run, capsys):
     assert main(["evaluate", str(run), "--episodes", "3"]) == 0
     told = capsys.readouterr().out
@@ -63,15 +64,10 @@ def test_returns_come_with_their_interval_and_entropy_with_its_floor(run, capsys
     assert json.loads((run / "evaluation.json").read_text())["return"] != found["return"] or run.name == "ppo-era"
 
 
-FILMS = [
-    ("sac-era-exact", "mp4"),
-    *(
-        pytest.param(*film, marks=pytest.mark.slow)
-        for film in (("sac-era-exact", "gif"), ("ppo-era", "gif"), ("sac", "mp4"))
-    ),
-]
+FILMS = [("sac-era-exact", "mp4"), ("sac-era-exact", "gif"), ("ppo-era", "gif"), ("sac", "mp4")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("run", "suffix"), FILMS, indirect=["run"])
 def test_an_episode_is_filmed(run, suffix, tmp_path):
     """In a process of its own, as people do it: a simulator chooses how to draw when it is imported."""

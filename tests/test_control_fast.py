@@ -129,6 +129,7 @@ def distribution(logits):
     return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("name", ["fasttd3", "fastsac", "fastsac-era"])
 def test_the_critics_learn_from_the_targets_of_the_loop(name):
     """The loss of an update, from the networks' outputs and the actions that its key draws."""
@@ -159,6 +160,7 @@ def test_the_critics_learn_from_the_targets_of_the_loop(name):
     np.testing.assert_allclose(metrics["q/edge_share"], edges, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("name", ["fasttd3", "fastsac", "fastsac-era"])
 def test_the_actor_climbs_the_smaller_value_or_the_mean(name):
     agent, state, batch, key = agent_of(name), state_of(name), random_batch(16), jax.random.key(5)
@@ -172,6 +174,7 @@ def test_the_actor_climbs_the_smaller_value_or_the_mean(name):
     np.testing.assert_allclose(metrics["loss/actor"], -value.mean(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize(("delay", "expected"), [(1, 4), (2, 2)])
 def test_the_actor_waits_for_the_critics(delay, expected):
     settings = {"updates_per_step": 4, "policy_delay": delay}
@@ -212,6 +215,7 @@ def test_many_updates_are_single_ones_in_their_order():
     assert metrics["alpha"] != pytest.approx(0.001)  # tuned with each update of the critics
 
 
+@pytest.mark.slow
 def test_the_target_critics_follow_by_tau():
     state = state_of("fastsac-era")
     new, _ = jitted("fastsac-era", "update_critics")(state, random_batch(16), jax.random.key(0))
@@ -260,6 +264,7 @@ def test_the_shares_of_fastdsac_divide_the_deviation():
     assert aim(agent) == {"target_entropy": 0.0}
 
 
+@pytest.mark.slow
 def test_the_shares_have_outputs_of_their_own():
     agent = agent_of("fastsac", head="shares")
     state = state_of("fastsac", head="shares")

@@ -37,6 +37,7 @@ def run(program, **environment):
     )
 
 
+@pytest.mark.slow
 def test_where_it_is_absent_it_is_not_listed_and_the_way_to_install_it_is_said():
     program = without("humanoid_bench") + (
         "from entropyfloor.control.envs import make, names\n"

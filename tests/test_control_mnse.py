@@ -65,6 +65,7 @@ def test_evidence_is_the_mean_of_each_interval_relative_to_the_batch():
     assert not (action >= 0.5).any()  # the last interval was empty, and stays
 
 
+@pytest.mark.slow
 def test_it_is_sac_while_nothing_is_mapped():
     mnse, sac = small_agent(mapping_rate=0.0), build_agent(configure("sac", hidden=16).resolved(), 2)
     state, batch, key = mnse.init(jax.random.key(0), 3, 2), random_batch(8), jax.random.key(1)

@@ -242,6 +242,7 @@ def networks(kind):
     return [jax.jit(f, compiler_options=QUICK) for f in (agent.values, agent.value.apply, sample)]
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("cloning", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_update_descends_each_loss_and_the_targets_follow(kind, cloning):
@@ -334,6 +335,7 @@ def test_nothing_follows_a_termination():
         assert distance(getattr(running, name), getattr(two, name)) > 1e-3
 
 
+@pytest.mark.slow
 def test_many_updates_are_single_updates_in_a_row():
     agent, update = compiled("sac's entropy")
     state, batches, key = random_state(agent), random_batch(2, BATCH), jax.random.key(5)
@@ -345,6 +347,7 @@ def test_many_updates_are_single_updates_in_a_row():
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)  # float64, but compiled apart
 
 
+@pytest.mark.slow
 def test_the_targets_start_as_copies_and_no_two_networks_are_alike():
     agent, _ = compiled("none")
     state = jax.jit(agent.init, static_argnums=(1, 2), compiler_options=QUICK)(jax.random.key(0), 3, 2)

@@ -49,6 +49,7 @@ def normalised(x, known):
     return ((x - known.mean(0)) / np.sqrt(known.var(0) + 1e-8)).clip(-10, 10)
 
 
+@pytest.mark.slow
 def test_the_moments_are_those_of_every_observation_that_was_acted_in(played):
     trainer, raw, _ = played
     arrays = trainer.collectors[0].arrays()
@@ -94,6 +95,7 @@ RUNS = {
 }
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("name", RUNS)
 def test_a_resumed_run_is_the_same_run_bit_for_bit(name, tmp_path):
     every = {"steps": 300, "eval_every": 150, "log_every": 50, "checkpoint_every": 170, "seed": 3}
@@ -109,6 +111,7 @@ def test_a_resumed_run_is_the_same_run_bit_for_bit(name, tmp_path):
     assert Run.open(part).latest().arrays["moments/count"] == 300
 
 
+@pytest.mark.slow
 def test_an_evaluation_normalises_as_the_loaded_policy_does(tmp_path):
     every = {"steps": 60, "eval_every": 60, "log_every": 30, "seed": 1}
     run = train(configure("sac-era-exact", **TINY, env="gym/Reacher-v4", **every, out=str(tmp_path / "run")))

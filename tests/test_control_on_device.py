@@ -44,10 +44,6 @@ def trainer_of(**settings):
     return build([configure(AGENT, **{**TINY, **settings}).resolved()])
 
 
-def slow(*values):
-    return pytest.param(*values, marks=pytest.mark.slow)
-
-
 class Loop:
     """The environments of a trainer, one after another, by a simulator that is not vectorised."""
 
@@ -85,6 +81,7 @@ class Loop:
         return before, actions, reward, terminated, truncated, following
 
 
+@pytest.mark.slow
 def test_it_stores_what_a_loop_in_python_does():
     """Random actions, then those of a policy that learns from it, with each environment's noise and moments."""
     trainer = trainer_of(log_every=ENVS)
@@ -143,6 +140,7 @@ def test_the_replay_is_written_in_place():
     assert memory.temp_size_in_bytes < replay / 10
 
 
+@pytest.mark.slow
 def test_where_the_loop_is_left_changes_nothing():
     one, other = trainer_of(log_every=ENVS), trainer_of(log_every=30 * ENVS, eval_every=30 * ENVS)
     for trainer in (one, other):
@@ -152,15 +150,14 @@ def test_where_the_loop_is_left_changes_nothing():
         np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize(
     ("agent", "settings"),
     [
         (AGENT, {}),
-        pytest.param(
-            "fasttd3", {"normalise_observations": False, "actions_per_update": 2}, marks=pytest.mark.slow
-        ),
-        pytest.param("fastsac", {"policy_delay": 2}, marks=pytest.mark.slow),
-        pytest.param("fastsac-era", {"head": "era-batch", "residual_entropy": "learned"}, marks=pytest.mark.slow),
+        ("fasttd3", {"normalise_observations": False, "actions_per_update": 2}),
+        ("fastsac", {"policy_delay": 2}),
+        ("fastsac-era", {"head": "era-batch", "residual_entropy": "learned"}),
     ],
 )
 def test_a_resumed_run_is_the_same_run_bit_for_bit(agent, settings, tmp_path):
@@ -176,6 +173,7 @@ def test_a_resumed_run_is_the_same_run_bit_for_bit(agent, settings, tmp_path):
     assert_same_run(whole, part)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_saved_and_goes_on_with_the_evaluation_that_was_due(tmp_path, monkeypatch):
     settings = {**TINY, "checkpoint_every": 30 * ENVS}
     whole, part = train(configure(AGENT, **settings, out=str(tmp_path / "whole"))), tmp_path / "part"
@@ -241,6 +239,7 @@ def test_seeds_in_lockstep_have_the_numbers_of_each_alone(tmp_path):
         assert metrics_of(path) == metrics_of(again)
 
 
+@pytest.mark.slow
 def test_a_quantity_that_is_not_finite_stops_the_run_and_is_kept(tmp_path):
     config = configure(AGENT, **TINY, out=str(tmp_path / "run")).resolved()
     trainer = build([config])

@@ -83,6 +83,7 @@ def test_observations_are_normalised_by_all_that_were_acted_on():
     np.testing.assert_array_equal(plain.observe().observation, plain._pool.observations)
 
 
+@pytest.mark.slow
 def test_steps_are_those_of_all_environments_and_updates_follow_them():
     settings = {
         "steps": 120,

@@ -493,6 +493,7 @@ def assert_descends(loss, before, after, which):
         assert moved == pytest.approx(-RATE * slope / (2 * size), rel=1e-5, abs=1e-10)
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_update_descends_the_loss_written_independently(kind):
     agent, update = compiled(kind)
@@ -537,6 +538,7 @@ def test_an_update_descends_the_loss_written_independently(kind):
     assert {name: float(value) for name, value in metrics.items()} == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("kind", ["plain", "eapo"])
 def test_an_update_is_its_steps_in_a_row_over_the_same_targets(kind):
     """Advantages, values and old log-probabilities stay those of the rollout through all epochs."""
@@ -640,6 +642,7 @@ def test_adam_is_that_of_the_reference_implementations():
 # --- transforms and state --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("kind", ["selective", "eapo"])
 def test_updates_of_many_seeds_are_those_of_each(kind):
     agent, update = compiled(kind, epochs=2, minibatch_size=16)
@@ -654,6 +657,7 @@ def test_updates_of_many_seeds_are_those_of_each(kind):
             np.testing.assert_allclose(one, other, rtol=1e-7, atol=1e-10)
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("kind", ["discrete", "eapo"])
 def test_a_fresh_state_in_single_precision_stays_so(kind):
     agent, _ = compiled(kind, optimiser=adam(1e-3), minibatch_size=16)
@@ -684,6 +688,7 @@ def test_eapo_weighs_nats_against_the_tasks_own_rewards():
     np.testing.assert_allclose(twice - none, 2 * (once - none), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_ratio_is_1_where_the_policy_is_the_same():
     """Also where tanh has rounded the action: the log-probability is that of the action as it is stored."""
     agent = PPO(Actor(2 * ACT), Critic(), lambda mean, _: TanhNormal(7 + 0 * mean, 2 + 0 * mean), adam(1e-3))
@@ -693,6 +698,7 @@ def test_a_ratio_is_1_where_the_policy_is_the_same():
     np.testing.assert_array_equal(agent.distribution(state.actor, observation).log_prob(action), log_prob)
 
 
+@pytest.mark.slow
 def test_eapo_learns_the_trajectory_entropy():
     """Under a fixed policy of entropy h without ends, V_H → h / (1 - γ_H), in nats."""
     agent = PPO(
@@ -771,6 +777,7 @@ def learn_to_balance(seed, iterations=25, steps=64, envs=8, **options):
     return np.mean(lengths[:40]), np.mean(lengths[-40:])
 
 
+@pytest.mark.slow
 def test_ppo_learns_to_balance():
     """Measured over the seeds 0 to 2: from between 16 and 26 at the start to between 177 and 194."""
     before, after = learn_to_balance(0)

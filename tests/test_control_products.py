@@ -47,6 +47,7 @@ def expected(x, kernel, grad):
     return x @ kernel, grad @ kernel.T, rows.T @ flat
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("name", SHAPES)
 def test_products_and_gradients_are_those_of_rounded_factors(name):
     arrays = factors(*SHAPES[name])
@@ -89,6 +90,7 @@ def test_double_precision_has_gradients_of_its_own_type():
     assert (out.dtype, *(x.dtype for x in gradients)) == (np.float32, np.float64, np.float64)
 
 
+@pytest.mark.slow
 def test_parameters_are_the_same_in_both_precisions():
     networks = [Critics(MLP((16, 16), precision=precision)) for precision in ("fp32", "bf16")]
     observation, action = factors((8, 5), 2)[::2]
@@ -124,6 +126,7 @@ def update_of(name):
     return agent.update, (agent.init(key, 3), Rollout(*columns, steps.next_observation), key)
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("name", AGENTS)
 def test_only_products_of_layers_are_rounded(name):
     update, arguments = update_of(name)
@@ -140,6 +143,7 @@ def test_only_products_of_layers_are_rounded(name):
     assert {value.dtype for value in metrics.values()} == {np.dtype(np.float32)}
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("size", [1.0, 1e3, 1e6])
 @pytest.mark.parametrize("name", ["sac-era", "sac-era-exact", "ppo-era", "ppo-era-exact", "discrete"])
 def test_the_floor_holds_whatever_the_network_says(name, size):

@@ -44,6 +44,7 @@ def expected(every, i, env, n_steps, discount):
     return reward, 0.0 if terminated else factor, following
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("n_steps", [1, 3, 5])
 @pytest.mark.parametrize("count", [1, 7, ROWS, 30])  # not full, full, and around it several times
 def test_a_transition_is_that_of_a_loop_over_the_steps(count, n_steps):

@@ -157,6 +157,7 @@ def assert_descends(loss, before, after):
         assert moved == pytest.approx(-RATE * slope / (2 * size), rel=1e-5)
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("entropy", ["auto", "fixed", "none"])
 def test_an_update_descends_each_loss_and_the_targets_follow(entropy):
     agent, update = compiled(entropy)
@@ -210,6 +211,7 @@ def test_an_update_descends_each_loss_and_the_targets_follow(entropy):
         assert (mixed != old).any()
 
 
+@pytest.mark.slow
 def test_many_updates_are_single_updates_in_a_row():
     agent, update = compiled("auto")
     state, batches, key = random_state(agent), random_batch(3, BATCH), jax.random.key(5)
@@ -237,6 +239,7 @@ def outputs(agent, actor, observation):
     return map(np.asarray, agent.actor.apply(actor.params, observation))
 
 
+@pytest.mark.slow
 def test_the_batch_head_trains_with_the_batch_and_acts_with_the_running_mean():
     agent = small_agent("none", "era-batch", "truncated", bounds=(-8.0, 0.0))
     state, key = random_state(agent), jax.random.key(7)
@@ -319,6 +322,7 @@ def test_an_update_moves_the_residual_against_the_error_of_the_acting_entropy(ra
     assert metrics["residual_entropy"] == pytest.approx(math.log1p(math.exp(raw + moved)), rel=1e-9)
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("distribution", ["truncated", "tanh"])
 @pytest.mark.parametrize("head", ["era", "era-batch"])
 def test_the_learned_residual_becomes_what_bounding_costs(head, distribution):
@@ -358,6 +362,7 @@ def test_a_residual_out_of_reach_stops_at_the_bound_and_is_reported():
     assert entropy[-1] < TARGET - 1
 
 
+@pytest.mark.slow
 def test_without_the_clamp_tanh_runs_away_and_the_exact_head_meets_the_same_target():
     """C.1.1: the entropy of the tanh policy falls as σ grows, so that δ̂ chases it, faster and faster."""
     agent, batch = learner("era", "tanh", rate=0.02, clamp=False), random_batch(BATCH)
@@ -515,6 +520,7 @@ RUNS = {
 }
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("name", RUNS)
 def test_a_resumed_run_is_the_same_run_bit_for_bit(name, tmp_path):
     config = configure(**TINY, **RUNS[name], eval_every=200, seed=5, out=str(tmp_path / "whole"))
@@ -574,6 +580,7 @@ def finish(path, cache):
     assert Run.open(path).latest().step == LENGTH
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_first(tmp_path, cache):
     stopped = tmp_path / "stopped"
     process = start(stopped, cache)
@@ -608,6 +615,7 @@ def test_a_kill_loses_little(tmp_path, cache):
     assert_same_run(whole, killed)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     sizes = {**TINY, "random_steps": 20, "steps": 200, "eval_every": 200}
     config = configure("sac", env="gym/Pendulum-v1", **sizes, learning_rate=1e30, out=str(tmp_path / "run"))
@@ -660,6 +668,7 @@ def test_an_evaluation_measures_the_policy_in_the_states_it_visits():
     assert evaluate(weights) == found  # the same episodes each time
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("count", [1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 476])
 def test_padding_does_not_leak(count):
     rng = np.random.default_rng(count)
@@ -688,6 +697,7 @@ LEARN = {
 }
 
 
+@pytest.mark.slow
 def test_sac_learns_to_swing_up(tmp_path):
     """Measured over the seeds 0 to 2: from between -1420 and -1079 at the start to between -220 and -125."""
     sizes = {**LEARN, "steps": 4000, "eval_every": 4000, "eval_episodes": 5}

@@ -27,6 +27,7 @@ def played(simulators, count, seed=0):
     return jax.device_get(jax.jit(partial(jax.lax.scan, step))(simulators.empty(ENVS), keys)[1])
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("ignored", [False, True])
 def test_episodes_end_and_begin(ignored):
     steps, after, before = played(Simulators(Point(), LIMIT, (0.1, 0.3), ignored), 100)
@@ -46,6 +47,7 @@ def test_episodes_end_and_begin(ignored):
     assert before.noise.max() < 0.3
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1e30])
 def test_a_simulation_that_diverges_is_cut_off(value):
     steps, _, _ = played(Simulators(Point(diverges=value), LIMIT, (0.0, 0.0)), 100)

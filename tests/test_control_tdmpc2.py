@@ -109,6 +109,7 @@ def test_mish_and_its_slope_are_those_of_the_definition():
     assert all(np.isfinite(part).all() for part in single)
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("shape", [(9,), (4, 9), (2, 3, 9)])
 def test_a_normed_mish_and_its_gradients_are_those_of_the_definition(shape):
     rng = np.random.default_rng(0)
@@ -367,6 +368,7 @@ def model_losses(agent, state, batch, model, target, next_z):
     return total, losses
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("kind", ["tdmpc2", "tdmpc2-era-exact"])
 def test_an_update_descends_the_losses_of_the_model(kind):
     agent, state, batch, new, metrics = moved(kind)
@@ -458,6 +460,7 @@ def test_a_sequence_of_actions_is_worth_what_the_model_says():
     np.testing.assert_allclose(found, expected + weight * np.mean(critics, axis=0), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_only_exploration_adds_noise_to_a_plan():
     agent, state, _, _, _ = moved("tdmpc2")
     observation, mean, key = np.ones(3), np.zeros((H, 2)), jax.random.key(0)
@@ -525,6 +528,7 @@ def test_networks_start_as_the_authors_do():
     assert (float(state.scale), float(state.actor.discount)) == (1.0, np.float32(0.99))
 
 
+@pytest.mark.slow
 def test_the_encoder_learns_at_a_share_of_the_rate():
     config = configure("tdmpc2", hidden=8, encoder_hidden=8, latent=8, learning_rate=1e-3, encoder_rate=0.3)
     agent = build_agent(config.resolved(), 2)
@@ -655,6 +659,7 @@ def test_an_environment_without_a_limit_needs_a_discount(tmp_path):
         del registry["Endless-v0"]
 
 
+@pytest.mark.slow
 def test_a_loaded_policy_is_the_prior(tmp_path, cache):
     sizes = {name: value for name, value in SMALL.items() if name not in ("hidden", "batch_size")}
     trainer = save_untrained(tmp_path, "tdmpc2-era-exact", step=7, env="gym/Reacher-v4", **sizes)
@@ -672,6 +677,7 @@ def test_a_loaded_policy_is_the_prior(tmp_path, cache):
     assert (np.array(actions[0]) != policy(observations)).any()
 
 
+@pytest.mark.slow
 def test_evaluations_plan(tmp_path, cache):
     sizes = {name: value for name, value in SMALL.items() if name not in ("hidden", "batch_size")}
     save_untrained(tmp_path, "tdmpc2", env="gym/Reacher-v4", **sizes)

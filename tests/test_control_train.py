@@ -268,10 +268,8 @@ RUNS = {
 }
 
 
-SLOW = ("obac", "tdmpc2", "tdmpc2, exact, bf16")  # minutes of compilation
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in RUNS])
+@pytest.mark.slow_but_first
+@pytest.mark.parametrize("name", RUNS)
 def test_a_resumed_run_is_the_same_run_bit_for_bit(name, tmp_path):
     whole = train(configure(**RUNS[name], seed=5, out=str(tmp_path / "whole")))
     first, *_, last = Run.open(whole).checkpoints()
@@ -350,6 +348,7 @@ def copied(finished, tmp_path):
     return Path(shutil.copytree(finished, tmp_path / "copy"))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_settings_is_refused(copied, tmp_path):
     """The same shapes, another environment seed: nothing but the settings could tell."""
     settings = {**OFF_POLICY, "steps": 200, "checkpoint_every": 100, "seed": 1}
@@ -386,14 +385,15 @@ ONE_SEQUENCE = {"samples": 1, "proposals": 1, "elites": 1}
 """Of several sequences in a plan, two that are worth nearly the same change places by rounding."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "more"),
     [
-        pytest.param("obac", {}, marks=pytest.mark.slow),
-        pytest.param("tdmpc2", ONE_SEQUENCE, marks=pytest.mark.slow),
+        ("obac", {}),
+        ("tdmpc2", ONE_SEQUENCE),
         ("sac, era-batch, learned residual", {}),
-        pytest.param("fasttd3, repeats", {}, marks=pytest.mark.slow),
-        pytest.param("ppo, discrete", {}, marks=pytest.mark.slow),
+        ("fasttd3, repeats", {}),
+        ("ppo, discrete", {}),
     ],
 )
 def test_seeds_in_lockstep_have_the_numbers_of_each_alone(name, more, tmp_path):
@@ -517,6 +517,7 @@ def fragile():
         del gymnasium.registry[f"Fragile-v{i}"]
 
 
+@pytest.mark.slow
 def test_a_simulator_that_breaks_is_named_and_nothing_is_lost(fragile, tmp_path):
     settings = {**OFF_POLICY, "steps": 200, "checkpoint_every": 60, "eval_every": 1000}
     with pytest.raises(SimulatorError, match=r"action 30 of episode 2: ArithmeticError: the bodies fly apart"):
@@ -527,6 +528,7 @@ def test_a_simulator_that_breaks_is_named_and_nothing_is_lost(fragile, tmp_path)
     assert Run.open(record.path).latest().step == 120
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("agent", ["sac", "ppo"])
 def test_an_observation_that_is_not_finite_is_named_before_anything_learns_from_it(agent, fragile, tmp_path):
     settings = {
@@ -576,7 +578,8 @@ def test_a_simulator_that_has_changed_is_not_continued_as_if_it_had_not(copied):
         resume(copied)
 
 
-@pytest.mark.parametrize("agent", ["sac", pytest.param("tdmpc2", marks=pytest.mark.slow), "ppo"])
+@pytest.mark.slow_but_first
+@pytest.mark.parametrize("agent", ["sac", "tdmpc2", "ppo"])
 def test_a_quantity_that_is_not_finite_stops_the_run_and_is_kept(agent, tmp_path):
     sizes = {"sac": OFF_POLICY, "tdmpc2": MODEL_BASED, "ppo": ON_POLICY}[agent]
     config = configure(
@@ -595,6 +598,7 @@ def test_a_quantity_that_is_not_finite_stops_the_run_and_is_kept(agent, tmp_path
     assert any(name.startswith("agent/actor/") for name in arrays)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_named_and_what_was_saved_serves(tmp_path, cache):
     """A limit on the size of files stands for the disk: metrics grow past it before the run ends."""
     settings = {"agent": "sac", "env": "gym/Pendulum-v1", **OFF_POLICY, "log_every": 1, "steps": 1000}
@@ -635,6 +639,7 @@ def test_ctrl_c_before_the_first_step_says_that_nothing_is_saved(tmp_path):
 # --- episodes that do not end ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_episode_of_an_evaluation_that_does_not_end_is_refused(tmp_path, monkeypatch):
     """CliffWalking ends at its goal only, to which no untrained policy walks."""
     monkeypatch.setattr(evaluator, "ENDLESS", 300)
@@ -672,6 +677,7 @@ class Slow(gymnasium.Env):
         return self.state, -float(self.state[0] ** 2), False, False, {}
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize(("at", "step"), [(10, 0), (70, 100), (160, 300)])
 def test_an_evaluation_that_is_interrupted_is_left_at_once_and_done_by_the_resume(at, step, tmp_path, monkeypatch):
     """Evaluations play 50 steps each, at the steps 0, 100, 200 and 300, which is the last."""
@@ -711,6 +717,7 @@ class Broken(Slow):
         return super().step(action)
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize(("at", "step"), [(70, 100), (160, 300)])
 def test_an_evaluation_that_is_due_and_always_fails_is_tried_once(at, step, tmp_path, monkeypatch):
     """It was interrupted at a step before the end, and at the last one."""
@@ -736,6 +743,7 @@ def test_an_evaluation_that_is_due_and_always_fails_is_tried_once(at, step, tmp_
     assert steps[np.isfinite(returns)].tolist() == list(range(0, step, 100))
 
 
+@pytest.mark.slow
 def test_a_seed_whose_evaluation_fails_does_not_lose_that_of_another(tmp_path):
     from entropyfloor.control.train import build
 

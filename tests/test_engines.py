@@ -102,6 +102,7 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_run_stops_with_the_process_that_started_it(home):
     """A kill leaves no run behind: the run saves, and the next process continues it."""
     run = plan(home, "runs")[0]

@@ -241,6 +241,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("number", range(len(RECIPES)))
 @pytest.mark.parametrize("how", [[], ["--dry-run"]])
 def test_a_recipe_that_is_none_is_said(number, how, home, capsys):
@@ -250,6 +251,7 @@ def test_a_recipe_that_is_none_is_said(number, how, home, capsys):
     assert "small.toml" in err
 
 
+@pytest.mark.slow
 def test_what_a_recipe_may_not_say_is_set_on_the_command_line(home, capsys):
     text = 'title = ""\nsource = ""\ndomain = "vision"\nsettings = {download = false}\narms = {one = {}}\n'
     (home / "small.toml").write_text(f"{text}[scales.cpu]\nseeds = [0]\n")
@@ -286,6 +288,7 @@ def refused(args, message, home, capsys):
 # --- what is carried out ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("where", ["..", "absolute"])
 def test_runs_of_a_recipe_that_is_elsewhere_are_here_all_the_same(where, home, capsys, monkeypatch):
     (home / "here").mkdir()
@@ -359,6 +362,7 @@ seeds = [0]
 """
 
 
+@pytest.mark.slow
 def test_what_a_script_has_started_in_the_background_can_be_stopped(home):
     """There SIGINT is ignored, and whatever it starts inherits that."""
     (home / "long.toml").write_text(LONG)
@@ -468,6 +472,7 @@ def test_a_recipe_is_carried_out_and_once_is_enough(home, capsys):
     assert "was begun with steps=60 (now 80)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_named_and_the_others_are_done(home, capsys):
     (home / "small.toml").write_text(SMALL.replace('head = "era-floor"', 'target_entropy = "99"'))
     assert main(["reproduce", "small.toml", "--workers", "1"]) == 3

@@ -192,6 +192,7 @@ print(line + "\\n", end="")  # in one piece: two processes write to one pipe
 """
 
 
+@pytest.mark.slow
 @installed("accelerate")
 def test_two_processes_of_accelerate(tmp_path):
     script = tmp_path / "train.py"
@@ -304,6 +305,7 @@ def test_other_backends_of_keras_are_refused(folder):
 # --- flax.nnx --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_nnx():
     names = example("flax.nnx")
     assert names["losses"][-1] < names["losses"][0] - 0.1

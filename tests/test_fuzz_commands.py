@@ -128,6 +128,7 @@ REFUSED = {
 KEPT = {"--env", "--dataset", "--data-dir", "--task", "--data", "--model", "--warm-start-steps", "--agent"}
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("tried", FEW_AND_MANY)
 def test_no_value_of_an_option_ends_in_a_traceback(name, tried, home):
@@ -264,6 +265,7 @@ def leading_out(draw):
     return tomli_w.dumps(tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tried", FEW_AND_MANY)
 def test_no_recipe_ends_in_a_traceback_or_leads_out(tried, home):
     @tried
@@ -385,6 +387,7 @@ def language(tmp_path):
 ROOMS = [control, ppo, *(pytest.param(room, marks=pytest.mark.slow) for room in (vision, language))]
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_checkpoint_that_a_trainer_cannot_use_is_named(room, tmp_path):
     """Whole, and of other content than this version writes."""

@@ -212,6 +212,7 @@ def test_reading(root, files):
     check_reading(root, files)
 
 
+@pytest.mark.slow
 @drawn
 @given(damage)
 def test_reports(root, capsys, files):

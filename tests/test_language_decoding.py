@@ -98,6 +98,7 @@ def test_greedy_tokens_are_those_of_transformers(kind, movable, monkeypatch):
         assert ended == (tokens[-1] in ENDS)
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.7, "top_p": 0.9}, {"temperature": 0.0}])
 def test_a_row_is_the_same_whatever_it_is_batched_with(model, settings, monkeypatch):
     prompts = PROMPTS * 6
@@ -211,6 +212,7 @@ def test_written_tokens_have_the_probabilities_of_the_model(model):
 # --- the two that write with it --------------------------------------------------------------------------
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_training_and_evaluation_write_the_same(tmp_path, temperature):
     engine = Transformers(str(tiny_language.save(tmp_path, scale=20.0)), template("none"), batch_size=3)

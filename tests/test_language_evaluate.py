@@ -183,6 +183,7 @@ class StoppedError(Exception):
     """In the middle of it."""
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, StoppedError])
 def test_what_was_stopped_goes_on(whole, home, tmp_path, monkeypatch, stop):
     out, text = whole

@@ -74,6 +74,7 @@ def greedy(run, tmp_path_factory):
     return sum(one.text == rf"\boxed{{{answer}}}" for one, (_, answer) in zip(said, PROBLEMS, strict=True))
 
 
+@pytest.mark.slow
 def test_values_and_intervals_are_those_of_the_counts(results, greedy):
     n, summary = len(PROBLEMS), results["summary"]
     assert [results[name] for name in ("step", "problems", "samples", "temperature")] == [1, n, SAMPLES, 2.0]
@@ -102,6 +103,7 @@ def test_the_responses_to_four_problems_can_be_read(results):
     assert [each.count("1") for each in earned] == results["correct"][:4]
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize(("last", "same"), [(PROBLEMS[-1], True), (("2+5", "100"), False)])
 def test_at_the_runs_own_temperature_every_response_is_the_likeliest(run, results, greedy, tmp_path, last, same):
     evaluate(run, samples=2, test_data=file_of(tmp_path / "held.jsonl", [last, *PROBLEMS[:-1]]))

@@ -131,6 +131,7 @@ def test_greedy_responses_are_those_of_whole_forward_passes(engine):
         assert response == (engine.decode(written), len(written), len(written) == GREEDY.max_tokens)
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN, Sampling(0.7, 0.8, 24)])
 def test_the_size_of_a_batch_changes_nothing(model, sampling):
     engines = [Transformers(model, template("question"), batch_size=size) for size in (1, 3, 7)]

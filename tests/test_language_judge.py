@@ -22,6 +22,7 @@ def written(path, *lines):
     return path
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize(
     ("words", "verdict"),
     [

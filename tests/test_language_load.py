@@ -69,6 +69,7 @@ def test_only_the_weights_of_the_policy_are_read(run, monkeypatch):
     assert all(name.startswith("model/") for name in read)
 
 
+@pytest.mark.slow
 def test_no_trainer_is_imported(run):
     code = f"""
 import sys, entropyfloor, entropyfloor.language

@@ -182,6 +182,7 @@ def cutting(write):
 WRITERS = ("PreTrainedTokenizerBase", "GenerationConfig", "PreTrainedConfig", "PreTrainedModel")
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_kill_while_a_model_is_written_leaves_a_run_that_goes_on(writer, run, tmp_path, monkeypatch):
     """As it begins, as it goes on and as it ends: what is there stays whole, and what is not is written again."""

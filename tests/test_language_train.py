@@ -209,6 +209,7 @@ def test_a_response_ends_wherever_its_model_ends(tmp_path):
 LEARN = {"warm_start_steps": 0, "steps": 30, "prompts": 8, "samples": 8, "learning_rate": 1e-2, "eval_every": 30}
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize(
     "settings",
     [
@@ -260,6 +261,7 @@ ARMS = [
 ]
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("settings", ARMS, ids=lambda settings: "-".join(settings) or "grpo")
 def test_micro_batches_change_nothing(settings, evens, tmp_path):
     weights = []
@@ -324,6 +326,7 @@ def test_thresholds_that_cross_are_refused_when_they_are_known(settings, evens, 
 # --- runs ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize(
     "settings",
     [
@@ -597,6 +600,7 @@ def sums(tmp_path):
     return {"task": "file", "data": str(data), "model": str(tmp_path / "short"), "warm_start_steps": 0}
 
 
+@pytest.mark.slow
 def test_a_run_outlives_its_data(sums, tmp_path):
     path = train(config(tmp_path, **sums, max_new_tokens=4, checkpoint_every=1, stop_token="="))
     found = lines(path)
@@ -685,6 +689,7 @@ def test_recipes_of_mathematics_ask_for_a_box_and_fit_into_their_models(name, tm
         Trainer(*complete(replace(planned_config, max_prompt=None)))
 
 
+@pytest.mark.slow
 def test_the_command_trains_goes_on_and_reports(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
@@ -763,6 +768,7 @@ def chats(tmp_path):
     return {**settings, "template": "chat", "prompt": "{question}\nBox it."}
 
 
+@pytest.mark.slow
 def test_a_chat_is_trained_as_it_is_evaluated(chats, tmp_path):
     trainer = tiny_language.trainer(tmp_path, **chats)
     engine = Transformers(chats["model"], template("chat"))
@@ -791,6 +797,7 @@ def test_a_chat_needs_a_template(sums, tmp_path):
         LanguageConfig(template="chat").resolved()
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize(
     ("kind", "reward", "way"),
     [("file", 0.0, r"\boxed{}"), ("file", 1.0, "too easy"), ("arithmetic", 0.0, "--warm-start-steps")],

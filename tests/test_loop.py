@@ -147,6 +147,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize(("does", "signals"), [("saves", 1), ("hangs", 2)])
 def test_processes_are_asked_to_save_and_a_second_time_to_stop_at_once(does, signals, tmp_path):
     (tmp_path / "seeds.py").write_text(SEEDS)

@@ -37,6 +37,7 @@ def test_what_a_linear_layer_and_a_relu_keep():
         assert saved_bytes(model, lambda: model(x)) == 4 * 7 * (10 + 20)  # both inputs; ReLU's output is one
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize(
     ("model", "parameters"),
     [("Qwen/Qwen2.5-Math-7B", PARAMETERS_7B), ("Qwen/Qwen2.5-Math-1.5B", PARAMETERS_1_5B)],
@@ -57,6 +58,7 @@ def test_keys_and_values_of_7b_are_those_of_its_config():
     assert needs(language(), on_cpu=False).moments["sampling"]["keys and values"] == layer * (28 + 1 + 7)
 
 
+@pytest.mark.slow
 def test_activations_grow_with_the_micro_batch_and_fall_by_checkpointing():
     def activations(**settings):
         return needs(language("Qwen/Qwen2.5-Math-1.5B", **settings), on_cpu=False).moments["update"]["activations"]

@@ -50,12 +50,14 @@ def both(name):
     return module, lambda *x: plain.apply(variables, *x), [jnp.asarray(x) for x in inputs]
 
 
+@pytest.mark.slow_but_first
 @NAMES
 def test_the_numbers_are_those_of_linen(name):
     module, plain, inputs = both(name)
     np.testing.assert_array_equal(module(*inputs), plain(*inputs))
 
 
+@pytest.mark.slow_but_first
 @NAMES
 def test_jit_and_vmap(name):
     module, plain, inputs = both(name)
@@ -66,6 +68,7 @@ def test_jit_and_vmap(name):
         np.testing.assert_allclose(by_row(module, *inputs), expected, rtol=1e-5)
 
 
+@pytest.mark.slow_but_first
 @NAMES
 def test_gradients_are_those_of_linen(name):
     module, plain, inputs = both(name)

@@ -69,6 +69,7 @@ def page(reported):
 # --- the file --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_page_of_long_curves_is_small(tmp_path):
     agents = [f"sac-{i}" for i in range(6)]
     path = write_report([runs(tmp_path / "runs", agents, 5, ENVS[:1], 1000)], tmp_path / "report")
@@ -84,6 +85,7 @@ def test_a_page_of_long_curves_is_small(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_page_of_many_agents_and_runs_says_what_the_files_beside_it_have(tmp_path):
     n, root = ROWS + 2, tmp_path / "runs"
     for i in range(n):
@@ -109,6 +111,7 @@ def test_a_page_of_many_agents_and_runs_says_what_the_files_beside_it_have(tmp_p
     assert markers == ids
 
 
+@pytest.mark.slow
 def test_a_page_loads_nothing_and_runs_one_script(reported, page):
     text = (reported / "index.html").read_text()
     assert "http:" not in text
@@ -123,6 +126,7 @@ def test_a_page_loads_nothing_and_runs_one_script(reported, page):
     assert not [name for name in names if name.startswith("on") or name in ("src", "srcset", "style")]
 
 
+@pytest.mark.slow
 def test_names_of_runs_are_shown_and_never_run(tmp_path):
     path = write_report([runs(tmp_path / "runs", (HOSTILE, "sac"), 1, (HOSTILE, "b"))], tmp_path / "report")
     page = Page(path)

@@ -144,6 +144,7 @@ def tdmpc2_runs(tmp_path, monkeypatch):
     return last
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_figure_over_tasks_is_drawn_from_the_runs_that_there_are(whole, tdmpc2_runs, capsys):
     if whole:
@@ -165,6 +166,7 @@ def test_a_figure_over_tasks_is_drawn_from_the_runs_that_there_are(whole, tdmpc2
     assert {"dmc-tasks.png", "tasks.csv", "task-scores.csv", "index.html"} <= names
 
 
+@pytest.mark.slow
 def test_a_figure_over_tasks_is_drawn_when_its_runs_have_ended(uncounted, tdmpc2_runs, monkeypatch, capsys):
     monkeypatch.setattr("entropyfloor.experiments.start.reproduce", lambda *_: None)
     assert main(["reproduce", "fig-1b", "--out", "x"]) == 0
@@ -194,6 +196,7 @@ def test_a_setting_applies_to_the_runs_that_have_it(uncounted, capsys):
     assert not any("replay-capacity" in line for line in commands if "ppo" in line)
 
 
+@pytest.mark.slow
 def test_all_recipes_that_fit_are_run_and_the_others_named(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     fits = Needs({"training": {"replay": 2**20}}, 0, checkpoint=1, result=1)
@@ -239,6 +242,7 @@ def test_all_recipes_that_fit_are_run_and_the_others_named(monkeypatch, tmp_path
     assert f"runs/{started[1]}/cpu" not in report  # it has no run
 
 
+@pytest.mark.slow
 def test_of_all_recipes_only_those_evaluate_whose_models_are_there_or_trained(uncounted, capsys):
     """No recipe trains here, so only the one that evaluates public models is left."""
     assert main(["reproduce", "all", "--scale", "paper", "--dry-run"]) == 0
@@ -304,6 +308,7 @@ def test_a_run_that_cannot_be_counted_says_why(tmp_path):
     assert "not counted" in reproduction._needs_of_one(scored[0])
 
 
+@pytest.mark.slow
 def test_needs_are_counted_in_another_process(tmp_path):
     planned = recipe.load("language/countdown").runs("cpu", tmp_path, arms=["grpo"], seeds=[0, 1])
     counted = reproduction.needs_of(planned)

@@ -72,6 +72,7 @@ def reported(tmp_path_factory):
     return root / "report", shown.getvalue().splitlines()
 
 
+@pytest.mark.slow
 def test_runs_in_files_have_the_statistics_of_rliable(reported):
     out, shown = reported
     assert shown[0] == "normalised returns on dmc, 4 tasks"
@@ -215,6 +216,7 @@ def test_most_pairs_of_agents_and_tasks_are_kept(tasks, envs, arms, tmp_path):
     assert ("obac" in aggregate.remarks[0]) == (len(aggregate.remarks) == 1)
 
 
+@pytest.mark.slow
 def test_agents_on_other_tasks_of_a_suite_are_an_aggregate_of_their_own(tmp_path):
     h1, hand = ([f"humanoid_bench/{robot}-{task}-v0" for task in ("run", "walk")] for robot in ("h1", "h1hand"))
     for agents, envs in ((("sac", "sac-era"), h1), (("fastsac", "fastsac-era"), hand)):
@@ -256,6 +258,7 @@ def test_a_task_without_a_scale_is_left_out(tmp_path):
 # --- files and figures -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_nothing_is_shown_and_nothing_is_left_where_there_is_nothing_over_tasks(tmp_path):
     out, runs = tmp_path / "report", tmp_path / "runs"
     on_tasks(runs / "both", "sac", SCORES[:2], TASKS[:2])
@@ -336,6 +339,7 @@ def test_in_a_crowd_there_are_no_bands(tmp_path):
         assert (len(axes.lines), len(axes.collections)) == (7, 0)
 
 
+@pytest.mark.slow
 def test_agents_that_are_not_drawn_on_the_first_task_are_in_the_table(tmp_path):
     for agent, tau in product(("sac", "sac-era"), range(MOST)):
         trained(tmp_path / "runs", agent, TASKS[0], 0, [0, 100 + tau], tau=tau)

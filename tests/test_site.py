@@ -137,6 +137,7 @@ def test_the_page_of_quantities_is_that_of_the_vocabulary():
     assert set(script.FIRST) <= set(QUANTITIES)
 
 
+@pytest.mark.slow
 def test_the_figures_of_the_idea_are_drawn(tmp_path):
     command = [sys.executable, "examples/idea.py", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

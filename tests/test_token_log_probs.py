@@ -201,6 +201,7 @@ def test_low_precision_is_as_good_as_its_own_rounding(dtype, name):
         torch.testing.assert_close(grad.double(), other, rtol=0, atol=atol)
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("height", [32, 96])
 @pytest.mark.parametrize("name", ["plain", "scale", "filter"])
 def test_products_of_bfloat16_have_no_rounding_error_of_their_own(height, name, monkeypatch):
@@ -479,6 +480,7 @@ def test_only_what_is_needed_is_computed(monkeypatch):
     assert not F.token_log_probs(hidden.detach(), weight.detach(), torch.tensor(TARGETS))[0].requires_grad
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("name", ["plain", "all"])
 def test_compiled(name):
     torch._dynamo.reset()
@@ -605,6 +607,7 @@ print("the same")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(triton_tokens.triton is None, reason="Triton is not installed")
 def test_the_kernels_say_the_same():
     done = subprocess.run(

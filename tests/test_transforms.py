@@ -54,6 +54,7 @@ def test_torch(name):
 
 # The whole graph is captured, forward and backward, and run by the ahead-of-time backend: generating C++ for it
 # would test the compiler and take minutes.
+@pytest.mark.slow_but_first
 @NAMES
 def test_torch_compile(name):
     torch._dynamo.reset()
@@ -77,6 +78,7 @@ def test_torch_compile_takes_targets_that_change():
             torch.testing.assert_close(compiled(raw, argument), function(raw, argument), **close)
 
 
+@pytest.mark.slow_but_first
 @NAMES
 def test_jax(name):
     def function(loc, raw):
@@ -112,6 +114,7 @@ TWICE = {
 }
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("name", TWICE)
 def test_inverses_have_second_derivatives(name):
     arrays = LOC[:1].astype(np.float64), RAW[:1].astype(np.float64)

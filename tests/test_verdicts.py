@@ -143,6 +143,7 @@ def test_seeds_and_temperatures_that_both_have_count(tmp_path):
     )
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -185,6 +186,7 @@ def test_evaluations_without_keys_are_paired_in_their_order(tmp_path):
     assert unnamed == table(tmp_path / "keys")[0]
 
 
+@pytest.mark.slow
 def test_changes_are_those_of_each_problem_since_training_began(tmp_path):
     first = np.arange(PROBLEMS) // 3
     for seed, more in ((0, 0), (1, 2)):

@@ -247,6 +247,7 @@ def test_export(name):
         assert_floored(exported(x))
 
 
+@pytest.mark.slow
 def test_compile():
     torch._dynamo.reset()
     model = attach_era(adversarial(), FLOOR)
@@ -255,12 +256,10 @@ def test_compile():
     assert_floored(compiled(images()))
 
 
-SCRIPTS = ["test_resnet", "test_vit", pytest.param("convnext_atto", marks=pytest.mark.slow)]
-
-
+@pytest.mark.slow_but_first
 @pytest.mark.filterwarnings("ignore:.torch.jit.*is deprecated", "ignore:.*:torch.jit.TracerWarning")
 @pytest.mark.parametrize("options", [{}, {"floor": "paper", "inverse": "paper"}, {"tau": 6.0}], ids=str)
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "convnext_atto"])
 @pytest.mark.parametrize("way", ["script", "trace"])
 def test_jit(way, name, options, tmp_path):
     """As far as the plain model: written to a file and read again, values and gradients the same."""
@@ -489,6 +488,7 @@ def run(script, torchvision=None, tmp_path=None):
     return done.stdout.strip() or done.stderr.strip()
 
 
+@pytest.mark.slow
 def test_torchvision_without_its_operators():
     script = """
 try:

@@ -99,6 +99,7 @@ def test_a_checkpoint_of_a_run_can_be_named(run):
     assert read_run(run).evaluation["step"] == 1
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize(
     "settings", [{}, {"temperature_floor": 0.2, "precision": "bf16", "ood": "digits"}], ids=len
 )
@@ -153,6 +154,7 @@ def test_the_example_runs(run, tmp_path, monkeypatch):
     assert names["probabilities"].shape == (1, 3)
 
 
+@pytest.mark.slow
 def test_neither_trainer_nor_accelerate_is_imported(run):
     code = f"""
 import sys

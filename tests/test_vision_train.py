@@ -91,6 +91,7 @@ def last(path):
 # --- learning --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_learns_and_the_floor_holds(tmp_path):
     path = train(VisionConfig(**{**SMALL, "epochs": 2}, out=str(tmp_path / "run")))
     found = last(path)
@@ -116,6 +117,7 @@ def test_what_smoothing_cannot_reach_is_said_once(floor, inverse, folder, tmp_pa
     run(folder, tmp_path / "again", min_entropy=0.19, label_smoothing=0.1)  # which is allowed, and says nothing
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw", "lamb"])
 def test_a_resumed_run_is_the_run_that_was_left_alone(optimiser, folder, tmp_path):
     settings = {
@@ -257,6 +259,7 @@ def test_how_a_batch_reaches_the_model(folder):
     assert trainer.model.conv1[0].weight.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
 def test_the_learning_rate_rises_and_falls(schedule, folder, tmp_path):
     path = run(folder, tmp_path, epochs=4, warmup_epochs=1, schedule=schedule, learning_rate=0.1)
@@ -344,6 +347,7 @@ def interrupted(folder, tmp_path, monkeypatch, signals, **settings):
     return tmp_path / "run", str(error.value)
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_run_after_the_epoch(folder, tmp_path, monkeypatch):
     settings = {"min_entropy": 0.2, "mixup": 0.2, "ema": 0.5, "optimiser": "adamw"}
     path, message = interrupted(folder, tmp_path, monkeypatch, 1, **settings)
@@ -394,6 +398,7 @@ def signalled(tmp_path, launcher, process, options):
     return subprocess.run(command, env=ON_CPUS, capture_output=True, text=True, timeout=400, check=False)
 
 
+@pytest.mark.slow
 def test_a_signal_that_ends_the_workers_too_is_no_failure(folder, tmp_path):
     options = {**TINY, "data_dir": folder, "out": tmp_path / "run", "epochs": 2, "workers": 1, "batch_size": 2}
     done = signalled(tmp_path, [], "0", options)
@@ -446,6 +451,7 @@ def test_weights_of_a_plain_model_start_a_floored_one(folder, tmp_path):
         assert torch.equal(tensor, again.model.state_dict()[name])
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize(
     "settings",
     [
@@ -849,6 +855,7 @@ def test_training_images_are_checked_once_and_a_long_check_is_shown(folder, tmp_
     assert last(path)["step"] == 2
 
 
+@pytest.mark.slow
 def test_an_image_that_another_process_could_not_read_is_named_as_well(folder, tmp_path):
     """In an interpreter of its own: loaders fork, of which JAX, if it is imported, warns."""
     home = shutil.copytree(folder, tmp_path / "images")
