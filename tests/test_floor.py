@@ -219,6 +219,14 @@ def test_array_targets_are_clamped_to_what_is_feasible(backend):
     assert backend.numpy(log_std)[1] == pytest.approx([0.0] * 4, abs=1e-5)
 
 
+def test_a_scalar_array_is_clamped_in_jax_even_if_it_is_numpys():
+    from conftest import BACKENDS
+
+    F, raw = BACKENDS["jax"].functional, np.ones((2, 4), np.float32)
+    for log_std in (F.era_gaussian(raw, np.array(1e3)), F.era_gaussian_batch(raw, np.array(1e3))[0]):
+        np.testing.assert_allclose(log_std, 0.0, atol=1e-5)
+
+
 def test_what_cannot_be_promised_is_refused(backend):
     F, x = backend.functional, backend.array(np.zeros((2, 3)), "float32")
     integers = backend.array(np.zeros((2, 3)), "int32")

@@ -349,7 +349,7 @@ def _gaussian_gap(
     raw: Array, target: float | Array, log_std_min: float, log_std_max: float, dim: int, clamp: bool
 ) -> Array | float:
     """K of Eq. 11, ≤ 0: the target minus the largest entropy."""
-    action_dim = raw.shape[dim]
-    targets.check_gaussian(_number(target), action_dim, log_std_min, log_std_max)
+    number, action_dim = _number(target), raw.shape[dim]
+    targets.check_gaussian(number, action_dim, log_std_min, log_std_max)
     gap = _array(target, raw, dim) - targets.gaussian_entropy_max(action_dim, log_std_max)
-    return gap.clip(max=0.0) if clamp and isinstance(gap, Array) else gap
+    return jnp.minimum(gap, 0.0) if clamp and number is None else gap  # a number was checked
