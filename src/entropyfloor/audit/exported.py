@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -47,14 +47,9 @@ def read(
     """
     if unknown := sorted(set(outputs) - {*NAMES, "other"}):
         raise ValueError(f"outputs={unknown[0]!r} must be one of {', '.join(NAMES)}, other")
-    if file.suffix == ".onnx":
-        forward, names, dim, said = _onnx(file)
-    elif file.suffix in (".pt", ".pth"):
-        forward, names, dim, said = _torchscript(file, trust)
-    else:
-        raise ValueError(f"{file} must end in .zip, .onnx, .pt or .pth")
-    places = _places(outputs, names)
-    kind: Any = distribution or said.get("distribution")
+    network = _open(file, trust)
+    places = _places(outputs, network.names)
+    kind: Any = distribution or network.metadata.get("distribution")
     if "logits" in places and kind is None:
         kind = "categorical"
     if kind is None:
@@ -62,54 +57,70 @@ def read(
     for name, given, counts in (("bounds", bounds, kind == "normal"), ("std", std, kind != "categorical")):
         if given is not None and not counts:
             raise ValueError(f"{name} says nothing about a {kind} policy: leave it out")
+    wanted = _wanted(file, kind, network, places, std)
+
+    def parameters(observations: np.ndarray) -> tuple[np.ndarray, ...]:
+        values = _chosen(file, network.forward(observations), {name: places[name] for name in wanted})
+        if any(value.ndim != 2 or len(value) != len(observations) for value in values):
+            shapes = ", ".join(str(list(value.shape)) for value in values)
+            raise ValueError(f"{file} gives {shapes} for {len(observations)} observations: [N, D] each is read")
+        if kind == "categorical":
+            return tuple(values)
+        loc, scale = values[0], values[1] if std is None else std
+        if "log_scale" in wanted:
+            scale = np.exp(scale)
+        if scale.shape[-1] not in (1, loc.shape[-1]):
+            raise ValueError(f"{file} has {loc.shape[-1]} actions, and std {scale.shape[-1]} numbers")
+        return loc, np.broadcast_to(scale, loc.shape)
+
+    low = high = None
+    if bounds is not None:
+        if not bounds[0] < bounds[1]:
+            raise ValueError(f"bounds={bounds[0]:g} {bounds[1]:g}: the first must be below the second")
+        low, high = (np.array([end]) for end in bounds)
+    floor, target = (_number(file, network.metadata.get(name)) for name in ("floor", "target_entropy"))
+    numbers = {} if target in (None, floor) else {"target_entropy": target}
+    return FilePolicy(
+        str(file), kind, parameters, network.observation_dim, low, high, floor=floor, numbers=numbers
+    )
+
+
+def _wanted(
+    file: Path, kind: str, network: Network, places: Mapping[str, int], std: np.ndarray | None
+) -> list[str]:
+    """Meanings of the outputs that the parameters of a distribution are read from."""
     if kind == "categorical":
         wanted = ["logits" if "logits" in places else "loc"]
     else:
         gaussian.check_distribution(kind)
-        wanted = ["loc", *(name for name in ("scale", "log_scale") if name in places and std is None)][:2]
-        if len(wanted) < 2 and std is None:
-            raise ValueError(
-                f"{file} gives no standard deviation: give --std, or --std-from a checkpoint of rsl_rl"
-            )
-    if wanted[0] not in places:
-        raise ValueError(
-            f"{file} gives {', '.join(names) or 'unnamed outputs'}: name them by --outputs, such as loc"
-        )
-
-    def parameters(observations: np.ndarray) -> tuple[np.ndarray, ...]:
-        found = forward(observations)
-        if max(places[name] for name in wanted) >= len(found):
-            raise ValueError(
-                f"{file} gives {len(found)} outputs, and {' and '.join(wanted)} are to be read: give --outputs, "
-                "or --std where only the mean is there"
-            )
-        values = [found[places[name]] for name in wanted]
-        if any(value.ndim != 2 or len(value) != len(observations) for value in values):
-            shapes = ", ".join(str(list(value.shape)) for value in values)
-            raise ValueError(f"{file} gives {shapes} for {len(observations)} observations: [N, D] each is read")
-        if "log_scale" in wanted:
-            values[1] = np.exp(values[1])
-        if kind != "categorical":
-            if std is not None:
-                values.append(std)
-            if values[1].shape[-1] not in (1, values[0].shape[-1]):
+        wanted = ["loc"]
+        if std is None:
+            wanted += [name for name in ("scale", "log_scale") if name in places][:1]
+            if len(wanted) < 2:
                 raise ValueError(
-                    f"{file} has {values[0].shape[-1]} actions, and std {values[1].shape[-1]} numbers"
+                    f"{file} gives no standard deviation: give --std, or --std-from a checkpoint of rsl_rl"
                 )
-            values[1] = np.broadcast_to(values[1], values[0].shape)
-        return tuple(values)
+    if wanted[0] not in places:
+        names = ", ".join(network.names) or "unnamed outputs"
+        raise ValueError(f"{file} gives {names}: name them by --outputs, such as loc")
+    return wanted
 
-    low = high = None
-    if kind == "normal" and bounds is not None:
-        if not bounds[0] < bounds[1]:
-            raise ValueError(f"bounds={bounds[0]:g} {bounds[1]:g}: the first must be below the second")
-        low, high = (np.array([end]) for end in bounds)
+
+def _chosen(file: Path, outputs: Sequence[np.ndarray], places: Mapping[str, int]) -> list[np.ndarray]:
+    """The outputs at these places."""
+    if max(places.values()) >= len(outputs):
+        raise ValueError(
+            f"{file} gives {len(outputs)} outputs, and {' and '.join(places)} are to be read: give --outputs, "
+            "or --std where only the mean is there"
+        )
+    return [outputs[place] for place in places.values()]
+
+
+def _number(file: Path, text: str | None) -> float | None:
     try:
-        floor, target = (float(said[name]) if name in said else None for name in ("floor", "target_entropy"))
+        return None if text is None else float(text)
     except ValueError as error:
         raise ValueError(f"{file} says a floor or a target that is no number: {error}") from None
-    numbers = {} if target in (None, floor) else {"target_entropy": target}
-    return FilePolicy(str(file), kind, parameters, dim, low, high, floor=floor, numbers=numbers)
 
 
 def std_of(given: Sequence[float], checkpoint: Path | None) -> np.ndarray | None:
@@ -156,11 +167,27 @@ def _places(outputs: Sequence[str], names: Sequence[str]) -> dict[str, int]:
     return found
 
 
-Read = tuple[Callable[[np.ndarray], list[np.ndarray]], Sequence[str], int | None, Mapping[str, str]]
-"""Function from observations to outputs, names of these, width of an observation, and what the file says."""
+class Network(NamedTuple):
+    """A network in a file."""
+
+    forward: Callable[[np.ndarray], list[np.ndarray]]
+    """From observations `[N, obs]` to outputs."""
+    names: Sequence[str]
+    """Names of the outputs."""
+    observation_dim: int | None
+    """None where the file does not say it."""
+    metadata: Mapping[str, str]
 
 
-def _onnx(file: Path) -> Read:
+def _open(file: Path, trust: bool) -> Network:
+    if file.suffix == ".onnx":
+        return _onnx(file)
+    if file.suffix in (".pt", ".pth"):
+        return _torchscript(file, trust)
+    raise ValueError(f"{file} must end in .zip, .onnx, .pt or .pth")
+
+
+def _onnx(file: Path) -> Network:
     require("onnx", "onnxruntime")
     import onnxruntime  # type: ignore[import-untyped]
 
@@ -186,11 +213,11 @@ def _onnx(file: Path) -> Read:
             raise ValueError(f"{file} does not take {list(observations.shape)}: {brief(error, 120)}") from None
         return [np.concatenate([*map(np.atleast_1d, columns)]) for columns in zip(*found, strict=True)]
 
-    said = dict(session.get_modelmeta().custom_metadata_map)
-    return forward, [output.name for output in session.get_outputs()], width, said
+    names = [output.name for output in session.get_outputs()]
+    return Network(forward, names, width, dict(session.get_modelmeta().custom_metadata_map))
 
 
-def _torchscript(file: Path, trust: bool) -> Read:
+def _torchscript(file: Path, trust: bool) -> Network:
     if not trust:
         raise ValueError(
             f"{file} is a TorchScript program, which may read and write files when it runs: give --trust if you "
@@ -213,4 +240,4 @@ def _torchscript(file: Path, trust: bool) -> Read:
             raise ValueError(f"{file} gives a {wrong[0]}: one tensor or several are read")
         return [value.double().numpy() for value in found]
 
-    return forward, ("loc", "scale"), None, {}
+    return Network(forward, ("loc", "scale"), None, {})
