@@ -134,6 +134,7 @@ def _target(data: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _of_sb3(data: Mapping[str, Any], weights: dict[str, Tensor], actions: str) -> Actor:
+    """The actor of SAC and TQC, whose weights begin with `actor.`, or of PPO and A2C."""
     entry = _entry(data, "policy_class")
     name = re.findall(r"<function (\w+)\.", str(entry.get("__init__", "")))
     module = str(entry.get("__module__", "unknown"))
@@ -146,29 +147,29 @@ def _of_sb3(data: Mapping[str, Any], weights: dict[str, Tensor], actions: str) -
     extractor = str(_entry(data, "policy_kwargs").get("features_extractor_class", "FlattenExtractor"))
     if "FlattenExtractor" not in extractor:
         raise ValueError(f"its features_extractor_class is {extractor}, which only its own module knows")
-    own = "actor." if any(key.startswith("actor.") for key in weights) else ""
+    is_sac = any(key.startswith("actor.") for key in weights)
     heads: tuple[str, ...]
-    if own:
-        ours = {key.removeprefix(own): value for key, value in weights.items() if key.startswith(own)}
+    if is_sac:
+        own = {key.removeprefix("actor."): value for key, value in weights.items() if key.startswith("actor.")}
         hidden, heads, default = "latent_pi", ("mu", "log_std"), "relu"
     else:
-        ours = {
+        own = {
             key: value for key, value in weights.items() if not key.startswith(("value_net.", "mlp_extractor.v"))
         }
         hidden, heads, default = "mlp_extractor.policy_net", ("action_net",), "tanh"
-    if any(f"{head}.weight" not in ours for head in heads):
+    if any(f"{head}.weight" not in own for head in heads):
         raise ValueError(f"{name[0] if name else 'its policy'} is deterministic, or has a network of another kind")
-    layers = _stack(ours, hidden)
+    layers = _stack(own, hidden)
     known = {f"{head}.{part}" for head in heads for part in ("weight", "bias")} | {"log_std"}
-    known |= {key for key in ours if key.startswith(f"{hidden}.")}
-    if rest := sorted(set(ours) - known):
+    known |= {key for key in own if key.startswith(f"{hidden}.")}
+    if rest := sorted(set(own) - known):
         raise ValueError(f"its network has {rest[0]}: only plain layers behind a vector of observations are read")
     activation = _activation(str(_entry(data, "policy_kwargs").get("activation_fn", default)))
-    ends = [(ours[f"{head}.weight"], ours[f"{head}.bias"]) for head in heads]
+    ends = [(own[f"{head}.weight"], own[f"{head}.bias"]) for head in heads]
     if module == OURS:
-        settings = {"distribution": "truncated" if own else "normal", **_entry(data, "policy_kwargs")}
+        settings = {"distribution": "truncated" if is_sac else "normal", **_entry(data, "policy_kwargs")}
         return _with_floor(settings, layers, ends, activation, actions)
-    kind, head = ("tanh", _squashed) if own else _of_ppo(actions, ours)
+    kind, head = ("tanh", _squashed) if is_sac else _of_ppo(actions, own)
     return kind, *_network(layers, ends, activation, head), _target(data)
 
 
@@ -197,8 +198,9 @@ def _of_sbx(data: Mapping[str, Any], actions: str) -> Actor:
             f"its actor is {kind or 'unknown'}: SquashedGaussianActor and Actor, and ours, without images are read"
         )
     policy = _unpickled(data, "policy").state
-    origin, own = policy["actor"].origin, kind.startswith("ERA")
-    if not origin.startswith("sbx.") if not own else origin != f"{OURS_IN_SBX}.{kind}":
+    origin, is_ours = policy["actor"].origin, kind.startswith("ERA")
+    known = origin == f"{OURS_IN_SBX}.{kind}" if is_ours else origin.startswith("sbx.")
+    if not known:
         raise ValueError(f"its actor is {origin}, whose network only that module knows")
     if data.get("use_sde"):
         raise ValueError("its exploration is state-dependent (use_sde), which is not read")
@@ -212,7 +214,7 @@ def _of_sbx(data: Mapping[str, Any], actions: str) -> Actor:
         raise ValueError(f"its network has {rest[0]}: only plain layers behind a vector of observations are read")
     dense = [parameters[name] for name in names]
     layers = [(_tensor(layer["kernel"]).T, _tensor(layer["bias"])) for layer in dense]
-    if own:
+    if is_ours:
         distribution, ends = ("truncated", 2) if kind == "ERAActor" else ("normal", 1)
         settings = {name: ast.literal_eval(attributes[name]) for name in SETTINGS if name in attributes}
         settings["distribution"] = distribution
