@@ -74,9 +74,7 @@ def area(avg: np.ndarray, solved: np.ndarray) -> np.ndarray:
     return (avg * added).sum(-1)
 
 
-def compare(
-    counts: np.ndarray, baseline: np.ndarray, temperatures: np.ndarray, n: int, *, seed: int = 0
-) -> Verdict:
+def compare(counts: np.ndarray, baseline: np.ndarray, temperatures: np.ndarray, n: int) -> Verdict:
     """Compare an arm with a baseline on the problems that did not choose the temperatures.
 
     Intervals are those of a paired hierarchical bootstrap: problems and seeds are resampled, the same for both
@@ -87,7 +85,6 @@ def compare(
         baseline: Those of the baseline.
         temperatures: `[temperatures]`.
         n: Number of responses to each problem.
-        seed: Seed of the resampling.
 
     Raises:
         ValueError: Shapes that differ.
@@ -114,7 +111,7 @@ def compare(
         return np.stack([each[:, 0] - each[:, 1] for each in (avg, solved, areas)], axis=-1)
 
     resampled = (judged, seeds) if len(seeds) > 1 else judged  # one seed: intervals over problems only
-    low, high = bootstrap_interval(resampled, differences, resamples=RESAMPLES, seed=seed)
+    low, high = bootstrap_interval(resampled, differences, resamples=RESAMPLES)
     (values,) = differences(judged[None], axis=1).tolist()
     each = (Difference(*map(float, bounds)) for bounds in zip(values, low, high, strict=True))
     return Verdict(float(temperatures[chosen]), float(temperatures[chosen_0]), *each)

@@ -1,4 +1,4 @@
-"""Statistics over seeds and tasks with their intervals, for 95 % by default."""
+"""Statistics over seeds and tasks with their 95 % intervals."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,7 +15,6 @@ from scipy.stats import trim_mean
 
 from entropyfloor.runs.statistics import interval_of_rows
 
-CONFIDENCE = 0.95
 RESAMPLES = 20_000
 """Number of bootstrap resamples: the bounds then vary by some hundredths of the interval's width."""
 
@@ -35,16 +34,15 @@ class Interval(NamedTuple):
     n: int
 
 
-def mean_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
+def mean_interval(values: ArrayLike) -> Interval:
     """Mean over seeds with Student's t interval.
 
-        mean ± t_{(1+c)/2, n-1} · s / √n,   s² = Σ (x - mean)² / (n-1)
+        mean ± t_{0.975, n-1} · s / √n,   s² = Σ (x - mean)² / (n-1)
 
     Exact for normally distributed seeds, and wide where there are few: t is 12.7 for n = 2, 2.8 for n = 5.
 
     Args:
         values: `[n, ...]`, seeds first.
-        confidence: Probability that the interval covers the mean.
 
     Returns:
         Arrays `[...]`; with n = 1 there is no interval, and the bounds are NaN.
@@ -57,7 +55,7 @@ def mean_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval
     if n == 1:
         nothing = np.full_like(mean, np.nan)
         return Interval(mean, nothing, nothing, n)
-    half = stdtrit(n - 1, (1 + confidence) / 2) * values.std(axis=0, ddof=1) / np.sqrt(n)
+    half = stdtrit(n - 1, 0.975) * values.std(axis=0, ddof=1) / np.sqrt(n)
     return Interval(mean, mean - half, mean + half, n)
 
 
@@ -124,68 +122,36 @@ def _means(tasks: Sequence[np.ndarray], drawn: Sequence[np.ndarray] | None) -> l
     return [np.tensordot(task, each, (0, 0)) / len(task) for task, each in zip(tasks, drawn, strict=True)]
 
 
-def stratified_interval(
-    tasks: Sequence[ArrayLike],
-    statistic: Statistic = iqm,
-    *,
-    confidence: float = CONFIDENCE,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Interval:
+def estimate(tasks: Sequence[ArrayLike], statistic: Statistic = iqm, *, resamples: int = RESAMPLES) -> Interval:
     """A statistic with the percentile interval of a stratified bootstrap, which resamples the seeds of each task.
 
-    With a handful of seeds in one task it covers less than `confidence`, as a resample is never more diverse than
-    the sample; `mean_interval` does not have this fault.
+    With a handful of seeds in one task it covers less than 95 %, as a resample is never more diverse than the
+    sample; `mean_interval` does not have this fault.
 
     Args:
         tasks: Scores of each task, `[seeds]`, or `[seeds, steps]` for a curve.
         statistic: One of `iqm`, `median`, `mean` and `optimality_gap`, or a function like them.
-        confidence: Share of the bootstrap distribution inside the interval.
         resamples: Number of bootstrap resamples.
-        seed: Seed of the resampling.
 
     Returns:
-        Arrays of the statistic's shape; n is the least number of seeds.
-
-    Raises:
-        ValueError: Fewer than three seeds in a task, no task, or a value that is not finite.
-    """
-    scores = [*map(_checked, tasks)]
-    if (n := min(map(len, scores), default=0)) < FEWEST:
-        raise ValueError(f"n={n} seeds are too few to bootstrap: at least {FEWEST} in each task are needed")
-    size = sum(each.size for each in scores)
-    low, high = _bounds(scores, statistic, size, confidence=confidence, resamples=resamples, seed=seed)
-    return Interval(np.asarray(statistic(*scores)), low, high, n)
-
-
-def estimate(
-    tasks: Sequence[ArrayLike], statistic: Statistic = iqm, *, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval:
-    """As `stratified_interval`, but with NaN for the bounds where a task has fewer than three seeds.
+        Arrays of the statistic's shape; n is the least number of seeds. If n < `FEWEST`, the bounds are NaN.
 
     Raises:
         ValueError: No task, a task without seeds, or a value that is not finite.
     """
     scores = [*map(_checked, tasks)]
-    if min(map(len, scores), default=0) not in range(1, FEWEST):
-        return stratified_interval(scores, statistic, resamples=resamples, seed=seed)
-    return _without_bounds(scores, statistic)
+    return _estimate(scores, statistic, resamples, sum(each.size for each in scores))
 
 
 def estimates(
-    arms: Sequence[Sequence[ArrayLike]],
-    statistic: Statistic = iqm,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    arms: Sequence[Sequence[ArrayLike]], statistic: Statistic = iqm, *, resamples: int = RESAMPLES
 ) -> list[Interval]:
     """`estimate` of several arms, in less time: those that have as many seeds in each task share resamples.
 
     Args:
         arms: Of each arm the scores of its tasks, `[seeds]` each.
-        statistic: As for `stratified_interval`.
+        statistic: As for `estimate`.
         resamples: Number of bootstrap resamples.
-        seed: Seed of the resampling.
 
     Returns:
         An interval for each arm, with the numbers that `estimate` gives.
@@ -202,33 +168,26 @@ def estimates(
         for start in range(0, len(members), TOGETHER):
             some = members[start : start + TOGETHER]
             scores = [np.stack(each, -1) for each in zip(*(checked[i] for i in some), strict=True)]
-            if (n := min(seeds, default=0)) < FEWEST:
-                whole = _without_bounds(scores, statistic) if n else estimate([])
-            else:
-                bounds = _bounds(scores, statistic, sum(seeds), resamples=resamples, seed=seed)
-                whole = Interval(np.asarray(statistic(*scores)), *bounds, n)
+            value, low, high, n = _estimate(scores, statistic, resamples, sum(seeds))
             for j, i in enumerate(some):
-                found[i] = Interval(whole.value[..., j], whole.low[..., j], whole.high[..., j], n)
+                found[i] = Interval(value[..., j], low[..., j], high[..., j], n)
     return [found[i] for i in range(len(arms))]
 
 
-def _bounds(
-    scores: Sequence[np.ndarray],
-    statistic: Statistic,
-    size: int,
-    *,
-    resamples: int,
-    seed: int,
-    confidence: float = CONFIDENCE,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds of a stratified bootstrap; `size` is that of `interval_of_rows`."""
+def _estimate(scores: Sequence[np.ndarray], statistic: Statistic, resamples: int, size: int) -> Interval:
+    """`estimate` of checked scores; `size` is that of `interval_of_rows`."""
+    if not scores:
+        raise ValueError("statistics over tasks need at least one task")
+    value, n = np.asarray(statistic(*scores)), min(map(len, scores))
+    if n < FEWEST:
+        nothing = np.full_like(value, np.nan)
+        return Interval(value, nothing, nothing, n)
 
     def of_rows(*rows: np.ndarray) -> np.ndarray:
         return statistic(*scores, drawn=[*map(_counts, rows)])
 
-    options: dict[str, Any] = {"resamples": resamples, "confidence": confidence, "seed": seed, "size": size}
-    low, high = interval_of_rows([*map(len, scores)], of_rows, **options)
-    return np.asarray(low), np.asarray(high)
+    low, high = interval_of_rows([*map(len, scores)], of_rows, resamples=resamples, size=size)
+    return Interval(value, np.asarray(low), np.asarray(high), n)
 
 
 def _counts(rows: np.ndarray) -> np.ndarray:
@@ -242,14 +201,8 @@ def _counts(rows: np.ndarray) -> np.ndarray:
     return np.bincount(places.ravel(), minlength=n * resamples).reshape(n, resamples).astype(np.float64)
 
 
-def _without_bounds(scores: Sequence[np.ndarray], statistic: Statistic) -> Interval:
-    value = np.asarray(statistic(*scores))
-    nothing = np.full_like(value, np.nan)
-    return Interval(value, nothing, nothing, min(map(len, scores)))
-
-
 def performance_profile(
-    tasks: Sequence[ArrayLike], thresholds: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
+    tasks: Sequence[ArrayLike], thresholds: ArrayLike, *, resamples: int = RESAMPLES
 ) -> Interval:
     """Share of the scores above each threshold, a mean over tasks.
 
@@ -257,7 +210,6 @@ def performance_profile(
         tasks: Scores of each task, `[seeds]`.
         thresholds: `[m]`.
         resamples: Number of bootstrap resamples.
-        seed: Seed of the resampling.
 
     Returns:
         Arrays `[m]`.
@@ -266,39 +218,32 @@ def performance_profile(
         ValueError: As `estimate`.
     """
     above = [np.greater.outer(_checked(task), np.asarray(thresholds)).astype(float) for task in tasks]
-    return estimate(above, mean, resamples=resamples, seed=seed)
-
-
-def probability_of_improvement(
-    tasks: Sequence[ArrayLike], others: Sequence[ArrayLike], *, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval:
-    """Probability that a run has a higher score than one of another method on the same task; ties count half.
-
-    Args:
-        tasks: Scores of each task, `[seeds]`.
-        others: Those of the other method, on the same tasks in the same order.
-        resamples: Number of bootstrap resamples.
-        seed: Seed of the resampling.
-
-    Raises:
-        ValueError: Different numbers of tasks, and as `estimate`.
-    """
-    return probabilities_of_improvement([tasks], others, resamples=resamples, seed=seed)[0]
+    return estimate(above, mean, resamples=resamples)
 
 
 def probabilities_of_improvement(
-    arms: Sequence[Sequence[ArrayLike]], others: Sequence[ArrayLike], *, resamples: int = RESAMPLES, seed: int = 0
+    arms: Sequence[Sequence[ArrayLike]], others: Sequence[ArrayLike], *, resamples: int = RESAMPLES
 ) -> list[Interval]:
-    """`probability_of_improvement` of several arms, in less time, as `estimates` are.
+    """Probability that a run of an arm has a higher score than one of another method on the same task.
+
+    Ties count half.
+
+    Args:
+        arms: Of each arm the scores of its tasks, `[seeds]` each.
+        others: Those of the other method, on the same tasks in the same order.
+        resamples: Number of bootstrap resamples.
+
+    Returns:
+        An interval for each arm.
 
     Raises:
-        ValueError: As `probability_of_improvement`.
+        ValueError: Different numbers of tasks, and as `estimate`.
     """
     for tasks in arms:
         if len(tasks) != len(others):
             raise ValueError(f"both methods need the same tasks, not {len(tasks)} and {len(others)}")
     pairs = [[*tasks, *others] for tasks in arms]
-    return estimates(pairs, _improvement, resamples=resamples, seed=seed)
+    return estimates(pairs, _improvement, resamples=resamples)
 
 
 def _improvement(*scores: np.ndarray, drawn: Sequence[np.ndarray] | None = None) -> np.ndarray:

@@ -57,10 +57,10 @@ def interval_of_rows(
     lengths: Sequence[int],
     statistic: Callable[..., Any],
     *,
-    resamples: int,
-    confidence: float,
-    seed: int,
     size: int,
+    resamples: int = RESAMPLES,
+    confidence: float = 0.95,
+    seed: int = 0,
 ) -> tuple[Any, Any]:
     """As `bootstrap_interval`, but the statistic is given the numbers of the rows that were drawn.
 
@@ -68,11 +68,11 @@ def interval_of_rows(
         lengths: Number of observations of each array.
         statistic: Called with arrays `[some, n]` of numbers of rows, one for each array; returns `[some]`, or
             `[..., some]` for several numbers.
+        size: Number of values in a resample, of which `CELLS` says how many resamples are made at a time. The
+            same lengths, size and seed draw the same rows.
         resamples: Number of bootstrap resamples.
         confidence: Share of the bootstrap distribution inside the interval.
         seed: Seed of the resampling.
-        size: Number of values in a resample, of which `CELLS` says how many resamples are made at a time. The
-            same lengths, size and seed draw the same rows.
 
     Returns:
         Lower and upper bound, floats or arrays `[...]`.
