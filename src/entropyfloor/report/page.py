@@ -263,7 +263,7 @@ def _page(
             over_tasks=over_tasks,
             sections=sections,
             left_out=left_out,
-            fronts_head=verdicts.HEAD,
+            fronts_head=["Agent", *verdicts.HEAD],
             runs=[run for section in sections for run in section["runs"]],
             all_runs=len(runs),
             tolerance=f"{TOLERANCE:g}",
