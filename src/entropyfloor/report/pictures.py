@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from entropyfloor.report.comparison import Comparison
 from entropyfloor.report.domains import Domain
 from entropyfloor.report.figures import FIGURES, scores
-from entropyfloor.report.figures.layout import label_with_n
+from entropyfloor.report.figures.layout import key, label_with_n
 from entropyfloor.report.figures.multiples import multiples_figure
-from entropyfloor.report.figures.plots import CLASSES, FEW, PIXELS, Key, Plot, Shape, keys, marker_path, plots
+from entropyfloor.report.figures.plots import FEW, Key, Plot, Shape, keys, plots, swatch
 from entropyfloor.report.figures.series import series_of
 from entropyfloor.report.figures.style import Look, png, svg
 from entropyfloor.report.formats import spreadsheet_safe
@@ -195,17 +195,9 @@ def arms(comparisons: Iterable[Comparison], look: dict[str, Look]) -> list[Arm]:
 def legend(labels: Mapping[str, str], look: dict[str, Look]) -> list[Arm]:
     """The legend of some labels of `look`, each with its text."""
     return [
-        Arm(number, labels[label], _swatch(each))
+        Arm(number, labels[label], swatch(key(label, each)))
         for number, (label, each) in enumerate(look.items())
         if label in labels
-    ]
-
-
-def _swatch(look: Look) -> list[Shape]:
-    colour = CLASSES[look.colour.lower()]
-    return [
-        Shape("line", colour, None, "M1,6H27", 2 * PIXELS),
-        Shape("marker", colour, None, marker_path(look.marker, 5), x=14, y=6),
     ]
 
 

@@ -93,17 +93,22 @@ def draw_means(axes: Axes, curves: dict[str, Curve], look: dict[str, Look]) -> N
         show(axes, label, artists, curve.steps, mean)
 
 
+def draw_line(axes: Axes, x: np.ndarray, y: Interval, look: Look, *, crowd: bool, band: bool) -> list[Artist]:
+    """Draw a line, thinner in a crowd, and the band of its interval."""
+    points: dict[str, Any] = {"marker": look.marker, "ms": 3.5, "markevery": max(1, len(x) // 15)}
+    artists: list[Artist] = []
+    artists += axes.plot(x, y.value, color=look.colour, lw=1.6 if crowd else 2.2, zorder=4, **points)
+    if band:
+        artists.append(axes.fill_between(x, y.low, y.high, color=look.colour, alpha=0.16, lw=0, zorder=2))
+    return artists
+
+
 def _draw_mean(axes: Axes, curve: Curve, mean: Interval, look: Look, crowd: bool) -> list[Artist]:
     """Draw mean and interval; single seeds where there are two, or where one went further than the rest."""
-    points: dict[str, Any] = {"marker": look.marker, "ms": 3.5, "markevery": max(1, len(curve.steps) // 15)}
-    artists: list[Artist] = []
-    artists += axes.plot(curve.steps, mean.value, color=look.colour, lw=1.6 if crowd else 2.2, zorder=4, **points)
+    artists = draw_line(axes, curve.steps, mean, look, crowd=crowd, band=mean.n > 2 and not crowd)
     single = [*curve.tails]
     if mean.n == 2 and not crowd:  # an interval of two is thirteen times as wide as they are apart, and says less
         single += [(curve.steps, values) for values in curve.values]
-    elif mean.n > 2 and not crowd:
-        band: dict[str, Any] = {"color": look.colour, "alpha": 0.16, "lw": 0, "zorder": 2}
-        artists.append(axes.fill_between(curve.steps, mean.low, mean.high, **band))
     for steps, values in single:
         artists += axes.plot(steps, values, color=look.colour, lw=0.8, alpha=0.6, zorder=3)
     return artists

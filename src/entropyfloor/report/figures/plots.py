@@ -135,7 +135,7 @@ def keys(figure: Figure, arms: Iterable[str]) -> list[Key]:
         for handle, text in zip(legend.legend_handles, legend.get_texts(), strict=True):
             label = " ".join(text.get_text().split())
             if handle is not None and "".join(_SEEDS.sub("", label).split()) not in known:
-                found.append(Key(label, _swatch(handle)))
+                found.append(Key(label, swatch(handle)))
     return found
 
 
@@ -300,7 +300,7 @@ def _outline(path: Path, size: float) -> str:
     )
 
 
-def _swatch(handle: Artist) -> list[Shape]:
+def swatch(handle: Artist) -> list[Shape]:
     """How an entry of a legend looks, in a box of 28 × 12 pixels."""
     if not isinstance(handle, Line2D):
         colour, opacity = _colour(handle.get_facecolor() if isinstance(handle, Patch) else INK)

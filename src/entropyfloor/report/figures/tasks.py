@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from entropyfloor.report.domains import DOMAINS
-from entropyfloor.report.figures.curves import CROWD, label_steps
+from entropyfloor.report.figures.curves import CROWD, draw_line, label_steps
 from entropyfloor.report.figures.layout import Panel, Scene, arrange, key
 from entropyfloor.report.figures.series import show
 from entropyfloor.report.figures.style import Look, short
@@ -89,12 +88,8 @@ def _drawn(aggregate: Aggregate, look: dict[str, Look]) -> list[tuple[Arm, Look]
 
 def _draw(axes: Axes, arm: Arm, x: np.ndarray, y: Interval, look: Look, statistic: str, *, crowd: bool) -> None:
     """Draw estimates, and a band between their bounds if there are some and there is room."""
-    points: dict[str, Any] = {"marker": look.marker, "ms": 3.5, "markevery": max(1, len(x) // 15)}
-    artists: list[Artist] = [
-        *axes.plot(x, y.value, color=look.colour, lw=1.6 if crowd else 2.2, zorder=4, **points)
-    ]
-    if np.isfinite(y.low).all() and not crowd:
-        artists.append(axes.fill_between(x, y.low, y.high, color=look.colour, alpha=0.16, lw=0, zorder=2))
+    band = bool(np.isfinite(y.low).all()) and not crowd
+    artists = draw_line(axes, x, y, look, crowd=crowd, band=band)
     show(axes, arm.groups[0].label, artists, x, y, statistic)
 
 
