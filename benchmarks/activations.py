@@ -24,9 +24,10 @@ import torch
 
 import entropyfloor.jax.functional
 import entropyfloor.torch.functional
-from entropyfloor.runs import machine
 from entropyfloor.runs.statistics import bootstrap_interval
+from pairs import header
 
+MIN_ENTROPY, TAU = 0.6, 4.0
 Step = Callable[[], None]
 
 
@@ -81,12 +82,12 @@ def plain_log_std(xp: ModuleType) -> Callable:
     return lambda raw: -8 + 4 * (xp.tanh(raw) + 1)
 
 
-def approximate_era(xp: ModuleType, softmax: Callable, min_entropy: float = 0.6, tau: float = 4.0) -> Callable:
+def approximate_era(xp: ModuleType, softmax: Callable) -> Callable:
     """Eq. 15 as printed, with the paper's approximate inverse, differentiated automatically."""
 
     def activation(logits: Any) -> Any:
-        n, top = logits.shape[-1], math.log(tau) / tau
-        kappa = top + (math.exp(min_entropy - 1) - n * top) / (n - 1) * (1 - softmax(logits, -1))
+        n, top = logits.shape[-1], math.log(TAU) / TAU
+        kappa = top + (math.exp(MIN_ENTROPY - 1) - n * top) / (n - 1) * (1 - softmax(logits, -1))
         log_kappa = xp.log(xp.clip(kappa, 0, None))
         return -0.25 - xp.sqrt(2 * (-1 - log_kappa)) + 0.75 * log_kappa
 
@@ -129,7 +130,7 @@ def rows(library: type[Torch] | type[Jax]) -> Iterator[tuple[str, Callable, str,
         yield "era_gaussian", gaussian, "tanh-bounded", plain, shape
         yield "era_truncated_normal", exact, "tanh-bounded", plain, shape
     for shape in ((128, 10), (1024, 1000)):
-        softmax = partial(functions.era_softmax, min_entropy=0.6)
+        softmax = partial(functions.era_softmax, min_entropy=MIN_ENTROPY, tau=TAU)
         yield "era_softmax", softmax, "log-softmax", lambda logits: log_softmax(logits, -1), shape
         yield "era_softmax", softmax, "approximate", approximate_era(library.xp, library.softmax), shape
 
@@ -140,9 +141,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=400, help="a quarter of them for the largest shape")
     total = parser.parse_args().rounds
     torch.set_num_threads(1)
-    found = machine.describe()
-    versions = f"torch {found['versions']['torch']}, jax {found['versions']['jax']}"
-    print(f"{found['hardware']['cpu']}, one thread, float32, {found['started']}, {versions}")
+    print(f"{header('torch', 'jax')}, float32")
     print(f"{'':<9}{'ours':<22}{'shape':<14}{'beside':<15}{'µs':>9}{'ratio':>8}   95 % interval")
     rng = np.random.default_rng(0)
     for library in (Torch, Compiled, Jax):

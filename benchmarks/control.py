@@ -41,9 +41,8 @@ from entropyfloor.control.config import configure
 from entropyfloor.control.envs import make
 from entropyfloor.control.replay import Replay, Transition
 from entropyfloor.control.train import build
-from entropyfloor.runs import machine
 from entropyfloor.torch.nn import ERATruncatedNormal
-from pairs import Side, compare
+from pairs import Side, compare, header
 
 TASK = "gym/HalfCheetah-v4"
 HUMANOID, WALKER, CHEETAH = (67, 21), (24, 6), (17, 6)
@@ -326,9 +325,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found = machine.describe()
-    versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("jax", "flax", "torch", "mujoco"))
-    print(f"{found['hardware']['cpu']}, one thread, {found['started']}, {versions},")
+    print(header("jax", "flax", "torch", "mujoco"))
     print(f"stable-baselines3 {sb3.__version__}, sbx {sbx.__version__}")
     for part in args.parts:
         PARTS[part](args.rounds, args.steps)

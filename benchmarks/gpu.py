@@ -141,12 +141,7 @@ def describe(scale: str, minutes: float, commit: str | None) -> dict[str, Any]:
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
-    return header | {
-        "commit": commit or header["commit"],
-        "driver": driver,
-        "scale": scale,
-        "minutes": minutes,
-    }
+    return header | {"commit": commit or header["commit"], "driver": driver, "scale": scale, "minutes": minutes}
 
 
 # --- a part, in its own process -----------------------------------------------------------------------------

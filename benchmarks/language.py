@@ -35,7 +35,6 @@ from entropyfloor.language.prepare import build_model, complete
 from entropyfloor.language.sampling.decoding import decode
 from entropyfloor.language.sampling.rollout import Responses
 from entropyfloor.language.update import Hyperparameters, head_arguments
-from entropyfloor.runs import machine
 from entropyfloor.runs.settings import Precision
 from entropyfloor.torch import functional as F
 
@@ -47,7 +46,7 @@ from transformers import (  # after our package, see torchvision_shim
     LlamaForCausalLM,
 )
 
-from pairs import Side, compare
+from pairs import Side, compare, header
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
@@ -176,9 +175,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found = machine.describe()
-    versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("torch", "transformers"))
-    print(f"{found['hardware']['cpu']}, one thread, {found['started']}, {versions}", flush=True)
+    print(header("torch", "transformers"), flush=True)
     for name in args.models:
         torch.manual_seed(0)
         setup = MODELS[name]()

@@ -28,8 +28,7 @@ from entropyfloor.control.envs import make
 from entropyfloor.control.simulators import Simulators
 from entropyfloor.control.threads import limit_threads
 from entropyfloor.control.train import build
-from entropyfloor.runs import machine
-from pairs import Side, compare, measure
+from pairs import Side, compare, header, measure
 
 UPDATES = 2  # in a turn
 LOOP: dict[str, Any] = {
@@ -219,9 +218,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     args = parser.parse_args()
     limit_threads(1)
-    found = machine.describe()
-    versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("jax", "flax", "mujoco"))
-    print(f"{found['hardware']['cpu']}, one thread, {found['started']}, {versions}")
+    print(header("jax", "flax", "mujoco"))
     if "updates" in args.parts:
         updates(args.rounds)
     if "loops" in args.parts:

@@ -16,8 +16,7 @@ from entropyfloor.control.agents.build import build_agent
 from entropyfloor.control.config import configure
 from entropyfloor.control.replay import Sequence
 from entropyfloor.control.threads import keep_memory, limit_threads
-from entropyfloor.runs import machine
-from pairs import Side, compare
+from pairs import Side, compare, header
 
 SIZES = (24, 6, 500)
 """Widths of observation and action, and actions of an episode: walker-walk."""
@@ -67,9 +66,7 @@ def main() -> None:
     args = parser.parse_args()
     limit_threads(1)
     keep_memory()
-    found = machine.describe()
-    versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("jax", "flax"))
-    print(f"{found['hardware']['cpu']}, one thread, {found['started']}, {versions}")
+    print(header("jax", "flax"))
     arms = {name: sides(*arm) for name, arm in ARMS.items()}
     for unit in ("plans", "updates"):
         title = f"{unit}: observation {SIZES[0]}, action {SIZES[1]}, 1M parameters"

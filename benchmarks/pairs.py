@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from entropyfloor.runs import machine
 from entropyfloor.runs.statistics import bootstrap_interval
 
 Pairs = list[tuple[str, str]]
@@ -17,6 +18,13 @@ class Side(NamedTuple):
     turn: Callable[[], object]
     count: int
     """How much a turn does: updates, or environment steps."""
+
+
+def header(*packages: str) -> str:
+    """The machine, the time, and versions of packages: the first line that a benchmark prints."""
+    found = machine.describe()
+    versions = (f"{name} {found['versions'].get(name, 'missing')}" for name in packages)
+    return ", ".join([found["hardware"]["cpu"], "one thread", found["started"], *versions])
 
 
 def measure(

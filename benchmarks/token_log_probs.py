@@ -38,6 +38,7 @@ from entropyfloor.torch import tokens
 from pairs import median
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 Head = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """From hidden states, weight, targets, scale, and where to filter, to log-probs and entropies."""
 
@@ -142,6 +143,18 @@ class Memory:
         return (torch.cuda.max_memory_allocated() if DEVICE == "cuda" else self._status("VmHWM")) - self.before
 
 
+def inputs(
+    count: int, hidden: int, vocabulary: int, *, dtype: torch.dtype = torch.bfloat16, frozen: bool = False
+) -> Inputs:
+    """Hidden states, weight, targets, scales, and rows to filter."""
+    h = torch.randn(count, hidden, device=DEVICE).to(dtype).requires_grad_()
+    # Written in place: what a conversion frees would be held by nobody, and hide what a call needs.
+    w = torch.empty(vocabulary, hidden, device=DEVICE, dtype=dtype).normal_(std=3 / hidden**0.5)
+    y = torch.randint(vocabulary, (count,), device=DEVICE)
+    scale = torch.tensor([1.0, 2.0, 1.0, 0.5], device=DEVICE).repeat(count // 4 + 1)[:count]
+    return h, w.requires_grad_(not frozen), y, scale, scale != 1
+
+
 def problem(*, name: str) -> str | None:
     """Why a side cannot run here."""
     try:
@@ -163,25 +176,17 @@ def serve(args: argparse.Namespace) -> None:
     torch.set_float32_matmul_precision(args.precision)
     if args.serve.startswith("trl"):
         torchvision_shim.ensure()  # transformers imports it where it is installed
-    head, dtype = HEADS[args.serve], getattr(torch, args.dtype[0])
+    head, options = HEADS[args.serve], {"dtype": getattr(torch, args.dtype[0]), "frozen": args.frozen}
 
-    def inputs(count: int, hidden: int, vocabulary: int) -> list[Tensor]:
-        h = torch.randn(count, hidden, device=DEVICE).to(dtype).requires_grad_()
-        # Written in place: what a conversion frees would be held by nobody, and hide what a call needs.
-        w = torch.empty(vocabulary, hidden, device=DEVICE, dtype=dtype).normal_(std=3 / hidden**0.5)
-        y = torch.randint(vocabulary, (count,), device=DEVICE)
-        scale = torch.tensor([1.0, 2.0, 1.0, 0.5], device=DEVICE).repeat(count // 4 + 1)[:count]
-        return [h, w.requires_grad_(not args.frozen), y, scale, scale != 1]
-
-    def call(some: list[Tensor]) -> None:
+    def call(some: Inputs) -> None:
         log_probs, _ = head(*some)
         advantages = torch.linspace(-1, 1, len(log_probs), device=DEVICE)
         torch.autograd.grad((log_probs * advantages).sum(), [x for x in some[:2] if x.requires_grad])
         if DEVICE == "cuda":
             torch.cuda.synchronize()
 
-    call(inputs(8, 16, 64))  # loads code
-    real = inputs(args.tokens, args.hidden, args.vocabulary)
+    call(inputs(8, 16, 64, **options))  # loads code
+    real = inputs(args.tokens, args.hidden, args.vocabulary, **options)
     memory = Memory()
     call(real)
     print(json.dumps(memory.peak()), flush=True)

@@ -22,8 +22,7 @@ from pathlib import Path
 import torch
 
 from entropyfloor.integrations.trl import ERAGRPOConfig, ERAGRPOTrainer
-from entropyfloor.runs import machine
-from pairs import Side, compare
+from pairs import Side, compare, header
 
 from datasets import Dataset  # isort: skip
 from tokenizers import Tokenizer, models  # isort: skip
@@ -55,8 +54,7 @@ MODELS = {
 
 def words(size: int) -> PreTrainedTokenizerFast:
     """A tokenizer whose tokens are numbers."""
-    vocabulary = {str(i): i for i in range(size)}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="0"))
+    inner = Tokenizer(models.WordLevel({str(i): i for i in range(size)}, unk_token="0"))
     return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="0", pad_token="0")
 
 
@@ -113,9 +111,7 @@ def main() -> None:
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    found = machine.describe()
-    versions = ", ".join(f"{name} {found['versions'].get(name, '')}" for name in ("torch", "transformers", "trl"))
-    print(f"{found['hardware']['cpu']}, one thread, {found['started']}, {versions}", flush=True)
+    print(header("torch", "transformers", "trl"), flush=True)
     sides = {
         "grpo": (GRPOTrainer, GRPOConfig),
         "again": (GRPOTrainer, GRPOConfig),

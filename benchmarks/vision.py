@@ -27,14 +27,13 @@ import torch
 from torch import Tensor, nn
 
 import entropyfloor.vision
-from entropyfloor.runs import machine
 from entropyfloor.runs.settings import Precision
 from entropyfloor.torch.nn import ERALinear
 
 # isort: split
 import timm  # after our package, which makes torchvision importable
 
-from pairs import Side, compare, measure, median
+from pairs import Side, compare, header, measure, median
 
 BATCH = 128
 HEADS = ((BATCH, 512, 10), (1024, 512, 1000), (256, 512, 21_843))
@@ -130,9 +129,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found = machine.describe()
-    versions = f"torch {found['versions']['torch']}, timm {timm.__version__}"
-    print(f"{found['hardware']['cpu']}, one thread, {found['started']}, {versions}")
+    print(header("torch", "timm"))
     for part in args.parts:
         PARTS[part](args.rounds)
 

@@ -19,17 +19,8 @@ def run(*args, limit=500):
 
 @pytest.mark.slow
 def test_the_demo_trains_reports_and_does_nothing_twice(tmp_path):
-    small = [
-        "examples/demo.py",
-        "--env",
-        "gym/Reacher-v4",
-        "--steps",
-        "60",
-        "--seeds",
-        "1",
-        "--out",
-        str(tmp_path),
-    ]
+    options = f"--env gym/Reacher-v4 --steps 60 --seeds 1 --out {tmp_path}"
+    small = ["examples/demo.py", *options.split()]
     first = run(*small)
     assert first.returncode == 0, first.stdout + first.stderr
     page = tmp_path / "report" / "index.html"
@@ -78,71 +69,34 @@ def test_returns_are_drawn_beside_published_ones(tmp_path):
     assert run("examples/published.py", "--runs", str(tmp_path / "none")).returncode == 1
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)  # inductor compiles ResNet-18 three times
-@pytest.mark.parametrize(
-    ("part", "line"),
-    [
-        ("head", "time of calibrated / time of plain"),
-        ("step", "time of paper / time of plain"),
-        ("precision", "time of fp32, last / time of bf16, last"),
-    ],
-)
-def test_the_benchmark_of_classifiers_runs(part, line):
-    done = run("benchmarks/vision.py", "--parts", part, "--rounds", "1", limit=1100)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count(line) >= 2
-    assert done.stdout.count("added to a step of") == (6 if part == "head" else 0)
+BENCHMARKS = {
+    "activations.py --rounds 4": {"95 % interval": 1},
+    "vision.py --parts head --rounds 1": {"time of calibrated / time of plain": 6, "added to a step of": 6},
+    "vision.py --parts step --rounds 1": {"time of paper / time of plain": 2, "added to a step of": 0},
+    "vision.py --parts precision --rounds 1": {"time of fp32, last / time of bf16, last": 3},
+    "language.py --models tiny --rounds 1": {
+        "time of generate bf16 / time of ours bf16": 1,
+        "time of fp32 / time of bf16": 1,
+    },
+    "control.py --parts updates --rounds 2 --steps 64": {"time of ppo-era / time of plain head": 1},
+    "control.py --parts loops --rounds 2 --steps 64": {"simulator alone": 2},
+    "control.py --parts share --rounds 2 --steps 64": {"time of sac-era-exact / time of plain head": 1},
+    "massively_parallel.py --parts updates --rounds 1": {"time of fastsac-era / time of plain head": 2},
+    "massively_parallel.py --parts loops --rounds 1 --envs 2": {"simulation": 1},
+    "model_based.py --rounds 1": {"time of tdmpc2 fp32 / time of tdmpc2": 2},
+}
+"""What each prints, and how often."""
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_language_models_runs():
-    done = run("benchmarks/language.py", "--models", "tiny", "--rounds", "1")
+@pytest.mark.timeout(1200)  # most of it is compiling
+@pytest.mark.parametrize("command", BENCHMARKS)
+def test_a_benchmark_runs(command):
+    script, *options = command.split()
+    done = run(f"benchmarks/{script}", *options, limit=1100)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("time of generate bf16 / time of ours bf16") == 1
-    assert done.stdout.count("time of fp32 / time of bf16") == 1
-
-
-@pytest.mark.slow
-def test_the_benchmark_of_activations_runs():
-    done = run("benchmarks/activations.py", "--rounds", "4")
-    assert done.returncode == 0, done.stderr
-    assert "95 % interval" in done.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)  # three libraries compile every agent in several sizes
-@pytest.mark.parametrize(
-    ("part", "line"),
-    [
-        ("updates", "time of ppo-era / time of plain head"),
-        ("loops", "simulator alone"),
-        ("share", "time of sac-era-exact / time of plain head"),
-    ],
-)
-def test_the_benchmark_of_agents_runs(part, line):
-    done = run("benchmarks/control.py", "--parts", part, "--rounds", "2", "--steps", "64", limit=1100)
-    assert done.returncode == 0, done.stderr
-    assert line in done.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)  # six agents are compiled in two sizes
-@pytest.mark.parametrize(
-    ("part", "line"), [("updates", "time of fastsac-era / time of plain head"), ("loops", "simulation")]
-)
-def test_the_benchmark_of_parallel_agents_runs(part, line):
-    done = run("benchmarks/massively_parallel.py", "--parts", part, "--rounds", "1", "--envs", "2", limit=1100)
-    assert done.returncode == 0, done.stderr
-    assert line in done.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)  # five updates and five plans are compiled
-def test_the_benchmark_of_agents_with_a_model_runs():
-    done = run("benchmarks/model_based.py", "--rounds", "1", limit=1100)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("time of tdmpc2 fp32 / time of tdmpc2") == 2
+    expected = BENCHMARKS[command]
+    assert {text: done.stdout.count(text) for text in expected} == expected
 
 
 @pytest.mark.slow

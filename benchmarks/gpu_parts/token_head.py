@@ -15,7 +15,7 @@ from entropyfloor.torch.kernels import tiles
 from gpu_parts.rows import Plan, Row, attempted, compare, failure, rates
 from gpu_parts.torch_device import DEVICE, clock, require_device
 from pairs import Side, measure, median
-from token_log_probs import HEADS, Memory, problem
+from token_log_probs import HEADS, Inputs, Memory, inputs, problem
 
 TILES = (2048, 4096), (2048, 8192), (4096, 8192), (8192, 4096), (8192, 8192), (8192, 16384)
 """Rows and columns of a tile of ours that are tried; ours are `tiles.TILE`."""
@@ -23,8 +23,6 @@ KERNELS = 8
 """Kernels in the profile."""
 PRODUCTS = 5
 """Matrix products in a turn, so that waiting for the device is a small part of it."""
-
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def cut_cross_entropy(h: Tensor, w: Tensor, y: Tensor, scale: Tensor, rows: Tensor) -> tuple[Tensor, None]:  # noqa: ARG001
@@ -89,15 +87,6 @@ def rows(plan: Plan) -> Iterator[Row]:
         sides = {name: Side(partial(call_in_tiles, shape, data), 1) for name, shape in shapes.items()}
         first, *rest = sides
         yield from compare(plan, case, sides, [(name, first) for name in rest], 0.8 * plan.left(), clock)
-
-
-def inputs(count: int, hidden: int, vocabulary: int, dtype: torch.dtype = torch.bfloat16) -> Inputs:
-    """Hidden states, weight, targets, scales, and rows to filter."""
-    h = torch.randn(count, hidden, device=DEVICE).to(dtype).requires_grad_()
-    w = torch.empty(vocabulary, hidden, device=DEVICE, dtype=dtype).normal_(std=3 / hidden**0.5).requires_grad_()
-    y = torch.randint(vocabulary, (count,), device=DEVICE)
-    scale = torch.tensor([1.0, 2.0, 1.0, 0.5], device=DEVICE).repeat(count // 4 + 1)[:count]
-    return h, w, y, scale, scale != 1
 
 
 def call(head: Callable[..., tuple[Tensor, Any]], data: Inputs) -> tuple[Tensor, ...]:
