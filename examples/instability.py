@@ -34,11 +34,7 @@ ARMS: dict[str, dict[str, Any]] = {
         "residual_entropy": "learned",
         "clamp_target": False,
     },
-    "tanh, δ̂ learned, H0 + δ̂ clamped": {
-        "agent": "sac-era",
-        "distribution": "tanh",
-        "residual_entropy": "learned",
-    },
+    "tanh, δ̂ learned, H0 + δ̂ clamped": {"agent": "sac-era", "distribution": "tanh", "residual_entropy": "learned"},
     "truncated, δ̂ learned": {"agent": "sac-era", "residual_entropy": "learned"},
     "truncated, exact head": {"agent": "sac-era-exact"},
 }
@@ -130,19 +126,13 @@ class Instability:
     def draw_curves(self, axes: Any) -> None:
         """Draw the entropy of one coordinate against σ, for means in the middle and far out."""
         log_std = np.linspace(np.log(0.05), np.log(6.0), 200).astype(np.float32)
-        for (name, colour, entropy), (loc, style) in (
-            (family, mean)
-            for family in (
-                ("tanh", COLOURS[0], lambda loc: F.tanh_normal_entropy(np.full_like(log_std, loc), log_std)),
-                (
-                    "truncated",
-                    COLOURS[3],
-                    lambda loc: F.truncated_normal_entropy(np.full_like(log_std, np.tanh(loc)), log_std),
-                ),
-            )
-            for mean in ((0.0, "-"), (2.0, ":"))
+        for name, colour, entropy, bound in (
+            ("tanh", COLOURS[0], F.tanh_normal_entropy, float),
+            ("truncated", COLOURS[3], F.truncated_normal_entropy, np.tanh),
         ):
-            axes.plot(np.exp(log_std), entropy(loc), style, color=colour, label=f"{name}, mean {loc:g}")
+            for mean, style in ((0.0, "-"), (2.0, ":")):
+                nats = entropy(np.full_like(log_std, bound(mean)), log_std)
+                axes.plot(np.exp(log_std), nats, style, color=colour, label=f"{name}, mean {mean:g}")
         axes.set(xlabel="σ before bounding", title="Entropy of one action dimension (nats)", ylim=(-4, 1))
         axes.legend(frameon=False, fontsize=8.5)
 

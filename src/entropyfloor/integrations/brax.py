@@ -16,7 +16,6 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 from brax.training.distribution import IdentityPostprocessor, ParametricDistribution  # noqa: E402
 from jax import Array  # noqa: E402
-from jax.scipy.special import erf  # noqa: E402
 
 from entropyfloor import targets  # noqa: E402
 from entropyfloor.control.heads import Gaussian, GaussianHeadName, GaussianPolicy  # noqa: E402
@@ -48,8 +47,8 @@ class TruncatedAction(TruncatedNormal):
 
     def mass(self) -> Float[Array, "*batch D"]:
         """Probability of [-1, 1] before truncation, per coordinate."""
-        below, above = (erf((1 + sign * self.loc) / (math.sqrt(2) * self.scale)) for sign in (1, -1))
-        return 0.5 * (below + above)
+        below, above = self._mass_beside_loc(self.loc, self.scale)
+        return below + above
 
 
 class ERADistribution(ParametricDistribution):
