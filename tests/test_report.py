@@ -7,18 +7,14 @@ import math
 import re
 import subprocess
 import sys
-import tracemalloc
 import xml.etree.ElementTree as ElementTree
 from io import BytesIO
 from pathlib import Path
 
-import hypothesis.strategies as st
 import matplotlib
 import matplotlib.image
 import numpy as np
 import pytest
-from hypothesis import given
-from scipy.stats import trim_mean
 
 from entropyfloor.cli import main
 from entropyfloor.report import write_report
@@ -43,7 +39,6 @@ from entropyfloor.report.figures.style import looks, png, svg
 from entropyfloor.report.formats import nats, plain, significant
 from entropyfloor.report.page import _csv
 from entropyfloor.report.pictures import MOST
-from entropyfloor.report.statistics import iqm, mean_interval, stratified_interval
 from entropyfloor.report.summary import lead, sentence, verdict
 from entropyfloor.runs import Run, read_run
 from html_reader import Page
@@ -94,76 +89,16 @@ def compare(paths):
     return read_comparisons(paths).comparisons
 
 
+def only(root):
+    """The only comparison, and its looks."""
+    [comparison] = compare([root])
+    return comparison, looks([comparison])
+
+
 def group(root):
     """The only group of the only comparison."""
-    [comparison] = compare([root])
-    [only] = comparison.groups
-    return only
-
-
-# --- statistics ------------------------------------------------------------------------------------------
-
-
-def test_mean_interval_by_hand():
-    # s = √(5/3), t(0.975, 3) = 3.182446 from a printed table
-    mean, low, high, n = mean_interval([1.0, 2.0, 3.0, 4.0])
-    half = 3.182446 * math.sqrt(5 / 3) / 2
-    assert (mean, n) == (2.5, 4)
-    np.testing.assert_allclose([low, high], [2.5 - half, 2.5 + half], rtol=1e-6)
-    # two seeds 2 apart: s/√2 = 1, so the half-width is t(0.975, 1) itself
-    np.testing.assert_allclose(mean_interval([[1.0], [3.0]]).high, [2.0 + 12.706205], rtol=1e-6)
-
-
-def test_one_seed_has_no_interval():
-    interval = mean_interval([[1.0, 2.0]])
-    np.testing.assert_array_equal(interval.value, [1.0, 2.0])
-    assert np.isnan([interval.low, interval.high]).all()
-
-
-@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8).filter(lambda x: np.ptp(x) > 1e-3))
-def test_the_interval_contains_the_mean_and_shrinks_with_n(values):
-    few, many = mean_interval(values), mean_interval(values * 3)
-    assert few.low < few.value < few.high
-    assert many.high - many.low < few.high - few.low
-    np.testing.assert_allclose(few.value, many.value, atol=1e-9)
-
-
-def test_the_interval_covers_the_mean_as_often_as_it_says():
-    samples = np.random.default_rng(0).normal(7.0, 2.0, size=(5, 20_000))
-    interval = mean_interval(samples)
-    covered = np.mean((interval.low < 7.0) & (interval.high > 7.0))
-    assert abs(covered - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 20_000)
-
-
-def test_iqm_by_hand():
-    assert iqm(np.array([100.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, -50.0])) == 2.5  # 1, 2, 3, 4 stay
-    assert iqm(np.array([1.0, 2.0, 9.0])) == 4.0  # too few to drop any
-    assert iqm(np.array([0.0, 4.0]), np.array([2.0, 100.0])) == 3.0  # over all tasks together
-
-
-def test_bootstrap_by_hand():
-    # Of the 27 resamples of three seeds one is (0, 0, 0) and one (6, 6, 6): 3.7 %, more than the 2.5 % outside.
-    value, low, high, n = stratified_interval([[0.0, 3.0, 6.0]])
-    assert (value, low, high, n) == (3.0, 0.0, 6.0, 3)
-    # The IQM of a resample of (0, 0, 0, 1) is above 0 where it has two 1s or more, which is so in 26 % of them;
-    # the mean is in 68 %. The upper bound of a 20 % interval is the 60 % quantile.
-    assert stratified_interval([[0.0, 0.0, 0.0, 1.0]], confidence=0.2).high == 0.0
-
-
-def test_the_bootstrap_stays_inside_its_tasks_and_is_repeatable():
-    value, low, high, _ = stratified_interval([[1.0] * 3, [10.0] * 3])
-    assert (value, low, high) == (5.5, 5.5, 5.5)  # tasks that were mixed would spread
-    scores = np.random.default_rng(1).normal(size=(2, 5))
-    assert stratified_interval(scores) == stratified_interval(scores)
-
-
-def test_statistics_refuse_what_they_cannot_do():
-    with pytest.raises(ValueError, match="at least one seed"):
-        mean_interval([])
-    with pytest.raises(ValueError, match="finite"):
-        mean_interval([1.0, np.nan])
-    with pytest.raises(ValueError, match="n=2 seeds are too few"):
-        stratified_interval([[1.0, 2.0]])
+    [found] = only(root)[0].groups
+    return found
 
 
 # --- what is averaged with what --------------------------------------------------------------------------
@@ -509,7 +444,7 @@ def test_a_name_that_is_no_number_of_responses_is_no_pass_at_k(name, tmp_path):
     speaker(tmp_path)
     file = tmp_path / "grpo" / "0" / "metrics.jsonl"
     file.write_bytes(file.read_bytes().replace(b'"greedy"', f'"{name}"'.encode()))
-    assert spoken(tmp_path)[0].groups[0].pass_at.steps.tolist() == [1, 2, 4]
+    assert only(tmp_path)[0].groups[0].pass_at.steps.tolist() == [1, 2, 4]
 
 
 @pytest.mark.parametrize(("value", "used"), [(1e99, True), (5e-324, True), (1e101, False), (-1e308, False)])
@@ -520,7 +455,7 @@ def test_numbers_that_no_panel_can_hold(value, used, tmp_path):
     assert runs.steps.tolist() == ([0, 1000, 2000] if used else [0])
     for run in runs.seeds:
         assert run.note is None if used else "return beyond 1e+100 at step 1,000" in run.note
-    svg(score_figure(*spoken(tmp_path)))
+    svg(score_figure(*only(tmp_path)))
 
 
 # --- many runs, long names -------------------------------------------------------------------------------
@@ -567,8 +502,7 @@ def test_two_domains_of_one_name_have_figures_of_their_own(tmp_path):
 def test_long_labels_leave_room_for_the_panels(tmp_path):
     for i in range(2):
         write(tmp_path / "runs", env="e" * 3000, seed=i, target=f"{i}" * 3000, name=str(i))
-    [comparison] = compare([tmp_path])
-    figure = score_figure(comparison, looks([comparison]))
+    figure = score_figure(*only(tmp_path))
     png(figure)  # which warns where the panels collapse
     assert figure.axes[0].get_position().height > 0.3
 
@@ -602,8 +536,7 @@ def test_a_long_label_of_a_curve_that_leaves_the_panel_takes_no_room(tmp_path):
     write(tmp_path / "runs")
     for i in range(8):
         write(tmp_path / "runs", "sac", target=f"{i}" + "x" * 150, least=-90.0)
-    [comparison] = compare([tmp_path])
-    look = looks([comparison])
+    comparison, look = only(tmp_path)
     figure = entropy_figure(comparison, look)
     png(figure)  # which warns where the panels collapse
     [axes] = figure.axes
@@ -629,20 +562,6 @@ def test_of_many_agents_the_best_are_drawn_and_all_are_in_the_tables(tmp_path):
     labels = {row[0] for row in page.rows}
     assert {f"sac-era-exact, alpha={i / 8}" for i in range(MOST + 3)} <= labels
     assert len((tmp_path / "report" / "table.csv").read_text().splitlines()) == MOST + 4
-
-
-def test_the_bootstrap_of_many_seeds_needs_no_gigabytes():
-    values = np.random.default_rng(2).normal(size=(1500, 2))
-    tracemalloc.start()
-    interval = stratified_interval(values.T, resamples=3000)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 60e6  # all draws together: 3000 · 1500 · 2 · 8 bytes = 72 MB, and several times that
-    assert interval.low < interval.value < interval.high
-    one = stratified_interval([values[:, 0]], resamples=3000)  # its draws are those of a generator without chunks
-    drawn = values[np.random.default_rng(0).integers(1500, size=(3000, 1500)), 0]
-    expected = np.quantile(trim_mean(drawn, 0.25, axis=1), [0.025, 0.975])
-    np.testing.assert_allclose([one.low, one.high], expected, rtol=1e-14)
 
 
 SWEEP = """
@@ -774,8 +693,7 @@ def test_the_entropy_figure_shows_the_floor_the_mean_and_the_least(filled):
 
 def test_a_target_is_not_drawn_as_a_floor(tmp_path):
     write(tmp_path, "sac", floor=-4.5)
-    [comparison] = compare([tmp_path])
-    figure = entropy_figure(comparison, looks([comparison]))
+    figure = entropy_figure(*only(tmp_path))
     [line] = [line for line in figure.axes[0].lines if line.get_color() == "black"]
     assert line.get_linestyle() == ":"
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -787,8 +705,7 @@ def test_the_return_figure_shows_mean_interval_and_single_seeds(tmp_path):
     write(tmp_path, seed=0, returns=(1.0, 2.0, 3.0))
     write(tmp_path, seed=1, returns=(2.0, 2.0))
     write(tmp_path, seed=2, returns=(3.0, 5.0))
-    [comparison] = compare([tmp_path])
-    figure = score_figure(comparison, looks([comparison]))
+    figure = score_figure(*only(tmp_path))
     [axes] = figure.axes
     assert [line.get_ydata().tolist() for line in axes.lines] == [[2.0, 3.0], [2.0, 3.0]]
     band = axes.collections[0].get_paths()[0].vertices[:, 1]
@@ -802,8 +719,7 @@ def test_the_return_figure_shows_mean_interval_and_single_seeds(tmp_path):
 def test_two_seeds_are_shown_themselves(tmp_path):
     write(tmp_path, seed=0, returns=(1.0, 2.0, 3.0))
     write(tmp_path, seed=1, returns=(3.0, 2.5))
-    [comparison] = compare([tmp_path])
-    [axes] = score_figure(comparison, looks([comparison])).axes
+    [axes] = score_figure(*only(tmp_path)).axes
     curves = [line.get_ydata().tolist() for line in axes.lines]
     assert curves == [[2.0, 2.25], [2.0, 3.0], [1.0, 2.0], [3.0, 2.5]]  # the mean, what went further, the two
     assert not axes.collections
@@ -822,8 +738,7 @@ def test_in_a_crowd_intervals_stand_at_the_side(tmp_path):
     for i in range(7):
         for seed in range(3):
             write(tmp_path, seed=seed, alpha=float(i), returns=(1.0, i + seed), name=f"{i}-{seed}")
-    [comparison] = compare([tmp_path])
-    look = looks([comparison])
+    comparison, look = only(tmp_path)
     assert len({each.colour for each in look.values()}) == 7
     [axes] = score_figure(comparison, look).axes
     assert not axes.collections  # no bands
@@ -861,8 +776,7 @@ def test_files_are_whole_and_the_same_for_the_same_runs(filled, tmp_path):
 
 def test_svg_does_not_depend_on_what_was_drawn_before(tmp_path):
     write(tmp_path)
-    [comparison] = compare([tmp_path])
-    look = looks([comparison])
+    comparison, look = only(tmp_path)
     first = svg(entropy_figure(comparison, look))
     svg(overview_figure(comparison, look))
     assert svg(entropy_figure(comparison, look)) == first
@@ -967,12 +881,7 @@ def classifier(root, agent, seed, floor=None, counts=None, **logged):
             run.log(epoch, {"top1": 0.5 + 0.01 * seed + 0.1 * epoch, **entropy, **promised, **logged})
     if counts:
         entropies = {"edges": [0.0, 0.5, 1.0], "counts": counts}
-        reliability = {
-            "edges": [0.0, 0.5, 1.0],
-            "counts": [9, 100],
-            "correct": [8, 80],
-            "confidence": [4.0, 90.0],
-        }
+        reliability = {"edges": [0.0, 0.5, 1.0], "counts": [9, 100], "correct": [8, 80], "confidence": [4.0, 90.0]}
         histograms = {"entropy_histogram": entropies, "calibration_histogram": reliability}
         run.keep_evaluation({"step": 1, "values": {"auroc": 0.75, "nll": 9.0}, **histograms})
 
@@ -981,8 +890,7 @@ def test_figure_and_table_of_classifiers(tmp_path):
     for seed in range(2):
         classifier(tmp_path, "era", seed, 0.6, [0, 110 + seed], nll=1.0 + seed, ece=0.05)
         classifier(tmp_path, "plain", seed, None, [60, 50] if seed else None, nll=2.0)
-    [comparison] = compare([tmp_path])
-    figure = evaluation_figure(comparison, looks([comparison]))
+    figure = evaluation_figure(*only(tmp_path))
     entropies, reliability = figure.axes
     [stairs] = entropies.patches  # one seed of plain was not evaluated
     np.testing.assert_allclose(stairs.get_data().values, [0.0, 100.0])
@@ -1025,15 +933,13 @@ def test_histograms_on_different_edges_are_not_added_up(tmp_path):
         classifier(tmp_path, "era", seed, 0.6)
         run = Run.open(tmp_path / "era" / str(seed))
         run.keep_evaluation({"entropy_histogram": {"edges": edges, "counts": [3]}})
-    [comparison] = compare([tmp_path])
     with pytest.raises(ValueError, match=r"era: .*entropy_histogram on different edges"):
-        evaluation_figure(comparison, looks([comparison]))
+        evaluation_figure(*only(tmp_path))
 
 
 def test_without_an_evaluation_nothing_is_drawn(tmp_path):
     classifier(tmp_path, "era", 0, 0.6)
-    [comparison] = compare([tmp_path])
-    assert evaluation_figure(comparison, looks([comparison])) is None
+    assert evaluation_figure(*only(tmp_path)) is None
     write_report([tmp_path], tmp_path / "report")
     assert not list((tmp_path / "report").glob("*evaluation*"))
 
@@ -1078,22 +984,16 @@ def speaker(
     return run
 
 
-def spoken(root):
-    """The only comparison, and its looks."""
-    [comparison] = compare([root])
-    return comparison, looks([comparison])
-
-
 def test_learning_curves_of_language_models(tmp_path):
     speaker(tmp_path)
-    figure = score_figure(*spoken(tmp_path))
+    figure = score_figure(*only(tmp_path))
     score, greedy, reward = figure.axes
     assert [axes.get_title("left") for axes in figure.axes] == ["avg@k (%)", "Greedy (%)", "Reward of rollouts"]
     np.testing.assert_allclose(score.lines[0].get_ydata(), [25.0, 27.0, 29.0])
     assert greedy.lines[0].get_ydata().tolist() == [50.0, 50.0, 50.0]
     assert reward.lines[0].get_xydata().tolist() == [[1, 0.125], [2, 0.25], [3, 0.375], [4, 0.5]]
-    assert not [axes for axes in overview_figure(*spoken(tmp_path)).axes[1:] if not axes.lines]
-    assert entropy_figure(*spoken(tmp_path)) is None  # as there is that of responses
+    assert not [axes for axes in overview_figure(*only(tmp_path)).axes[1:] if not axes.lines]
+    assert entropy_figure(*only(tmp_path)) is None  # as there is that of responses
 
 
 @pytest.mark.parametrize(
@@ -1113,7 +1013,7 @@ def test_pass_at_k_is_from_evaluate_where_all_conditions_are_the_same(other, tmp
             if (agent, seed) == ("era", 1):
                 found |= other
             Run.open(tmp_path / agent / str(seed)).keep_evaluation(found)
-    for group in spoken(tmp_path)[0].groups:
+    for group in only(tmp_path)[0].groups:
         if other:
             assert group.pass_at.steps.tolist() == [1, 2, 4]
         else:
@@ -1124,18 +1024,18 @@ def test_pass_at_k_is_from_evaluate_where_all_conditions_are_the_same(other, tmp
 
 def test_what_evaluations_log_is_not_averaged_and_a_short_seed_hides_nothing(tmp_path):
     speaker(tmp_path, steps=600, every=10)
-    [only] = spoken(tmp_path)[0].groups
-    assert only.curve("greedy").steps.tolist() == [*range(0, 601, 10)]
+    [grpo] = only(tmp_path)[0].groups
+    assert grpo.curve("greedy").steps.tolist() == [*range(0, 601, 10)]
     speaker(tmp_path, seed=1, steps=10, every=10)
-    [both] = spoken(tmp_path)[0].groups
+    [both] = only(tmp_path)[0].groups
     assert both.curve("response_entropy").values.shape == (2, 1)
 
 
 def test_what_is_logged_often_is_averaged_over_blocks(tmp_path):
     speaker(tmp_path, entropy=float, steps=150, every=50)
     speaker(tmp_path, seed=1, entropy=lambda step: step + 3.0, steps=100, every=50)
-    [only] = spoken(tmp_path)[0].groups
-    curve = only.curve("response_entropy")
+    [grpo] = only(tmp_path)[0].groups
+    curve = grpo.curve("response_entropy")
     assert curve.steps.tolist() == [3.0 * i + 2 for i in range(33)]  # 150 steps are 50 blocks of 3, 100 are 33.3
     np.testing.assert_allclose(curve.values[0], curve.steps)
     np.testing.assert_allclose(curve.values[1], curve.steps + 3)
@@ -1143,9 +1043,9 @@ def test_what_is_logged_often_is_averaged_over_blocks(tmp_path):
     np.testing.assert_allclose(steps, values)
     assert (steps[0], steps[-1]) == (98, 149)
     # in the table: from the evaluation at 50 to that at 100
-    assert only.last("response_entropy").tolist() == [75.5, 78.5]
-    assert only.curve("avg_at_k").steps.tolist() == [0, 50, 100]
-    assert only.curve("loss") is only.last("loss") is only.end("loss") is None
+    assert grpo.last("response_entropy").tolist() == [75.5, 78.5]
+    assert grpo.curve("avg_at_k").steps.tolist() == [0, 50, 100]
+    assert grpo.curve("loss") is grpo.last("loss") is grpo.end("loss") is None
 
 
 def test_entropy_of_responses_stands_beside_its_thresholds(tmp_path):
@@ -1153,7 +1053,7 @@ def test_entropy_of_responses_stands_beside_its_thresholds(tmp_path):
         moving = {"low": lambda step: 0.25 if step < 3 else 0.125, "high": 3.0}
         speaker(tmp_path, "grpo-era", seed, entropy=lambda step, seed=seed: 0.5 + 0.1 * seed, **moving)
         speaker(tmp_path, "grpo", seed, entropy=lambda step: 0.5 / step)
-    comparison, look = spoken(tmp_path)
+    comparison, look = only(tmp_path)
     [axes] = responses_figure(comparison, look).axes
     drawn = {line.get_color(): line.get_ydata().tolist() for line in axes.lines}
     np.testing.assert_allclose(drawn[look["grpo-era"].colour], [0.6] * 4)
@@ -1180,7 +1080,7 @@ def test_entropy_of_responses_stands_beside_its_thresholds(tmp_path):
 
 def test_omega_high_is_drawn_where_it_is_in_sight(tmp_path):
     speaker(tmp_path, "grpo-era", low=0.4, high=0.7)
-    figure = responses_figure(*spoken(tmp_path))
+    figure = responses_figure(*only(tmp_path))
     [axes] = figure.axes
     [high] = [line for line in axes.lines if line.get_linestyle() == ":"]
     assert high.get_ydata().tolist() == [0.7] * 4
@@ -1190,14 +1090,14 @@ def test_omega_high_is_drawn_where_it_is_in_sight(tmp_path):
     assert axes.get_yscale() == "linear"
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["grpo-era (n = 1)", "ω_low", "ω_high"]
-    assert thresholds_figure(*spoken(tmp_path)) is None  # one panel would be that figure again
+    assert thresholds_figure(*only(tmp_path)) is None  # one panel would be that figure again
 
 
 def test_pass_at_k_is_drawn_over_k(tmp_path):
     for seed in range(3):
         speaker(tmp_path, seed=seed)
     speaker(tmp_path, "gspo", samples=2)
-    comparison, look = spoken(tmp_path)
+    comparison, look = only(tmp_path)
     [axes] = pass_figure(comparison, look).axes
     more, fewer = axes.lines
     np.testing.assert_allclose(more.get_xydata(), [[1, 13.5], [2, 26.0], [4, 51.0]])
@@ -1218,7 +1118,7 @@ def test_a_front_has_a_point_for_each_temperature(tmp_path):
             front = [{"temperature": 0.5, "correct": cold}, {"temperature": 1.0, "correct": hot}]
             conditions = {"step": 4, "problems": 4, "asked": 7, "samples": 4, "temperature": 1.0, "values": {}}
             speaker(tmp_path, agent, seed).keep_evaluation({**conditions, "front": front})
-    comparison, look = spoken(tmp_path)
+    comparison, look = only(tmp_path)
     [axes] = front_figure(comparison, look).axes
     assert axes.get_xlabel() == "avg@4 (%)"
     plain, era = (line.get_xydata().tolist() for line in axes.lines)
@@ -1226,14 +1126,14 @@ def test_a_front_has_a_point_for_each_temperature(tmp_path):
     assert era == [[50.0, 50.0], [37.5, 100.0]]
     assert {text.get_text() for text in axes.texts} == {"0.5", "1"}
     speaker(tmp_path / "bare")
-    assert front_figure(*spoken(tmp_path / "bare")) is None
+    assert front_figure(*only(tmp_path / "bare")) is None
 
 
 def test_shares_of_responses_add_up(tmp_path):
     speaker(tmp_path, "grpo", 0)
     speaker(tmp_path, "grpo", 1, shares=(0.75, 0.125))
     speaker(tmp_path, "grpo-era", low=0.4)
-    comparison, look = spoken(tmp_path)
+    comparison, look = only(tmp_path)
     figure = shares_figure(comparison, look)
     areas = figure.axes[0].collections
     tops = [area.get_paths()[0].vertices[:, 1].max() for area in areas]
@@ -1250,7 +1150,7 @@ def test_shares_of_responses_add_up(tmp_path):
 
 def test_entropies_of_tokens(tmp_path):
     speaker(tmp_path, entropy=lambda step: 0.5 + 0.1 * step)
-    top, bottom = tokens_figure(*spoken(tmp_path)).axes
+    top, bottom = tokens_figure(*only(tmp_path)).axes
     assert top.get_title("left") == "Entropy of the top 20 % of tokens (nats)"
     assert bottom.get_title("left") == "Entropy of the bottom 80 % (nats)"
     np.testing.assert_allclose(top.lines[0].get_ydata(), [0.6, 0.7, 0.8, 0.9])
@@ -1310,7 +1210,7 @@ def test_the_page_of_language_models(tmp_path):
 
 def test_a_language_model_that_was_only_evaluated_has_a_report(tmp_path):
     speaker(tmp_path, steps=0)
-    comparison, look = spoken(tmp_path)
+    comparison, look = only(tmp_path)
     assert entropy_figure(comparison, look) is not None
     for figure in (responses_figure, thresholds_figure, shares_figure, tokens_figure):
         assert figure(comparison, look) is None
