@@ -524,14 +524,8 @@ def test_outputs_are_those_that_are_named(tmp_path):
         ({"trust": True, "distribution": "normal", "std": np.ones(3)}, "has 2 actions, and std 3 numbers"),
         ({"trust": True, "outputs": ("mean",)}, "outputs='mean' must be one of"),
         ({"trust": True, "distribution": "normal", "std": np.ones(2), "bounds": (1.0, 1.0)}, "bounds=1 1"),
-        (
-            {"trust": True, "distribution": "tanh", "bounds": (-2.0, 2.0)},
-            "bounds says nothing about a tanh",
-        ),
-        (
-            {"trust": True, "distribution": "categorical", "std": np.ones(2)},
-            "std says nothing about a categ",
-        ),
+        ({"trust": True, "distribution": "tanh", "bounds": (-2.0, 2.0)}, "bounds says nothing about a tanh"),
+        ({"trust": True, "distribution": "categorical", "std": np.ones(2)}, "std says nothing about a categ"),
     ],
 )
 def test_what_is_missing_is_named(options, message, tmp_path):

@@ -137,10 +137,7 @@ def test_one_of_several_checkpoints_is_evaluated_and_exported_by_its_directory(t
     assert "policy.txt must end in .onnx" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "args",
-    [["--agent", "td3"], ["--steps", "many"], ["--steps", "0"], ["--stepz", "5"]],
-)
+@pytest.mark.parametrize("args", [["--agent", "td3"], ["--steps", "many"], ["--steps", "0"], ["--stepz", "5"]])
 def test_settings_that_cannot_be_read_exit_with_2(args, home, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["train", "control", *args])
@@ -153,10 +150,7 @@ def test_settings_that_cannot_be_read_exit_with_2(args, home, capsys):
     ("args", "message"),
     [
         (["--env", "dmc/walker-rum"], "did you mean dmc/walker-run"),
-        (
-            ["--env", "gym/CartPole-v1"],
-            "gym/CartPole-v1 has discrete actions: sac-era-exact needs",
-        ),
+        (["--env", "gym/CartPole-v1"], "gym/CartPole-v1 has discrete actions: sac-era-exact needs"),
         (["--target-entropy", "99"], "target_entropy=99.0 nats is above"),
         (["--target-entropy", "a lot"], "rule 'a lot' cannot be read"),
         (["--distribution", "tanh"], "head='era-exact' is solved for distribution='truncated'"),

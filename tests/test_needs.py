@@ -39,8 +39,7 @@ def test_what_a_linear_layer_and_a_relu_keep():
 
 @pytest.mark.slow_but_first
 @pytest.mark.parametrize(
-    ("model", "parameters"),
-    [("Qwen/Qwen2.5-Math-7B", PARAMETERS_7B), ("Qwen/Qwen2.5-Math-1.5B", PARAMETERS_1_5B)],
+    ("model", "parameters"), [("Qwen/Qwen2.5-Math-7B", PARAMETERS_7B), ("Qwen/Qwen2.5-Math-1.5B", PARAMETERS_1_5B)]
 )
 def test_weights_gradients_and_moments_of_the_papers_models(model, parameters):
     found = needs(language(model, micro_batch=1, gradient_checkpointing=True), on_cpu=False)

@@ -20,10 +20,7 @@ def test_era_gaussian():
 
 def test_era_gaussian_batch():
     log_std = reference.era_gaussian_batch([[0.3, -1.2, 2], [0, 0, 1]], -1.5)
-    golden = [
-        [-1.1296216644, -0.2520526629, -6.1834895637],
-        [-0.8368443115, -0.8368443115, -2.2747786852],
-    ]
+    golden = [[-1.1296216644, -0.2520526629, -6.1834895637], [-0.8368443115, -0.8368443115, -2.2747786852]]
     np.testing.assert_allclose(log_std, golden, atol=1e-10)
 
 

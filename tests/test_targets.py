@@ -50,11 +50,7 @@ def test_truncated_entropy_is_the_references():
 
 @pytest.mark.parametrize(
     ("n", "floor", "constant", "cap"),
-    [
-        (10, 0.6, 0.5259718849, 0.88724),
-        (100, 0.6, 0.5153551416, 0.92655),
-        (1000, 1.2, 0.6986521775, 0.87952),
-    ],
+    [(10, 0.6, 0.5259718849, 0.88724), (100, 0.6, 0.5153551416, 0.92655), (1000, 1.2, 0.6986521775, 0.87952)],
 )
 def test_calibration(n, floor, constant, cap):
     least, top = targets.softmax_kappa_range(n, floor, 4.0, "calibrated")

@@ -140,10 +140,7 @@ def test_seeds_that_train_in_one_process_have_runs_of_their_own(tmp_path, tracki
         for step in (0, 10):
             for i, run in enumerate(runs):
                 run.log(step, {"return": float(step + i)})
-    assert [rows(trackio, run) for run in runs] == [
-        [(0, None, 0), (10, None, 10)],
-        [(0, None, 1), (10, None, 11)],
-    ]
+    assert [rows(trackio, run) for run in runs] == [[(0, None, 0), (10, None, 10)], [(0, None, 1), (10, None, 11)]]
 
 
 # --- Weights & Biases --------------------------------------------------------------------------------------

@@ -153,10 +153,7 @@ def test_automatic_thresholds_that_cross_are_refused_in_the_first_step():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (
-            "+trainer.v1.era.omega=1",
-            "trainer.v1.era.omega does not exist: ERA's settings are entropy_ema, era",
-        ),
+        ("+trainer.v1.era.omega=1", "trainer.v1.era.omega does not exist: ERA's settings are entropy_ema, era"),
         ("+trainer.v1.era.k=1", "k=1 must be a finite number above 1"),
         ("+trainer.v1.era.omega_low=low", "omega_low='low' must be a number or auto"),
         ("+trainer.v1.era.top_fraction=0", "top_fraction=0 must lie in"),
@@ -166,10 +163,7 @@ def test_automatic_thresholds_that_cross_are_refused_in_the_first_step():
         ("+trainer.v1.era.head=none", "head='none' must be era or era-floor"),
         ("+trainer.v1.era.margin=0.1", "margin=0.1 would be ignored without head='era-floor'"),
         ("+trainer.v1.era.era_tokens=forking", "era_tokens does not exist"),
-        (
-            "model_engine=megatron",
-            "strategy=megatron has no engine that scales logits: choose",
-        ),
+        ("model_engine=megatron", "strategy=megatron has no engine that scales logits: choose"),
         ("actor_rollout_ref.model.use_fused_kernels=True", "use_fused_kernels takes one temperature for all"),
         (
             "algorithm.rollout_correction.bypass_mode=True",

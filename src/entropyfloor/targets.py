@@ -192,12 +192,7 @@ def check_gaussian(target_entropy: float | None, action_dim: int, log_std_min: f
 
 
 def check_truncated_normal(
-    target_entropy: float | None,
-    action_dim: int,
-    log_std_min: float,
-    log_std_max: float,
-    low: float,
-    high: float,
+    target_entropy: float | None, action_dim: int, log_std_min: float, log_std_max: float, low: float, high: float
 ) -> None:
     """Raise `ValueError` unless the truncated policy can meet the target in every state.
 

@@ -105,8 +105,7 @@ def read_comparisons(paths: Sequence[Path], baseline: str | None = None) -> Comp
         if unused:
             logged = ", ".join(comparisons[0].domain.measured)
             left_out.insert(
-                0,
-                f"no run was evaluated yet, {unused[0].record.path} among them: an evaluation logs {logged}",
+                0, f"no run was evaluated yet, {unused[0].record.path} among them: an evaluation logs {logged}"
             )
         left_out += [f"{seed.record.path}: {seed.note}" for seed in unused if seed.note != NO_EVALUATION]
         raise ValueError("; ".join(shortened(left_out)))

@@ -98,10 +98,7 @@ FRONT = Kind(
     lambda value: isinstance(value, list) and all(map(_is_point, value)),
 )
 
-CONFIG = {
-    **dict.fromkeys(("domain", "env", "agent"), NAME),
-    **dict.fromkeys(("seed", "steps", "epochs"), COUNT),
-}
+CONFIG = {**dict.fromkeys(("domain", "env", "agent"), NAME), **dict.fromkeys(("seed", "steps", "epochs"), COUNT)}
 STATUS = {
     "state": TEXT,
     "step": COUNT,

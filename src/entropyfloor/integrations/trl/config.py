@@ -78,8 +78,7 @@ class ERAGRPOConfig(GRPOConfig):
         "positive", "Signs of the advantages of responses whose logits are scaled; positive in the paper."
     )
     era_tokens: Literal["all", "forking"] = option(
-        "all",
-        "Tokens whose logits are scaled: all of a response, or only those in its entropy, the top_fraction.",
+        "all", "Tokens whose logits are scaled: all of a response, or only those in its entropy, the top_fraction."
     )
     era_top_k: int | None = option(
         None,
