@@ -39,7 +39,7 @@ SHARED: dict[str, dict[str, Any]] = {
     "sac": {"steps": 30_000, "hidden": 64, "learning_rate": 1e-3, "batch_size": 128, "eval_every": 5_000},
     "ppo": {"steps": 200_000, "hidden": 64, "learning_rate": 3e-4, "minibatch_size": 64, "eval_every": 20_480},
 }
-"""What both sides are told."""
+"""Settings of both sides."""
 OURS: dict[str, dict[str, Any]] = {
     "sac": {
         "head": "clip",
@@ -54,7 +54,7 @@ OURS: dict[str, dict[str, Any]] = {
     },
     "ppo": {"entropy_coef": 0.0, "decay_learning_rate": False},
 }
-"""How ours are told to do what Stable-Baselines3 does by default."""
+"""Settings with which ours do what Stable-Baselines3 does by default."""
 LIBRARIES: dict[str, Any] = {"sb3": sb3, "sbx": sbx}
 EPISODES = 5
 
@@ -64,19 +64,19 @@ class Args:
     """Train ours and theirs, one after the other."""
 
     algorithm: Literal["sac", "ppo"]
-    """Which."""
+    """The algorithm."""
     libraries: tuple[Literal["sb3", "sbx"], ...] = ("sb3",)
-    """Beside whom."""
+    """Libraries that are trained beside ours."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Runs of each side."""
     env: str = "gym/HalfCheetah-v4"
-    """Where they act."""
+    """Environment of both sides."""
     steps: int | None = None
-    """How long, if not as long as HalfCheetah takes."""
+    """Number of environment steps, by default those of HalfCheetah."""
     eval_every: int | None = None
     """Steps between evaluations."""
     out: Path = Path("runs/beside-sb3")
-    """Where the runs go."""
+    """Directory of the runs."""
 
 
 def train_theirs(library: str, algorithm: str, task: str, shared: dict[str, Any], seed: int, out: Path) -> None:
@@ -135,7 +135,7 @@ class Evaluate(BaseCallback):
             self.evaluate()
 
     def evaluate(self) -> None:
-        """One line of metrics."""
+        """Log a line of metrics."""
         normalise = getattr(self.model.get_env(), "normalize_obs", lambda observation: observation)
         total, visited = 0.0, []
         for seed in self.seeds:
@@ -153,7 +153,7 @@ class Evaluate(BaseCallback):
 
     @torch.no_grad()
     def entropy(self, observations: torch.Tensor) -> np.ndarray:
-        """That of the acting policy in each state: squashed for SAC, the Gaussian for PPO."""
+        """Entropy of the acting policy in each state: squashed for SAC, the Gaussian for PPO."""
         policy: Any = self.model.policy
         if isinstance(self.model, sbx.SAC):
             state = policy.actor_state

@@ -52,7 +52,7 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
 
 class Setup(NamedTuple):
-    """A model and what it is asked."""
+    """A model, and the sizes of its work."""
 
     model: Any
     prompts: int

@@ -13,7 +13,7 @@ Pairs = list[tuple[str, str]]
 
 
 class Side(NamedTuple):
-    """What takes turns with others."""
+    """A side of a comparison."""
 
     turn: Callable[[], object]
     count: int

@@ -158,8 +158,8 @@ def reproduce(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
         """Run a figure, a table or an experiment of the paper, at its scale or a smaller one.
 
         Without a name, all of them are listed. The same command continues unfinished runs. Figures that are
-        statistics over tasks (1b and 2) are drawn in the end. Of all, recipes that do not fit on this machine, or
-        lack a package or a model, are left out with the reason, and one that fails does not stop the others.
+        statistics over tasks (1b and 2) are drawn in the end. With `all`, recipes that do not fit on this machine,
+        or lack a package or a model, are left out with the reason, and one that fails does not stop the others.
 
         Args:
             recipe: A figure or table such as fig-3a, a recipe such as vision/cifar10, your own file that ends in

@@ -1,4 +1,4 @@
-"""Policies that were exported as ONNX or TorchScript: ours, rsl_rl's, or anybody's.
+"""Policies that were exported as ONNX or TorchScript, by this package, rsl_rl or others.
 
 An ONNX file is a graph of operators, which ONNX Runtime computes. A TorchScript file is a program that may read
 and write files, so it has to be trusted.

@@ -44,7 +44,7 @@ def spread(name: DistributionName, loc: np.ndarray, scale: np.ndarray) -> np.nda
     """Standard deviation of each component of the action, `[N, D]`; of the Gaussian itself for `normal`.
 
     By Gauss-Legendre quadrature over x = (u - loc) / scale, where u is the action before it is squashed, and
-    what the bounds of a truncated action leave of x. Of a `tanh` action it is exact to 0.2 % up to a scale of e²,
+    what the bounds of a truncated action leave of x. For a `tanh` action it is exact to 0.2 % up to a scale of e²,
     the largest of SAC.
     """
     if name == "normal":

@@ -229,7 +229,7 @@ def _given(
     *,
     special: bool,
 ) -> Responses:
-    """Responses of somebody else, as if the model had sampled them."""
+    """Given responses, as if the model had sampled them."""
     prompt_tokens = encode(tokenizer, prompts, rows=rows_of(model), special=special)
     response_tokens = encode(tokenizer, texts, rows=rows_of(model), special=False)
     if empty := [i for i, both in enumerate(zip(prompt_tokens, response_tokens, strict=True)) if not all(both)]:

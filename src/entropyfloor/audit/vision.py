@@ -69,7 +69,7 @@ def classifier(
     batch_size: int = 64,
     limit: int | None = None,
 ) -> Samples:
-    """Measure the predictions of any classifier of timm on images. Of a checkpoint, the weights alone are read.
+    """Measure the predictions of any classifier of timm on images. Only the weights of a checkpoint are read.
 
     Args:
         model: Name of the model in timm, such as resnet18.

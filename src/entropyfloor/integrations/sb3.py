@@ -190,15 +190,15 @@ class ERASACPolicy(SACPolicy):
 class ERAPPOPolicy(ActorCriticPolicy):
     """PPO's policy with a floor under its entropy, for `PPO(ERAPPOPolicy, env, policy_kwargs=…)`, and for A2C.
 
-    Of continuous actions, σ depends on the state: SB3's parameter `log_std`, one for all states, is gone, and the
+    For continuous actions, σ depends on the state: SB3's parameter `log_std`, one for all states, is gone, and the
     attribute of this name has log σ of the states that were seen last, for SB3's logged `train/std`.
 
     Args:
         observation_space: Vectors, images, or dictionaries of them.
         action_space: A `Box`, or `Discrete`.
         lr_schedule: SB3's learning rate.
-        target_entropy: Of a `Box`, H0 for the whole action: nats, or a rule in the action dimension such as
-            `"-0.3*A"`. Of discrete actions, the floor in nats.
+        target_entropy: For a `Box`, H0 for the whole action: nats, or a rule in the action dimension such as
+            `"-0.3*A"`. For discrete actions, the floor in nats.
         head: As in `GaussianPolicy` or `CategoricalPolicy`; by default the one that holds the floor exactly.
         distribution: `normal`, SB3's own, in the units of the action space, from which samples are clipped to it;
             or `truncated`, in the units of actions scaled to [-1, 1]. For a `Box` only.

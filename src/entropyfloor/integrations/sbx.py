@@ -77,14 +77,14 @@ class ERAActor(nn.Module):
 class ERAPPOActor(nn.Module):
     """Actor of PPO with a floor under its entropy, for continuous and discrete actions.
 
-    To be used as `actor_class=functools.partial(ERAPPOActor, target_entropy="-0.3*A")`. Of continuous actions, σ
+    To be used as `actor_class=functools.partial(ERAPPOActor, target_entropy="-0.3*A")`. For continuous actions, σ
     depends on the state, in place of SBX's one for all states, and entropies are in the units of the action space.
 
     Args:
         net_arch: Widths of the hidden layers.
         action_dim: D, or the number of discrete actions.
-        target_entropy: H0 for the whole action: nats, or a rule in D. Of discrete actions, the floor in nats.
-        head: `era` or `era-floor`; of discrete actions `era-exact` or `era`. By default the one that holds the
+        target_entropy: H0 for the whole action: nats, or a rule in D. For discrete actions, the floor in nats.
+        head: `era` or `era-floor`; for discrete actions `era-exact` or `era`. By default the one that holds the
             floor exactly.
         log_std_min: Lower bound of log σ.
         log_std_max: Upper bound of log σ.

@@ -140,7 +140,7 @@ def _comparable(record: Record) -> Record:
 def labels(records: Sequence[Record]) -> list[str]:
     """One label a run: its agent, and the settings in which runs of this agent differ.
 
-    So nothing is averaged over different settings, and nobody has to look for what was different.
+    Runs with different settings are never averaged, and the label says what differs.
     """
     by_agent: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in records:
@@ -219,7 +219,7 @@ def _baseline(groups: Sequence[Group], name: str | None) -> Group | None:
 
 
 def _without_duplicates(runs: Sequence[SeedRun], what: str, left_out: list[str]) -> list[SeedRun]:
-    """The runs by seed, without those that share a seed: nobody can say which of them is right."""
+    """The runs by seed, without those that share a seed, as it is unknown which of them is right."""
     by_number: defaultdict[int, list[SeedRun]] = defaultdict(list)
     for run in runs:
         by_number[run.number].append(run)

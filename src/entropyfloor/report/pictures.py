@@ -50,7 +50,7 @@ class Picture:
     keys: Sequence[Key]
     caption: str = ""
     name: str = ""
-    """Of its files, without their suffix."""
+    """Name of its files, without their suffix."""
     files: Sequence[str] = ()
     """Suffixes of its files."""
     solved: bool = False
@@ -97,7 +97,7 @@ def picture(
 
     Args:
         out: Directory of the report.
-        name: Of the files, without suffix.
+        name: Name of the files, without suffix.
         figure: The figure. Artists that `figures.series.show` knows are shown and hidden with their arm.
         look: How each label of the report is drawn.
         title: Heading in the page; that of the panel if there is one only.
@@ -112,7 +112,7 @@ def picture(
 def write(out: Path, name: str, figure: Figure) -> list[str]:
     """Write a figure as PNG, SVG and, if it says its values, as CSV; returns the suffixes of the files."""
     found = {"png": png(figure)}
-    figure.set_layout_engine("none")  # the places are found, which takes as long as drawing does
+    figure.set_layout_engine("none")  # the layout is done, and would take as long again as drawing
     found["svg"] = svg(figure)
     if values := _csv(figure):
         found["csv"] = values

@@ -60,8 +60,8 @@ def mean_interval(values: ArrayLike) -> Interval:
 
 
 # --- over tasks ------------------------------------------------------------------------------------------
-# Agarwal et al. 2021 (arXiv 2108.13264), section 4. Each function takes the scores of one task an argument,
-# `[seeds, ...]`; the scores are comparable between tasks, and tasks may have different numbers of seeds.
+# Agarwal et al. 2021 (arXiv 2108.13264), section 4. Each function takes one argument for each task: its scores,
+# `[seeds, ...]`. Scores are comparable between tasks, and tasks may have different numbers of seeds.
 # A resample is given by how often it has each seed, `drawn`: `[seeds, resamples]` for each task. Without it, each
 # seed counts once. The result is `[...]`, or `[..., resamples]`.
 
@@ -149,7 +149,7 @@ def estimates(
     """`estimate` of several arms, in less time: those that have as many seeds in each task share resamples.
 
     Args:
-        arms: Of each arm the scores of its tasks, `[seeds]` each.
+        arms: The scores of each arm's tasks, `[seeds]` each.
         statistic: As for `estimate`.
         resamples: Number of bootstrap resamples.
 
@@ -229,7 +229,7 @@ def probabilities_of_improvement(
     Ties count half.
 
     Args:
-        arms: Of each arm the scores of its tasks, `[seeds]` each.
+        arms: The scores of each arm's tasks, `[seeds]` each.
         others: Those of the other method, on the same tasks in the same order.
         resamples: Number of bootstrap resamples.
 

@@ -32,7 +32,7 @@ CHUNK = 4096
 
 def split(path: Path) -> tuple[Path, str] | None:
     """The archive that a path leads to or into, and the path in it; None if there is none."""
-    if SUFFIX not in str(path):  # of the ten thousand files of a large report
+    if SUFFIX not in str(path):  # a short cut: a large report asks for ten thousand files
         return None
     for parent in (path, *path.parents):
         if parent.name.endswith(SUFFIX) and parent.is_file():

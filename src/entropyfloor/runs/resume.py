@@ -73,7 +73,7 @@ def check_same(path: Path, settings: Mapping[str, Any], may_change: Collection[s
     if not is_begun(path):
         return
     before = current(read_config(path))
-    # A switch that the version before did not know was off.
+    # A switch that an earlier version did not have counts as off.
     other = {
         name: now
         for name, now in settings.items()

@@ -147,7 +147,7 @@ def _in_archive(file: Path, below: str = "") -> list[Path]:
     try:
         names = archive.names(file, below)
     except (OSError, ValueError):
-        return [file]  # whoever reads it says what is wrong
+        return [file]  # `read_run` says what is wrong with it
     held: defaultdict[Path, set[str]] = defaultdict(set)
     for name in names:
         held[(file / name).parent].add(Path(name).name)

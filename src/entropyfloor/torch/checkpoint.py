@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["arrays_of", "pack", "tensors_below", "unpack_optimiser"]
-
 
 def pack(tree: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """`tree` for JSON: each tensor moves into `tensors`, under its path below `name`, and the path replaces it."""

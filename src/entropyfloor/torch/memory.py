@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-__all__ = ["bytes_of", "saved_bytes", "without_memory"]
-
 
 @contextmanager
 def without_memory() -> Iterator[None]:

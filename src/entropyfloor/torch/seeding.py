@@ -7,8 +7,6 @@ import random
 import numpy as np
 import torch
 
-__all__ = ["derived", "seed"]
-
 
 def derived(*numbers: int) -> int:
     """A seed derived from `numbers`. Trailing zeros do not count, so all streams should use as many numbers."""

@@ -107,7 +107,7 @@ def _draw_mean(axes: Axes, curve: Curve, mean: Interval, look: Look, crowd: bool
     """Draw mean and interval; single seeds where there are two, or where one went further than the rest."""
     artists = draw_line(axes, curve.steps, mean, look, crowd=crowd, band=mean.n > 2 and not crowd)
     single = [*curve.tails]
-    if mean.n == 2 and not crowd:  # an interval of two is thirteen times as wide as they are apart, and says less
+    if mean.n == 2 and not crowd:  # their interval would be thirteen times as wide as their distance
         single += [(curve.steps, values) for values in curve.values]
     for steps, values in single:
         artists += axes.plot(steps, values, color=look.colour, lw=0.8, alpha=0.6, zorder=3)

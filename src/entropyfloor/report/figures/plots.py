@@ -63,7 +63,7 @@ class Shape(NamedTuple):
     d: str = ""
     """Path: of a line or an area in `UNITS` of the panel, of a marker in pixels."""
     width: float = 0.0
-    """Of a line, in pixels."""
+    """Width of a line, in pixels."""
     opacity: float = 1.0
     dash: str = ""
     """dashed, dotted or nothing."""
