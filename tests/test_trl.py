@@ -15,13 +15,13 @@ from entropyfloor.integrations.trl.head import HeadOptions, log_probs_of, token_
 from entropyfloor.integrations.trl.loss import loss_mask
 from entropyfloor.language import losses
 from entropyfloor.language.model.forward import Head, head_of
-from tiny_trl import FAMILIES, FUTURE, arguments, largest_difference, logged, our_model, saved, trained
+from tiny_trl import FAMILIES, IGNORED, arguments, largest_difference, logged, our_model, saved, trained
 
 from transformers import AutoModelForCausalLM  # isort: skip
 from trl import GRPOConfig, GRPOTrainer  # isort: skip
 from trl.kernels import ChunkedLogProbFunction  # isort: skip
 
-pytestmark = [pytest.mark.filterwarnings(text) for text in FUTURE]
+pytestmark = IGNORED
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from entropyfloor.language.advantages import maxrl_advantages
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.controllers import Controller
 from tiny_trl import (
-    FUTURE,
+    IGNORED,
     WORDS,
     arguments,
     completions,
@@ -24,9 +24,7 @@ from tiny_trl import (
 
 from trl import GRPOConfig, GRPOTrainer, TrlParser  # isort: skip
 
-pytestmark = [
-    pytest.mark.filterwarnings(text) for text in (*FUTURE, "ignore:You are using 'rollout_func':UserWarning")
-]
+pytestmark = IGNORED
 AUTO = {"omega_low": "auto", "omega_high": "auto"}
 SETTINGS = {"min_entropy": 4.5, "gain": 1.0, "integral_gain": 0.3, "min_entropy_decay": 0.1}
 """Above the entropies of a random model, so that the scale is above 1 after the first rollout."""

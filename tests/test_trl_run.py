@@ -20,7 +20,7 @@ from entropyfloor.torch import functional as F
 from tiny_families import build
 from tiny_trl import (
     DATA,
-    FUTURE,
+    IGNORED,
     MIDDLE,
     WORDS,
     arguments,
@@ -35,9 +35,7 @@ from tiny_trl import (
 from trl import GRPOConfig, GRPOTrainer, TrlParser  # isort: skip
 from trl_processes import SETTINGS, SHARDED  # isort: skip
 
-pytestmark = [
-    pytest.mark.filterwarnings(text) for text in (*FUTURE, "ignore:You are using 'rollout_func':UserWarning")
-]
+pytestmark = IGNORED
 EVERYTHING = {"omega_low": 1e6, "omega_high": math.inf}
 """Thresholds with which every response with a positive advantage is scaled."""
 TWICE = {"num_iterations": 2, "max_steps": 2}

@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 
 import entropyfloor.language.model  # noqa: F401  before transformers, so that a broken torchvision does no harm
@@ -15,11 +16,12 @@ from tiny_language import tokenizer
 from datasets import Dataset  # isort: skip
 from transformers import AutoModelForCausalLM  # isort: skip
 
-FUTURE = (
-    "ignore:.*is deprecated and will be removed in v6:FutureWarning",  # transformers, of what TRL uses
-    "ignore:.*pin_memory.*:UserWarning",
-)
-"""Warnings of the hosts themselves."""
+IGNORED = [
+    pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in v6:FutureWarning"),  # transformers
+    pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
+    pytest.mark.filterwarnings("ignore:You are using 'rollout_func':UserWarning"),
+]
+"""Marks of tests that train with TRL: warnings of the hosts themselves."""
 WORDS = tokenizer()
 PROMPTS = ["1+1=", "23+45=", "9=", "0*7=?"]
 DATA = Dataset.from_dict({"prompt": PROMPTS})
