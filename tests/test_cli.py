@@ -76,10 +76,23 @@ def test_each_command_explains_itself(words, capsys):
     command = COMMANDS[words[0]]
     summary = (command.commands[words[1]] if len(words) > 1 else command).__doc__
     assert summary in " ".join(out.split())
-    assert set(re.findall(r"(--\S+) \[\w+ \[", out)) <= set(SEVERAL)
     if words == ["train", "control"]:
         for word in ("--agent", "sac-era-exact", "--resume", "--log-std-min", "--no-ignore-termination"):
             assert word in out
+
+
+def test_the_options_of_several_values_are_known(tmp_path, capsys):
+    """All of them, those that a command has only for a run of one domain too."""
+    runs = [tmp_path / domain for domain in ("control", "vision", "language")]
+    for run in runs:
+        run.mkdir()
+        (run / "config.toml").write_text(f'domain = "{run.name}"\n')
+    found = set()
+    for words in [*NAMES, *([command, "run", str(run)] for command in ("evaluate", "audit") for run in runs)]:
+        with pytest.raises(SystemExit):
+            main([*words, "--help"])
+        found |= set(re.findall(r"(--\S+) \[\w+ \[", capsys.readouterr().out))
+    assert found == set(SEVERAL)
 
 
 @pytest.mark.parametrize("args", [[], ["-h"], ["--help"]])

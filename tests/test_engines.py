@@ -16,7 +16,7 @@ import pytest
 
 from entropyfloor.experiments import execute as execution
 from entropyfloor.experiments import recipe
-from entropyfloor.experiments.engines import local
+from entropyfloor.experiments.engines import local, slurm
 from entropyfloor.experiments.engines.slurm import Job
 from entropyfloor.experiments.execute import begin, execute
 from entropyfloor.experiments.recipe import PlannedRun
@@ -274,6 +274,34 @@ def test_a_job_of_slurm_saves_before_its_time_limit(home):
     assert resumptions(run) == 1
 
 
+SLURM = {
+    "srun": "",
+    "sbatch": 'echo >> jobs; echo "Submitted batch job $(wc -l < jobs)"',
+    "squeue": "cat queue",
+}
+"""Stand-ins for the commands of Slurm, which give numbers to jobs and execute none."""
+
+
+def test_a_run_whose_job_is_still_queued_is_not_queued_again(home, monkeypatch):
+    pytest.importorskip("submitit")
+    for name, script in SLURM.items():
+        path = home / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\ncd {home}\n{script}\n")
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{home / 'bin'}:/usr/bin:/bin")
+    runs = plan(home, "runs")
+
+    def submit() -> list[str]:
+        outcomes = []
+        slurm.run(runs, home, None, lambda run, outcome: outcomes.append(outcome) or True)
+        return outcomes
+
+    assert submit() == ["submitted"] * 4
+    (home / "queue").write_text("1_0\n1_2\n1_3\n")
+    assert submit() == ["queued before", "queued before", "queued before", "submitted"]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("sbatch") is None, reason="needs Slurm")
 def test_slurm_does_what_the_local_engine_does(home):
@@ -283,10 +311,9 @@ def test_slurm_does_what_the_local_engine_does(home):
     runs = plan(home, "slurm-runs")
     reproduce(runs, engine="slurm")
     wait_for(lambda: has_checkpoint(runs[0]))
-    reproduce(runs, engine="slurm")  # submitted twice: done once
-    wait_for(
-        lambda: all(run.out.exists() and read_run(run.out).status["state"] == "finished" for run in runs), 600
-    )
+    reproduce(runs, engine="slurm")  # a second time: nothing is queued again
+    assert len(list((home / "slurm").glob("*_submitted.pkl"))) == len(runs)
+    wait_for(lambda: all(execution.state(run, home) == "finished" for run in runs), 600)
     assert sum(map(resumptions, runs)) == 0
     others = plan(home, "local")
     reproduce(others, 2)

@@ -11,15 +11,17 @@ import pytest
 
 import tiny_language
 from control import compile_quickly
+from entropyfloor import reproduction
 from entropyfloor.cli import main
 from entropyfloor.control.config import SACConfig, configure
 from entropyfloor.experiments import recipe
 from entropyfloor.experiments.reproduce import reproduce
 from entropyfloor.experiments.settings import _message, parse_settings
+from entropyfloor.extras import Status
 from entropyfloor.language.benchmarks.evaluate import EvaluationConfig
 from entropyfloor.language.benchmarks.registry import PUBLISHED
 from entropyfloor.language.config import LanguageConfig
-from entropyfloor.runs import read_run
+from entropyfloor.runs import Run, read_run
 from entropyfloor.vision.config import VisionConfig
 
 SMALL = """
@@ -470,6 +472,25 @@ def test_a_recipe_is_carried_out_and_once_is_enough(home, capsys):
     capsys.readouterr()
     assert main(["reproduce", "small.toml", "--set", "steps=80"]) == 2  # not to be taken for the run of 60
     assert "was begun with steps=60 (now 80)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", [[], ["--dry-run"]])
+def test_a_damaged_run_is_named_and_the_others_are_carried_out(how, home, capsys, monkeypatch):
+    started = []
+    monkeypatch.setattr("entropyfloor.experiments.start.reproduce", lambda runs, *_: started.extend(runs))
+    monkeypatch.setattr(reproduction, "needs_of", lambda runs: dict.fromkeys(range(len(runs)), "not counted"))
+    damaged, other = (f"runs/small/cpu/gym-Pendulum-v1/{arm}/seed-0" for arm in ("plain", "era"))
+    Run.create(Path(damaged), {"domain": "control", "seed": 0})
+    Path(damaged, "metrics.jsonl").write_text("{}\n")
+    assert main(["reproduce", "small.toml", *how]) == Status.FAILED
+    out, err = capsys.readouterr()
+    assert f"{damaged} is left out: {damaged}/metrics.jsonl, line 1 is damaged" in err
+    assert f"failed: left out as damaged: {damaged}: move it away" in err
+    if how:
+        assert f"--out {other} " in out
+        assert damaged not in out
+    else:
+        assert [str(run.out) for run in started] == [other]
 
 
 @pytest.mark.slow

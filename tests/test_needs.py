@@ -109,6 +109,47 @@ def test_every_kind_of_agent_is_counted(agent):
     assert found.checkpoint > 0 or agent in ("ppo", "eapo")
 
 
+ARMS = {
+    "language": [language("Qwen/Qwen2.5-Math-1.5B", **arm) for arm in ({}, {"entropy_coef": 0.1}, {"seed": 1})],
+    "vision": [VisionConfig(model="resnet18", **arm) for arm in ({}, {"min_entropy": 0.3}, {"seed": 1})],
+}
+
+
+@pytest.mark.parametrize(("room", "count"), [("language", needs), ("vision", vision_needs.needs)])
+def test_arms_of_the_same_sizes_are_counted_once(room, count):
+    first, *others = (count(config, on_cpu=True) for config in ARMS[room])
+    assert all(other is first for other in others)
+
+
+def test_agents_of_the_same_sizes_are_counted_once(monkeypatch):
+    counted = []
+    monkeypatch.setattr(control_needs, "_counted", {})
+    monkeypatch.setattr(control_needs, "_bytes_of_state", lambda *sizes: counted.append(sizes) or len(counted))
+
+    def networks(agent, obs_dim=3, **settings):
+        config = configure(agent, env="gym/Pendulum-v1", **settings).resolved()
+        return control_needs._networks(config, obs_dim, 2)
+
+    assert [networks("sac"), networks("sac-era-exact"), networks("sac", learning_rate=1e-3, seed=1)] == [1, 1, 1]
+    others = [{"hidden": 8}, {"critics": 3}, {"obs_dim": 4}, {"networks": "simba"}]
+    others += [{"agent": "obac"}, {"agent": "fastsac"}, {"agent": "tdmpc2"}, {"agent": "tdmpc2", "latent": 64}]
+    found = [networks(**{"agent": "sac", **other}) for other in others]
+    assert found == list(range(2, 2 + len(others)))
+
+
+SHAPE = """
+from entropyfloor.control.needs import _sizes
+print(_sizes("gym/HalfCheetah-v5", "{}"))
+"""
+
+
+def test_an_environment_is_measured_without_a_word(tmp_path):
+    """MuJoCo would print a warning, and write it into the working directory."""
+    done = subprocess.run([sys.executable, "-c", SHAPE], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("(17, 6)\n", "")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_classifier_is_counted():
     config = VisionConfig(model="resnet18", dataset="cifar10", batch_size=32, ema=0.9)
     found = vision_needs.needs(config, on_cpu=True)

@@ -13,11 +13,11 @@ import psutil
 import pytest
 
 from entropyfloor.experiments import plan as plans
-from entropyfloor.experiments import recipe
+from entropyfloor.experiments import recipe, start
 from entropyfloor.experiments.measure import Measured, _different_first, _pace, measure
 from entropyfloor.experiments.plan import GIB, Plan
 from entropyfloor.experiments.recipe import PlannedRun
-from entropyfloor.experiments.start import Study, plan_of
+from entropyfloor.experiments.start import Study, plan_of, readable
 from entropyfloor.runs import Run
 from entropyfloor.runs.needs import Needs
 from entropyfloor.runs.progress import PACE, Progress
@@ -76,13 +76,13 @@ def test_what_is_there_already_does_not_count(tmp_path, machine):
     with pytest.raises(KeyboardInterrupt):
         begin(tmp_path / "seed-0", 25)
     begin(tmp_path / "seed-1", 100, finished=True)
-    found = plan(tmp_path)
+    found = dataclasses.replace(plan(tmp_path), states={0: "interrupted", 1: "finished"})
     assert found.left == [0, 2, 3]
     written = sum(file.stat().st_size for file in (tmp_path / "seed-0/checkpoints").glob("*/*"))
     assert written > 4000
     assert found.disk == 3 * 2.5 * GIB + 2 * GIB - written
     assert "3 to run, 1 of them begun, 1 finished before, 2 at a time" in found.lines()[0]
-    timed = Plan(found.runs, 1, found.needs, {2: 200.0})
+    timed = dataclasses.replace(found, workers=1, seconds={2: 200.0})
     assert timed.time == 200.0 * (0.75 + 1 + 1)
 
 
@@ -222,24 +222,53 @@ def test_needs_of_finished_runs_are_not_counted(tmp_path):
         counted.append([run.seed for run in some])
         return {i: NEEDS._replace(checkpoint=run.seed) for i, run in enumerate(some)}
 
-    found = plan_of([study], 2, count)
+    found = plan_of([study], 2, count, readable([study])[1])
     assert counted == [[0, 2]]
     assert {i: needs.checkpoint for i, needs in found.known.items()} == {0: 0, 2: 2}
     for seed in (0, 2):
         begin(tmp_path / f"seed-{seed}", 100, finished=True)
-    assert plan_of([study], 2, count).lines()[0] == "runs    0 to run, 3 finished before, 2 at a time"
+    done = plan_of([study], 2, count, readable([study])[1])
+    assert done.lines()[0] == "runs    0 to run, 3 finished before, 2 at a time"
+    assert done.of([1, 2]).left == []
     assert len(counted) == 1
 
 
-def test_states_are_read_once(tmp_path, machine, monkeypatch):
-    """Each has the metrics of its run read."""
-    read = []
-    monkeypatch.setattr(plans, "state", lambda run: read.append(run.seed))
-    found = plan(tmp_path)
-    found.check()
-    found.of([1, 3]).check()
-    found.lines()
-    assert read == [0, 1, 2, 3]
+def test_a_damaged_run_is_left_out_with_the_reason(tmp_path):
+    study = Study(recipe.load("control/sac-gym"), tmp_path, runs(tmp_path, 3))
+    for seed in (0, 1):
+        begin(tmp_path / f"seed-{seed}", 100, finished=True)
+    (tmp_path / "seed-1" / "status.json").write_text("{")
+    studies, states, damaged = readable([study])
+    assert [run.seed for run in studies[0].runs] == [0, 2]
+    assert states == {tmp_path / "seed-0": "finished"}
+    assert list(damaged) == [tmp_path / "seed-1"]
+    assert f"{tmp_path / 'seed-1' / 'status.json'} is damaged" in damaged[tmp_path / "seed-1"]
+    assert readable([dataclasses.replace(study, runs=study.runs[1:2])])[0] == []
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("the disk is full"), RuntimeError("1 of 1 runs failed"), ValueError("x")]
+)
+def test_a_recipe_that_fails_does_not_stop_the_others(error, tmp_path, monkeypatch):
+    """Where all are asked for; the end names it."""
+    studies = [
+        Study(recipe.load(name), tmp_path / name, runs(tmp_path / name, 1))
+        for name in ("control/sac-gym", "control/ppo-gym")
+    ]
+    started = []
+
+    def reproduce(planned, workers, engine):
+        started.append(planned[0].out.parent.name)
+        if len(started) == 1:
+            raise error
+
+    monkeypatch.setattr(start, "reproduce", reproduce)
+    with pytest.raises(type(error), match=str(error)):
+        list(start.run(studies, 1, "local"))
+    started.clear()
+    with pytest.raises(RuntimeError, match=f"^control/sac-gym: {error}$"):
+        list(start.run(studies, 1, "local", go_on=True))
+    assert started == ["sac-gym", "ppo-gym"]
 
 
 @pytest.mark.parametrize("total", ["81920", "8192\n81920", "[N/A]"])

@@ -196,31 +196,35 @@ def reproduce(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
         studies = start.studies(recipe, places, scale, out, arms=arms, seeds=seeds, settings=settings)
         studies = start.without_foreign(studies, settings, reproduction.settings_of)
         parsed = [study.parsed(reproduction.settings_of) for study in studies]
+        parsed, states, damaged = start.readable(parsed)
+        for path, reason in damaged.items():
+            print(f"{path} is left out: {reason}", file=sys.stderr)
         home, over_tasks = (out or Path("report")) / recipe, any(place.over_tasks for place in places)
         if draw:
             _draw_finished(parsed, home, over_tasks)
-            return
-        plan, every = start.plan_of(parsed, workers, reproduction.needs_of), recipe == start.ALL
-        check = Plan.check_disk if every else Plan.check  # recipes follow each other, and each fits
-        if every:
-            parsed, plan, reasons = start.that_fit(parsed, plan, here=engine == "local")
-            for reason in reasons:
-                print(reason, file=sys.stderr)
-            if not parsed:
-                raise ValueError(f"every recipe at scale {scale} is left out; the reasons are above")
-        if dry_run:
-            print("\n".join(start.commands(plan)))
-            if measure:
-                check(plan)  # first: a trial of what does not fit would take the memory of everything else
-                plan = plan.timed()
-            print("\n".join(plan.lines()), file=sys.stderr)
-        if engine == "local":  # the machines of a cluster are others
-            check(plan)
-        if not dry_run:
-            for line in start.run(parsed, workers, engine, go_on=every):
-                print(line)
-            if over_tasks and start.finished(parsed):  # jobs of Slurm may still wait
-                _draw_finished(parsed, home, over_tasks)
+        elif parsed:
+            plan, every = start.plan_of(parsed, workers, reproduction.needs_of, states), recipe == start.ALL
+            check = Plan.check_disk if every else Plan.check  # recipes follow each other, and each fits
+            if every:
+                parsed, plan, reasons = start.that_fit(parsed, plan, here=engine == "local")
+                for reason in reasons:
+                    print(reason, file=sys.stderr)
+                if not parsed:
+                    raise ValueError(f"every recipe at scale {scale} is left out; the reasons are above")
+            if dry_run:
+                print("\n".join(start.commands(plan)))
+                if measure:
+                    check(plan)  # first: a trial of what does not fit would take the memory of everything else
+                    plan = plan.timed()
+                print("\n".join(plan.lines()), file=sys.stderr)
+            if engine == "local":  # the machines of a cluster are others
+                check(plan)
+            if not dry_run:
+                for line in start.run(parsed, workers, engine, go_on=every):
+                    print(line)
+                if over_tasks and start.finished(parsed):  # jobs of Slurm may still wait
+                    _draw_finished(parsed, home, over_tasks)
+        start.check_undamaged(damaged)
 
     return command
 

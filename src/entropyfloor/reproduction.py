@@ -92,9 +92,11 @@ def shown(place: Place) -> str:
 
 def _environment(name: str) -> str:
     from entropyfloor.control.envs import make
+    from entropyfloor.control.needs import without_warnings
 
     try:
-        env = make(name)
+        with without_warnings():
+            env = make(name)
     except (ValueError, ImportError) as error:
         return f"{name:<42}{one_line(error)}"
     spaces = env.observation_space, env.action_space

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import jax
+import mujoco
+import optax
 
 from entropyfloor.control import ring, seeding
 from entropyfloor.control.agents.build import build_agent
-from entropyfloor.control.config import ControlConfig, FastConfig, PPOConfig, TDMPC2Config, required
+from entropyfloor.control.agents.tdmpc2.agent import TDMPC2
+from entropyfloor.control.config import ControlConfig, FastConfig, PPOConfig, required
 from entropyfloor.control.envs import make
+from entropyfloor.control.heads import GaussianPolicy
 from entropyfloor.control.on_policy import step_bytes
 from entropyfloor.control.replay import transition_bytes
 from entropyfloor.runs.needs import LINE, Needs
@@ -23,6 +29,10 @@ SIMULATORS = 200 * 2**20
 """Bytes of a process of environments."""
 EPISODE = 1000
 """Steps of an episode, for an agent whose state asks for it; its size does not depend on it."""
+SIZELESS = (float, str, optax.GradientTransformation, GaussianPolicy)
+"""Parts of an agent that say nothing of the size of its state: agents of a kind have the same optimisers."""
+_counted: dict[Any, int] = {}
+"""Bytes of the states of agents, by everything that their sizes depend on."""
 
 
 def needs(config: ControlConfig, *, on_cpu: bool) -> Needs:
@@ -64,17 +74,40 @@ def needs(config: ControlConfig, *, on_cpu: bool) -> Needs:
 @cache
 def _sizes(env: str, options: str) -> tuple[int, int]:
     """Widths of an observation and of an action; 1 for a discrete one."""
-    made = make(env, **json.loads(options))
+    with without_warnings():
+        made = make(env, **json.loads(options))
+    made.close()
+    return math.prod(made.observation_space.shape or ()), math.prod(made.action_space.shape or ())
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Leave MuJoCo's warnings to runs: it also writes them to MUJOCO_LOG.TXT in the working directory."""
+
+    def ignore(warning: str) -> None:
+        pass
+
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(ignore)
     try:
-        return math.prod(made.observation_space.shape or ()), math.prod(made.action_space.shape or ())
+        yield
     finally:
-        made.close()
+        if mujoco.get_mju_user_warning() is ignore:  # dm_control sets its own when it is imported
+            mujoco.set_mju_user_warning(before)
 
 
 def _networks(config: ControlConfig, obs_dim: int, action_dim: int) -> int:
-    """Bytes of parameters, targets and moments of the optimisers."""
+    """Bytes of parameters, targets and moments of the optimisers; agents of the same sizes are counted once."""
     agent: Any = build_agent(config, action_dim)
-    episode = (EPISODE,) if isinstance(config, TDMPC2Config) else ()
+    scalars = jax.tree.structure(agent.policy.initial_state())
+    sizes = type(agent), scalars, *(part for part in vars(agent).values() if not isinstance(part, SIZELESS))
+    if (key := (obs_dim, action_dim, sizes)) not in _counted:
+        _counted[key] = _bytes_of_state(agent, obs_dim, action_dim)
+    return _counted[key]
+
+
+def _bytes_of_state(agent: Any, obs_dim: int, action_dim: int) -> int:
+    episode = (EPISODE,) if isinstance(agent, TDMPC2) else ()
     state = jax.eval_shape(
         lambda key: agent.init(key, obs_dim, action_dim, *episode), seeding.key(0, seeding.INIT)
     )

@@ -17,7 +17,7 @@ from entropyfloor.runs.processes import stop, terminated_as_interrupted
 from entropyfloor.runs.resume import is_begun
 from entropyfloor.runs.run_reader import read_status
 
-Outcome = Literal["done", "finished before", "failed", "refused", "submitted"]
+Outcome = Literal["done", "finished before", "failed", "refused", "submitted", "queued before"]
 """What became of a run; `refused`: its settings are wrong, and the next run's would be as well."""
 Ended = Callable[[PlannedRun, Outcome], bool]
 """What an engine calls when a run has ended; it says whether further runs may start."""

@@ -6,11 +6,9 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from entropyfloor.experiments.execute import state
 from entropyfloor.experiments.measure import arm_of, measure
 from entropyfloor.experiments.recipe import PlannedRun
 from entropyfloor.runs import machine
@@ -31,6 +29,7 @@ class Plan:
 
     runs: Sequence[PlannedRun]
     workers: int
+    """Number of runs at a time, each a process that trains one seed."""
     needs: Mapping[int, Needs | str]
     """What each run that is left needs, by its index, or the reason why that is not known."""
     seconds: Mapping[int, float] | None = None
@@ -39,23 +38,19 @@ class Plan:
     """Largest memory that the process of a measured run took, in GiB; 0 without a measurement."""
     device_peak: float = 0.0
     """Largest memory of a device that a measured run took, in GiB; 0 where none used one."""
+    states: Mapping[int, str] = field(default_factory=dict)
+    """States of the runs that have begun, by their indices."""
 
     def of(self, indices: Sequence[int]) -> Plan:
         """The plan of some of its runs."""
         needs = {k: self.needs[i] for k, i in enumerate(indices) if i in self.needs}
-        part = Plan([self.runs[i] for i in indices], self.workers, needs)
-        part.__dict__["states"] = [self.states[i] for i in indices]  # fills the cache: nothing is read again
-        return part
-
-    @cached_property
-    def states(self) -> Sequence[str | None]:
-        """States of the runs, None where they have not begun; read once, because each has its metrics read."""
-        return [state(run) for run in self.runs]
+        states = {k: self.states[i] for k, i in enumerate(indices) if i in self.states}
+        return Plan([self.runs[i] for i in indices], self.workers, needs, states=states)
 
     @property
     def left(self) -> list[int]:
         """Indices of the runs that are not finished."""
-        return [i for i, state in enumerate(self.states) if state != "finished"]
+        return [i for i in range(len(self.runs)) if self.states.get(i) != "finished"]
 
     @property
     def known(self) -> dict[int, Needs]:
@@ -87,7 +82,7 @@ class Plan:
         """Seconds until all runs are trained, without evaluations; None where no run was measured."""
         if not self.seconds:
             return None
-        trained = [run for run in map(self.runs.__getitem__, self.left) if run.mode == "train"]
+        trained = [self.runs[i] for i in self.left if self.runs[i].mode == "train"]
         rest = [self._seconds(run, self.seconds) * (1 - _share_done(run)) for run in trained]
         return max(sum(rest) / self.workers, max(rest, default=0.0))
 
@@ -112,7 +107,7 @@ class Plan:
         """The plan in words."""
         left = self.left
         done = f", {finished} finished before" if (finished := len(self.runs) - len(left)) else ""
-        begun = f", {some} of them begun" if (some := len(left) - self.states.count(None)) else ""
+        begun = f", {some} of them begun" if (some := len(self.states.keys() & left)) else ""
         runs = f"{len(left)} to run{begun}{done}, {self.workers} at a time"
         return [f"runs    {runs}", *self._time(), *self._memory(), *self._disk(), *self._unknown()]
 

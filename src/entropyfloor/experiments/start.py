@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from entropyfloor.experiments.recipe import SCALES, PlannedRun, Recipe, Settings
 from entropyfloor.experiments.reproduce import reproduce
 from entropyfloor.experiments.settings import parse_settings
 from entropyfloor.runs.needs import Needs
+from entropyfloor.runs.resume import is_begun
 
 ALL = "all"
 """Name that stands for all recipes of this package."""
@@ -199,14 +200,43 @@ def _check_models(studies: Sequence[Study], training: Sequence[Study]) -> None:
             raise ValueError(f"{run.out} evaluates {model}, which is not there and not trained")
 
 
+def readable(studies: Sequence[Study]) -> tuple[list[Study], dict[Path, str], dict[Path, str]]:
+    """The studies without damaged runs, the states of the runs that have begun, and why others are damaged."""
+    states: dict[Path, str] = {}
+    damaged: dict[Path, str] = {}
+    for run in (run for study in studies for run in study.runs):
+        try:
+            if found := state(run):
+                states[run.out] = found
+        except (OSError, ValueError) as error:
+            damaged[run.out] = str(error)
+    rest = [replace(study, runs=[run for run in study.runs if run.out not in damaged]) for study in studies]
+    return [study for study in rest if study.runs], states, damaged
+
+
+def check_undamaged(damaged: Collection[Path]) -> None:
+    """Fail for the runs that were left out.
+
+    Raises:
+        RuntimeError: There are some.
+    """
+    if damaged:
+        raise RuntimeError(
+            f"left out as damaged: {', '.join(map(str, damaged))}: move {'it' if len(damaged) == 1 else 'them'} "
+            f"away, and the same command begins anew what is missing"
+        )
+
+
 def plan_of(
     studies: Sequence[Study],
     workers: int | None,
     needs_of: Callable[[Sequence[PlannedRun]], Mapping[int, Needs | str]],
+    states: Mapping[Path, str],
 ) -> Plan:
     """The plan of all their runs on this machine, with the needs of those that are not finished."""
     runs = [run for study in studies for run in study.runs]
-    plan = Plan(runs, workers or local.workers_of(runs), {})
+    begun = {i: states[run.out] for i, run in enumerate(runs) if run.out in states}
+    plan = Plan(runs, workers or local.workers_of(runs), {}, states=begun)
     if not (left := plan.left):
         return plan
     counted = needs_of([runs[i] for i in left])
@@ -236,6 +266,7 @@ def run(studies: Sequence[Study], workers: int | None, engine: str, *, go_on: bo
 
     Raises:
         RuntimeError: Some runs failed.
+        OSError, ValueError: A study cannot be carried out, and `go_on` is False.
     """
     failed: dict[str, str] = {}
     training = [study for study in studies if study.recipe.mode == "train"]
@@ -245,7 +276,7 @@ def run(studies: Sequence[Study], workers: int | None, engine: str, *, go_on: bo
             continue
         try:
             reproduce(study.runs, workers, engine)
-        except (RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             if not go_on:
                 raise
             failed[study.recipe.name] = str(error)
@@ -255,7 +286,7 @@ def run(studies: Sequence[Study], workers: int | None, engine: str, *, go_on: bo
             yield f"{study.recipe.source}, {arm}: {values}"
         if study.recipe.mode == "evaluate":
             yield from (f"scores: {run.out}, log: {log_file(run)}" for run in study.runs)
-    if shown := [study for study in training if study.recipe.name not in failed or any(map(state, study.runs))]:
+    if shown := [study for study in training if study.recipe.name not in failed or _has_begun(study)]:
         yield f"report: entropyfloor report {shlex.join(str(study.out) for study in shown)}"
     if failed:
         raise RuntimeError("; ".join(f"{name}: {error}" for name, error in failed.items()))
@@ -282,6 +313,10 @@ def missing(studies: Sequence[Study], *, over_tasks: bool) -> Iterator[str]:
             more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
             listed = ", ".join(left[:SHOWN])
             yield f"{study.recipe.name}: {len(left)} of {len(runs)} runs have not finished: {listed}{more}"
+
+
+def _has_begun(study: Study) -> bool:
+    return any(is_begun(run.out) for run in study.runs)
 
 
 def _are_finished(studies: Sequence[Study]) -> bool:

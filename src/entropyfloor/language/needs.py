@@ -7,6 +7,8 @@ last layer never has the logits of a batch: it needs a tile of them, and a secon
 
 from __future__ import annotations
 
+from functools import cache
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,6 +38,13 @@ SAMPLED = 24
 """Bytes of a logit while a token is drawn: float32 logits and probabilities, and their sum in float64."""
 BUFFERS = 4
 """Tiles of logits in float32 that the last layer has at a time."""
+READ = (
+    *("model", "layers", "hidden", "heads", "precision", "gradient_checkpointing", "kl_coef"),
+    *("task", "largest", "digits", "chain_length", "task_config", "prompt", "template"),
+    *("max_prompt", "max_new_tokens", "prompts", "samples", "sample_batch", "minibatches", "micro_batch"),
+    *("steps", "eval_every", "eval_problems", "eval_samples"),
+)
+"""Settings that a count reads: arms of a comparison that differ in others are counted once."""
 
 
 def needs(config: LanguageConfig, *, on_cpu: bool) -> Needs:
@@ -49,6 +58,12 @@ def needs(config: LanguageConfig, *, on_cpu: bool) -> Needs:
         ValueError: The model cannot be found.
     """
     config = config.resolved()
+    return _needs(on_cpu, **{name: getattr(config, name) for name in READ})
+
+
+@cache
+def _needs(on_cpu: bool, **settings: Any) -> Needs:
+    config: Any = SimpleNamespace(**settings)  # without the settings that are not in the key of the cache
     with without_memory():
         model, prompt, new = _model(config)
         weights, count = bytes_of(model), 2 if config.kl_coef else 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,6 +21,11 @@ IMAGES = {"cifar10": 60_000 * 3072, "cifar100": 60_000 * 3072, "digits": 0, "fol
 """Bytes of the images of a dataset that is read as a whole."""
 HALF = {"bf16": torch.bfloat16, "fp16": torch.bfloat16}
 """Precision in which intermediate results are counted; both halves have the same size."""
+READ = (
+    *("model", "input_size", "dropout", "precision", "optimiser", "ema"),
+    *("dataset", "num_classes", "batch_size", "aug_splits", "workers", "epochs"),
+)
+"""Settings that a count reads: arms of a comparison that differ in others are counted once."""
 
 
 def needs(config: VisionConfig, *, on_cpu: bool) -> Needs:
@@ -33,7 +39,13 @@ def needs(config: VisionConfig, *, on_cpu: bool) -> Needs:
         ValueError: timm has no such model.
     """
     config = config.resolved()
-    config = replace(config, num_classes=config.num_classes or CLASSES[config.dataset])
+    return _needs(on_cpu, **{name: getattr(config, name) for name in READ})
+
+
+@cache
+def _needs(on_cpu: bool, **settings: Any) -> Needs:
+    config: Any = SimpleNamespace(**settings)  # without the settings that are not in the key of the cache
+    config.num_classes = config.num_classes or CLASSES[config.dataset]
     with without_memory():
         model, _ = plain_model(config, drop_rate=config.dropout)
         weights, activations = bytes_of(model), _activations(model.train(), config)

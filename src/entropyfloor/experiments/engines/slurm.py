@@ -7,6 +7,7 @@ A job that reaches its time limit or is preempted saves its run and is queued ag
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -15,7 +16,7 @@ from typing import Any
 
 from entropyfloor.experiments.execute import SAVING, Ended, execute, log_file, state
 from entropyfloor.experiments.recipe import PlannedRun
-from entropyfloor.extras import require
+from entropyfloor.extras import require, shortened
 
 DAY = 24 * 60
 """Time limit of a job in minutes, unless SBATCH_TIMELIMIT says otherwise."""
@@ -51,25 +52,29 @@ class Job:
 
 
 def run(plan: Sequence[PlannedRun], directory: Path, workers: int | None, ended: Ended) -> None:
-    """Submit a plan and return: the same command submits later what is not finished.
+    """Submit a plan and return: the same command submits later what is not finished and no longer queued.
 
     Args:
         plan: Runs; those that need as many cores and accelerators are one job array.
         directory: Directory that relative paths start from, on a file system that all nodes share.
         workers: Number of jobs at a time; by default Slurm decides.
-        ended: Called with each run when it is submitted.
+        ended: Called with each run when it is submitted, or need not be.
 
     Raises:
         ImportError: submitit is not installed.
-        RuntimeError: This is no machine from which Slurm takes jobs.
+        RuntimeError: This is no machine from which Slurm takes jobs, or Slurm does not answer.
     """
     require("slurm", "submitit")
     import submitit
 
-    left = [run for run in plan if state(run, directory) != "finished"]
+    queued, left = _queued(plan, directory), []
     for run in plan:
-        if run not in left:
+        if state(run, directory) == "finished":
             ended(run, "finished before")
+        elif run.out in queued:
+            ended(run, "queued before")
+        else:
+            left.append(run)
     for (cpus, accelerators), runs in groupby(sorted(left, key=_resources), _resources):
         jobs = [Job(run, directory) for run in runs]
         for job in jobs:
@@ -83,11 +88,27 @@ def run(plan: Sequence[PlannedRun], directory: Path, workers: int | None, ended:
             slurm_array_parallelism=workers or len(jobs),
             slurm_signal_delay_s=int(SAVING),
         )
-        with executor.batch():
-            for job in jobs:
-                executor.submit(job)
-        for job in jobs:
+        for job, submitted in zip(jobs, executor.submit_array(jobs), strict=True):
+            _number_file(job.run, directory).write_text(submitted.job_id)
             ended(job.run, "submitted")
+
+
+def _queued(plan: Sequence[PlannedRun], directory: Path) -> list[Path]:
+    """Directories of the runs whose job, of an earlier call, still waits or runs."""
+    files = {run.out: file for run in plan if (file := _number_file(run, directory)).exists()}
+    if not files:
+        return []
+    squeue = ["squeue", "--me", "--array", "--noheader", "--format=%i"]
+    answer = subprocess.run(squeue, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        raise RuntimeError(f"squeue does not say which runs are queued already: {shortened(answer.stderr)}")
+    numbers = answer.stdout.split()
+    return [out for out, file in files.items() if file.read_text() in numbers]
+
+
+def _number_file(run: PlannedRun, directory: Path) -> Path:
+    """The number of a run's last job, beside its log."""
+    return directory / run.out.with_name(f"{run.out.name}-job.txt")
 
 
 def _resources(run: PlannedRun) -> tuple[int, int]:
