@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -150,16 +150,10 @@ def summarise(predictions: Predictions, ood_confidence: Float[Tensor, " M"] | No
     certain = 1.0 - torch.finfo(torch.float64).eps
     ece = binary_calibration_error(confidence.clamp(max=certain), predictions.correct.long(), n_bins=BINS)
     entropy = predictions.entropy.double()
-    values = {
-        "top1": predictions.correct.double().mean(),
-        "top5": predictions.correct5.double().mean(),
-        "nll": predictions.nll.double().mean(),
-        "brier": predictions.brier.double().mean(),
+    values = {name: column.mean() for name, column in _columns(predictions).items()} | {
         "ece": ece,
-        "realised_entropy": entropy.mean(),
         "realised_entropy/min": entropy.min(),
         "realised_entropy/q05": entropy.quantile(0.05),
-        "saturation": (predictions.gap > SATURATED).double().mean(),
     }
     if ood_confidence is not None:
         outside = _check_confidence(ood_confidence, "ood_confidence")
@@ -248,28 +242,43 @@ def intervals(
     """
     if resamples < 1:
         raise ValueError(f"resamples={resamples} must be at least 1")
-    estimate, gaps = _estimator(predictions, ood_confidence), _gaps(predictions)
-    rows, gap = np.arange(len(predictions.correct)), gaps.mean(0)
+    gaps, columns = _gaps(predictions), _columns(predictions)
+    n, gap, table = len(gaps), gaps.mean(0), torch.stack([*columns.values()], dim=1)
     options: dict[str, Any] = {"resamples": resamples, "confidence": CONFIDENCE, "seed": seed}
-    names = ("top1", "top5", "nll", "brier", "realised_entropy", "saturation", "below", "above")
 
     def metrics(drawn: np.ndarray, **_: int) -> np.ndarray:
-        weights = _counts(drawn, len(rows))
-        noise = weights @ gaps / len(rows) - gap
-        estimates = {**estimate(weights, None), "below": noise.abs().sum(1), "above": -(gap.sign() * noise).sum(1)}
-        return torch.stack([estimates[name] for name in names], dim=1).numpy()
+        weights = _counts(drawn, n)
+        noise = weights @ gaps / n - gap
+        errors = noise.abs().sum(1), -(gap.sign() * noise).sum(1)
+        return torch.column_stack([weights @ table / n, *errors]).numpy()
 
-    bounds = dict(zip(names, np.transpose(bootstrap_interval(rows, metrics, **options)).tolist(), strict=True))
-    error, (_, below), (_, above) = float(gap.abs().sum()), bounds.pop("below"), bounds.pop("above")
-    bounds["ece"] = [max(0.0, error - below), min(1.0, error + max(0.0, above))]
+    low, high = bootstrap_interval(np.arange(n), metrics, **options)
+    *others, (_, below), (_, above) = zip(low.tolist(), high.tolist(), strict=True)
+    bounds = dict(zip(columns, others, strict=True))
+    error = float(gap.abs().sum())
+    bounds["ece"] = max(0.0, error - below), min(1.0, error + max(0.0, above))
     if ood_confidence is not None:
-        ood_rows = np.arange(len(ood_confidence))
+        confidence = _check_confidence(predictions.confidence, "predictions.confidence")
+        outside = _check_confidence(ood_confidence, "ood_confidence").sort().values
 
         def auroc(drawn: np.ndarray, ood: np.ndarray, **_: int) -> np.ndarray:
-            return estimate(_counts(drawn, len(rows)), _counts(ood, len(ood_rows)))["auroc"].numpy()
+            return _auroc(confidence, outside, _counts(drawn, n), _counts(ood, len(outside))).numpy()
 
-        bounds["auroc"] = [*bootstrap_interval((rows, ood_rows), auroc, **options)]
-    return {name: (low, high) for name, (low, high) in bounds.items()}
+        bounds["auroc"] = bootstrap_interval((np.arange(n), np.arange(len(outside))), auroc, **options)
+    return bounds
+
+
+def _columns(predictions: Predictions) -> dict[str, Tensor]:
+    """Numbers of each sample whose means are metrics, `[N]` each, in float64."""
+    columns = {
+        "top1": predictions.correct,
+        "top5": predictions.correct5,
+        "nll": predictions.nll,
+        "brier": predictions.brier,
+        "realised_entropy": predictions.entropy,
+        "saturation": predictions.gap > SATURATED,
+    }
+    return {name: column.double() for name, column in columns.items()}
 
 
 def _binned(confidence: Tensor, bins: int) -> tuple[Tensor, Tensor]:
@@ -289,45 +298,19 @@ def _gaps(predictions: Predictions) -> Tensor:
     return torch.nn.functional.one_hot(index, BINS) * excess[:, None]
 
 
-Estimator = Callable[[Tensor, Tensor | None], dict[str, Tensor]]
+def _auroc(confidence: Tensor, outside: Tensor, weights: Tensor, ood_weights: Tensor) -> Tensor:
+    """AUROC of weighted samples, `[R]`.
 
-
-def _estimator(predictions: Predictions, ood_confidence: Tensor | None) -> Estimator:
-    """Metrics of `summarise` as a function of the weights of the samples.
-
-    Returns:
-        A function of the weights of test samples `[R, N]` and of out-of-distribution samples `[R, M]`, in float64,
-        that returns estimates `[R]`. With weights of 1 they are those of `summarise`.
+    Args:
+        confidence: Confidences of test samples, `[N]`.
+        outside: Those of out-of-distribution samples in increasing order, `[M]`.
+        weights: Weights of the test samples, `[R, N]`.
+        ood_weights: Weights of the out-of-distribution samples, `[R, M]`. A resample may give them in any order.
     """
-    confidence = _check(predictions)
-    means = {
-        "top1": predictions.correct,
-        "top5": predictions.correct5,
-        "nll": predictions.nll,
-        "brier": predictions.brier,
-        "realised_entropy": predictions.entropy,
-        "saturation": predictions.gap > SATURATED,
-    }
-    columns = torch.stack([values.double() for values in means.values()], dim=1)
-    table = torch.cat([columns, _gaps(predictions)], dim=1)
-    if ood_confidence is not None:
-        outside = _check_confidence(ood_confidence, "ood_confidence").sort().values
-        below, upto = (torch.searchsorted(outside, confidence, right=right) for right in (False, True))
-
-    def estimate(weights: Tensor, ood_weights: Tensor | None) -> dict[str, Tensor]:
-        total = weights.sum(1)
-        sums = weights @ table / total[:, None]
-        estimates = dict(zip(means, sums.unbind(1), strict=False))  # the columns of the bins follow the means
-        estimates["ece"] = sums[:, len(means) :].abs().sum(1)
-        if ood_weights is not None:
-            # The weight of all samples with less confidence, and half of that of ties. The weights belong to the
-            # sorted samples, which is right because all samples are equally likely to be drawn.
-            reached = torch.nn.functional.pad(ood_weights.cumsum(1), (1, 0))
-            wins = 0.5 * (reached[:, below] + reached[:, upto])
-            estimates["auroc"] = (weights * wins).sum(1) / (total * reached[:, -1])
-        return estimates
-
-    return estimate
+    below, upto = (torch.searchsorted(outside, confidence, right=right) for right in (False, True))
+    reached = torch.nn.functional.pad(ood_weights.cumsum(1), (1, 0))
+    wins = 0.5 * (reached[:, below] + reached[:, upto])  # with less confidence, and half of those with the same
+    return (weights * wins).sum(1) / (weights.sum(1) * reached[:, -1])
 
 
 def _counts(drawn: np.ndarray, size: int) -> Tensor:
