@@ -5,6 +5,8 @@ import json
 
 import tomli_w
 
+from entropyfloor.runs import read_run
+
 CONFIG = {"domain": "control", "agent": "sac-era-exact", "env": "dmc/walker-walk", "steps": 3000, "alpha": 0.5}
 STATUS = {"state": "finished", "reason": None, "step": 3000, "time": "2026-11-21T19:16:34+00:00"}
 MACHINE = {
@@ -85,3 +87,11 @@ def with_header(checkpoint, **values):
     names = ("arrays.safetensors", "state.json")
     sums = (f"{hashlib.sha256((checkpoint / name).read_bytes()).hexdigest()}  {name}\n" for name in names)
     (checkpoint / "SHA256SUMS").write_text("".join(sums))
+
+
+CLOCK = ("seconds", "steps_per_second", "tokens_per_second", "images_per_second")
+
+
+def history(path):
+    """What a run has logged, without what the clock says."""
+    return [{name: value for name, value in line.items() if name not in CLOCK} for line in read_run(path).lines]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from digits import save_digits
 from entropyfloor import vision
 from entropyfloor.runs import Run, read_run
 from entropyfloor.vision import data, load, sources
@@ -26,14 +27,7 @@ SETTINGS = {"model": "test_resnet", "dataset": "folder", "input_size": 32, "crop
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Digits of three kinds as PNG files in class directories."""
-    home = tmp_path_factory.mktemp("digits")
-    for split, count in (("train", 16), ("test", 8)):
-        source = sources.load("digits", home, split)
-        for label, name in enumerate(("zero", "one", "two")):
-            (home / split / name).mkdir(parents=True)
-            for i in [i for i, found in enumerate(source.labels) if found == label][:count]:
-                source.store.open(i).save(home / split / name / f"{i}.png")
-    return home
+    return save_digits(tmp_path_factory.mktemp("digits"), {0: "zero", 1: "one", 2: "two"}, train=16, test=8)
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,8 @@ import safetensors
 import torch
 
 import entropyfloor.vision
+from commands import options_of
+from digits import save_digits
 from entropyfloor import targets
 from entropyfloor.extras import one_line
 from entropyfloor.runs import Run, read_run
@@ -35,7 +37,7 @@ from entropyfloor.vision.export import export
 from entropyfloor.vision.predict import logits_of
 from entropyfloor.vision.train import complete, resume, train, train_seeds
 from entropyfloor.vision.trainer import Trainer
-from run_files import with_header
+from run_files import history, with_header
 
 # isort: split
 import timm  # after our room, which sees to torchvision
@@ -54,15 +56,7 @@ SMALL = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """40 + 20 digits of two kinds as PNG files in class directories."""
-    home = tmp_path_factory.mktemp("digits")
-    for split, count in (("train", 20), ("test", 10)):
-        source = sources.load("digits", home, split)
-        for label in (0, 1):
-            place = home / split / ("zero", "one")[label]
-            place.mkdir(parents=True)
-            for i in [i for i, found in enumerate(source.labels) if found == label][:count]:
-                source.store.open(i).save(place / f"{i}.png")
-    return home
+    return save_digits(tmp_path_factory.mktemp("digits"), {0: "zero", 1: "one"})
 
 
 TINY = {
@@ -321,14 +315,6 @@ def test_a_test_image_that_cannot_be_read_costs_no_training(folder, tmp_path):
     assert read_run(tmp_path / "run").lines == []  # it was found before training began
 
 
-def history(path):
-    """What a run has logged, without times."""
-    return [
-        {k: v for k, v in line.items() if k not in ("seconds", "images_per_second")}
-        for line in read_run(path).lines
-    ]
-
-
 def interrupted(folder, tmp_path, monkeypatch, signals, **settings):
     """A run of four epochs whose second epoch is interrupted by SIGTERM."""
     updates, update = [], Trainer._update
@@ -393,8 +379,8 @@ sys.exit(main(sys.argv[2:]))
 def signalled(tmp_path, launcher, process, options):
     """Run `train vision` in a script that sends SIGTERM to a process and its children in the first update."""
     (tmp_path / "script.py").write_text(SIGNALLED)
-    words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    command = [sys.executable, *launcher, str(tmp_path / "script.py"), process, "train", "vision", *words]
+    script = [*launcher, str(tmp_path / "script.py"), process]
+    command = [sys.executable, *script, "train", "vision", *options_of(options)]
     return subprocess.run(command, env=ON_CPUS, capture_output=True, text=True, timeout=400, check=False)
 
 
@@ -422,9 +408,9 @@ def test_two_processes_train_one_model(folder, tmp_path):
     """On CPUs: the run is written once, the floor holds, and it is resumed."""
     options = {**TINY, "data_dir": folder, "out": tmp_path / "run", "min_entropy": 0.1, "ema": 0.9, "epochs": 2}
     options["workers"] = 1  # which fork; beside JAX, as in this process, that is warned of
-    words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     command = [sys.executable, *TWO, "-m", "entropyfloor.cli", "train", "vision"]
-    done = subprocess.run([*command, *words], env=ON_CPUS, capture_output=True, text=True, timeout=400)
+    start = [*command, *options_of(options)]
+    done = subprocess.run(start, env=ON_CPUS, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     before = history(tmp_path / "run")
     assert [line["step"] for line in before] == [0, 1, 2]
@@ -577,13 +563,7 @@ def test_the_accuracy_of_training_is_logged_unless_targets_are_mixed(folder, tmp
 @pytest.fixture(scope="module")
 def numbered(tmp_path_factory):
     """Digits in folders that one sorts as 1, 10, 2 and another as 1, 2, 10; and a run on them."""
-    home = tmp_path_factory.mktemp("numbered")
-    for split, count in (("train", 20), ("test", 10)):
-        source = sources.load("digits", home, split)
-        for label, name in ((1, "1"), (2, "2"), (3, "10")):
-            (home / split / name).mkdir(parents=True)
-            for i in [i for i, found in enumerate(source.labels) if found == label][:count]:
-                source.store.open(i).save(home / split / name / f"{i}.png")
+    home = save_digits(tmp_path_factory.mktemp("numbered"), {1: "1", 2: "2", 3: "10"})
     return home, run(home, home, epochs=1)
 
 
@@ -791,17 +771,12 @@ def test_weights_that_cannot_be_fetched(folder, monkeypatch):
 
 
 def test_batch_norm_needs_two_images(folder):
-    for settings in ({}, {"augmentation": "timm", "aug_splits": 2, "split_bn": True}):
-        expected = None if settings else "batch_size=1 is too small for the batch norm"
-        if expected:
-            with pytest.raises(ValueError, match=expected):
-                start(folder, batch_size=1, **settings)
-    for one in (
-        {"model": "test_vit"},
-        {"input_size": 64},
-    ):  # without batch norm, or with several places to average
-        trainer = start(folder, batch_size=1, **one)
-        assert len(trainer.train_loader) == 40
+    for one in ({}, {**COPIES, "split_bn": True}):
+        with pytest.raises(ValueError, match="batch_size=1 is too small for the batch norm"):
+            start(folder, batch_size=1, **one)
+    # without batch norm, with several places to average, or with several copies of the image
+    for one in ({"model": "test_vit"}, {"input_size": 64}, {**POLICY, "aug_splits": 2}):
+        assert len(start(folder, batch_size=1, **one).train_loader) == 40
 
 
 # --- bad input -------------------------------------------------------------------------------------------

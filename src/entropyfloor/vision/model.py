@@ -121,18 +121,18 @@ def plain_model(config: VisionConfig, **more: Any) -> tuple[nn.Module, dict[str,
         return timm.create_model(config.model, **options, **more), options
 
 
-def check_size(model: nn.Module, size: int, images: int, device: torch.device) -> None:
+def check_size(model: nn.Module, config: VisionConfig, device: torch.device) -> None:
     """Check the model on a black image, for batches of one image also in training mode.
 
     Args:
         model: Model in any mode; afterwards it is in evaluation mode.
-        size: Height and width of the images in pixels.
-        images: Number of images in a batch.
+        config: Resolved settings.
         device: Device of the model.
 
     Raises:
         ValueError: The model does not take images of this size, or needs larger batches.
     """
+    size = int(config.input_size or 0)
     one = torch.zeros(1, 3, size, size, device=device)
     try:
         with torch.no_grad():
@@ -143,10 +143,11 @@ def check_size(model: nn.Module, size: int, images: int, device: torch.device) -
         raise ValueError(
             f"{type(model).__name__} does not take images of {size}×{size} pixels: {brief(error)}"
         ) from None
-    if images == 1:
+    if config.batch_size == 1:
+        batch = one.repeat(max(1, config.aug_splits), 1, 1, 1)
         try:
             with torch.no_grad():
-                deepcopy(model).train()(one)  # a copy, because batch norms would be updated
+                deepcopy(model).train()(batch)  # a copy, because batch norms would be updated
         except ValueError as error:
             raise ValueError(
                 f"batch_size=1 is too small for the batch norm of {type(model).__name__} ({brief(error)}): "

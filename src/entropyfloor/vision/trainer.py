@@ -88,8 +88,7 @@ class Trainer:
             updates_per_epoch=self.updates_per_epoch,
         )
         with out_of_memory_hint(OUT_OF_MEMORY_HINT):
-            images_per_update = config.batch_size * max(1, config.aug_splits)
-            check_size(self.model.to(device), int(config.input_size or 0), images_per_update, device)
+            check_size(self.model.to(device), config, device)
         self.average = ModelEmaV3(self.model, config.ema, use_warmup=True) if config.ema else None
         evaluated = self.average.module if self.average else self.model
         self.classifier = Classifier(evaluated, output, config, self.classes).to(device)
