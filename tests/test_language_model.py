@@ -16,7 +16,7 @@ from entropyfloor.language.model.forward import device_of, ends_of
 from entropyfloor.language.sampling.engines.base import template
 from entropyfloor.language.sampling.engines.transformers import Transformers
 from entropyfloor.language.train import resume, train
-from entropyfloor.runs import read_run
+from run_files import history
 from tiny_families import MAMBA, build
 from tiny_language import config
 
@@ -42,10 +42,6 @@ def finished(tmp_path_factory):
 def run(finished, tmp_path):
     """A finished run, to be done with as one likes."""
     return shutil.copytree(finished, tmp_path / "run")
-
-
-def lines(path):
-    return [{name: line.get(name) for name in ("step", "reward", "grad_norm")} for line in read_run(path).lines]
 
 
 # --- code ------------------------------------------------------------------------------------------------
@@ -186,7 +182,7 @@ WRITERS = ("PreTrainedTokenizerBase", "GenerationConfig", "PreTrainedConfig", "P
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_kill_while_a_model_is_written_leaves_a_run_that_goes_on(writer, run, tmp_path, monkeypatch):
     """As it begins, as it goes on and as it ends: what is there stays whole, and what is not is written again."""
-    expected, kind = lines(run), getattr(transformers, writer)
+    expected, kind = history(run), getattr(transformers, writer)
     cut = cutting(kind.save_pretrained)
     settings = {"task": "arithmetic"}
     with monkeypatch.context() as patch:
@@ -199,13 +195,13 @@ def test_a_kill_while_a_model_is_written_leaves_a_run_that_goes_on(writer, run, 
             resume(run)
     before = {file.name: file.read_bytes() for file in (run / "model").iterdir()}
     load(str(run / "model"))  # whole all the same
-    assert lines(resume(run)) == expected
+    assert history(resume(run)) == expected
     assert not list(run.glob(".*"))
     after = {file.name: file.read_bytes() for file in (run / "model").iterdir()}
     assert {name: after[name] for name in FILES} == {name: before[name] for name in FILES}
     if writer != "PreTrainedModel":
         begun = resume(tmp_path / "begun" / "run")
-        assert lines(begun) == expected
+        assert history(begun) == expected
         load(str(begun / "model"))
 
 

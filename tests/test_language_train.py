@@ -15,6 +15,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 import tiny_language
+from commands import options_of
 from entropyfloor.cli import main
 from entropyfloor.experiments import recipe
 from entropyfloor.language import prepare, update
@@ -38,6 +39,7 @@ from entropyfloor.language.warm_start import file_of
 from entropyfloor.runs import Run, read_run
 from entropyfloor.runs.resume import check_same
 from entropyfloor.torch import functional as F
+from run_files import history
 from tiny_families import build
 from tiny_language import TINY, Evens, config
 
@@ -48,14 +50,6 @@ from transformers.utils import logging  # isort: skip
 @pytest.fixture
 def evens(monkeypatch):
     monkeypatch.setattr(prepare, "task_of", lambda config, **_: Evens())
-
-
-def lines(path):
-    """The metrics, without what time tells."""
-    return [
-        {name: value for name, value in line.items() if name not in ("seconds", "tokens_per_second")}
-        for line in read_run(path).lines
-    ]
 
 
 # --- models and responses --------------------------------------------------------------------------------
@@ -353,7 +347,7 @@ def test_a_resumed_run_is_the_run_that_was_left_alone(settings, evens, tmp_path,
         train(part)
     monkeypatch.setattr(Trainer, "_train_step", step)
     resume(tmp_path / "part" / "run")
-    assert lines(whole) == lines(tmp_path / "part" / "run")
+    assert history(whole) == history(tmp_path / "part" / "run")
     a, b = (Run.open(path).latest().arrays for path in (whole, tmp_path / "part" / "run"))
     assert set(a) == set(b)
     assert all(np.array_equal(a[name], b[name]) for name in a)
@@ -380,10 +374,10 @@ def test_a_signal_ends_a_run_after_the_step_that_is_computed(evens, tmp_path, mo
             train(config(tmp_path / "part", **settings))
     path = tmp_path / "part" / "run"
     assert read_run(path).status["state"] == "interrupted"
-    assert [line["step"] for line in lines(path) if "avg_at_k" in line] == [0, 3]
+    assert [line["step"] for line in history(path) if "avg_at_k" in line] == [0, 3]
     assert not (path / "model" / "model.safetensors").exists()
     resume(path)
-    assert lines(path) == lines(whole)
+    assert history(path) == history(whole)
     assert model_files(path) == model_files(whole)
 
 
@@ -446,9 +440,9 @@ def test_the_length_of_responses_is_known_before_a_trainer_is_built(tmp_path, mo
     monkeypatch.setattr(
         "entropyfloor.runs.resume.each_in_its_process", lambda work, configs, *_: list(map(work, configs))
     )
-    before = lines(path)
+    before = history(path)
     assert train_seeds(config(tmp_path, **settings), [0]) == [path]
-    assert lines(path) == before  # it has finished
+    assert history(path) == before  # it has finished
     with pytest.raises(ValueError, match="max_new_tokens="):
         train_seeds(config(tmp_path, **settings, max_new_tokens=3), [0])
 
@@ -578,7 +572,7 @@ def test_runs_share_a_warm_start(evens, tmp_path):
     file = file_of(read_config(read_run(first).config))
     written = file.stat().st_mtime_ns
     second = train(config(tmp_path / "second", **settings))
-    assert lines(alone) == lines(first) == lines(second)
+    assert history(alone) == history(first) == history(second)
     train(config(tmp_path / "third", **settings, head="era"))  # another arm
     assert [*(tmp_path / "warm").iterdir()] == [file]
     assert file.stat().st_mtime_ns == written
@@ -603,7 +597,7 @@ def sums(tmp_path):
 @pytest.mark.slow
 def test_a_run_outlives_its_data(sums, tmp_path):
     path = train(config(tmp_path, **sums, max_new_tokens=4, checkpoint_every=1, stop_token="="))
-    found = lines(path)
+    found = history(path)
     moved = Path(sums["data"]).rename(tmp_path / "moved.jsonl")
     shutil.rmtree(tmp_path / "short")  # the model that it began with
 
@@ -614,7 +608,7 @@ def test_a_run_outlives_its_data(sums, tmp_path):
     other.write_text(moved.read_text().replace('"1 + 1"', '"1 * 2"'))
     with pytest.raises(ValueError, match="are not those that the run began with"):
         resume(path, data=str(other))
-    assert lines(resume(path, data=str(moved))) == found
+    assert history(resume(path, data=str(moved))) == found
 
     export(path, tmp_path / "exported")
     exported, kept = (load(str(home)) for home in (tmp_path / "exported", path / "model"))
@@ -692,49 +686,34 @@ def test_recipes_of_mathematics_ask_for_a_box_and_fit_into_their_models(name, tm
 @pytest.mark.slow
 def test_the_command_trains_goes_on_and_reports(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    small = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+    run = "runs/language/arithmetic-tiny/grpo-era-no-high/seed-0"
+    small = options_of(TINY)
     assert main(["train", "language", *small, "--task=arithmetic", "--head=era", "--omega-high=inf"]) == 0
     out, err = capsys.readouterr()
-    assert "run: runs/language/arithmetic-tiny/grpo-era-no-high/seed-0" in out
+    assert f"run: {run}" in out
     assert not err  # among it bars of transformers' own
     assert logging.is_progress_bar_enabled()  # which others may want
-    assert main(["train", "language", "--resume", "runs/language/arithmetic-tiny/grpo-era-no-high/seed-0"]) == 0
+    assert main(["train", "language", "--resume", run]) == 0
     assert main(["report", "runs"]) == 0
     page = (tmp_path / "report" / "index.html").read_text()
-    assert (
-        main(
-            [
-                "evaluate",
-                "runs/language/arithmetic-tiny/grpo-era-no-high/seed-0",
-                "--problems=5",
-                "--samples=8",
-                "--temperature=0.7",
-            ]
-        )
-        == 0
-    )
+    assert main(["evaluate", run, "--problems=5", "--samples=8", "--temperature=0.7"]) == 0
     summary = capsys.readouterr().out
     assert "step 2, 5 problems, 8 responses each at temperature 0.7" in summary
     assert "pass@8" in summary
-    found = read_run(Path("runs/language/arithmetic-tiny/grpo-era-no-high/seed-0")).evaluation
+    found = read_run(Path(run)).evaluation
     assert found["values"]["avg_at_k"] == sum(found["correct"]) / 40
     assert found["values"]["pass_at_1"] == pytest.approx(found["values"]["avg_at_k"])
     with pytest.raises(SystemExit):
-        main(["evaluate", "runs/language/arithmetic-tiny/grpo-era-no-high/seed-0", "--episodes=5"])
+        main(["evaluate", run, "--episodes=5"])
     assert "--episodes" in capsys.readouterr().err
-    assert main(["export", "runs/language/arithmetic-tiny/grpo-era-no-high/seed-0", "--out=mine"]) == 0
+    assert main(["export", run, "--out=mine"]) == 0
     assert "from_pretrained('mine')" in capsys.readouterr().out
     weights = load("mine")[0].state_dict()
-    kept = load("runs/language/arithmetic-tiny/grpo-era-no-high/seed-0/model")[0].state_dict()
+    kept = load(f"{run}/model")[0].state_dict()
     assert all(torch.equal(weights[name], kept[name]) for name in kept)
     assert "avg@k (%)" in page
     assert "pass@4 (%)" in page
-    assert (
-        main(
-            ["train", "language", "--resume", "runs/language/arithmetic-tiny/grpo-era-no-high/seed-0", "--steps=3"]
-        )
-        == 2
-    )
+    assert main(["train", "language", "--resume", run, "--steps=3"]) == 2
     assert "--resume can be combined only with" in capsys.readouterr().err
 
 
@@ -781,11 +760,11 @@ def test_a_chat_is_trained_as_it_is_evaluated(chats, tmp_path):
     assert ends_of(trainer.model) == engine.ends == {0, 2}  # where a turn ends, too
     trainer.task.close()
     path = train(config(tmp_path, **chats, checkpoint_every=1))
-    expected, files = lines(path), model_files(path)
+    expected, files = history(path), model_files(path)
     assert "chat_template.jinja" in files
     shutil.rmtree(path / "checkpoints" / f"{2:012d}")
     shutil.rmtree(chats["model"])
-    assert lines(resume(path)) == expected
+    assert history(resume(path)) == expected
     assert model_files(path) == files
     assert "avg@2" in evaluate(path, problems=4, samples=2)
 
