@@ -1,15 +1,22 @@
-"""What the tests of several agents share: batches, trees of parameters, and when two runs are the same."""
+"""What the tests of several agents share: batches, parameters, updates, and when two runs are the same."""
 
 import math
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
+import pytest
 
 from entropyfloor.control.config import configure
 from entropyfloor.control.replay import Transition
 from entropyfloor.control.train import build
-from entropyfloor.runs import Run, read_run
+from entropyfloor.runs import Run
 from entropyfloor.runs.resume import begin
+from run_files import history
+
+QUICK = {"xla_backend_optimization_level": 0}  # to compile, not to run
 
 
 def random_batch(*shape, seed=2):
@@ -37,14 +44,38 @@ def compile_quickly(cache):
     }
 
 
-def metrics_of(path):
-    """What was logged, without the wall clock."""
-    clock = ("seconds", "steps_per_second")
-    return [{k: v for k, v in line.items() if k not in clock} for line in read_run(path).lines]
+def command(*args, cache):
+    """`train control` in a process of its own; `cache` spares the second one the compilation of the first."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "entropyfloor.cli", "train", "control", *args],
+        env=os.environ | compile_quickly(cache),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def random_state(agent):
+    """In float64 and far from the even start, every network apart from the others."""
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(lambda: agent.init(jax.random.key(0), 3, 2))
+    state = jax.tree.map(lambda x: np.asarray(0.5 * rng.normal(size=x.shape)), shapes)
+    return state._replace(log_alpha=np.log(agent.initial_alpha))
+
+
+def assert_descends(loss, before, after, rate, *, size=1e-6, **tolerance):
+    """`after - before` is minus `rate` times the gradient of `loss`: by central differences, three ways."""
+    rng, tolerance = np.random.default_rng(3), {"rel": 1e-5} | tolerance
+    for _ in range(3):
+        direction = jax.tree.map(lambda x: rng.normal(size=np.shape(x)), before)
+        above, below = (jax.tree.map(lambda x, v, s=s: x + s * v, before, direction) for s in (size, -size))
+        slope = (loss(above) - loss(below)) / (2 * size)
+        moved = sum(float(((new - old) * v).sum()) for new, old, v in pairs(after, before, direction))
+        assert moved == pytest.approx(-rate * slope, **tolerance)
 
 
 def assert_same_run(one, other):
-    assert metrics_of(one) == metrics_of(other)
+    assert history(one) == history(other)
     first, second = (Run.open(path).latest() for path in (one, other))
     assert (first.step, first.state) == (second.step, second.state)
     assert first.arrays.keys() == second.arrays.keys()

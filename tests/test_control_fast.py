@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from control import distance, pairs
+from control import QUICK, distance, pairs
 from entropyfloor.control.agents.build import aim, build_agent
 from entropyfloor.control.agents.fast import (
     Batch,
@@ -23,7 +23,6 @@ from entropyfloor.control.config import FastConfig, configure
 from entropyfloor.control.networks import MLP, DistributionalCritics
 
 ATOMS = np.linspace(-2.0, 3.0, 11)
-QUICK = {"xla_backend_optimization_level": 0}  # to compile, not to run
 SMALL = {"hidden": 8, "critic_hidden": 16, "v_min": -5.0, "v_max": 5.0, "atoms": 11, "batch_size": 16}
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from control import assert_same_run, metrics_of
+from control import assert_same_run
 from entropyfloor.control import load_policy, seeding
 from entropyfloor.control.agents.fast import View
 from entropyfloor.control.config import configure
@@ -30,6 +30,7 @@ from entropyfloor.control.train import _resume, _start, build, resume, train
 from entropyfloor.report import write_report
 from entropyfloor.runs import Run, read_run
 from entropyfloor.runs.resume import begin
+from run_files import history
 from tiny_simulator import AGENT, ENVS, LIMIT, ROWS, TINY, Point, install
 
 pytestmark = pytest.mark.usefixtures("cache", "point")
@@ -168,8 +169,8 @@ def test_a_resumed_run_is_the_same_run_bit_for_bit(agent, settings, tmp_path):
     shutil.rmtree(part / "checkpoints" / last.name)
     assert int(first.name) == 16 * ENVS
     resume(part)
-    assert any("loss/actor" in line for line in metrics_of(part) if line["step"] > int(first.name))
-    assert any("train/return" in line for line in metrics_of(whole))
+    assert any("loss/actor" in line for line in history(part) if line["step"] > int(first.name))
+    assert any("train/return" in line for line in history(whole))
     assert_same_run(whole, part)
 
 
@@ -229,14 +230,14 @@ def test_seeds_in_lockstep_have_the_numbers_of_each_alone(tmp_path):
     together = _start(configs)
     for config, path in zip(configs, together, strict=True):
         alone = train(configure(AGENT, **TINY, seed=config.seed, out=str(tmp_path / f"alone-{config.seed}")))
-        for line, wanted in zip(metrics_of(path), metrics_of(alone), strict=True):
+        for line, wanted in zip(history(path), history(alone), strict=True):
             assert line == pytest.approx(wanted, rel=1e-3, abs=1e-4)
-    assert metrics_of(together[0]) != metrics_of(together[1])
+    assert history(together[0]) != history(together[1])
     for path in together:
         shutil.copytree(path, tmp_path / "again" / path.name)
         shutil.rmtree(Run.open(tmp_path / "again" / path.name).checkpoints()[-1])
     for path, again in zip(together, _resume([tmp_path / "again" / path.name for path in together]), strict=True):
-        assert metrics_of(path) == metrics_of(again)
+        assert history(path) == history(again)
 
 
 @pytest.mark.slow

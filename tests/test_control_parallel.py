@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from control import metrics_of
 from entropyfloor.control import parallel
 from entropyfloor.control.config import configure
 from entropyfloor.control.envs import make
@@ -11,6 +10,7 @@ from entropyfloor.control.normalise import RunningMoments
 from entropyfloor.control.parallel import ParallelCollector
 from entropyfloor.control.train import build, train
 from entropyfloor.runs import read_run
+from run_files import history
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -144,7 +144,7 @@ def test_the_number_of_processes_changes_nothing(tmp_path):
         train(configure("fastsac-era", **settings, env_processes=processes, out=str(tmp_path / str(processes))))
         for processes in (1, 2)
     ]
-    lines, others = map(metrics_of, paths)
+    lines, others = map(history, paths)
     assert lines == others
     assert any("loss/actor" in line for line in lines)
 

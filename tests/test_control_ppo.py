@@ -12,6 +12,7 @@ import pytest
 from flax import linen as nn
 from scipy import stats
 
+from control import QUICK, assert_descends, pairs
 from entropyfloor.control.agents.ppo import (
     PPO,
     EntropyCritic,
@@ -31,8 +32,6 @@ from entropyfloor.control.agents.ppo import (
 from entropyfloor.control.normalise import RewardScaler, RunningMoments
 from entropyfloor.jax.distributions import Categorical, Normal, TanhNormal
 
-QUICK = {"xla_backend_optimization_level": 0}  # to compile, not to run
-
 
 def quick(function):
     return jax.jit(function, compiler_options=QUICK)
@@ -41,10 +40,6 @@ def quick(function):
 def softmax(x):
     weights = np.exp(x - x.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True)
-
-
-def pairs(*trees):
-    return zip(*map(jax.tree.leaves, trees), strict=True)
 
 
 # --- normalisers -----------------------------------------------------------------------------------------
@@ -476,23 +471,6 @@ def slow_loss(agent, networks, rollout, advantages, returns, entropy_returns, pa
     return (total, actor, error.mean(), extra, entropy, log_ratio) if parts else total
 
 
-def step_along(tree, direction, size):
-    return jax.tree.map(lambda x, v: x + size * v, tree, direction)
-
-
-def assert_descends(loss, before, after, which):
-    """`after - before` is minus `RATE` times the gradient of `loss`: by central differences, three ways."""
-    rng = np.random.default_rng(3)
-    for _ in range(3):
-        direction = jax.tree.map(lambda x: np.zeros(np.shape(x)), before)
-        part = jax.tree.map(lambda x: rng.normal(size=np.shape(x)), getattr(before, which))
-        direction = direction._replace(**{which: part})
-        size = 1e-6
-        slope = loss(step_along(before, direction, size)) - loss(step_along(before, direction, -size))
-        moved = sum(float(((new - old) * v).sum()) for new, old, v in pairs(after, before, direction))
-        assert moved == pytest.approx(-RATE * slope / (2 * size), rel=1e-5, abs=1e-10)
-
-
 @pytest.mark.slow_but_first
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_update_descends_the_loss_written_independently(kind):
@@ -508,7 +486,13 @@ def test_an_update_descends_the_loss_written_independently(kind):
         return slow_loss(agent, networks, rollout, advantages, returns, entropy_returns)
 
     for which in ("actor", "critic", *(["entropy_critic"] if kind == "eapo" else [])):
-        assert_descends(loss, before, after, which)
+        assert_descends(
+            lambda part, which=which: loss(before._replace(**{which: part})),
+            getattr(before, which),
+            getattr(after, which),
+            RATE,
+            abs=1e-10,
+        )
 
     _, actor, error, extra, entropy, log_ratio = slow_loss(
         agent, before, rollout, advantages, returns, entropy_returns, parts=True
@@ -552,7 +536,7 @@ def test_an_update_is_its_steps_in_a_row_over_the_same_targets(kind):
     for index in np.asarray(shuffled(key, STEPS * ENVS, 2, 8)):
         part = Minibatch(*(x if isinstance(x, tuple) else x[index] for x in batch))
         gradient, logged = grad_of_loss(networks, part)
-        networks = step_along(networks, gradient, -RATE)
+        networks = jax.tree.map(lambda x, slope: x - RATE * slope, networks, gradient)
         losses.append(float(logged["loss/critic"]))
     assert len(losses) == 8
     for one, other in pairs(Networks(*new[:3]), networks):

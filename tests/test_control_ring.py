@@ -7,7 +7,9 @@ import pytest
 
 from entropyfloor.control import ring
 from entropyfloor.control.agents.fast import Batch
+from entropyfloor.control.config import configure
 from entropyfloor.control.normalise import VARIANCE_FLOOR, RunningMoments
+from entropyfloor.control.parallel import normalised
 from entropyfloor.control.ring import Steps
 
 ROWS, ENVS, OBS, ACTION = 12, 3, 2, 1
@@ -104,6 +106,7 @@ def test_observations_are_normalised_as_on_the_host():
     moments.update(x)
     far = np.concatenate([x, 1e4 * x])
     deviation = np.sqrt(moments.variance + VARIANCE_FLOOR).astype(np.float32)
-    found = ring.normalise(far, moments.mean.astype(np.float32), deviation)
+    config = configure("fasttd3").resolved()
+    found = normalised(config, far, (moments.mean.astype(np.float32), deviation))
     np.testing.assert_allclose(found, moments.normalise(far), rtol=1e-4, atol=1e-4)
     assert np.abs(found).max() == 10.0

@@ -13,10 +13,10 @@ import pytest
 from flax import linen as nn
 from scipy import special, stats
 
-from control import pairs, save_untrained
+from control import QUICK, assert_descends, pairs, save_untrained
 from entropyfloor.control import load_policy, seeding
 from entropyfloor.control.agents.build import aim, build_agent
-from entropyfloor.control.agents.tdmpc2.agent import TDMPC2, decayed_mean, default_discount, prior_loss, td_target
+from entropyfloor.control.agents.tdmpc2.agent import TDMPC2, decayed_mean, default_discount, prior_loss
 from entropyfloor.control.agents.tdmpc2.model import NormedMLP, WorldModel, dropout, mish, normed_mish, simnorm
 from entropyfloor.control.agents.tdmpc2.planner import MPPI, Plan, shifted
 from entropyfloor.control.agents.tdmpc2.values import Bins, running_scale, symexp, symlog
@@ -30,9 +30,6 @@ from entropyfloor.control.replay import Sequence, SequenceReplay, Transition
 from entropyfloor.control.threads import keep_memory
 from entropyfloor.control.train import train
 from entropyfloor.runs import read_run
-
-QUICK = {"xla_backend_optimization_level": 0}  # to compile, not to run
-
 
 # --- values ----------------------------------------------------------------------------------------------
 
@@ -252,16 +249,6 @@ def test_more_elites_than_sequences_are_refused():
 # --- losses ----------------------------------------------------------------------------------------------
 
 
-def test_the_target_is_the_lesser_value_and_nothing_follows_a_termination():
-    rng = np.random.default_rng(0)
-    reward, values = rng.normal(size=(3, 8)), rng.normal(size=(2, 3, 8))
-    terminated = (rng.random((3, 8)) < 0.5).astype(float)
-    expected = np.where(terminated == 1, reward, reward + 0.9 * np.minimum(*values))
-    np.testing.assert_allclose(td_target(reward, terminated, values, 0.9), expected, rtol=1e-12)
-    slope = jax.grad(lambda v: td_target(reward, terminated, v, 0.9).sum())(jnp.asarray(values))
-    np.testing.assert_array_equal(slope, 0.0)
-
-
 def test_losses_decay_along_a_sequence():
     losses = np.random.default_rng(0).normal(size=(3, 4, 5))
     expected = sum(0.5**t * losses[t].mean() for t in range(3)) / 3
@@ -384,13 +371,11 @@ def test_an_update_descends_the_losses_of_the_model(kind):
     _, losses = model_losses(agent, state, batch, model, target, next_z)
     for name, loss in losses.items():
         assert float(metrics[f"loss/{name}"]) == pytest.approx(loss, rel=1e-6), name
-    rng, size = np.random.default_rng(3), 1e-6
-    for _ in range(3):
-        direction = jax.tree.map(lambda x: rng.normal(size=x.shape), model)
-        above, below = (jax.tree.map(lambda x, v, s=s: x + s * v, model, direction) for s in (size, -size))
-        ends = [model_losses(agent, state, batch, each, target, next_z)[0] for each in (above, below)]
-        went = sum(float(((b - a) * v).sum()) for a, b, v in pairs(model, new.actor.model, direction))
-        assert went == pytest.approx(-RATE * (ends[0] - ends[1]) / (2 * size), rel=1e-4)
+
+    def loss_of_model(model):
+        return model_losses(agent, state, batch, model, target, next_z)[0]
+
+    assert_descends(loss_of_model, model, new.actor.model, RATE, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["tdmpc2", "tdmpc2-era-exact"])
@@ -427,12 +412,7 @@ def test_an_update_descends_the_loss_of_the_prior(kind):
         return -sum(0.5**t * each[t] for t in range(H + 1)) / (H + 1)
 
     assert float(metrics["loss/actor"]) == pytest.approx(loss(state.actor.prior), rel=1e-6)
-    rng, size = np.random.default_rng(3), 1e-5
-    for _ in range(3):
-        direction = jax.tree.map(lambda x: rng.normal(size=x.shape), prior)
-        above, below = (jax.tree.map(lambda x, v, s=s: x + s * v, prior, direction) for s in (size, -size))
-        went = sum(float(((b - a) * v).sum()) for a, b, v in pairs(prior, new.actor.prior, direction))
-        assert went == pytest.approx(-RATE * (loss(above) - loss(below)) / (2 * size), rel=1e-3, abs=1e-9)
+    assert_descends(loss, prior, new.actor.prior, RATE, size=1e-5, rel=1e-3, abs=1e-9)
 
 
 def test_the_target_critics_follow():
@@ -538,6 +518,15 @@ def test_the_encoder_learns_at_a_share_of_the_rate():
     for name, tree in updates.items():
         for leaf in jax.tree.leaves(tree):  # Adam's first step is the rate
             np.testing.assert_allclose(leaf, -3e-4 if name == "encoder" else -1e-3, rtol=1e-4)
+
+
+def test_the_head_of_shares_has_outputs_of_its_own():
+    agent = build_agent(configure("tdmpc2", head="shares", hidden=8, encoder_hidden=8, latent=8).resolved(), 2)
+    params = jax.jit(agent.world.prior.init)(jax.random.key(0), jnp.zeros((1, 8)))
+    params["params"]["Dense_2"]["bias"] = jnp.asarray([0.0, 0.0, 0.0, 0.0, 1.0, -1.0])  # mean, log σ̂, z
+    policy = agent.prior(params, jnp.zeros(8))
+    assert policy.loc.shape == policy.scale.shape == (2,)
+    assert policy.scale[0] / policy.scale[1] == pytest.approx(math.exp(2.0), rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from control import assert_same_run, compile_quickly, metrics_of
+from commands import options_of
+from control import assert_same_run, command, compile_quickly
 from entropyfloor.control import evaluator
 from entropyfloor.control.config import CONFIGS, PRESETS, configure, read_config
 from entropyfloor.control.envs import registered
@@ -26,6 +27,7 @@ from entropyfloor.control.episodes import SimulatorError
 from entropyfloor.control.evaluate import evaluate
 from entropyfloor.control.train import _resume, _start, resume, train, train_seeds
 from entropyfloor.runs import Run, read_run
+from run_files import history
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -171,100 +173,71 @@ def test_a_run_of_another_domain_or_version_is_no_run_of_ours():
 
 # --- resuming --------------------------------------------------------------------------------------------
 
+REACHER = {"env": "gym/Reacher-v4", "steps": 400, "checkpoint_every": 250}
+CARTPOLE = {"env": "gym/CartPole-v1", "steps": 512, "checkpoint_every": 256}
+LEARNED = {"head": "era-batch", "residual_entropy": "learned"}
 RUNS = {
-    "obac": {"agent": "obac-era", "env": "gym/Reacher-v4", "steps": 400, "checkpoint_every": 250, **OFF_POLICY},
-    "sac, era-batch, learned residual": {
-        "agent": "sac-era",
-        "head": "era-batch",
-        "residual_entropy": "learned",
-        "env": "gym/Reacher-v4",
-        "steps": 400,
-        "checkpoint_every": 250,
-        **OFF_POLICY,
-    },
-    "mnse": {"agent": "mnse", "env": "gym/Reacher-v4", "steps": 400, "checkpoint_every": 250, **OFF_POLICY},
+    "obac": {"agent": "obac-era", **OFF_POLICY, **REACHER},
+    "sac, era-batch, learned residual": {"agent": "sac-era", **LEARNED, **OFF_POLICY, **REACHER},
+    "mnse": {"agent": "mnse", **OFF_POLICY, **REACHER},
     # its episodes of 50 steps end between the two checkpoints, one of which is in the middle of an episode
     "tdmpc2": {
         "agent": "tdmpc2",
-        "env": "gym/Reacher-v4",
-        "steps": 200,
-        "checkpoint_every": 125,
         "episodic": True,
         **MODEL_BASED,
+        **REACHER,
+        "steps": 200,
+        "checkpoint_every": 125,
     },
     "tdmpc2, exact, bf16": {
         "agent": "tdmpc2-era-exact",
         "precision": "bf16",
-        "env": "gym/Reacher-v4",
-        "steps": 300,
-        "checkpoint_every": 125,
         "action_repeat": 2,
         **MODEL_BASED,
+        **REACHER,
+        "steps": 300,
+        "checkpoint_every": 125,
     },
     # CartPole's episodes end by themselves, in each environment at another time; 64 steps a rollout
-    "ppo, discrete": {
-        "agent": "ppo-era",
-        "env": "gym/CartPole-v1",
-        "steps": 512,
-        "checkpoint_every": 256,
-        **ON_POLICY,
-    },
+    "ppo, discrete": {"agent": "ppo-era", **ON_POLICY, **CARTPOLE},
     "ppo, repeats": {
         "agent": "ppo",
-        "env": "gym/Reacher-v4",
-        "steps": 1024,
-        "checkpoint_every": 500,
         "action_repeat": 2,
         **ON_POLICY,
+        **REACHER,
+        "steps": 1024,
+        "checkpoint_every": 500,
     },
-    "eapo": {"agent": "eapo", "env": "gym/Pendulum-v1", "steps": 512, "checkpoint_every": 256, **ON_POLICY},
+    "eapo": {"agent": "eapo", **ON_POLICY, **CARTPOLE, "env": "gym/Pendulum-v1"},
     # Reacher's episodes take 50 steps; the replay has wrapped around when it is saved
     "fasttd3, repeats": {
         "agent": "fasttd3",
-        "env": "gym/Reacher-v4",
-        "steps": 600,
-        "checkpoint_every": 320,
-        **PARALLEL,
         "action_repeat": 2,
         "replay_capacity": 120,
+        **PARALLEL,
+        **REACHER,
+        "steps": 600,
+        "checkpoint_every": 320,
     },
     # two processes; episodes that terminate
     "fastsac, processes": {
         "agent": "fastsac",
         "head": "shares",
-        "env": "gym/Hopper-v4",
-        "steps": 400,
-        "checkpoint_every": 250,
         "env_processes": 2,
         **PARALLEL,
+        **REACHER,
+        "env": "gym/Hopper-v4",
     },
     "fastsac-era, era-batch, learned residual": {
         "agent": "fastsac-era",
-        "head": "era-batch",
-        "residual_entropy": "learned",
-        "env": "gym/Reacher-v4",
-        "steps": 400,
-        "checkpoint_every": 250,
+        **LEARNED,
         "actions_per_update": 2,
         "normalise_observations": False,
         **PARALLEL,
+        **REACHER,
     },
-    "sac, bf16": {
-        "agent": "sac-era-exact",
-        "precision": "bf16",
-        "env": "gym/Reacher-v4",
-        "steps": 400,
-        "checkpoint_every": 250,
-        **OFF_POLICY,
-    },
-    "ppo, discrete, bf16": {
-        "agent": "ppo-era-exact",
-        "precision": "bf16",
-        "env": "gym/CartPole-v1",
-        "steps": 512,
-        "checkpoint_every": 256,
-        **ON_POLICY,
-    },
+    "sac, bf16": {"agent": "sac-era-exact", "precision": "bf16", **OFF_POLICY, **REACHER},
+    "ppo, discrete, bf16": {"agent": "ppo-era-exact", "precision": "bf16", **ON_POLICY, **CARTPOLE},
 }
 
 
@@ -279,25 +252,9 @@ def test_a_resumed_run_is_the_same_run_bit_for_bit(name, tmp_path):
     assert 0 < int(first.name) < int(last.name)
     assert resume(part) == part
     assert read_run(part).status["state"] == "finished"
-    assert any("loss/actor" in line for line in metrics_of(whole) if line["step"] > int(first.name))
-    assert any("train/return" in line for line in metrics_of(whole))
+    assert any("loss/actor" in line for line in history(whole) if line["step"] > int(first.name))
+    assert any("train/return" in line for line in history(whole))
     assert_same_run(whole, part)
-
-
-def command(*args, cache, **options):
-    """The command in a process of its own; `cache` spares the second one the compilation of the first."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "entropyfloor.cli", *args],
-        env=os.environ | compile_quickly(cache),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-
-
-def options_of(settings):
-    return [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
 
 
 @pytest.mark.slow
@@ -309,14 +266,14 @@ def test_ten_kills_change_nothing(agent, tmp_path, cache):
     settings = {"agent": agent, "env": "gym/Reacher-v4", "checkpoint_every": sizes["steps"] // 60, **sizes}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     begun = time.monotonic()
-    process = command("train", "control", *options_of({**settings, "out": whole}), cache=cache)
+    process = command(*options_of({**settings, "out": whole}), cache=cache)
     assert process.communicate(timeout=300)[1] == ""
     duration = time.monotonic() - begun
     moments, kills, start = random.Random(0), 0, options_of({**settings, "out": killed})
     while kills < 10:
         begun = (killed / "config.toml").exists()
         args = ["--resume", str(killed)] if begun else start
-        process = command("train", "control", *args, cache=cache)
+        process = command(*args, cache=cache)
         try:
             process.communicate(timeout=moments.uniform(0.2, 0.9) * duration)
         except subprocess.TimeoutExpired:
@@ -328,7 +285,7 @@ def test_ten_kills_change_nothing(agent, tmp_path, cache):
             assert_same_run(whole, killed)
             shutil.rmtree(killed)
     if (killed / "config.toml").exists():
-        process = command("train", "control", "--resume", str(killed), cache=cache)
+        process = command("--resume", str(killed), cache=cache)
         assert process.communicate(timeout=300)[1] == ""
         assert_same_run(whole, killed)
 
@@ -403,18 +360,18 @@ def test_seeds_in_lockstep_have_the_numbers_of_each_alone(name, more, tmp_path):
     together = _start(configs)
     for config, path in zip(configs, together, strict=True):
         alone = train(replace(config, out=str(tmp_path / f"alone-{config.seed}")))
-        lines, expected = metrics_of(path), metrics_of(alone)
+        lines, expected = history(path), history(alone)
         assert [set(line) for line in lines] == [set(line) for line in expected]
         assert any("loss/actor" in line for line in lines)
         for line, wanted in zip(lines, expected, strict=True):
             assert line == pytest.approx(wanted, rel=5e-3, abs=5e-3)
-    assert metrics_of(together[0]) != metrics_of(together[1])
+    assert history(together[0]) != history(together[1])
     for path in together:
         shutil.rmtree(Run.open(path).checkpoints()[-1])
         shutil.copytree(path, tmp_path / "again" / path.name)
     again = _resume([tmp_path / "again" / path.name for path in together])
     for path, other in zip(together, again, strict=True):
-        assert metrics_of(path) == metrics_of(other)
+        assert history(path) == history(other)
 
 
 @pytest.mark.slow
@@ -428,7 +385,7 @@ def test_seeds_in_processes_are_the_runs_of_each_and_go_on(tmp_path, monkeypatch
     assert paths == [tmp_path / "seed-0", tmp_path / "seed-1"]
     alone = tmp_path / "alone"
     args = options_of({"agent": "sac", **settings, "seed": 1, "out": alone})
-    assert command("train", "control", *args, cache=cache).communicate()[1] == ""
+    assert command(*args, cache=cache).communicate()[1] == ""
     assert_same_run(paths[1], alone)
     before = [(path / "metrics.jsonl").read_bytes() for path in paths]
     assert train_seeds(config, [0, 1]) == paths  # finished: nothing to do
@@ -447,7 +404,7 @@ def test_seeds_that_were_begun_with_other_settings_are_not_passed_off(finished, 
 def test_a_seed_that_fails_does_not_stop_the_others_and_none_outlives_its_parent(tmp_path, cache):
     settings = {**OFF_POLICY, "steps": 200, "checkpoint_every": 100, "learning_rate": 1e30}
     args = options_of({"agent": "sac", "env": "gym/Pendulum-v1", **settings, "out": tmp_path / "failing"})
-    process = command("train", "control", *args, "--seeds", "0", "1", "2", cache=cache)
+    process = command(*args, "--seeds", "0", "1", "2", cache=cache)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 3
     for seed in range(3):
@@ -457,7 +414,7 @@ def test_a_seed_that_fails_does_not_stop_the_others_and_none_outlives_its_parent
 
     settings = {**OFF_POLICY, "steps": 10**7, "checkpoint_every": 10**6}
     args = options_of({"agent": "sac", "env": "gym/Pendulum-v1", **settings, "out": tmp_path / "long"})
-    process = command("train", "control", *args, "--seeds", "0", "1", cache=cache)
+    process = command(*args, "--seeds", "0", "1", cache=cache)
     runs = [tmp_path / "long" / f"seed-{seed}" for seed in (0, 1)]
     deadline = time.monotonic() + 120
     while not all(
@@ -531,12 +488,8 @@ def test_a_simulator_that_breaks_is_named_and_nothing_is_lost(fragile, tmp_path)
 @pytest.mark.slow_but_first
 @pytest.mark.parametrize("agent", ["sac", "ppo"])
 def test_an_observation_that_is_not_finite_is_named_before_anything_learns_from_it(agent, fragile, tmp_path):
-    settings = {
-        "steps": 300,
-        "eval_every": 1000,
-        **(OFF_POLICY if agent == "sac" else {**ON_POLICY, "num_envs": 1}),
-    }
-    settings |= {"eval_every": 1000}
+    sizes = OFF_POLICY if agent == "sac" else {**ON_POLICY, "num_envs": 1}
+    settings = {**sizes, "steps": 300, "eval_every": 1000}
     with pytest.raises(SimulatorError, match=r"NaN at action 30 of episode 2"):
         train(configure(agent, env="gym/Fragile-v1", **settings, out=str(tmp_path / "run")))
 
@@ -585,8 +538,13 @@ def test_a_quantity_that_is_not_finite_stops_the_run_and_is_kept(agent, tmp_path
     config = configure(
         agent, env="gym/Pendulum-v1", **sizes, steps=400, learning_rate=1e30, out=str(tmp_path / "run")
     )
-    with pytest.raises(FloatingPointError, match=r"is (nan|inf|-inf) at step \d+: the run stops here"):
+    # a gradient may be the first that is not finite: every quantity is watched
+    message = r"(loss|grad_norm)/\w+ is (nan|inf|-inf) at step \d+: the run stops here"
+    with pytest.raises(FloatingPointError, match=f"^{message}"):
         train(config)
+    status = read_run(tmp_path / "run").status
+    assert status["state"] == "failed"
+    assert re.match(f"FloatingPointError: {message}", status["reason"])
     (kept,) = (tmp_path / "run" / "failure").iterdir()
     header = json.loads((kept / "state.json").read_text())
     assert {"nan", "inf"} & set(header["state"]["quantities"].values())
@@ -618,7 +576,7 @@ def test_a_full_disk_is_named_and_what_was_saved_serves(tmp_path, cache):
     assert read_run(out).status["state"] == "failed"
     reached = Run.open(out).latest().step
     assert 0 < reached < 1000
-    process = command("train", "control", "--resume", str(out), cache=cache)
+    process = command("--resume", str(out), cache=cache)
     assert process.communicate(timeout=200)[1] == ""
     assert Run.open(out).latest().step == 1000
 
@@ -699,7 +657,7 @@ def test_an_evaluation_that_is_interrupted_is_left_at_once_and_done_by_the_resum
         resume(part)
     finally:
         del gymnasium.registry["Slow-v0"]
-    assert metrics_of(whole) == metrics_of(part)
+    assert history(whole) == history(part)
     for name, array in Run.open(whole).latest().arrays.items():
         np.testing.assert_array_equal(array, Run.open(part).latest().arrays[name])
 

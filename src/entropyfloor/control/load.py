@@ -192,7 +192,7 @@ def _policy(config: ControlConfig, checkpoint: Checkpoint) -> Policy:
 
 def _planning_policy(config: TDMPC2Config, checkpoint: Checkpoint) -> Policy:
     model, prior = (_nested(checkpoint.arrays, f"agent/actor/{name}/") for name in ("model", "prior"))
-    action_dim = prior["params"]["Dense_2"]["bias"].size // 2
+    action_dim = prior["params"]["Dense_2"]["bias"].size // (1 + raw_outputs(required(config.head)))
     observation_dim = model["encoder"]["params"]["Dense_0"]["kernel"].shape[0]
     return Policy(
         config,

@@ -145,8 +145,9 @@ def learner(
 
 
 def normalised(config: FastConfig, observations: Any, scaling: tuple[Any, Any]) -> Any:
-    """Observations on the device as the networks take them, by their mean and deviation."""
-    return ring.normalise(observations, *scaling) if config.normalise_observations else observations
+    """Observations on the device as the networks take them, as `RunningMoments.normalise` in float32."""
+    mean, deviation = scaling
+    return ((observations - mean) / deviation).clip(-10.0, 10.0) if config.normalise_observations else observations
 
 
 def replay_rows(config: FastConfig, sizes: tuple[int, int], seeds: int, devices: Sequence[jax.Device] = ()) -> int:

@@ -14,7 +14,7 @@ from jax import Array
 from entropyfloor.control.agents.fast import Batch
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, PRNGKeyArray
+    from jaxtyping import PRNGKeyArray
 
 
 class Steps(NamedTuple):
@@ -97,10 +97,3 @@ def unroll(steps: Steps, first: Array, env: Array, newest: Array, n_steps: int, 
     factor = jnp.where(steps.terminated[last, env], 0.0, factor)
     observation, following = steps.observation[first, env], steps.next_observation[last, env]
     return Batch(observation, steps.action[first, env], reward, factor, following)
-
-
-def normalise(
-    x: Float[Array, "*batch o"], mean: Float[Array, " o"], deviation: Float[Array, " o"], clip: float = 10.0
-) -> Float[Array, "*batch o"]:
-    """`(x - mean) / deviation` within ±clip, as `RunningMoments.normalise`."""
-    return ((x - mean) / deviation).clip(-clip, clip)

@@ -160,7 +160,7 @@ def _tdmpc2(config: TDMPC2Config, action_dim: int) -> TDMPC2:
         reward=network(bins.count, zero=True),
         critic=network(bins.count, zero=True, dropout=config.dropout),
         termination=network(1) if config.episodic else None,
-        prior=network(2 * action_dim),
+        prior=network((1 + heads.raw_outputs(required(config.head))) * action_dim),
         critics=required(config.critics),
         bins=bins,
     )

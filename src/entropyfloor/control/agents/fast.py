@@ -186,7 +186,7 @@ class Fast(SAC):
     def update_critics(self, state: SACState, batch: Batch, key: PRNGKeyArray) -> tuple[SACState, Metrics]:
         """One gradient step of the critics, of α and of δ̂; the target critics follow."""
         action_key, noise_key = jax.random.split(key)
-        alpha = jnp.exp(state.log_alpha) if self.entropy != "none" else 0.0
+        alpha = self.alpha(state)
         policy, raw_log_std = self.train_policy(state.actor.params, state.actor, batch.next_observation)
         next_action, log_prob = self.sample(policy, action_key)
         next_action = clipped_noise(noise_key, next_action, self.target_noise, self.target_noise_clip)
@@ -219,7 +219,7 @@ class Fast(SAC):
 
     def update_actor(self, state: SACState, batch: Batch, key: PRNGKeyArray) -> tuple[SACState, Metrics]:
         """One gradient step of the actor: `E[α log π(a|s) - Q(s, a)]`, Q the smaller value or the mean."""
-        alpha = jnp.exp(state.log_alpha) if self.entropy != "none" else 0.0
+        alpha = self.alpha(state)
 
         def loss_of_actor(params: Params) -> Array:
             policy, _ = self.train_policy(params, state.actor, batch.observation)

@@ -22,8 +22,8 @@ from entropyfloor.control.agents.sac import (
     Params,
     actor_loss,
     critic_loss,
-    critic_target,
     descend,
+    td_target,
 )
 from entropyfloor.control.heads import Gaussian
 from entropyfloor.control.replay import Transition
@@ -44,13 +44,6 @@ def expectile_loss(
     """`E[|ε - 1{u < 0}| u²]` with `u = min_k Q̄μ_k(s, a) - Vμ(s)`: for ε → 1, of the best stored actions."""
     gap = jax.lax.stop_gradient(targets.min(axis=0)) - values
     return (jnp.where(gap < 0, 1.0 - expectile, expectile) * gap**2).mean()
-
-
-def behaviour_target(
-    reward: Float[Array, "..."], terminated: Float[Array, "..."], next_value: Float[Array, "..."], discount: float
-) -> Float[Array, "..."]:
-    """`r + γ (1 - terminated) Vμ(s')`."""
-    return jax.lax.stop_gradient(reward + discount * (1.0 - terminated) * next_value)
 
 
 def replay_is_better(
@@ -122,7 +115,7 @@ class OBAC(SAC):
     ) -> tuple[OBACState, Metrics]:
         """One gradient step of Vμ, of Qμ, of Qπ, of the actor against the new critics, of α and of δ̂."""
         next_key, actor_key = jax.random.split(key)
-        alpha = jnp.exp(state.log_alpha) if self.entropy != "none" else 0.0
+        alpha = self.alpha(state)
 
         stored = self.values(state.target_behaviour_critics, batch.observation, batch.action)
 
@@ -140,16 +133,13 @@ class OBAC(SAC):
 
         grad_of_critics = jax.value_and_grad(loss_of_critics, has_aux=True)
         next_value = self._value(value, batch.next_observation)
-        target = behaviour_target(batch.reward, batch.terminated, next_value, self.discount)
+        target = td_target(batch.reward, batch.terminated, next_value, self.discount)
         (loss_mu, _), grad_mu = grad_of_critics(state.behaviour_critics, target)
         behaviour, behaviour_optimiser = descend(
             self.critic_optimiser, grad_mu, state.behaviour_optimiser, state.behaviour_critics
         )
 
-        next_policy, _ = self.train_policy(state.actor.params, state.actor, batch.next_observation)
-        next_action, next_log_prob = self.sample(next_policy, next_key)
-        next_values = self.values(state.target_critics, batch.next_observation, next_action)
-        target = critic_target(batch.reward, batch.terminated, next_values, next_log_prob, alpha, self.discount)
+        target = self.target(state, batch, alpha, next_key)
         (loss_q, values), grad_q = grad_of_critics(state.critics, target)
         critics, critic_optimiser = descend(self.critic_optimiser, grad_q, state.critic_optimiser, state.critics)
 

@@ -35,6 +35,13 @@ State = TypeVar("State", bound=Any)
 # --- losses ----------------------------------------------------------------------------------------------
 
 
+def td_target(
+    reward: Float[Array, "..."], terminated: Float[Array, "..."], next_value: Float[Array, "..."], discount: Any
+) -> Float[Array, "..."]:
+    """`r + γ (1 - terminated) V(s')`, without gradient; a truncated episode is bootstrapped."""
+    return jax.lax.stop_gradient(reward + discount * (1.0 - terminated) * next_value)
+
+
 def critic_target(
     reward: Float[Array, "..."],
     terminated: Float[Array, "..."],
@@ -43,9 +50,8 @@ def critic_target(
     alpha: Float[Array, ""] | float,
     discount: float,
 ) -> Float[Array, "..."]:
-    """`r + γ (1 - terminated) (min_k Q̄_k(s', a') - α log π(a'|s'))`; a truncated episode is bootstrapped."""
-    next_value = next_values.min(axis=0) - alpha * next_log_prob
-    return jax.lax.stop_gradient(reward + discount * (1.0 - terminated) * next_value)
+    """`td_target` with `V(s') = min_k Q̄_k(s', a') - α log π(a'|s')`."""
+    return td_target(reward, terminated, next_values.min(axis=0) - alpha * next_log_prob, discount)
 
 
 def critic_loss(values: Float[Array, "size ..."], target: Float[Array, "..."]) -> Float[Array, ""]:
@@ -182,12 +188,8 @@ class SAC:
     def update(self, state: SACState, batch: Transition, key: PRNGKeyArray) -> tuple[SACState, Metrics]:
         """One gradient step of the critics, of the actor against the new critics, of α and of δ̂."""
         next_key, actor_key = jax.random.split(key)
-        alpha = jnp.exp(state.log_alpha) if self.entropy != "none" else 0.0
-
-        next_policy, _ = self.train_policy(state.actor.params, state.actor, batch.next_observation)
-        next_action, next_log_prob = self.sample(next_policy, next_key)
-        next_values = self.values(state.target_critics, batch.next_observation, next_action)
-        target = critic_target(batch.reward, batch.terminated, next_values, next_log_prob, alpha, self.discount)
+        alpha = self.alpha(state)
+        target = self.target(state, batch, alpha, next_key)
 
         def loss_of_critics(critics: Params) -> tuple[Array, Array]:
             values = self.values(critics, batch.observation, batch.action)
@@ -223,6 +225,19 @@ class SAC:
             "grad_norm/actor": optax.tree.norm(grad_pi),
         }
         return new, metrics | self.entropy_metrics(new)
+
+    def alpha(self, state: Any) -> Float[Array, ""] | float:
+        """α in the losses: 0 without an entropy term."""
+        return jnp.exp(state.log_alpha) if self.entropy != "none" else 0.0
+
+    def target(
+        self, state: Any, batch: Transition, alpha: Float[Array, ""] | float, key: PRNGKeyArray
+    ) -> Float[Array, " batch"]:
+        """`critic_target` of each transition, with a next action of the policy."""
+        policy, _ = self.train_policy(state.actor.params, state.actor, batch.next_observation)
+        action, log_prob = self.sample(policy, key)
+        values = self.values(state.target_critics, batch.next_observation, action)
+        return critic_target(batch.reward, batch.terminated, values, log_prob, alpha, self.discount)
 
     def tune(self, state: State, policy: Gaussian, raw_log_std: Array, log_prob: Array | float) -> State:
         """One step of α, of δ̂ and of the running M of Eq. 36, after one of the actor."""

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from entropyfloor.control.agents.sac import Metrics, Params, descend
+from entropyfloor.control.agents.sac import Metrics, Params, descend, td_target
 from entropyfloor.control.agents.tdmpc2.model import WorldModel
 from entropyfloor.control.agents.tdmpc2.planner import MPPI, shifted
 from entropyfloor.control.agents.tdmpc2.values import running_scale
@@ -28,16 +28,6 @@ if TYPE_CHECKING:
 
 
 # --- losses ----------------------------------------------------------------------------------------------
-
-
-def td_target(
-    reward: Float[Array, "..."],
-    terminated: Float[Array, "..."],
-    next_values: Float[Array, "2 ..."],
-    discount: Float[Array, ""] | float,
-) -> Float[Array, "..."]:
-    """`r + γ (1 - terminated) min_k Q̄_k(z', a')`, over two target critics."""
-    return jax.lax.stop_gradient(reward + discount * (1.0 - terminated) * next_values.min(axis=0))
 
 
 def decayed_mean(losses: Float[Array, "T ..."], rho: float) -> Float[Array, ""]:
@@ -138,7 +128,7 @@ class TDMPC2:
     def prior(self, params: Params, z: Float[Array, "*batch latent"]) -> Gaussian:
         """The prior in a latent state."""
         outputs: Any = self.world.prior.apply(params, z)
-        mean, raw_log_std = jnp.split(outputs, 2, axis=-1)
+        mean, raw_log_std = jnp.split(outputs, [self.policy.action_dim], axis=-1)
         return self.policy(mean, raw_log_std)
 
     def plan(
@@ -282,7 +272,7 @@ class TDMPC2:
         action_key, critic_key = jax.random.split(key)
         action = self.prior(state.actor.prior, next_z).sample(seed=action_key)
         next_values = self.world.two_values(state.target_critics, next_z, action, critic_key)
-        return td_target(batch.reward, batch.terminated, next_values, state.actor.discount)
+        return td_target(batch.reward, batch.terminated, next_values.min(axis=0), state.actor.discount)
 
     def _rollout(self, model: dict[str, Params], batch: Sequence) -> Float[Array, "H+1 batch latent"]:
         """The latent of the first observation, and those that the dynamics predict from it."""
