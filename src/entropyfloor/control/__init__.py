@@ -10,7 +10,7 @@ __all__ = ["Policy", "load_policy"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what acts when it is first used."""
+    """Import `load` when one of its names is first used."""
     if name in __all__:
         from entropyfloor.control import load
 

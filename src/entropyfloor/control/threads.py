@@ -1,4 +1,4 @@
-"""What XLA computes with on a CPU: its threads, and memory that it need not ask the system for again."""
+"""Settings of XLA on a CPU: its number of threads, and memory that the process keeps."""
 
 import ctypes
 import os
@@ -16,7 +16,7 @@ def limit_threads(threads: int) -> None:
         os.environ.setdefault("NPROC", str(threads))
     if threads == 1:
         os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
-        # To hand a small policy to another thread and back takes longer than to compute it.
+        # A small policy is computed faster than it is handed to another thread and back.
         jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 

@@ -1,7 +1,7 @@
 """HumanoidBench (arXiv 2403.10506): `h1-walk-v0` and others, on the unchanged library.
 
-It was written against MuJoCo 3.1, Gymnasium 0.29 and NumPy 1. What this file does for it beyond that is said where
-it is done; all of it is confined to the environments built here. The physics is that of the installed MuJoCo.
+It was written for MuJoCo 3.1, Gymnasium 0.29 and NumPy 1. This file adapts it to newer versions, for the
+environments built here only. The physics is that of the installed MuJoCo.
 """
 
 import contextlib
