@@ -562,21 +562,6 @@ def test_ctrl_c_saves_first(tmp_path, cache):
     finish(stopped, cache)
 
 
-@pytest.mark.slow
-def test_a_kill_loses_little(tmp_path, cache):
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = start(killed, cache)
-    wait_until(process, lambda: any(killed.glob("checkpoints/0*")))
-    assert read_run(killed).status["state"] == "running"
-    process.kill()
-    process.communicate()
-    assert read_run(killed).status["state"] == "killed"
-    assert 100 <= Run.open(killed).latest().step < LENGTH
-    finish(killed, cache)
-    start(whole, cache).communicate(timeout=300)
-    assert_same_run(whole, killed)
-
-
 # --- evaluation ------------------------------------------------------------------------------------------
 
 

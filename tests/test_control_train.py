@@ -17,6 +17,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from safetensors.numpy import load_file
 
 from commands import options_of
 from control import assert_same_run, command, compile_quickly
@@ -25,7 +26,7 @@ from entropyfloor.control.config import CONFIGS, PRESETS, configure, read_config
 from entropyfloor.control.envs import registered
 from entropyfloor.control.episodes import SimulatorError
 from entropyfloor.control.evaluate import evaluate
-from entropyfloor.control.train import _resume, _start, resume, train, train_seeds
+from entropyfloor.control.train import _resume, _start, build, resume, train, train_seeds
 from entropyfloor.runs import Run, read_run
 from run_files import history
 
@@ -549,8 +550,6 @@ def test_a_quantity_that_is_not_finite_stops_the_run_and_is_kept(agent, tmp_path
     header = json.loads((kept / "state.json").read_text())
     assert {"nan", "inf"} & set(header["state"]["quantities"].values())
     assert Run.open(tmp_path / "run").latest() is None or int(kept.name) > Run.open(tmp_path / "run").latest().step
-    from safetensors.numpy import load_file
-
     arrays = load_file(kept / "arrays.safetensors")
     assert "data/reward" in arrays
     assert any(name.startswith("agent/actor/") for name in arrays)
@@ -583,8 +582,6 @@ def test_a_full_disk_is_named_and_what_was_saved_serves(tmp_path, cache):
 
 def test_ctrl_c_before_the_first_step_says_that_nothing_is_saved(tmp_path):
     config = configure("sac", env="gym/Pendulum-v1", **OFF_POLICY, out=str(tmp_path / "run")).resolved()
-    from entropyfloor.control.train import build
-
     trainer = build([config])
     trainer.evaluators = [
         lambda actor: os.kill(os.getpid(), signal.SIGINT) or {"return": 0.0, "realised_entropy": 0.0}
@@ -703,8 +700,6 @@ def test_an_evaluation_that_is_due_and_always_fails_is_tried_once(at, step, tmp_
 
 @pytest.mark.slow
 def test_a_seed_whose_evaluation_fails_does_not_lose_that_of_another(tmp_path):
-    from entropyfloor.control.train import build
-
     settings = {**OFF_POLICY, "steps": 200, "eval_every": 100, "env": "gym/Pendulum-v1"}
     configs = [configure("sac", **settings, seed=i, out=str(tmp_path / f"{i}")).resolved() for i in range(2)]
     trainer, runs = build(configs), [Run.create(Path(config.out), asdict(config)) for config in configs]
@@ -750,6 +745,7 @@ OWN = """
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from safetensors.numpy import load_file
 
 class Own(gymnasium.Env):
     observation_space, action_space = spaces.Box(-1, 1, (2,), np.float32), spaces.Box(-1, 1, (1,), np.float32)
