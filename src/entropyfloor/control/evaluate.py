@@ -132,7 +132,7 @@ class _Film:
         self, env: gymnasium.Env[Any, Any], path: Path | None, action_repeat: int, progress: Progress
     ) -> None:
         self._env, self._path, self._progress = env, path, progress
-        self._rate = min(env.metadata.get("render_fps", 30) / action_repeat, 50)  # as it was, or what players take
+        self._rate = min(env.metadata.get("render_fps", 30) / action_repeat, 50)  # players show 50 frames a second
         self._frames: list[np.ndarray] = []
         self._failure: str | None = None
 

@@ -128,7 +128,7 @@ class Trainer(ABC, Generic[ConfigT, CollectorT]):
 
     @contextmanager
     def compiling(self, words: str) -> Iterator[None]:
-        """Show these words instead of a speed while the body, of the first call, compiles."""
+        """Show these words instead of a speed while the first call of the body compiles."""
         compiled, self._compiled = self._compiled, True
         progress = None if compiled or self._loop is None else self._loop.progress
         if progress is not None:
