@@ -539,8 +539,8 @@ def test_a_quantity_that_is_not_finite_stops_the_run_and_is_kept(agent, tmp_path
     config = configure(
         agent, env="gym/Pendulum-v1", **sizes, steps=400, learning_rate=1e30, out=str(tmp_path / "run")
     )
-    # a gradient may be the first that is not finite: every quantity is watched
-    message = r"(loss|grad_norm)/\w+ is (nan|inf|-inf) at step \d+: the run stops here"
+    # any quantity may be the first that is not finite
+    message = r"[\w/]+ is (nan|inf|-inf) at step \d+: the run stops here"
     with pytest.raises(FloatingPointError, match=f"^{message}"):
         train(config)
     status = read_run(tmp_path / "run").status
