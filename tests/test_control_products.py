@@ -144,8 +144,8 @@ def test_only_products_of_layers_are_rounded(name):
 
 
 @pytest.mark.slow_but_first
-@pytest.mark.parametrize("size", [1.0, 1e3, 1e6])
-@pytest.mark.parametrize("name", ["sac-era", "sac-era-exact", "ppo-era", "ppo-era-exact", "discrete"])
+@pytest.mark.parametrize("size", [1e6, 1e3, 1.0])
+@pytest.mark.parametrize("name", ["sac-era-exact", "sac-era", "ppo-era", "ppo-era-exact", "discrete"])
 def test_the_floor_holds_whatever_the_network_says(name, size):
     """Random networks with outputs up to `size`: far beyond what training makes."""
     discrete = name == "discrete"

@@ -192,7 +192,6 @@ def test_an_update_descends_each_loss_and_the_targets_follow(entropy):
         assert (mixed != old).any()
 
 
-@pytest.mark.slow
 def test_many_updates_are_single_updates_in_a_row():
     agent, update = compiled("auto")
     state, batches, key = random_state(agent), random_batch(3, BATCH), jax.random.key(5)

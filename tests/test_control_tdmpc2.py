@@ -29,7 +29,7 @@ from entropyfloor.control.model_based import ModelBasedCollector
 from entropyfloor.control.replay import Sequence, SequenceReplay, Transition
 from entropyfloor.control.threads import keep_memory
 from entropyfloor.control.train import train
-from entropyfloor.runs import read_run
+from entropyfloor.runs import Run, read_run
 
 # --- values ----------------------------------------------------------------------------------------------
 
@@ -664,6 +664,17 @@ def test_a_loaded_policy_is_the_prior(tmp_path, cache):
     assert (np.abs(actions) <= 1).all()
     assert (np.array(actions[0]) != np.array(actions[2])).any()
     assert (np.array(actions[0]) != policy(observations)).any()
+
+
+def test_a_prior_of_shares_of_an_earlier_version_is_refused(tmp_path, cache):
+    """It had one raw output for each dimension, so that two dimensions shared one σ."""
+    sizes = {name: value for name, value in SMALL.items() if name not in ("hidden", "batch_size")}
+    save_untrained(tmp_path, "tdmpc2-era", step=7, head="shares", env="gym/Reacher-v4", **sizes)
+    run, name = Run.open(tmp_path), "agent/actor/prior/params/Dense_2/bias"
+    checkpoint = run.latest()
+    run.save(8, {**checkpoint.arrays, name: checkpoint.arrays[name][:4]}, checkpoint.state)
+    with pytest.raises(ValueError, match="its prior has 4 outputs, and the head shares takes 3 for each"):
+        load_policy(tmp_path)
 
 
 @pytest.mark.slow

@@ -178,6 +178,7 @@ REACHER = {"env": "gym/Reacher-v4", "steps": 400, "checkpoint_every": 250}
 CARTPOLE = {"env": "gym/CartPole-v1", "steps": 512, "checkpoint_every": 256}
 LEARNED = {"head": "era-batch", "residual_entropy": "learned"}
 RUNS = {
+    "ppo, discrete": {"agent": "ppo-era", **ON_POLICY, **CARTPOLE},
     "obac": {"agent": "obac-era", **OFF_POLICY, **REACHER},
     "sac, era-batch, learned residual": {"agent": "sac-era", **LEARNED, **OFF_POLICY, **REACHER},
     "mnse": {"agent": "mnse", **OFF_POLICY, **REACHER},
@@ -200,7 +201,6 @@ RUNS = {
         "checkpoint_every": 125,
     },
     # CartPole's episodes end by themselves, in each environment at another time; 64 steps a rollout
-    "ppo, discrete": {"agent": "ppo-era", **ON_POLICY, **CARTPOLE},
     "ppo, repeats": {
         "agent": "ppo",
         "action_repeat": 2,
@@ -745,7 +745,6 @@ OWN = """
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from safetensors.numpy import load_file
 
 class Own(gymnasium.Env):
     observation_space, action_space = spaces.Box(-1, 1, (2,), np.float32), spaces.Box(-1, 1, (1,), np.float32)

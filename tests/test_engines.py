@@ -277,7 +277,7 @@ def test_a_job_of_slurm_saves_before_its_time_limit(home):
 SLURM = {
     "srun": "",
     "sbatch": 'echo >> jobs; echo "Submitted batch job $(wc -l < jobs)"',
-    "squeue": "cat queue",
+    "squeue": 'test -z "$SQUEUE_STATES" && cat queue',
 }
 """Stand-ins for the commands of Slurm, which give numbers to jobs and execute none."""
 
@@ -299,7 +299,13 @@ def test_a_run_whose_job_is_still_queued_is_not_queued_again(home, monkeypatch):
 
     assert submit() == ["submitted"] * 4
     (home / "queue").write_text("1_0\n1_2\n1_3\n")
+    monkeypatch.setenv("SQUEUE_STATES", "all")  # would list jobs that have ended
     assert submit() == ["queued before", "queued before", "queued before", "submitted"]
+    (home / "bin" / "squeue").unlink()
+    with pytest.raises(RuntimeError, match="squeue is not installed: Slurm takes no jobs from this machine"):
+        submit()
+    monkeypatch.setattr(slurm, "state", lambda *_: "finished")
+    assert submit() == ["finished before"] * 4  # nobody has to be asked
 
 
 @pytest.mark.slow

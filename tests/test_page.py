@@ -126,7 +126,6 @@ def test_a_page_loads_nothing_and_runs_one_script(reported, page):
     assert not [name for name in names if name.startswith("on") or name in ("src", "srcset", "style")]
 
 
-@pytest.mark.slow
 def test_names_of_runs_are_shown_and_never_run(tmp_path):
     path = write_report([runs(tmp_path / "runs", (HOSTILE, "sac"), 1, (HOSTILE, "b"))], tmp_path / "report")
     page = Page(path)

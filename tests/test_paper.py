@@ -15,7 +15,7 @@ from entropyfloor.cli import main
 from entropyfloor.experiments import paper, plan, recipe
 from entropyfloor.experiments.recipe import SCALES
 from entropyfloor.extras import Status
-from entropyfloor.runs import find_runs
+from entropyfloor.runs import Run, find_runs
 from entropyfloor.runs.needs import Needs
 from run_files import MACHINE, STATUS, dumped, write
 
@@ -251,6 +251,17 @@ def test_of_all_recipes_only_those_evaluate_whose_models_are_there_or_trained(un
     assert "language/dapo-7b is left out: not counted\n" in err
     for name in ("out-of-domain", "scores"):
         assert re.search(rf"language/{name} is left out: .* which is not there and not trained\n", err)
+
+
+def test_the_evaluation_of_a_model_is_left_out_with_its_damaged_run(uncounted, capsys):
+    damaged = Path("runs/language/dapo-7b/paper/grpo/seed-0")
+    Run.create(damaged, {"domain": "language", "seed": 0})
+    (damaged / "metrics.jsonl").write_text("{}\n")
+    assert main(["reproduce", "fig-5", "--scale", "paper", "--dry-run"]) == Status.FAILED
+    out, err = capsys.readouterr()
+    assert f"{damaged} is left out: {damaged}/metrics.jsonl, line 1 is damaged" in err
+    outs = [Path(path).parts for path in re.findall(r"--out (\S+)", out)]
+    assert {(parts[2], parts[-2]) for parts in outs} == {("dapo-7b", "era"), ("out-of-domain", "era")}
 
 
 def test_jobs_of_slurm_are_waited_for_before_their_models_are_evaluated(uncounted, monkeypatch, capsys):

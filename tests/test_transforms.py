@@ -78,7 +78,6 @@ def test_torch_compile_takes_targets_that_change():
             torch.testing.assert_close(compiled(raw, argument), function(raw, argument), **close)
 
 
-@pytest.mark.slow_but_first
 @NAMES
 def test_jax(name):
     def function(loc, raw):

@@ -192,7 +192,13 @@ def _policy(config: ControlConfig, checkpoint: Checkpoint) -> Policy:
 
 def _planning_policy(config: TDMPC2Config, checkpoint: Checkpoint) -> Policy:
     model, prior = (_nested(checkpoint.arrays, f"agent/actor/{name}/") for name in ("model", "prior"))
-    action_dim = prior["params"]["Dense_2"]["bias"].size // (1 + raw_outputs(required(config.head)))
+    outputs, each = prior["params"]["Dense_2"]["bias"].size, 1 + raw_outputs(required(config.head))
+    if outputs % each:
+        raise ValueError(
+            f"its prior has {outputs} outputs, and the head {config.head} takes {each} for each dimension of the "
+            "action: it was trained by an earlier version, which gave it fewer; train it anew"
+        )
+    action_dim = outputs // each
     observation_dim = model["encoder"]["params"]["Dense_0"]["kernel"].shape[0]
     return Policy(
         config,

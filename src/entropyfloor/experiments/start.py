@@ -201,7 +201,10 @@ def _check_models(studies: Sequence[Study], training: Sequence[Study]) -> None:
 
 
 def readable(studies: Sequence[Study]) -> tuple[list[Study], dict[Path, str], dict[Path, str]]:
-    """The studies without damaged runs, the states of the runs that have begun, and why others are damaged."""
+    """The studies without damaged runs, the states of the runs that have begun, and why others are damaged.
+
+    The evaluation of a model that a damaged run has not written yet is left out with it.
+    """
     states: dict[Path, str] = {}
     damaged: dict[Path, str] = {}
     for run in (run for study in studies for run in study.runs):
@@ -210,7 +213,12 @@ def readable(studies: Sequence[Study]) -> tuple[list[Study], dict[Path, str], di
                 states[run.out] = found
         except (OSError, ValueError) as error:
             damaged[run.out] = str(error)
-    rest = [replace(study, runs=[run for run in study.runs if run.out not in damaged]) for study in studies]
+
+    def is_left_out(run: PlannedRun) -> bool:
+        model = Path(str(run.settings.get("model", "")))
+        return run.out in damaged or (model.parent in damaged and not model.exists())
+
+    rest = [replace(study, runs=[run for run in study.runs if not is_left_out(run)]) for study in studies]
     return [study for study in rest if study.runs], states, damaged
 
 

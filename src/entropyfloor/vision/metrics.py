@@ -305,7 +305,8 @@ def _auroc(confidence: Tensor, outside: Tensor, weights: Tensor, ood_weights: Te
         confidence: Confidences of test samples, `[N]`.
         outside: Those of out-of-distribution samples in increasing order, `[M]`.
         weights: Weights of the test samples, `[R, N]`.
-        ood_weights: Weights of the out-of-distribution samples, `[R, M]`. A resample may give them in any order.
+        ood_weights: Weights of the out-of-distribution samples, `[R, M]`. A resample may give them in any order,
+            as every sample is as likely to be drawn.
     """
     below, upto = (torch.searchsorted(outside, confidence, right=right) for right in (False, True))
     reached = torch.nn.functional.pad(ood_weights.cumsum(1), (1, 0))

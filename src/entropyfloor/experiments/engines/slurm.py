@@ -58,7 +58,7 @@ def run(plan: Sequence[PlannedRun], directory: Path, workers: int | None, ended:
         plan: Runs; those that need as many cores and accelerators are one job array.
         directory: Directory that relative paths start from, on a file system that all nodes share.
         workers: Number of jobs at a time; by default Slurm decides.
-        ended: Called with each run when it is submitted, or need not be.
+        ended: Called with each run: submitted now, queued before or finished before.
 
     Raises:
         ImportError: submitit is not installed.
@@ -67,9 +67,11 @@ def run(plan: Sequence[PlannedRun], directory: Path, workers: int | None, ended:
     require("slurm", "submitit")
     import submitit
 
-    queued, left = _queued(plan, directory), []
+    finished = [run for run in plan if state(run, directory) == "finished"]
+    queued = _queued([run for run in plan if run not in finished], directory)
+    left = []
     for run in plan:
-        if state(run, directory) == "finished":
+        if run in finished:
             ended(run, "finished before")
         elif run.out in queued:
             ended(run, "queued before")
@@ -99,7 +101,11 @@ def _queued(plan: Sequence[PlannedRun], directory: Path) -> list[Path]:
     if not files:
         return []
     squeue = ["squeue", "--me", "--array", "--noheader", "--format=%i"]
-    answer = subprocess.run(squeue, capture_output=True, text=True, check=False)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}  # they filter
+    try:
+        answer = subprocess.run(squeue, env=env, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise RuntimeError("squeue is not installed: Slurm takes no jobs from this machine") from None
     if answer.returncode:
         raise RuntimeError(f"squeue does not say which runs are queued already: {shortened(answer.stderr)}")
     numbers = answer.stdout.split()
