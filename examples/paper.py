@@ -36,9 +36,10 @@ the paper reports, and what our runs measured. `entropyfloor reproduce fig-3a` r
 the recipes, so that figures share them. [Before running](run-directory.md#recipes) says how a plan is checked.
 
 Ours are the nearest runs in `results/`, from two CPU cores except for TD-MPC2's: smaller tasks, models and lengths
-than those of the paper. Brackets are 95 % intervals over seeds (Student's t); core hours are those of all runs together. The
-captions of figures 6 to 26 are not in the text of the paper that we have: those that it mentions are placed by it,
-6, 7 and 22 to 26 by their positions. `make figures` writes this page from `recipes/paper.toml` and `results/`.
+than those of the paper. Brackets are 95 % intervals over seeds (Student's t); core hours are those of all runs
+together. The captions of figures 6 to 26 are not in the text of the paper that we have: those that it mentions are
+placed by it, 6, 7 and 22 to 26 by their positions. `make figures` writes this page from `recipes/paper.toml` and
+`results/`.
 """
 
 
