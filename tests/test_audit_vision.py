@@ -101,6 +101,7 @@ def test_a_limit_takes_evenly_spread_images(images, weights):
     assert [label[-5:] for label in samples.labels] == ["0.png", "4.png", "5.png"]
 
 
+@pytest.mark.slow
 def test_an_exported_classifier_has_the_entropies_of_its_run(trained, tmp_path):
     from entropyfloor.vision.export import export
 

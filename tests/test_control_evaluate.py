@@ -101,6 +101,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_played(options, message,
         evaluate(tmp_path, **options)
 
 
+@pytest.mark.slow_but_first
 def test_neither_trainer_nor_simulator_state_nor_memory_is_needed(run, tmp_path, monkeypatch):
     """The unfinished episode would lead elsewhere, by 1e-3, and the replay would not fit."""
     evaluate(run, episodes=1)

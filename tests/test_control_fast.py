@@ -236,6 +236,7 @@ def test_each_environment_explores_with_its_own_noise():
     assert np.abs(action).max() <= 1.0
 
 
+@pytest.mark.slow
 def test_a_stochastic_policy_keeps_the_noise_on_top_of_its_own():
     name, rows = "fastsac-era", 4000
     view = View(np.zeros((rows, 3), np.float32), np.zeros(rows, np.float32))

@@ -143,7 +143,7 @@ def test_every_agent_of_sacs_family_has_them():
     assert bf16.value.body == SimBa(16, 1, "silu", "bf16")
 
 
-@pytest.mark.slow_but_first
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", ["sac", "obac", "mnse"])
 def test_an_update_of_each_moves_everything(agent):
     agent = build_agent(configure(agent, **SIZES | {"actor_blocks": 1}, critics=1).resolved(), 2)

@@ -95,7 +95,7 @@ RUNS = {
 }
 
 
-@pytest.mark.slow_but_first
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_a_resumed_run_is_the_same_run_bit_for_bit(name, tmp_path):
     every = {"steps": 300, "eval_every": 150, "log_every": 50, "checkpoint_every": 170, "seed": 3}

@@ -120,6 +120,7 @@ def test_it_stores_what_a_loop_in_python_does():
         np.testing.assert_allclose(leaf, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_loop_is_left_where_there_is_something_to_do_and_compiled_once():
     trainer = trainer_of(log_every=7 * ENVS)
     ends = []
@@ -271,6 +272,7 @@ def test_its_runs_are_evaluated_loaded_exported_and_reported(tmp_path):
     assert write_report([run], out=tmp_path / "report").is_file()
 
 
+@pytest.mark.slow
 def test_episodes_of_an_evaluation_are_those_that_are_played_one_by_one():
     trainer = trainer_of(eval_episodes=4)
     while trainer.step < 15 * ENVS:

@@ -126,7 +126,7 @@ def update_of(name):
     return agent.update, (agent.init(key, 3), Rollout(*columns, steps.next_observation), key)
 
 
-@pytest.mark.slow_but_first
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AGENTS)
 def test_only_products_of_layers_are_rounded(name):
     update, arguments = update_of(name)

@@ -58,6 +58,7 @@ def test_a_simulation_that_diverges_is_cut_off(value):
     assert not (cut & steps.terminated).any()
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("diverges", [None, np.nan])
 def test_whole_episodes_are_those_of_one_environment(diverges, monkeypatch):
     """The Gymnasium environment of the same task; it does not hide that it diverged."""

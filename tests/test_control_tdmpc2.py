@@ -378,6 +378,7 @@ def test_an_update_descends_the_losses_of_the_model(kind):
     assert_descends(loss_of_model, model, new.actor.model, RATE, rel=1e-4)
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("kind", ["tdmpc2", "tdmpc2-era-exact"])
 def test_an_update_descends_the_loss_of_the_prior(kind):
     agent, state, batch, new, metrics = moved(kind)

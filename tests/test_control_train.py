@@ -514,6 +514,7 @@ def test_a_simulator_that_breaks_in_an_evaluation_loses_no_step(fragile, tmp_pat
     assert Run.open(tmp_path / "run").latest().step == 100
 
 
+@pytest.mark.slow
 def test_a_task_of_numbered_states_is_played_and_evaluated(tmp_path):
     settings = {**ON_POLICY, "steps": 64, "log_every": 64}
     path = train(configure("ppo-era-exact", env="gym/FrozenLake-v1", **settings, out=str(tmp_path / "run")))

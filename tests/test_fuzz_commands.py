@@ -387,7 +387,7 @@ def language(tmp_path):
 ROOMS = [control, ppo, *(pytest.param(room, marks=pytest.mark.slow) for room in (vision, language))]
 
 
-@pytest.mark.slow_but_first
+@pytest.mark.slow
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_checkpoint_that_a_trainer_cannot_use_is_named(room, tmp_path):
     """Whole, and of other content than this version writes."""

@@ -159,6 +159,7 @@ def test_dm_control_is_installed_without_labmaze_where_that_has_no_wheel(monkeyp
             require("control", "dm_control")
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize(
     ("absent", "statement", "extra"),
     [

@@ -86,6 +86,7 @@ def test_gradients_are_those_of_linen(name):
         assert all(0 < np.abs(g).max() < np.inf for g in jax.tree.leaves(gradients))
 
 
+@pytest.mark.slow_but_first
 @NAMES
 def test_state_is_split_merged_copied_and_stored(name, tmp_path):
     module, plain, inputs = both(name)

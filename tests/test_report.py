@@ -479,6 +479,7 @@ def test_a_spreadsheet_finds_no_formula_in_the_table(start, tmp_path, monkeypatc
     assert not [cell for cell in row.values() if cell.startswith(start) and not re.fullmatch(r"-[0-9.]+", cell)]
 
 
+@pytest.mark.slow
 def test_figures_of_similar_names_have_files_of_their_own(tmp_path):
     alike = ["gym/Ant", "GYM-ant", "gym-Ant-2", "///", "学", "e" * 300, "e" * 299]
     for i, env in enumerate(alike):

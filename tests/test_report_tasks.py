@@ -144,6 +144,7 @@ def test_the_interval_narrows_with_seeds(tmp_path):
     assert widths[0] > 1.5 * widths[1] > 2.5 * widths[2]
 
 
+@pytest.mark.slow
 def test_two_seeds_have_values_and_no_interval(tmp_path):
     on_tasks(tmp_path / "runs", "sac", [[0.1, 0.3], [0.5, 0.5, 0.5]], TASKS[:2])
     on_tasks(tmp_path / "runs", "sac-era", [[0.2, 0.2, 0.2], [0.4, 0.5, 0.6]], TASKS[:2])

@@ -37,6 +37,7 @@ def test_the_demo_trains_reports_and_does_nothing_twice(tmp_path):
         assert word in other.stderr
 
 
+@pytest.mark.slow
 def test_floors_of_classifiers_are_drawn(tmp_path):
     arms = [("plain", {}), ("smoothing-0.1", {"label_smoothing": 0.1})]
     for floor, nats in itertools.product(("paper", "calibrated"), (0.3, 0.6)):
