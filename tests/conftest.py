@@ -107,9 +107,8 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cache(programs: Path) -> Any:
     """Directory of compiled programs: each is compiled quickly, and once, also where a run is resumed."""
-    path = programs
     options = {
-        "jax_compilation_cache_dir": str(path),
+        "jax_compilation_cache_dir": str(programs),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_disable_most_optimizations": True,
     }
@@ -119,4 +118,4 @@ def cache(programs: Path) -> Any:
             jax.config.update(name, value)
         compilation_cache.reset_cache()
         if values is options:
-            yield path
+            yield programs

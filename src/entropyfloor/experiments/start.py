@@ -180,7 +180,7 @@ def _evaluating(run: PlannedRun, homes: Mapping[str, Path], scale: str) -> Plann
         homes: Directories of the figure's recipes, instead of runs/<recipe>/<scale>.
         scale: Scale of the figure.
     """
-    model = Path(str(run.settings.get("model", "")))
+    model = _model_of(run)
     for name, home in homes.items():
         if run.mode == "evaluate" and model.is_relative_to(usual := Path("runs", name, scale)):
             return replace(run, settings={**run.settings, "model": str(home / model.relative_to(usual))})
@@ -195,9 +195,14 @@ def _check_models(studies: Sequence[Study], training: Sequence[Study]) -> None:
     """
     trained = {run.out / MODEL for study in training for run in study.runs if run.mode == "train"}
     for run in (run for study in studies for run in study.runs if run.mode == "evaluate"):
-        model = Path(str(run.settings.get("model", "")))
+        model = _model_of(run)
         if model.name == MODEL and model not in trained and not model.exists():
             raise ValueError(f"{run.out} evaluates {model}, which is not there and not trained")
+
+
+def _model_of(run: PlannedRun) -> Path:
+    """The model that a run evaluates; empty where it evaluates none."""
+    return Path(str(run.settings.get("model", "")))
 
 
 def readable(studies: Sequence[Study]) -> tuple[list[Study], dict[Path, str], dict[Path, str]]:
@@ -215,7 +220,7 @@ def readable(studies: Sequence[Study]) -> tuple[list[Study], dict[Path, str], di
             damaged[run.out] = str(error)
 
     def is_left_out(run: PlannedRun) -> bool:
-        model = Path(str(run.settings.get("model", "")))
+        model = _model_of(run)
         return run.out in damaged or (model.parent in damaged and not model.exists())
 
     rest = [replace(study, runs=[run for run in study.runs if not is_left_out(run)]) for study in studies]
