@@ -30,16 +30,21 @@ LABELS = {
 HEAD = """\
 # The paper's figures and tables
 
-Every figure and table of [arXiv 2510.08549](https://arxiv.org/abs/2510.08549) with the recipe that draws it, what
-the paper reports, and what our runs measured. `entropyfloor reproduce fig-3a` runs the recipes of a figure, and
-`--scale paper`, `gpu` or `cpu` chooses the size; `entropyfloor reproduce` prints this list. The runs are those of
-the recipes, so that figures share them. [Before running](run-directory.md#recipes) says how a plan is checked.
+Each figure and table of [arXiv 2510.08549](https://arxiv.org/abs/2510.08549): the recipes that draw it, what the paper
+reports, and our nearest runs. Ours have smaller tasks, models and lengths, so that they neither confirm nor refute the
+paper.
 
-Ours are the nearest runs in `results/`, from two CPU cores except for TD-MPC2's: smaller tasks, models and lengths
-than those of the paper. Brackets are 95 % intervals over seeds (Student's t); core hours are those of all runs
-together. The captions of figures 6 to 26 are not in the text of the paper that we have: those that it mentions are
-placed by it, 6, 7 and 22 to 26 by their positions. `make figures` writes this page from `recipes/paper.toml` and
-`results/`.
+    entropyfloor reproduce
+    entropyfloor reproduce fig-3a --dry-run
+    entropyfloor reproduce fig-3a --scale gpu
+
+The first command prints this list, with the arms of each recipe; the second prints what would run. `--scale` is `paper`,
+`gpu` or `cpu`. Figures share the runs of their recipes. [Recipes](run-directory.md#recipes) has more.
+
+Our runs are from two CPU cores, except for TD-MPC2's; raw data is in `results/`. Brackets are 95 % intervals over seeds
+(Student's t); core hours are those of all runs together. Where "Published" has no number, the text of the paper that we
+have has none. It lacks the captions of figures 6 to 26: those that it mentions are placed by it, the others by its order.
+Figures 6 and 7 are pictures of environments. `make figures` writes this page from `recipes/paper.toml` and `results/`.
 """
 
 
@@ -108,7 +113,7 @@ def _value(group: Group, column: Column) -> str:
 
 def page() -> str:
     """The page of the docs."""
-    return "\n".join([HEAD, *map(_section, paper.places().values())])
+    return "\n".join([HEAD, *(_section(place) for place in paper.places().values() if place.recipes)])
 
 
 def _section(place: Place) -> str:
@@ -116,9 +121,8 @@ def _section(place: Place) -> str:
     title = f"{kind.replace('fig', 'figure').capitalize()} {number}"
     hours = f" ({place.hours:.1f} core hours)" if place.hours else ""
     rows = {
-        "Recipes": "; ".join(f"`{name}`" for name in place.drawn_by).replace(": ", "`: `")
-        or "none: nothing is run",
-        "Cost": "; ".join(f"{scale}: {place.size(scale)}" for scale in place.scales),
+        "Recipes": ", ".join(f"`{name}`" for name in place.recipes),
+        "Runs": "; ".join(f"{scale}: {place.size(scale)}" for scale in place.scales),
         "Published": place.published,
         "Ours": f"{place.measured}{hours}" if place.scales else "",
         "Note": place.note,
