@@ -30,21 +30,22 @@ LABELS = {
 HEAD = """\
 # The paper's figures and tables
 
-Each figure and table of [arXiv 2510.08549](https://arxiv.org/abs/2510.08549): the recipes that draw it, what the paper
-reports, and our nearest runs. Ours have smaller tasks, models and lengths, so that they neither confirm nor refute the
-paper.
+Each figure and table of [arXiv 2510.08549](https://arxiv.org/abs/2510.08549): the recipes that draw it, what the
+paper reports, and our nearest runs. Ours have smaller tasks, models and lengths, so that they neither confirm
+nor refute the paper.
 
     entropyfloor reproduce
     entropyfloor reproduce fig-3a --dry-run
     entropyfloor reproduce fig-3a --scale gpu
 
-The first command prints this list, with the arms of each recipe; the second prints what would run. `--scale` is `paper`,
-`gpu` or `cpu`. Figures share the runs of their recipes. [Recipes](run-directory.md#recipes) has more.
+The first command prints this list, with the arms of each recipe; the second prints what would run. `--scale` is
+`paper`, `gpu` or `cpu`. Figures share the runs of their recipes. [Recipes](run-directory.md#recipes) has more.
 
-Our runs are from two CPU cores, except for TD-MPC2's; raw data is in `results/`. Brackets are 95 % intervals over seeds
-(Student's t); core hours are those of all runs together. Where "Published" has no number, the text of the paper that we
-have has none. It lacks the captions of figures 6 to 26: those that it mentions are placed by it, the others by its order.
-Figures 6 and 7 are pictures of environments. `make figures` writes this page from `recipes/paper.toml` and `results/`.
+Our runs are from two CPU cores, except for TD-MPC2's; raw data is in `results/`. Brackets are 95 % intervals
+over seeds (Student's t); core hours are those of all runs together. Where "Published" has no number, the text of
+the paper that we have has none. It lacks the captions of figures 6 to 26: those that it mentions are placed by
+it, the others by its order. Figures 6 and 7 are pictures of environments. `make figures` writes this page from
+`recipes/paper.toml` and `results/`.
 """
 
 
