@@ -18,7 +18,7 @@ from jax import Array, lax
 from jax.scipy.special import logsumexp
 
 from entropyfloor import backends, targets
-from entropyfloor.jax.numerics import as_float, constant, log_sech_squared, polynomial
+from entropyfloor.jax.numerics import as_float, compiled, constant, log_sech_squared, polynomial
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -46,7 +46,11 @@ def entropy_from_logits(logits: Float[Array, "..."], dim: int = -1) -> Float[Arr
         >>> [round(x, 4) for x in F.entropy_from_logits(jnp.zeros((2, 4))).tolist()]
         [1.3863, 1.3863]
     """
-    logits = as_float(logits, "logits")
+    return _entropy_from_logits(as_float(logits, "logits"), dim)
+
+
+@compiled(1)
+def _entropy_from_logits(logits: Array, dim: int) -> Array:
     shifted = logits - lax.stop_gradient(logits.max(dim, keepdims=True))
     finite = shifted.clip(min=jnp.finfo(shifted.dtype).min)  # 0 · (-inf) would be NaN
     return logsumexp(shifted, dim) - (jax.nn.softmax(shifted, dim) * finite).sum(dim)
@@ -116,7 +120,11 @@ def tanh_normal_entropy(loc: Float[Array, "..."], log_std: Float[Array, "..."]) 
         >>> [round(x, 4) for x in entropy.tolist()]
         [0.1286, 0.6836, -0.0012]
     """
-    loc, log_std = jnp.broadcast_arrays(as_float(loc, "loc"), as_float(log_std, "log_std"))
+    return _tanh_normal_entropy(*jnp.broadcast_arrays(as_float(loc, "loc"), as_float(log_std, "log_std")))
+
+
+@compiled()
+def _tanh_normal_entropy(loc: Array, log_std: Array) -> Array:
     std = jnp.exp(log_std)
     # σ ≤ 1.5: the trapezoidal rule in u = μ + σx, whose error falls as exp(-π²/(σ Δx)).
     nodes, weights = (constant(c, loc) for c in backends.TRAPEZOID)
@@ -151,11 +159,13 @@ def unit_entropy(mu: Array, log_std: Array, log_std_max: float) -> Array:
 
 
 @unit_entropy.defjvp
+@compiled(0)
 def _unit_entropy_jvp(log_std_max: float, primals: Pair, tangents: Pair) -> Pair:
     _, by_log_std, by_mu, _ = _flat(_unit_derivatives, *primals, log_std_max)
     return unit_entropy(*primals, log_std_max), by_mu * tangents[0] + by_log_std * tangents[1]
 
 
+@compiled(1)
 def unit_entropy_max(mu: Array, log_std: float) -> Array:
     """Entropy of the Gaussian truncated to [-1, 1] where σ is one number, for |μ| ≤ 1: a polynomial in μ²."""
     coefficients = targets.truncated_entropy_polynomial(log_std, 1e-14 if mu.dtype == jnp.float64 else 1e-8)
@@ -171,6 +181,7 @@ def unit_log_std(mu: Array, entropy: Array, log_std_min: float, log_std_max: flo
 
 
 @unit_log_std.defjvp
+@compiled(0, 1)
 def _unit_log_std_jvp(log_std_min: float, log_std_max: float, primals: Pair, tangents: Pair) -> Pair:
     log_std = unit_log_std(*primals, log_std_min, log_std_max)
     within = log_std.clip(log_std_min - 2, log_std_max)
@@ -244,6 +255,7 @@ def _unit_root(mu: Array, entropy: Array, log_std_min: float, log_std_max: float
     return (log_std.clip(log_std_min - 2, log_std_max + 1),)
 
 
+@compiled(0, 3, 4)
 def _flat(function: Callable[..., tuple[Array, ...]], x: Array, y: Array, *bounds: float) -> tuple[Array, ...]:
     """Apply an elementwise function to flat arrays: XLA vectorises the last axis only, perhaps of six."""
     return tuple(value.reshape(x.shape) for value in function(x.ravel(), y.ravel(), *bounds))

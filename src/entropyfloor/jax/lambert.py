@@ -9,7 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from entropyfloor.jax.numerics import compiled
 
+
+@compiled(1)
 def inverse_kappa(kappa: Array, inverse: str) -> Array:
     """The x ≤ -1 with `-x eˣ = κ`, by the inverse `"exact"` or `"paper"`."""
     return _inverse_exact(kappa) if inverse == "exact" else _inverse_paper(kappa)

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 from jax import Array
+
+
+def compiled(*static: int) -> Callable[[Callable], Callable]:
+    """Make one program of a function, which takes a fraction of the time of eager operations.
+
+    Inside of another program it is inlined. Public functions stay plain: compiled ones cannot be pickled.
+
+    Args:
+        *static: Positions of the arguments that are not arrays.
+    """
+    return partial(jax.jit, static_argnums=static, inline=True)
 
 
 def as_float(x: Array, name: str) -> Array:
