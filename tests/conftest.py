@@ -11,6 +11,7 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
+import psutil
 import pytest
 import torch
 from jax.experimental.compilation_cache import compilation_cache
@@ -92,10 +93,11 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 @pytest.fixture(scope="module", autouse=True)
 def forget() -> Iterator[None]:
-    """Free the compiled programs of a module at its end: otherwise those of all modules stay in memory."""
+    """Free the compiled programs at the end of a module once they are many: modules share the common ones."""
     yield
-    jax.clear_caches()
-    gc.collect()
+    if psutil.Process().memory_info().rss > 3 * 2**30:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

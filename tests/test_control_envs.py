@@ -189,6 +189,7 @@ def place_dmc(env, observation, begins):
     mujoco.mj_step1(physics.model.ptr, physics.data.ptr)
 
 
+@pytest.mark.slow_but_first
 @needs_envpool
 @pytest.mark.parametrize("name", CHECKED)
 def test_both_backends_go_from_one_state_to_the_same_next_one(name):

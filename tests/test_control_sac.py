@@ -493,7 +493,7 @@ RUNS = {
 }
 
 
-@pytest.mark.slow_but_first
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_a_resumed_run_is_the_same_run_bit_for_bit(name, tmp_path):
     config = configure(**TINY, **RUNS[name], eval_every=200, seed=5, out=str(tmp_path / "whole"))

@@ -237,7 +237,7 @@ def test_shapes_and_precisions_that_hold_the_same_numbers_are_taken(echo):
     np.testing.assert_array_equal(rows, [[0, 0], [0, 1], [0.5, np.inf], [1, 1]])
 
 
-@pytest.mark.slow_but_first
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Discrete that starts below 0", "Box of rank 3"])
 def test_agents_learn_in_them(kind, echo, tmp_path):
     sizes = {"hidden": 8, "rollout_steps": 16, "minibatch_size": 8, "epochs": 1, "steps": 16, "eval_episodes": 1}

@@ -633,7 +633,7 @@ class Slow(gymnasium.Env):
         return self.state, -float(self.state[0] ** 2), False, False, {}
 
 
-@pytest.mark.slow_but_first
+@pytest.mark.slow
 @pytest.mark.parametrize(("at", "step"), [(10, 0), (70, 100), (160, 300)])
 def test_an_evaluation_that_is_interrupted_is_left_at_once_and_done_by_the_resume(at, step, tmp_path, monkeypatch):
     """Evaluations play 50 steps each, at the steps 0, 100, 200 and 300, which is the last."""

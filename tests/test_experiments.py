@@ -290,7 +290,7 @@ def refused(args, message, home, capsys):
 # --- what is carried out ---------------------------------------------------------------------------------
 
 
-@pytest.mark.slow_but_first
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["..", "absolute"])
 def test_runs_of_a_recipe_that_is_elsewhere_are_here_all_the_same(where, home, capsys, monkeypatch):
     (home / "here").mkdir()

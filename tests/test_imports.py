@@ -144,6 +144,7 @@ def test_extras_that_messages_name_exist():
     assert {"trl", "reasoning", "smollm2"} <= named <= set(extras)
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("module", ["control.agents.build", "vision", "torch.tokens", "runs.machine"])
 def test_agents_and_heads_need_neither_simulators_nor_the_command_line(module):
     code = f"import sys; sys.modules.update(dict.fromkeys({ABSENT!r})); import entropyfloor.{module}"

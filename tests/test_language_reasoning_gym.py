@@ -126,6 +126,7 @@ def test_settings_belong_to_the_task():
         LanguageConfig(task_config=SUMS).resolved()
 
 
+@pytest.mark.slow
 @needs_it
 def test_a_run_resumes_and_is_evaluated(tmp_path, monkeypatch):
     model = str(tiny_language.save(tmp_path / "model", chat=tiny_language.CHAT))

@@ -24,24 +24,28 @@ BLOCKS = [  # page, language, text
     (page, *block.split("\n", 1)) for page, text in TEXTS.items() for block in text.split("```")[1::2]
 ]
 PROSE = {page: "".join(text.split("```")[::2]) for page, text in TEXTS.items()}
-EXAMPLES = [pytest.param(text, id=page) for page, language, text in BLOCKS if language == "python"]
+COMPILES = r" train\(|tdmpc2"  # an update or a plan: seconds
+EXAMPLES = [
+    pytest.param(text, id=page, marks=pytest.mark.slow if re.search(COMPILES, text) else ())
+    for page, language, text in BLOCKS
+    if language == "python"
+]
 COMMANDS = [line for _, _, text in BLOCKS for line in text.splitlines() if line.startswith("entropyfloor ")]
 WORDS = r"`(entropyfloor\s(?:train\s\w+|evaluate\sbenchmark|\w+))[\s`]"
 INLINE = sorted({" ".join(found.split()) for text in PROSE.values() for found in re.findall(WORDS, text)})
 LINKS = [(page, link) for page, text in PROSE.items() for link in re.findall(r"\]\(([^)\s]+)\)", text)]
 
 
+# Random steps alone: no update has to be compiled.
+RANDOM = {"hidden": 16, "steps": 20, "random_steps": 100, "eval_episodes": 1, "max_episode_steps": 20}
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The runs that the examples load: those of the commands in README.md, made small."""
     runs = tmp_path_factory.mktemp("trained") / "runs"
-    # Random steps alone: no update has to be compiled.
-    small = {"hidden": 16, "steps": 20, "random_steps": 100, "eval_episodes": 1, "max_episode_steps": 20}
     out = str(runs / "dmc-walker-run/sac-era-exact/seed-0")
-    train_control(configure("sac-era-exact", env="dmc/walker-run", out=out, **small))
-    model = {"model_size": "1M", "samples": 8, "proposals": 4, "elites": 4, "iterations": 1}
-    out = str(runs / "dmc-walker-walk/tdmpc2-era/seed-0")
-    train_control(configure("tdmpc2-era", env="dmc/walker-walk", out=out, **small, **model))
+    train_control(configure("sac-era-exact", env="dmc/walker-run", out=out, **RANDOM))
     out = str(runs / "vision/digits-test_resnet/era-calibrated-0.6/seed-0")
     train_vision(VisionConfig(model="test_resnet", dataset="digits", min_entropy=0.6, epochs=1, out=out))
     out = str(runs / "language/countdown-3-tiny/grpo-era/seed-0")
@@ -50,11 +54,21 @@ def trained(tmp_path_factory):
     return runs
 
 
+@pytest.fixture(scope="module")
+def planned(trained):
+    """The same, with the run of TD-MPC2 that an example plans with."""
+    model = {"model_size": "1M", "samples": 8, "proposals": 4, "elites": 4, "iterations": 1}
+    out = str(trained / "dmc-walker-walk/tdmpc2-era/seed-0")
+    train_control(configure("tdmpc2-era", env="dmc/walker-walk", out=out, **RANDOM, **model))
+    return trained
+
+
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_example(example, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)  # some of them write
     if re.search(r"(load_\w+|control\.run)\(.*\"runs/", example):
-        (tmp_path / "runs").symlink_to(request.getfixturevalue("trained"))
+        runs = request.getfixturevalue("planned" if "tdmpc2" in example else "trained")
+        (tmp_path / "runs").symlink_to(runs)
     exec(compile(example, "example", "exec"), {})
 
 
