@@ -133,6 +133,7 @@ def test_the_value_of_an_option_is_not_taken_for_the_run(args, named, home, caps
     assert named in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_help_of_a_command_has_the_arguments_before_it(trained, capsys):
     for args in (["evaluate", str(trained), "--help"], ["export", str(trained), "-h"], ["report", "--help", "x"]):
         with pytest.raises(SystemExit) as stop:
@@ -376,6 +377,7 @@ def test_a_report_of_nothing_is_refused(path, message, home, capsys):
     assert not list(home.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_exits_with_3(home, capsys):
     assert main(["train", "control", *SIZES, "--learning-rate", "1e30", "--out", "here"]) == 3
     err = capsys.readouterr().err

@@ -128,7 +128,7 @@ def distribution(logits):
     return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
 
 
-@pytest.mark.slow_but_first
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fasttd3", "fastsac", "fastsac-era"])
 def test_the_critics_learn_from_the_targets_of_the_loop(name):
     """The loss of an update, from the networks' outputs and the actions that its key draws."""
@@ -173,7 +173,7 @@ def test_the_actor_climbs_the_smaller_value_or_the_mean(name):
     np.testing.assert_allclose(metrics["loss/actor"], -value.mean(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow_but_first
+@pytest.mark.slow
 @pytest.mark.parametrize(("delay", "expected"), [(1, 4), (2, 2)])
 def test_the_actor_waits_for_the_critics(delay, expected):
     settings = {"updates_per_step": 4, "policy_delay": delay}

@@ -92,7 +92,7 @@ def test_a_loaded_policy_is_the_one_that_the_trainer_acts_with(name, tmp_path):
         assert (policy.entropy(observations) > policy.floor - 1e-4).all()
 
 
-@pytest.mark.slow_but_first
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["exact", "simba", "normalised", "discrete, era"])
 def test_a_checkpoint_serves_both_precisions(name, tmp_path):
     trainer = save_untrained(tmp_path / "fp32", **RUNS[name])
@@ -212,7 +212,7 @@ OLD = {
 }
 
 
-@pytest.mark.slow_but_first
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OLD)
 def test_a_run_of_an_earlier_version_is_loaded_and_resumed(name, tmp_path):
     sizes = {"hidden": 8, "steps": 60, "checkpoint_every": 40, "eval_episodes": 1, "log_every": 10}

@@ -261,6 +261,7 @@ def test_an_update_descends_each_loss_and_the_targets_follow(kind, cloning):
             assert (c != a).any()
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("moved", ["critics", "behaviour_critics"])
 @pytest.mark.parametrize("opens", [True, False])
 def test_the_updated_critics_decide_at_the_gate(moved, opens):

@@ -58,6 +58,7 @@ def test_the_moments_are_those_of_every_observation_that_was_acted_in(played):
     np.testing.assert_allclose(arrays["moments/variance"], raw.astype(np.float64).var(0), rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_it_acts_on_observations_normalised_with_themselves_included(played):
     _, raw, seen = played
     assert [count for count, _ in seen] == list(range(21, 131))  # before, actions were random

@@ -70,6 +70,7 @@ def test_a_simulator_that_breaks_in_a_process_is_named(processes):
         processes.step(np.full(NUMBER, 9))
 
 
+@pytest.mark.slow
 def test_a_process_that_is_gone_is_named(processes, monkeypatch):
     monkeypatch.setattr(pool.Connection, "recv", lambda _: (_ for _ in ()).throw(EOFError()))
     with pytest.raises(SimulatorError, match="a process of environments ended by itself"):

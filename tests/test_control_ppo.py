@@ -522,7 +522,7 @@ def test_an_update_descends_the_loss_written_independently(kind):
     assert {name: float(value) for name, value in metrics.items()} == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.slow_but_first
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "eapo"])
 def test_an_update_is_its_steps_in_a_row_over_the_same_targets(kind):
     """Advantages, values and old log-probabilities stay those of the rollout through all epochs."""
@@ -577,6 +577,7 @@ def test_numbers_out_of_range_are_refused(name, value):
 # --- the optimiser ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_learning_rate_falls_to_nothing_and_is_logged():
     agent, update = compiled("plain", optimiser=adam(1e-2, decay_updates=12), epochs=2, minibatch_size=16)
     state = random_state(agent)
@@ -626,7 +627,7 @@ def test_adam_is_that_of_the_reference_implementations():
 # --- transforms and state --------------------------------------------------------------------------------
 
 
-@pytest.mark.slow_but_first
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["selective", "eapo"])
 def test_updates_of_many_seeds_are_those_of_each(kind):
     agent, update = compiled(kind, epochs=2, minibatch_size=16)
@@ -641,7 +642,7 @@ def test_updates_of_many_seeds_are_those_of_each(kind):
             np.testing.assert_allclose(one, other, rtol=1e-7, atol=1e-10)
 
 
-@pytest.mark.slow_but_first
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["discrete", "eapo"])
 def test_a_fresh_state_in_single_precision_stays_so(kind):
     agent, _ = compiled(kind, optimiser=adam(1e-3), minibatch_size=16)

@@ -192,6 +192,7 @@ def test_an_update_descends_each_loss_and_the_targets_follow(entropy):
         assert (mixed != old).any()
 
 
+@pytest.mark.slow
 def test_many_updates_are_single_updates_in_a_row():
     agent, update = compiled("auto")
     state, batches, key = random_state(agent), random_batch(3, BATCH), jax.random.key(5)
@@ -302,7 +303,7 @@ def test_an_update_moves_the_residual_against_the_error_of_the_acting_entropy(ra
     assert metrics["residual_entropy"] == pytest.approx(math.log1p(math.exp(raw + moved)), rel=1e-9)
 
 
-@pytest.mark.slow_but_first
+@pytest.mark.slow
 @pytest.mark.parametrize("distribution", ["truncated", "tanh"])
 @pytest.mark.parametrize("head", ["era", "era-batch"])
 def test_the_learned_residual_becomes_what_bounding_costs(head, distribution):
@@ -332,6 +333,7 @@ def test_the_learned_residual_becomes_what_bounding_costs(head, distribution):
 FAR = 4.0  # where tanh has taken 10 nats of two dimensions
 
 
+@pytest.mark.slow
 def test_a_residual_out_of_reach_stops_at_the_bound_and_is_reported():
     agent, batch = learner("era", "tanh"), random_batch(BATCH)
     state, (residuals, clamped, entropy) = steered(agent, start_from(random_state(agent), 0.0, FAR), 30, batch)

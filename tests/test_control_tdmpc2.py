@@ -667,6 +667,7 @@ def test_a_loaded_policy_is_the_prior(tmp_path, cache):
     assert (np.array(actions[0]) != policy(observations)).any()
 
 
+@pytest.mark.slow
 def test_a_prior_of_shares_of_an_earlier_version_is_refused(tmp_path, cache):
     """It had one raw output for each dimension, so that two dimensions shared one σ."""
     sizes = {name: value for name, value in SMALL.items() if name not in ("hidden", "batch_size")}

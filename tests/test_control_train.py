@@ -486,7 +486,7 @@ def test_a_simulator_that_breaks_is_named_and_nothing_is_lost(fragile, tmp_path)
     assert Run.open(record.path).latest().step == 120
 
 
-@pytest.mark.slow_but_first
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", ["sac", "ppo"])
 def test_an_observation_that_is_not_finite_is_named_before_anything_learns_from_it(agent, fragile, tmp_path):
     sizes = OFF_POLICY if agent == "sac" else {**ON_POLICY, "num_envs": 1}
@@ -673,7 +673,7 @@ class Broken(Slow):
         return super().step(action)
 
 
-@pytest.mark.slow_but_first
+@pytest.mark.slow
 @pytest.mark.parametrize(("at", "step"), [(70, 100), (160, 300)])
 def test_an_evaluation_that_is_due_and_always_fails_is_tried_once(at, step, tmp_path, monkeypatch):
     """It was interrupted at a step before the end, and at the last one."""

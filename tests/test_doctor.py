@@ -170,6 +170,7 @@ def test_a_backend_that_cannot_compute_does_not_hide_the_rest(monkeypatch, capsy
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_problem_is_an_exit_status(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "PARTS", BACKENDS := ("torch", "jax"))
     assert main(["doctor", "--json"]) == 0

@@ -95,6 +95,7 @@ def test_values_and_intervals_are_those_of_the_counts(results, greedy):
     assert f"step 1, {n} problems, {SAMPLES} responses each at temperature 2" in summary
 
 
+@pytest.mark.slow
 def test_the_responses_to_four_problems_can_be_read(results):
     _, *shown = re.split(r"^(\d\+\d)=\n", results["shows"], flags=re.MULTILINE)
     assert len({*shown[::2]} & {question for question, _ in PROBLEMS}) == 4
@@ -141,6 +142,7 @@ def test_what_cannot_be_judged_is_refused(run, options, message):
         evaluate(run, **options)
 
 
+@pytest.mark.slow
 def test_a_directory_called_run_is_evaluated(run, tmp_path, monkeypatch, capsys):
     held = file_of(tmp_path / "held.jsonl", PROBLEMS)
     monkeypatch.chdir(run.parent)
@@ -152,6 +154,7 @@ def test_a_directory_called_run_is_evaluated(run, tmp_path, monkeypatch, capsys)
 # --- more than there are ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_evaluation_begins_before_all_problems_are_drawn(tmp_path, monkeypatch):
     """And says of them what it would say if they were drawn and sampled at once."""
     settings = {"task": "arithmetic", "digits": 1, "sample_batch": 2, "max_new_tokens": 6}

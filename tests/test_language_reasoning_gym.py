@@ -68,6 +68,7 @@ def test_the_scorer_of_the_task_judges(sums):
     np.testing.assert_array_equal(rewards, [1, 1, 0, 1, partly, 0])
 
 
+@pytest.mark.slow
 @needs_it
 def test_a_task_without_one_right_answer_is_judged_too():
     task = ReasoningGym("graph_color", '{"size": 60}')
@@ -156,6 +157,7 @@ def entropies(path):
     return values.tolist()
 
 
+@pytest.mark.slow
 @needs_it
 def test_the_command_line_knows_it(tmp_path, capsys):
     model = tiny_language.save(tmp_path / "model")

@@ -547,6 +547,7 @@ def test_a_long_label_of_a_curve_that_leaves_the_panel_takes_no_room(tmp_path):
     assert max(len(text.get_text()) for text in axes.texts) < 60
 
 
+@pytest.mark.slow
 def test_of_many_agents_the_best_are_drawn_and_all_are_in_the_tables(tmp_path):
     for i in range(MOST + 3):
         content = contents()

@@ -278,6 +278,7 @@ def test_nothing_is_shown_and_nothing_is_left_where_there_is_nothing_over_tasks(
     assert found(runs / "one") == []
 
 
+@pytest.mark.slow
 def test_the_page_and_the_overview_show_it(reported):
     out, _ = reported
     page, overview = ((out / name).read_text() for name in ("index.html", "overview.svg"))
