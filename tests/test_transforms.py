@@ -1,5 +1,8 @@
 """Eager, compiled, mapped and differentiated: the same numbers, in both frameworks."""
 
+import pickle
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 import torch
 from jax.test_util import check_grads
 
+from entropyfloor.jax import entropies, lambert
 from entropyfloor.jax import functional as J
 from entropyfloor.torch import functional as T
 
@@ -95,6 +99,21 @@ def test_jax(name):
     direction = jnp.ones_like(raw)
     _, slope = jax.jvp(lambda r: loss(loc, r), (raw,), (direction,))
     np.testing.assert_allclose(slope, (grad * direction).sum(), rtol=1e-4, atol=1e-4)
+
+
+@NAMES
+def test_a_program_takes_in_the_operations_of_compiled_parts(name):
+    program = str(jax.make_jaxpr(lambda loc, raw: FUNCTIONS[name](J, loc, raw))(LOC, RAW))
+    parts = [part for module in (entropies, lambert) for part in vars(module) if part != "jax"]
+    assert "_flat" in parts
+    assert not [part for part in parts if re.search(rf"jit\[\s*name={part}\b", program)]
+
+
+@pytest.mark.parametrize("functional", [T, J])
+def test_functions_can_be_sent_to_other_processes(functional):
+    for name in functional.__all__:
+        function = getattr(functional, name)
+        assert pickle.loads(pickle.dumps(function)) is function
 
 
 def test_targets_are_checked_under_a_trace():
