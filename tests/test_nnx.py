@@ -167,6 +167,7 @@ def test_residual_entropy_learns_as_that_of_linen():
         (lambda: era.ERASoftmax(1, 0.5), "num_classes=1"),
         (lambda: era.ERALinear(4, 10, 2.4, rngs=nnx.Rngs(0)), "choose a floor"),
         (lambda: era.ResidualEntropy(float("nan")), "target_entropy"),
+        (lambda: era.ResidualEntropy("-A/2"), "must be a number of nats: targets.resolve"),
         (lambda: era.ERASoftmax(6, 0.6)(jnp.zeros((2, 5))), "num_classes=6"),
         (lambda: era.ERALinear(4, 10, 0.6, rngs=nnx.Rngs(0))(jnp.zeros((2, 5))), "in_features=4"),
     ],

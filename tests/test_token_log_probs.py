@@ -562,6 +562,13 @@ def test_errors(message):
             CALLS[message](function)
 
 
+def test_a_module_is_no_weight():
+    with pytest.raises(TypeError, match=r"weight is a Linear: .*lm_head\.weight"):
+        F.token_log_probs(H, torch.nn.Linear(3, 5), Y)
+    with pytest.raises(TypeError, match=r"hidden is a tuple: .*last_hidden_state"):
+        F.token_log_probs((H,), W, Y)
+
+
 def test_errors_of_scales():
     for scale in (-1.0, 0.0, torch.ones(3), torch.ones(7, 1)):
         with pytest.raises(ValueError, match="scale"):

@@ -336,12 +336,14 @@ def bare():
     ("make", "arguments", "error", "message"),
     [
         (lambda: build("deit_tiny_distilled_patch16_224", "meta"), {"min_entropy": 2.2}, ValueError, "fall below"),
-        (lambda: build("efficientvim_m1", "meta"), {}, ValueError, "not as their mean"),
+        (lambda: build("efficientvim_m1", "meta"), {}, ValueError, "does not know how it combines"),
         (lambda: build("volo_d1_224", "meta"), {}, ValueError, "without its other heads"),
         (lambda: build("dla46_c", "meta"), {}, ValueError, "fc is Conv2d.*ERASoftmax"),
         (lambda: timm.create_model("test_resnet", num_classes=0), {}, ValueError, "give num_classes"),
-        (bare, {}, ValueError, "head='fc'"),
-        (bare, {"head": "fc"}, AttributeError, "fc"),
+        (bare, {}, ValueError, "no classifier of timm.*head='0'"),
+        (bare, {"head": "fc"}, ValueError, "no layer head='fc'.*head='0'"),
+        (lambda: nn.DataParallel(build()), {}, ValueError, "head='module.fc'"),
+        (lambda: build(features_only=True), {}, ValueError, "none of its layers is a Linear"),
         *(
             (partial(hooked, kind), {}, ValueError, "with hooks")
             for kind in ("forward", "forward_pre", "full_backward", "full_backward_pre")
@@ -358,6 +360,11 @@ def test_refusals(make, arguments, error, message):
         attach_era(model, **{"min_entropy": FLOOR, **arguments})
     assert modules(model) == before
     assert "reset_classifier" not in vars(model)
+
+
+def test_a_name_is_no_model():
+    with pytest.raises(TypeError, match="model is a str"):
+        attach_era("resnet18", FLOOR)
 
 
 MEANS = ["deit_tiny_distilled_patch16_224"] + [

@@ -141,7 +141,7 @@ def truncated_entropy_polynomial(log_std: float, tolerance: float) -> tuple[floa
 
 
 def check_finite(target_entropy: float | None) -> None:
-    """Raise `ValueError` unless the target is a finite number, or None where it is an array.
+    """Raise `ValueError` unless the target is a finite number, or None where it is an array. Rules are refused.
 
     Examples:
         >>> from entropyfloor import targets
@@ -149,6 +149,11 @@ def check_finite(target_entropy: float | None) -> None:
         Traceback (most recent call last):
         ValueError: target_entropy=nan must be a finite number of nats
     """
+    if isinstance(target_entropy, str):
+        raise ValueError(
+            f"target_entropy={target_entropy!r} must be a number of nats: targets.resolve({target_entropy!r}, "
+            "action_dim) reads a rule"
+        )
     if target_entropy is not None and not is_finite(target_entropy):
         raise ValueError(f"target_entropy={target_entropy} must be a finite number of nats")
 

@@ -233,7 +233,7 @@ class ResidualEntropy(nn.Module):
     initial: float = 0.0
 
     def __post_init__(self) -> None:
-        targets.resolve(self.target_entropy, action_dim=1)
+        targets.check_finite(self.target_entropy)
         super().__post_init__()
 
     def setup(self) -> None:

@@ -182,7 +182,7 @@ class ERALinear(nnx.Linear):
         in_features: Width of the features.
         out_features: Number of classes.
         min_entropy: Floor in nats.
-        bias: Whether the linear layer has a bias.
+        bias: Whether the linear layer has a bias: `use_bias` of `nnx.Linear`.
         rngs: Keys of the initial parameters.
         **options: `tau`, `floor`, `inverse` of `ERASoftmax`; `dtype`, `kernel_init` and others of `nnx.Linear`.
 
@@ -236,7 +236,8 @@ class ResidualEntropy(nnx.Module):
     """
 
     def __init__(self, target_entropy: float, initial: float = 0.0) -> None:
-        self.target_entropy = targets.resolve(target_entropy, action_dim=1)
+        targets.check_finite(target_entropy)
+        self.target_entropy = float(target_entropy)
         self.raw = nnx.Param(jnp.float32(initial))
 
     @property

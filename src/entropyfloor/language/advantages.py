@@ -214,4 +214,7 @@ def _finite(rewards: Tensor) -> Tensor:
 
 def _check_rewards(rewards: Tensor) -> None:
     if rewards.ndim != 2 or rewards.shape[1] < 2:
-        raise ValueError(f"rewards {tuple(rewards.shape)} must be [groups, samples] with two samples or more")
+        raise ValueError(
+            f"rewards {tuple(rewards.shape)} must be [groups, samples] with two samples or more, as in "
+            "rewards.view(-1, samples)"
+        )

@@ -271,7 +271,8 @@ class ResidualEntropy(nn.Module):
 
     def __init__(self, target_entropy: float, initial: float = 0.0) -> None:
         super().__init__()
-        self.target_entropy = targets.resolve(target_entropy, action_dim=1)
+        targets.check_finite(target_entropy)
+        self.target_entropy = float(target_entropy)
         self.raw = nn.Parameter(torch.tensor(float(initial)))
 
     @property

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -235,7 +235,7 @@ def token_log_probs(
     that other threads compute at the same time may round their factors to bfloat16.
 
     Args:
-        hidden: h, the last hidden states.
+        hidden: h, the last hidden states: at each place those that predict its target, so of the token before it.
         weight: W, of the head or the embedding that it is tied to.
         targets: y, the sampled tokens.
         bias: b of the head.
@@ -255,6 +255,7 @@ def token_log_probs(
     Raises:
         ValueError: Shapes that do not belong together, a scale, temperature or softcap ≤ 0, k < 1, `top_k_rows`
             without `top_k`, integer input, an unknown `impl` or one that cannot run on this device.
+        TypeError: A module or a model's output in place of a tensor.
 
     Examples:
         >>> import torch
@@ -367,9 +368,18 @@ class _Head:
     ignore_index: int
     impl: str
 
+    _WHERE: ClassVar[dict[str, str]] = {
+        "hidden": "such as last_hidden_state of a model's output",
+        "weight": "such as lm_head.weight",
+        "bias": "such as lm_head.bias",
+    }
+    """Where a model of transformers has the tensors."""
+
     def __post_init__(self) -> None:
         for name, x in (("hidden", self.hidden), ("weight", self.weight), ("bias", self.bias)):
             if x is not None:
+                if not isinstance(x, Tensor):
+                    raise TypeError(f"{name} is a {type(x).__name__}: pass a tensor, {self._WHERE[name]}")
                 as_float(x[..., :0], name)
         hidden, weight, targets = (tuple(x.shape) for x in (self.hidden, self.weight, self.targets))
         if len(weight) != 2 or hidden[-1:] != weight[1:]:

@@ -41,14 +41,20 @@ def attach_era(model: Model, min_entropy: float, *, head: str | None = None, **o
     Raises:
         ValueError: The floor is out of reach, or there is no `Linear` to put it on; the message says why and what
             to do instead. The model is then as it was.
+        TypeError: `model` is no module, or an option is unknown.
 
     Examples:
         >>> from entropyfloor.vision import attach_era
         >>> import timm
         >>> model = attach_era(timm.create_model("resnet18", num_classes=10), min_entropy=0.6)
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}: attach_era(model, min_entropy) takes the model")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if head is not None and head not in modules:
+        raise ValueError(f"{type(model).__name__} has no layer head={head!r}: {_last_linear(model)}")
     names = _head_names(model) if head is None else [head]
-    floored = {name: _floored(model.get_submodule(name), name, min_entropy, options) for name in names}
+    floored = {name: _floored(modules[name], name, min_entropy, options) for name in names}
     if len(names) > 1:
         _check_mean(next(iter(floored.values())).activation)
     for name, layer in floored.items():
@@ -106,18 +112,26 @@ def _head_names(model: Any) -> list[str]:
     """All names of the last layers of a timm model."""
     kind = type(model).__name__
     if not callable(getattr(model, "get_classifier", None)):
-        raise ValueError(f"{kind} is no timm model: name its last layer, attach_era(model, …, head='fc')")
+        raise ValueError(f"{kind} is no classifier of timm: {_last_linear(model)}")
     classifier = model.get_classifier()
     several = isinstance(classifier, tuple | list | nn.ModuleList | nn.ModuleDict)
     if (several and kind not in _MEANS) or getattr(model, "aux_head", None) is not None:  # which VOLO has
         raise ValueError(
-            f"{kind} makes its prediction of more than one head, and not as their mean: {_INSTEAD}, or create the "
-            "model without its other heads"
+            f"{kind} has several heads, and attach_era does not know how it combines them: {_INSTEAD}, or create "
+            "the model without its other heads"
         )
     heads = list(classifier) if several else [classifier]
     return [
         name for name, module in model.named_modules(remove_duplicate=False) if any(module is h for h in heads)
     ]
+
+
+def _last_linear(model: nn.Module) -> str:
+    """How to name the last layer of a model that does not."""
+    names = [name for name, module in model.named_modules() if name and isinstance(module, nn.Linear)]
+    if not names:
+        return "none of its layers is a Linear, which the floor is put on"
+    return f"name its last layer, which may be attach_era(model, …, head={names[-1]!r})"
 
 
 def _floored(linear: nn.Module, name: str, min_entropy: float, options: dict[str, Any]) -> ERALinear:
