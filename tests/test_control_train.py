@@ -152,6 +152,7 @@ def test_what_no_run_can_have_is_refused_when_it_is_said(settings, message):
         ("ppo", {"minibatch_size": 60, "env": "gym/Pendulum-v1"}, "must divide a rollout"),
         ("sac", {"env": "gym/CartPole-v1"}, "ppo takes both"),
         ("fasttd3", {"env": "gym/CartPole-v1"}, "ppo takes both"),
+        ("ppo-era", {"env": "gym/CartPole-v1", "target_entropy": "0.1"}, "CartPole-v1 needs min_entropy"),
         (
             "fasttd3",
             {"replay_capacity": 10**9, "steps": 10**9, "env": "gym/Reacher-v4"},

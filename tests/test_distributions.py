@@ -51,6 +51,13 @@ def test_density_integrates_to_one(framework, kind):
 
 @both
 @kinds
+def test_parameters_may_be_numbers(framework, kind):
+    policy = getattr({"torch": T, "jax": J}[framework], kind)(array(framework, LOC), 0.3)
+    assert float(policy.entropy()) == float(build(framework, kind, scale=np.full(4, 0.3)).entropy())
+
+
+@both
+@kinds
 def test_entropy_is_that_of_the_bounded_policy(framework, kind):
     policy = build(framework, kind)
     exact = {"TanhNormal": reference.tanh_normal_entropy, "TruncatedNormal": reference.truncated_normal_entropy}

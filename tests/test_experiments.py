@@ -205,7 +205,7 @@ RECIPES = {
     ): "arm era: there is no setting 'haed', did you mean head",
     SMALL.replace('head = "era-floor"', 'head = "non"'): "arm era: invalid choice 'non' for argument '--head'",
     SMALL.replace('head = "era-floor"', 'agent = "td3"'): "small.toml",
-    SMALL.replace('agent = "sac-era-exact"', 'agent = "td3"'): "arm era: invalid choice 'td3'",
+    SMALL.replace('agent = "sac-era-exact"', 'agent = "td3"'): "arm era: agent='td3' must be one of sac, ",
     SMALL.replace('head = "era-floor"', "tau = nan"): "arm era: tau=nan must be between 0 and 1",
     SMALL.replace('head = "era-floor"', "hidden = true"): "arm era: ",
     SMALL.replace('head = "era-floor"', 'out = "../x"'): "[arms.era]: out follows",

@@ -253,6 +253,17 @@ def test_what_cannot_be_promised_is_refused(backend):
         (lambda: F.era_softmax(x[:, :1], 0.1), "num_classes=1"),
         (lambda: F.era_softmax(x, 0.5, inverse="fast"), "inverse='fast'"),
         (lambda: F.era_softmax(integers, 0.5), "logits has dtype"),
+        (lambda: F.era_gaussian(x, "-A/2"), r"target_entropy='-A/2' is text.*targets\.resolve"),
+        (lambda: F.era_truncated_normal(x, x, None), "target_entropy=None is not a number"),
+        (lambda: F.project_gaussian(x, [-1.0, -1.0]), r"target_entropy=\[-1.0, -1.0\] is not a number"),
+        (lambda: F.era_softmax(x, "0.1"), "min_entropy='0.1' is text: pass a number$"),
+        (lambda: F.era_softmax(x, x[:, 0]), "min_entropy .*: pass one number"),
+        (
+            lambda: F.era_truncated_normal(x, x, -1.0, low=-(x[0] ** 2), high=x[0] ** 2),
+            r"low has the shape \(3,\)",
+        ),
+        (lambda: F.era_gaussian(x, -1.0, dim=5), r"raw_log_std of shape \(2, 3\) has no axis 5"),
+        (lambda: F.era_truncated_normal(x[0, 0], x[0, 0], -1.0), r"loc of shape \(\) has no axis -1"),
         (lambda: F.era_softmax(x, 0.5, mask=x), "mask has dtype .*: pass booleans"),
         (
             lambda: F.era_softmax(x, 0.5, mask=(x == x)[:, :2]),

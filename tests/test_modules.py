@@ -175,8 +175,10 @@ def test_flax(name, dtype):
         (lambda nn: nn.ERASoftmax(1, 0.5), "num_classes=1"),
         (lambda nn: nn.ERALinear(4, 10, 2.4), "choose a floor"),
         (lambda nn: nn.ResidualEntropy(float("nan")), "target_entropy"),
-        (lambda nn: nn.ResidualEntropy("-A/2"), "must be a number of nats: targets.resolve"),
-        (lambda nn: nn.ERAGaussian(6, "-A/2"), "must be a number of nats: targets.resolve"),
+        (lambda nn: nn.ResidualEntropy("-A/2"), "is text"),  # a rule without the number of dimensions
+        (lambda nn: nn.ERAGaussian(6, None), "target_entropy=None"),
+        (lambda nn: nn.ERATruncatedNormal(6, None), "target_entropy=None"),
+        (lambda nn: nn.ERAGaussian(6, torch.zeros(6)), r"target_entropy has the shape \(6,\)"),
     ],
 )
 @pytest.mark.parametrize("nn", [tnn, jnn], ids=["torch", "jax"])

@@ -165,6 +165,10 @@ def test_sb3_saves_and_loads(train, era, tmp_path):
         torch.manual_seed(5)
         np.testing.assert_array_equal(sampled, other.predict(observations)[0])
     again.learn(40)
+    # As the documentation changes the target; it is kept when the model is saved again.
+    target = {**model.policy_kwargs, "target_entropy": 0.4}
+    type(model).load(tmp_path / "model", custom_objects={"policy_kwargs": target}).save(tmp_path / "other")
+    assert type(model).load(tmp_path / "other").policy.era["target_entropy"] == 0.4
     fresh = train(steps=0, **era)
     fresh.set_parameters(model.get_parameters())
     np.testing.assert_array_equal(

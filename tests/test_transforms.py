@@ -161,3 +161,15 @@ def test_a_saved_trace_holds_the_truncated_head(name, tmp_path):
     torch.testing.assert_close(loaded(*inputs), function(*inputs))
     traced, exact = (torch.autograd.grad(f(*inputs).sum(), inputs) for f in (loaded, function))
     torch.testing.assert_close(traced, exact, rtol=1e-3, atol=1e-3)
+
+
+def test_torch_refuses_what_is_no_tensor():
+    tensor, array = torch.zeros(3), np.zeros(3)
+    for call in (
+        lambda: T.era_gaussian(array, -1.0),
+        lambda: T.era_truncated_normal([0.0], tensor, -1.0),
+        lambda: T.era_softmax(tensor, 0.5, mask=array == 0),
+    ):
+        with pytest.raises(ValueError, match=r"is of type \w+: pass a tensor"):
+            call()
+    T.era_softmax(tensor, np.float32(0.5))  # a number of NumPy is a number

@@ -43,6 +43,13 @@ def check_mode(
         )
 
 
+def axis_size(shape: Sequence[int], dim: int, name: str) -> int:
+    """Size of the axis `dim`; `ValueError` where the array, which the message calls `name`, has no such axis."""
+    if not -len(shape) <= dim < len(shape):
+        raise ValueError(f"{name} of shape {tuple(shape)} has no axis {dim}")
+    return shape[dim]
+
+
 def check_last_axis(shape: Sequence[int], size: int, name: str) -> None:
     """Refuse input whose last axis is not of the size that the module was built for."""
     if tuple(shape[-1:]) != (size,):  # a scalar has no last axis

@@ -5,6 +5,7 @@ turns its errors into one line and an exit status.
 """
 
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -84,7 +85,18 @@ def _long_form(args: Sequence[str]) -> list[str]:
                 "judge",
                 *(f" {word}" if word[:1] == "-" != word[1:2] and word != "-h" else word for word in rest),
             ]
-    return list(args)
+    return _with_rules(args)
+
+
+def _with_rules(args: Sequence[str]) -> list[str]:
+    """The arguments with `--target-entropy -A/2` as one word with `=`: alone, `-A/2` is an option."""
+    joined: list[str] = []
+    for word in args:
+        if joined and re.fullmatch(r"--[\w-]+", joined[-1]) and re.fullmatch(r"-[\d.*]*A(/[\d.]+)?", word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _parse(args: Sequence[str]) -> Callable[[], None]:

@@ -83,10 +83,13 @@ def _trainer(summary: str, module: Any, kind: Any, args: Sequence[str]) -> Calla
     from entropyfloor.runs.settings import changeable
 
     options = ", ".join(f"--{name.replace('_', '-')}" for name in changeable(kind))
+    # The same settings, unchecked: tyro names an error of the constructor by an internal path.
+    unchecked: Any = type(kind.__name__, (kind,), {"__post_init__": lambda _: None, "__doc__": kind.__doc__})
 
     def command(
-        config: tyro.conf.OmitArgPrefixes[kind], resume: Path | None = None, seeds: tuple[int, ...] = ()
+        config: tyro.conf.OmitArgPrefixes[unchecked], resume: Path | None = None, seeds: tuple[int, ...] = ()
     ) -> None:
+        config = kind(**{field.name: getattr(config, field.name) for field in fields(kind)})
         if resume is None:
             _print_runs(module.train_seeds(config, seeds) if seeds else [module.train(config)])
             return

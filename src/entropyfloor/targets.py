@@ -54,6 +54,7 @@ def resolve(rule: str | float, action_dim: int) -> float:
                 "such as -A/2 or 0.25*A"
             ) from None
     else:
+        check_number("target_entropy", rule)
         target = float(rule)
     check_finite(target)
     return target
@@ -70,6 +71,8 @@ def resolve_discrete(floor: str | float, num_actions: int) -> float:
         >>> targets.resolve_discrete("0.1", num_actions=4)
         0.1
     """
+    if not isinstance(floor, str):
+        check_number("target_entropy", floor)
     try:
         return float(floor)
     except ValueError:
@@ -149,13 +152,31 @@ def check_finite(target_entropy: float | None) -> None:
         Traceback (most recent call last):
         ValueError: target_entropy=nan must be a finite number of nats
     """
-    if isinstance(target_entropy, str):
-        raise ValueError(
-            f"target_entropy={target_entropy!r} must be a number of nats: targets.resolve({target_entropy!r}, "
-            "action_dim) reads a rule"
-        )
-    if target_entropy is not None and not is_finite(target_entropy):
+    if target_entropy is None:
+        return
+    check_number("target_entropy", target_entropy)
+    if not is_finite(target_entropy):
         raise ValueError(f"target_entropy={target_entropy} must be a finite number of nats")
+
+
+def check_number(name: str, value: object) -> None:
+    """Raise `ValueError` unless `value`, which the message calls `name`, is one number.
+
+    Examples:
+        >>> from entropyfloor import targets
+        >>> targets.check_number("target_entropy", "-A/2")
+        Traceback (most recent call last):
+        ValueError: target_entropy='-A/2' is text: pass a number; entropyfloor.targets.resolve reads rules in A
+    """
+    if isinstance(value, float | int):  # first: all that compilers see here
+        return
+    if isinstance(value, str):
+        rules = "; entropyfloor.targets.resolve reads rules in A" if name == "target_entropy" else ""
+        raise ValueError(f"{name}={value!r} is text: pass a number{rules}")
+    if shape := getattr(value, "shape", ()):
+        raise ValueError(f"{name} has the shape {tuple(shape)}: pass one number")
+    if value is None or isinstance(value, list | tuple):
+        raise ValueError(f"{name}={value!r} is not a number: pass one")
 
 
 def check_log_std_bounds(log_std_min: float, log_std_max: float) -> None:
@@ -167,6 +188,8 @@ def check_log_std_bounds(log_std_min: float, log_std_max: float) -> None:
         Traceback (most recent call last):
         ValueError: log_std_min=0.0 must be finite and below log_std_max=-8.0: swap or widen the bounds
     """
+    check_number("log_std_min", log_std_min)
+    check_number("log_std_max", log_std_max)
     if not (is_finite(log_std_min) and is_finite(log_std_max) and log_std_min < log_std_max):
         raise ValueError(
             f"log_std_min={log_std_min} must be finite and below log_std_max={log_std_max}: "
@@ -217,6 +240,8 @@ def check_truncated_normal(
     """
     _check_whole("action_dim", action_dim, 1)
     check_log_std_bounds(log_std_min, log_std_max)
+    check_number("low", low)
+    check_number("high", high)
     if not (is_finite(low) and is_finite(high) and low < high):
         raise ValueError(f"low={low} must be finite and below high={high}: swap or widen the action bounds")
     least, most = (limit + math.log((high - low) / 2) for limit in TRUNCATED_LOG_STD_RANGE)
@@ -282,6 +307,7 @@ def softmax_kappa_range(
         [0.0199, 0.3466]
     """
     _check_whole("num_classes", num_classes, 2)
+    check_number("min_entropy", min_entropy)
     if not (is_finite(tau) and tau > math.e):
         raise ValueError(f"tau={tau} must be finite and above e = 2.71828…: the paper uses 4")
     if inverse not in INVERSES:
@@ -329,6 +355,7 @@ def softmax_kappa_table(
         [0.3466, 0.3466, 0.2315, 0.0995, 0.0637]
     """
     _check_whole("num_classes", num_classes, 2)
+    check_number("min_entropy", min_entropy)
     return _kappa_table(int(num_classes), float(min_entropy), float(tau), floor, inverse)
 
 
@@ -472,6 +499,7 @@ def is_finite(value: float) -> bool:
 
 
 def _check_whole(name: str, value: int, least: int) -> None:
+    check_number(name, value)
     if isinstance(value, bool) or not is_finite(value) or int(value) != value or value < least:
         raise ValueError(f"{name}={value} must be a whole number of at least {least}")
 

@@ -112,6 +112,7 @@ class ERAGaussian(keras.layers.Layer):
         mode: Mode = "pin",
         **kwargs: Any,
     ) -> None:
+        targets.check_number("target_entropy", target_entropy)
         targets.check_gaussian(target_entropy, action_dim, log_std_min, log_std_max)
         check_mode(mode, action_dim)
         super().__init__(autocast=False, **kwargs)  # half precision would round raw log σ

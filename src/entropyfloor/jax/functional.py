@@ -18,7 +18,7 @@ from jax import Array
 from jax.scipy.special import logsumexp
 
 from entropyfloor import targets
-from entropyfloor.backends import Mode, is_floor
+from entropyfloor.backends import Mode, axis_size, is_floor
 from entropyfloor.jax.entropies import (
     entropy_from_logits,
     gaussian_entropy,
@@ -198,7 +198,7 @@ def era_truncated_normal(
     if loc.shape != raw.shape:
         raise ValueError(f"loc {tuple(loc.shape)} and raw_log_std {tuple(raw.shape)} must have the same shape")
     number = _number(target_entropy)
-    targets.check_truncated_normal(number, loc.shape[-1], log_std_min, log_std_max, low, high)
+    targets.check_truncated_normal(number, axis_size(loc.shape, -1, "loc"), log_std_min, log_std_max, low, high)
     mu, log_scale = unit_coordinates(loc, low, high)
     bounds = log_std_min - log_scale, log_std_max - log_scale
 
@@ -305,7 +305,7 @@ def era_softmax(
         0.3
     """
     logits = as_float(logits, "logits")
-    options = logits.shape[dim], min_entropy, tau, floor, inverse
+    options = axis_size(logits.shape, dim, "logits"), min_entropy, tau, floor, inverse
     if mask is not None:
         return _masked_era_softmax(logits, mask, targets.softmax_kappa_table(*options), inverse, dim)
     least, top = targets.softmax_kappa_range(*options)
@@ -314,6 +314,7 @@ def era_softmax(
 
 def _masked_era_softmax(logits: Array, mask: Array, table: tuple[float, ...], inverse: str, dim: int) -> Array:
     """`era_softmax` under a mask. `table` is that of `targets.softmax_kappa_table`; its first entry is T."""
+    mask = jnp.asarray(mask)
     if mask.dtype != jnp.bool_:
         raise ValueError(f"mask has dtype {mask.dtype}: pass booleans, True for classes that are allowed")
     sizes = zip(mask.shape[::-1], logits.shape[::-1], strict=False)
@@ -331,7 +332,10 @@ def _masked_era_softmax(logits: Array, mask: Array, table: tuple[float, ...], in
 
 def _number(target: float | Array) -> float | None:
     """`target` if it is a plain number, None if it is an array."""
-    return None if isinstance(target, Array | np.ndarray) else float(target)
+    if isinstance(target, Array | np.ndarray):
+        return None
+    targets.check_number("target_entropy", target)
+    return float(target)
 
 
 def _array(target: float | Array, like: Array, dim: int) -> float | Array:
@@ -349,7 +353,7 @@ def _gaussian_gap(
     raw: Array, target: float | Array, log_std_min: float, log_std_max: float, dim: int, clamp: bool
 ) -> Array | float:
     """K of Eq. 11, ≤ 0: the target minus the largest entropy."""
-    number, action_dim = _number(target), raw.shape[dim]
+    number, action_dim = _number(target), axis_size(raw.shape, dim, "raw_log_std")
     targets.check_gaussian(number, action_dim, log_std_min, log_std_max)
     gap = _array(target, raw, dim) - targets.gaussian_entropy_max(action_dim, log_std_max)
     return jnp.minimum(gap, 0.0) if clamp and number is None else gap  # a number was checked

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
+from torch.distributions.utils import broadcast_all
 from torch.types import _size
 
+from entropyfloor import targets
 from entropyfloor.torch import functional as F
 from entropyfloor.torch.numerics import as_float, log_sech_squared
 
@@ -37,12 +39,13 @@ class _Bounded(Distribution):
     def __init__(
         self,
         loc: Float[Tensor, "*#batch #D"],
-        scale: Float[Tensor, "*#batch #D"] | Float[Tensor, ""],
+        scale: Float[Tensor, "*#batch #D"] | Float[Tensor, ""] | float,
         *,
         validate_args: bool | None = None,
     ) -> None:
-        loc, scale = as_float(loc, "loc"), as_float(scale, "scale")
-        self.loc, self.scale = torch.broadcast_tensors(loc, scale)
+        parameters = {"loc": loc, "scale": scale}
+        floats = (x if isinstance(x, float | int) else as_float(x, name) for name, x in parameters.items())
+        self.loc, self.scale = broadcast_all(*floats)
         if self.loc.ndim == 0:
             raise ValueError("loc and scale are scalars: the last axis is the action, pass [..., action_dim]")
         super().__init__(self.loc.shape[:-1], self.loc.shape[-1:], validate_args=validate_args)
@@ -126,12 +129,14 @@ class TruncatedNormal(_Bounded):
     def __init__(
         self,
         loc: Float[Tensor, "*#batch #D"],
-        scale: Float[Tensor, "*#batch #D"] | Float[Tensor, ""],
+        scale: Float[Tensor, "*#batch #D"] | Float[Tensor, ""] | float,
         low: float = -1.0,
         high: float = 1.0,
         *,
         validate_args: bool | None = None,
     ) -> None:
+        targets.check_number("low", low)
+        targets.check_number("high", high)
         if not low < high:
             raise ValueError(f"low={low} must be below high={high}: swap the bounds")
         self.low, self.high = low, high

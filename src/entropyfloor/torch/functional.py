@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import guard_scalar
 
 from entropyfloor import targets
-from entropyfloor.backends import Mode, is_floor
+from entropyfloor.backends import Mode, axis_size, is_floor
 from entropyfloor.torch.entropies import (
     entropy_from_logits,
     gaussian_entropy,
@@ -216,7 +216,7 @@ def era_truncated_normal(
     if loc.shape != raw.shape:
         raise ValueError(f"loc {tuple(loc.shape)} and raw_log_std {tuple(raw.shape)} must have the same shape")
     number = _number(target_entropy)
-    targets.check_truncated_normal(number, loc.shape[-1], log_std_min, log_std_max, low, high)
+    targets.check_truncated_normal(number, axis_size(loc.shape, -1, "loc"), log_std_min, log_std_max, low, high)
     mu, log_scale = unit_coordinates(loc, low, high)
     bounds = log_std_min - log_scale, log_std_max - log_scale
 
@@ -324,10 +324,11 @@ def era_softmax(
         0.3
     """
     logits = as_float(logits, "logits")
-    n = logits.shape[dim]
+    n = axis_size(logits.shape, dim, "logits")
+    targets.check_number("min_entropy", min_entropy)
     if not is_tracing():  # a trace has a tensor here
         n = int(guard_scalar(n))  # a compiler makes a symbol of a size that changes between calls
-    options = n, guard_scalar(min_entropy), guard_scalar(tau), floor, inverse
+    options = n, guard_scalar(float(min_entropy)), guard_scalar(tau), floor, inverse
     if mask is not None:
         return _masked_era_softmax(logits, mask, _softmax_kappa_table(*options), inverse, dim)
     least, top = _softmax_kappa_range(*options)
@@ -336,6 +337,8 @@ def era_softmax(
 
 def _masked_era_softmax(logits: Tensor, mask: Tensor, table: tuple[float, ...], inverse: str, dim: int) -> Tensor:
     """`era_softmax` under a mask. `table` is that of `targets.softmax_kappa_table`; its first entry is T."""
+    if not isinstance(mask, Tensor):
+        raise ValueError(f"mask is of type {type(mask).__name__}: pass a tensor, such as torch.as_tensor(mask)")
     if mask.dtype != torch.bool:
         raise ValueError(f"mask has dtype {mask.dtype}: pass booleans, True for classes that are allowed")
     sizes = zip(mask.shape[::-1], logits.shape[::-1], strict=False)
@@ -368,7 +371,10 @@ def era_softmax_in_script(logits: Tensor, least: float, top: float, inverse: str
 
 def _number(target: float | Tensor) -> float | None:
     """`target` if it is a plain number, None if it is an array."""
-    return None if isinstance(target, Tensor) else float(target)
+    if isinstance(target, Tensor):
+        return None
+    targets.check_number("target_entropy", target)
+    return float(target)
 
 
 def _array(target: float | Tensor, like: Tensor, dim: int) -> float | Tensor:
@@ -386,7 +392,7 @@ def _gaussian_gap(
     raw: Tensor, target: float | Tensor, log_std_min: float, log_std_max: float, dim: int, clamp: bool
 ) -> Tensor | float:
     """K of Eq. 11, ≤ 0: the target minus the largest entropy."""
-    action_dim = raw.shape[dim]
+    action_dim = axis_size(raw.shape, dim, "raw_log_std")
     targets.check_gaussian(_number(target), action_dim, log_std_min, log_std_max)
     gap = _array(target, raw, dim) - targets.gaussian_entropy_max(action_dim, log_std_max)
     return gap.clamp(max=0.0) if clamp and isinstance(gap, Tensor) else gap

@@ -63,6 +63,7 @@ class ERAGaussian(nn.Module):
         momentum: float = 0.1,
     ) -> None:
         super().__init__()
+        targets.check_number("target_entropy", target_entropy)
         targets.check_gaussian(target_entropy, action_dim, log_std_min, log_std_max)
         check_mode(mode, action_dim, batch_level, momentum)
         self.action_dim, self.target_entropy = action_dim, target_entropy
@@ -134,6 +135,7 @@ class ERATruncatedNormal(nn.Module):
         mode: Mode = "pin",
     ) -> None:
         super().__init__()
+        targets.check_number("target_entropy", target_entropy)
         targets.check_truncated_normal(target_entropy, action_dim, log_std_min, log_std_max, low, high)
         check_mode(mode, action_dim)
         self.action_dim, self.target_entropy, self.mode = action_dim, target_entropy, mode
@@ -193,7 +195,7 @@ class ERASoftmax(nn.Module):
     ) -> None:
         super().__init__()
         targets.softmax_kappa_range(num_classes, min_entropy, tau, floor, inverse)
-        self.num_classes, self.min_entropy = num_classes, min_entropy
+        self.num_classes, self.min_entropy = num_classes, float(min_entropy)
         self.tau, self.floor, self.inverse = tau, floor, inverse
 
     def forward(self, logits: Tensor) -> Tensor:  # `torch.jit.script` does not accept jaxtyping
@@ -271,6 +273,7 @@ class ResidualEntropy(nn.Module):
 
     def __init__(self, target_entropy: float, initial: float = 0.0) -> None:
         super().__init__()
+        targets.check_number("target_entropy", target_entropy)
         targets.check_finite(target_entropy)
         self.target_entropy = float(target_entropy)
         self.raw = nn.Parameter(torch.tensor(float(initial)))

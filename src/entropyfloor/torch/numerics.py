@@ -14,8 +14,10 @@ def as_float(x: Tensor, name: str) -> Tensor:
     """`x` in float32 or wider.
 
     Raises:
-        ValueError: `x`, which the message calls `name`, does not hold floating-point values.
+        ValueError: `x`, which the message calls `name`, is no tensor, or does not hold floating-point values.
     """
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} is of type {type(x).__name__}: pass a tensor, such as torch.as_tensor({name})")
     if not x.is_floating_point():
         raise ValueError(f"{name} has dtype {x.dtype}: pass floating-point values, such as {name}.float()")
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -203,6 +203,10 @@ def _ppo(config: PPOConfig, action_dim: int, discrete: bool) -> PPO:
     actor: CategoricalActor | GaussianActor
     policy: heads.CategoricalPolicy | heads.GaussianPolicy
     if discrete:
+        if config.target_entropy != config.defaults()["target_entropy"]:
+            raise ValueError(
+                f"target_entropy={config.target_entropy} is for continuous actions: {config.env} needs min_entropy"
+            )
         floor = 0.1 * math.log(action_dim) if config.min_entropy is None else config.min_entropy
         # Discrete actions have no log σ to bound: without a floor, the head is the softmax.
         head: Any = config.head if heads.has_target(required(config.head)) else "softmax"

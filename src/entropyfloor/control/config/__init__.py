@@ -43,11 +43,16 @@ CONFIGS: dict[str, type[ControlConfig]] = {name: kind for kind in _KINDS for nam
 
 
 def config_class(agent: str | None) -> type[ControlConfig]:
-    """Class of an agent's settings, for a parser of a command line.
+    """Class of an agent's settings, for a parser of a command line: that of the default agent where none is named.
 
-    That of the default agent where none is named, and where the agent does not exist: the parser refuses its name.
+    Raises:
+        ValueError: An agent that does not exist; a parser would name those of the default class only.
     """
-    return CONFIGS.get(str(agent), CONFIGS["sac-era-exact"])
+    if agent is None or str(agent).startswith("-"):  # the next option: the parser asks for a name
+        return CONFIGS["sac-era-exact"]
+    if agent not in CONFIGS:
+        raise ValueError(f"agent={agent!r} must be one of {', '.join(CONFIGS)}")
+    return CONFIGS[agent]
 
 
 def configure(agent: str, **settings: Any) -> ControlConfig:
@@ -62,12 +67,11 @@ def configure(agent: str, **settings: Any) -> ControlConfig:
     Raises:
         ValueError: An agent that does not exist, a setting that it does not have, or a number out of range.
     """
-    if agent not in CONFIGS:
-        raise ValueError(f"agent={agent!r} must be one of {', '.join(CONFIGS)}")
-    known = [field.name for field in fields(CONFIGS[agent])]
+    kind = config_class(agent)
+    known = [field.name for field in fields(kind)]
     if unknown := sorted(set(settings) - set(known)):
         raise ValueError(f"{agent} has no setting {', '.join(unknown)}: it has {', '.join(known)}")
-    return CONFIGS[agent](agent=agent, **settings)
+    return kind(agent=agent, **settings)
 
 
 def read_config(settings: Mapping[str, Any]) -> ControlConfig:

@@ -65,7 +65,7 @@ class ControlConfig(ABC):
     distribution: DistributionName | None = None
     """Distribution of actions, and how it is bounded; overrides the preset."""
     target_entropy: str | None = None
-    """Target entropy H0 in nats, a number or a rule in the action dimension A: -3, -A/2, 0.25*A."""
+    """Target entropy H0 of continuous actions: nats, or a rule in their dimension A such as -A/2 or 0.25*A."""
     log_std_min: float | None = None
     """Lower bound of log σ: by default -8 under a floor, -5 for the head tanh, -20 for the head clip."""
     log_std_max: float | None = None
