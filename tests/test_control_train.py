@@ -99,8 +99,8 @@ def test_unknown_settings_and_agents_are_named():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 5e3}, r"steps=5000\.0 must be one of int"),
-        ({"learning_rate": "3e-4"}, "learning_rate='3e-4' must be one of int, float"),
+        ({"steps": 5e3}, r"steps=5000\.0 must be of type int"),
+        ({"learning_rate": "3e-4"}, "learning_rate='3e-4' must be of type int, float"),
         ({"head": "era2"}, "head='era2' must be one of tanh, "),
         ({"seed": 2**32}, r"seed=4294967296 must be between 0 and 2\*\*32 - 1"),
     ],
@@ -164,6 +164,10 @@ def test_what_would_have_no_effect_or_cannot_be_is_refused(agent, settings, mess
     with pytest.raises(ValueError, match=message):
         train(configure(agent, **settings, out=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_target_from_python_may_be_a_number():
+    assert configure("sac-era", target_entropy=-3.0).target_entropy == "-3.0"
 
 
 def test_a_run_of_another_domain_or_version_is_no_run_of_ours():

@@ -929,7 +929,7 @@ def test_the_share_of_an_image_that_is_judged(settings, crop):
         ({"dataset": "mnist"}, "dataset='mnist' must be one of cifar10"),
         ({"batch_size": 33, "mixup": 0.2}, "batch_size=33 must be even"),
         ({"ood": "digits"}, "ood='digits' is the dataset itself"),
-        ({"epochs": "ten"}, "epochs='ten' must be one of int"),
+        ({"epochs": "ten"}, "epochs='ten' must be of type int"),
         ({"pretrained": True, "checkpoint": "x.pth"}, "pretrained and checkpoint=x.pth"),
         *(({name: ""}, f"{name}='' is empty") for name in ("out", "data_dir", "checkpoint", "model", "recipe")),
     ],

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import flax.linen as nn
-import jax.numpy as jnp
-from jax import Array
+from entropyfloor.extras import require
 
-from entropyfloor import targets
-from entropyfloor.control.heads import (
+require("sbx", "flax")
+
+import flax.linen as nn  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+from jax import Array  # noqa: E402
+
+from entropyfloor import targets  # noqa: E402
+from entropyfloor.control.heads import (  # noqa: E402
     CategoricalHeadName,
     CategoricalPolicy,
     Distribution,

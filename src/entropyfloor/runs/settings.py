@@ -146,7 +146,7 @@ def check(config: Any) -> None:
         value, names, types = getattr(config, name), setting.names, setting.types
         if value not in names and (not isinstance(value, types) or isinstance(value, bool) > (bool in types)):
             known = [*names, *(kind.__name__ for kind in types if kind is not NoneType)]
-            raise ValueError(f"{name}={value!r} must be one of {', '.join(known)}")
+            raise ValueError(f"{name}={value!r} must be {'one of' if names else 'of type'} {', '.join(known)}")
         if isinstance(value, int | float) and not isinstance(value, bool):
             _check_number(name, value, setting.range)
         elif isinstance(value, str) and value not in names:

@@ -56,7 +56,7 @@ def config_class(agent: str | None) -> type[ControlConfig]:
 
 
 def configure(agent: str, **settings: Any) -> ControlConfig:
-    """Settings of an agent by its name.
+    """Settings of an agent by its name; `target_entropy` may be a number here.
 
     Examples:
         >>> from entropyfloor.control.train import configure
@@ -71,6 +71,8 @@ def configure(agent: str, **settings: Any) -> ControlConfig:
     known = [field.name for field in fields(kind)]
     if unknown := sorted(set(settings) - set(known)):
         raise ValueError(f"{agent} has no setting {', '.join(unknown)}: it has {', '.join(known)}")
+    if isinstance(target := settings.get("target_entropy"), float | int):
+        settings["target_entropy"] = str(target)
     return kind(agent=agent, **settings)
 
 
