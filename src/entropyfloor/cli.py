@@ -106,29 +106,31 @@ def _parse(args: Sequence[str]) -> Callable[[], None]:
     require(_extra(args), "tyro")
     import tyro
 
-    from entropyfloor.commands import COMMANDS, Group
-
-    def subcommand(name: str, load: Any, words: Sequence[str]) -> Any:
-        """A subcommand; all but the one that is asked for are names without options."""
-        asked, behind = words[:1] == [name], list(words[1:])
-        if isinstance(load, Group):
-            inner = tree(load.commands, behind if asked else [])
-            marker = tyro.conf.subcommand(name, constructor_factory=lambda: inner, description=load.summary)
-        else:
-            command = _deferred(load(behind)) if asked else _nothing
-            marker = tyro.conf.subcommand(name, constructor=command, description=None if asked else load.__doc__)
-        return Annotated[Any, marker]
-
-    def tree(commands: Mapping[str, Any], words: Sequence[str]) -> Any:
-        union: Any = Union
-        return union[tuple(subcommand(name, load, words) for name, load in commands.items())]
+    from entropyfloor.commands import COMMANDS
 
     words = [word for word in args if word not in ("-h", "--help")]
-    if len(words) < len(args):  # tyro's help leaves out positional arguments that stand before it
-        is_group = isinstance(COMMANDS.get(next(iter(words), "")), Group)
-        args = [*words[: 2 if is_group else 1], "--help"]
-    command: Callable[[], None] = tyro.cli(tree(COMMANDS, words), prog="entropyfloor", args=args)
+    found: Any = COMMANDS
+    prog, rest = "entropyfloor", words
+    while isinstance(found, Mapping) and rest and rest[0] in found:
+        found, prog, rest = found[rest[0]], f"{prog} {rest[0]}", rest[1:]
+        found = getattr(found, "commands", found)  # those of a group
+    # The parser's help leaves out positional arguments that stand before it.
+    options = rest if len(words) == len(args) else ["--help"]
+    chosen: Any = _choice(found) if isinstance(found, Mapping) else _deferred(found(rest))
+    command: Callable[[], None] = tyro.cli(chosen, prog=prog, args=options)
     return command
+
+
+def _choice(commands: Mapping[str, Any]) -> Any:
+    """What the parser lists, and refuses other words for, where no command is named."""
+    import tyro
+
+    def entry(name: str, command: Any) -> Any:
+        summary = getattr(command, "summary", command.__doc__)
+        return Annotated[Any, tyro.conf.subcommand(name, constructor=_nothing, description=summary)]
+
+    names: Any = Union
+    return names[tuple(entry(name, command) for name, command in commands.items())]
 
 
 def _extra(args: Sequence[str]) -> str:

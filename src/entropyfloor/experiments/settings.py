@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import io
 import re
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import MISSING, field, make_dataclass, replace
 from functools import cache
 from itertools import dropwhile, takewhile
@@ -33,11 +33,18 @@ def parse_settings(
     """
     runs = []
     for run in plan:
-        try:
+        with naming_arm(name, run):
             runs.append(_parsed(run, kind_of(run)))
-        except ValueError as error:
-            raise ValueError(f"recipe {name}, arm {run.arm}: {error}") from None
     return runs
+
+
+@contextmanager
+def naming_arm(recipe: str, run: PlannedRun) -> Iterator[None]:
+    """Name the recipe and the arm of a run in what is wrong with its settings."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"recipe {recipe}, arm {run.arm}: {error}") from None
 
 
 def _parsed(run: PlannedRun, kind: Any) -> PlannedRun:

@@ -16,7 +16,7 @@ from entropyfloor.experiments.paper import Part, Place
 from entropyfloor.experiments.plan import Plan
 from entropyfloor.experiments.recipe import SCALES, PlannedRun, Recipe, Settings
 from entropyfloor.experiments.reproduce import reproduce
-from entropyfloor.experiments.settings import parse_settings
+from entropyfloor.experiments.settings import naming_arm, parse_settings
 from entropyfloor.runs.needs import Needs
 from entropyfloor.runs.resume import is_begun
 
@@ -127,8 +127,15 @@ def without_foreign(studies: Sequence[Study], settings: Settings, kind_of: KindO
         studies: Studies that are carried out together.
         settings: Settings that were given for all of them.
         kind_of: Gives the class of a run's settings.
+
+    Raises:
+        ValueError: A run of an agent that does not exist.
     """
-    kinds = {kind_of(run): None for study in studies for run in study.runs}
+    kinds: dict[type[Any], None] = {}
+    for study in studies:
+        for run in study.runs:
+            with naming_arm(study.recipe.name, run):
+                kinds[kind_of(run)] = None
     names = {kind: {field.name for field in fields(kind)} for kind in kinds}
     known = {*settings} & set().union(*names.values())
 
