@@ -275,13 +275,13 @@ def test_jobs_of_slurm_are_waited_for_before_their_models_are_evaluated(uncounte
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["all", "--arms", "none-of-them"], "all has no run at scale cpu with the arms none-of-them"),
+        (["all", "--arms", "none-of-them"], "all has no arm none-of-them at scale cpu"),
         (["all", "--draw"], "--draw belongs to a figure or a table"),
         (["fig-2", "--set", "replay_capacitee=1"], "no setting 'replay_capacitee', did you mean replay_capacity"),
         (["fig-27"], "'fig-27' is none of the paper's"),
         (["figure"], "'figure' is none of the paper's"),
         (["fig-5"], "fig-5 has no run at scale cpu: it has the scales paper"),
-        (["fig-9", "--arms", "sac"], "fig-9 has no run at scale cpu with the arms sac"),
+        (["fig-9", "--arms", "sac"], "fig-9 has no arm sac at scale cpu: it has truncated, "),
         (["fig-9", "--arms", "tanh", "thn"], "fig-9 has no arm thn at scale cpu"),
         (
             ["fig-5", "--scale", "paper", "--seeds", "1"],

@@ -276,6 +276,8 @@ def test_refusals_of_discrete_actions():
         ppo(Discretely(), target_entropy=1.7)
     with pytest.raises(ValueError, match=r"'-A/2' is no number: with 5 discrete actions .* log 5 = 1\.609"):
         ppo(Discretely(), target_entropy="-A/2")
+    with pytest.raises(ValueError, match="leave out distribution, log_std_max: discrete actions have no σ"):
+        ppo(Discretely(), target_entropy=0.1, distribution="truncated", log_std_max=-1.0)
     with pytest.raises(ValueError, match="has no ERA head"):
         ppo(Reach(action_space=gym.spaces.MultiDiscrete([2, 3])))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -88,17 +88,23 @@ def studies(
         parts = [part for part in Path(name.removesuffix(".toml")).parts if part not in (os.sep, os.pardir)]
         home = out or Path("runs", *parts, scale)
         return [Study(found, home, found.runs(scale, home, arms=arms, seeds=seeds, settings=settings))]
+
+    def parts(only: Sequence[str]) -> Iterable[Part]:
+        return (
+            _all(scale, only) if name == ALL else (part for place in places for part in place.parts(scale, only))
+        )
+
+    known_arms = dict.fromkeys(arm for part in parts(()) for arm in part.arms)
+    if known_arms and (unknown := [arm for arm in arms if arm not in known_arms]):
+        which = "" if name == ALL else f": it has {', '.join(known_arms)}"
+        raise ValueError(f"{name} has no arm {unknown[0]} at scale {scale}{which}")
     needed: dict[str, tuple[Recipe, list[str]]] = {}
-    of_places = (part for place in places for part in place.parts(scale, arms))
-    for part in _all(scale, arms) if name == ALL else of_places:
+    for part in parts(arms):
         _, known = needed.setdefault(part.recipe.name, (part.recipe, []))
         known += [arm for arm in part.arms if arm not in known]
     if not needed:
         scales = ", ".join(dict.fromkeys(scale for place in places for scale in place.scales) or SCALES)
-        which = f" with the arms {', '.join(arms)}" if arms else ""
-        raise ValueError(f"{name} has no run at scale {scale}{which}: it has the scales {scales}")
-    if unknown := [arm for arm in arms if all(arm not in chosen for _, chosen in needed.values())]:
-        raise ValueError(f"{name} has no arm {unknown[0]} at scale {scale}")
+        raise ValueError(f"{name} has no run at scale {scale}: it has the scales {scales}")
     homes = {each: out / each if out else Path("runs", each, scale) for each in needed}
     planned = []
     for home, (found, chosen) in zip(homes.values(), needed.values(), strict=True):

@@ -187,6 +187,10 @@ class ERASACPolicy(SACPolicy):
         return super()._get_constructor_parameters() | self.era
 
 
+BOX_ONLY = {"distribution": "normal", "log_std_min": -8.0, "log_std_max": 0.0}
+"""Arguments of `ERAPPOPolicy` that a `Box` needs, with their defaults."""
+
+
 class ERAPPOPolicy(ActorCriticPolicy):
     """PPO's policy with a floor under its entropy, for `PPO(ERAPPOPolicy, env, policy_kwargs=…)`, and for A2C.
 
@@ -254,6 +258,8 @@ class ERAPPOPolicy(ActorCriticPolicy):
     def _distribution(self) -> ERAGaussian | ERACategorical:
         target, head = self.era["target_entropy"], self.era["head"]
         if isinstance(self.action_space, spaces.Discrete):
+            if given := [name for name, default in BOX_ONLY.items() if self.era[name] != default]:
+                raise ValueError(f"leave out {', '.join(given)}: discrete actions have no σ")
             count = int(self.action_space.n)
             floor = targets.resolve_discrete(target, count)
             return ERACategorical(CategoricalPolicy(count, floor, head or "era-exact"))
