@@ -186,7 +186,7 @@ def test_a_wrong_argument_is_found(checked, backend):
         (nn.ERAGaussian, (6, "-A/2")),
         (module.forward if backend == "torch" else partial(module.apply, {}), (x, x[:1])),
         (policies.TruncatedNormal, (x, abs(x[:, :3]) + 0.1)),
-        (policies.TanhNormal, (x, 0.1)),
+        (policies.TanhNormal, (x, (0.1,))),
         (policy.log_prob, (array(backend),)),
     ):
         with pytest.raises(TypeCheckError):

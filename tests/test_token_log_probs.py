@@ -563,9 +563,9 @@ def test_errors(message):
 
 
 def test_a_module_is_no_weight():
-    with pytest.raises(TypeError, match=r"weight is a Linear: .*lm_head\.weight"):
+    with pytest.raises(ValueError, match=r"weight is a Linear: .*lm_head\.weight"):
         F.token_log_probs(H, torch.nn.Linear(3, 5), Y)
-    with pytest.raises(TypeError, match=r"hidden is a tuple: .*last_hidden_state"):
+    with pytest.raises(ValueError, match=r"hidden is a tuple: .*last_hidden_state"):
         F.token_log_probs((H,), W, Y)
 
 

@@ -8,6 +8,8 @@ import math
 import re
 from functools import cache
 
+from entropyfloor.checks import check_number, check_whole, is_finite
+
 LOG_SQRT_2PIE = 0.5 * math.log(2 * math.pi * math.e)
 """Entropy of a standard normal."""
 
@@ -159,26 +161,6 @@ def check_finite(target_entropy: float | None) -> None:
         raise ValueError(f"target_entropy={target_entropy} must be a finite number of nats")
 
 
-def check_number(name: str, value: object) -> None:
-    """Raise `ValueError` unless `value`, which the message calls `name`, is one number.
-
-    Examples:
-        >>> from entropyfloor import targets
-        >>> targets.check_number("target_entropy", "-A/2")
-        Traceback (most recent call last):
-        ValueError: target_entropy='-A/2' is text: pass a number; entropyfloor.targets.resolve reads rules in A
-    """
-    if isinstance(value, float | int):  # first: all that compilers see here
-        return
-    if isinstance(value, str):
-        rules = "; entropyfloor.targets.resolve reads rules in A" if name == "target_entropy" else ""
-        raise ValueError(f"{name}={value!r} is text: pass a number{rules}")
-    if shape := getattr(value, "shape", ()):
-        raise ValueError(f"{name} has the shape {tuple(shape)}: pass one number")
-    if value is None or isinstance(value, list | tuple):
-        raise ValueError(f"{name}={value!r} is not a number: pass one")
-
-
 def check_log_std_bounds(log_std_min: float, log_std_max: float) -> None:
     """Raise `ValueError` unless both bounds of log σ are finite and in order.
 
@@ -212,7 +194,7 @@ def check_gaussian(target_entropy: float | None, action_dim: int, log_std_min: f
         Traceback (most recent call last):
         ValueError: target_entropy=9.0 nats is above 8.51363, the largest entropy of 6 dimension(s) ...
     """
-    _check_whole("action_dim", action_dim, 1)
+    check_whole("action_dim", action_dim, 1)
     check_log_std_bounds(log_std_min, log_std_max)
     if target_entropy is not None:
         most = gaussian_entropy_max(action_dim, log_std_max)
@@ -238,7 +220,7 @@ def check_truncated_normal(
         Traceback (most recent call last):
         ValueError: target_entropy=4.0 nats is above 3.39656, the largest entropy of 6 dimension(s) ...
     """
-    _check_whole("action_dim", action_dim, 1)
+    check_whole("action_dim", action_dim, 1)
     check_log_std_bounds(log_std_min, log_std_max)
     check_number("low", low)
     check_number("high", high)
@@ -306,7 +288,7 @@ def softmax_kappa_range(
         >>> [round(kappa, 4) for kappa in targets.softmax_kappa_range(10, 0.6, 4.0, "calibrated")]
         [0.0199, 0.3466]
     """
-    _check_whole("num_classes", num_classes, 2)
+    check_whole("num_classes", num_classes, 2)
     check_number("min_entropy", min_entropy)
     if not (is_finite(tau) and tau > math.e):
         raise ValueError(f"tau={tau} must be finite and above e = 2.71828…: the paper uses 4")
@@ -354,7 +336,7 @@ def softmax_kappa_table(
         >>> [round(kappa, 4) for kappa in targets.softmax_kappa_table(4, 0.6, 4.0, "calibrated")]
         [0.3466, 0.3466, 0.2315, 0.0995, 0.0637]
     """
-    _check_whole("num_classes", num_classes, 2)
+    check_whole("num_classes", num_classes, 2)
     check_number("min_entropy", min_entropy)
     return _kappa_table(int(num_classes), float(min_entropy), float(tau), floor, inverse)
 
@@ -406,7 +388,7 @@ def min_entropy_for_top1(num_classes: int, top1: float) -> float:
         >>> round(targets.min_entropy_for_top1(10, top1=1 - 0.1 + 0.1 / 10), 4)
         0.5003
     """
-    _check_whole("num_classes", num_classes, 2)
+    check_whole("num_classes", num_classes, 2)
     if not 1 / num_classes < top1 < 1:
         raise ValueError(f"top1={top1} must lie between 1/n = {1 / num_classes:.6g} and 1")
     return _k_hot_entropy(num_classes, 1, math.log(top1 * (num_classes - 1) / (1 - top1)))
@@ -485,23 +467,6 @@ def _k_hot_entropy(num_classes: int, k: int, gap: float) -> float:
 
 
 # --- checks ----------------------------------------------------------------------------------------------
-
-
-def is_finite(value: float) -> bool:
-    """Whether `value` is finite, by comparisons: compilers can trace those, but not `math.isfinite`.
-
-    Examples:
-        >>> from entropyfloor import targets
-        >>> targets.is_finite(-3.0), targets.is_finite(float("nan"))
-        (True, False)
-    """
-    return -math.inf < value < math.inf
-
-
-def _check_whole(name: str, value: int, least: int) -> None:
-    check_number(name, value)
-    if isinstance(value, bool) or not is_finite(value) or int(value) != value or value < least:
-        raise ValueError(f"{name}={value} must be a whole number of at least {least}")
 
 
 def _feasible(target_entropy: float, most: float, action_dim: int, under: str) -> None:

@@ -89,17 +89,17 @@ def studies(
         home = out or Path("runs", *parts, scale)
         return [Study(found, home, found.runs(scale, home, arms=arms, seeds=seeds, settings=settings))]
 
-    def parts(only: Sequence[str]) -> Iterable[Part]:
+    def parts_with(only: Sequence[str]) -> Iterable[Part]:
         return (
             _all(scale, only) if name == ALL else (part for place in places for part in place.parts(scale, only))
         )
 
-    known_arms = dict.fromkeys(arm for part in parts(()) for arm in part.arms)
+    known_arms = dict.fromkeys(arm for part in parts_with(()) for arm in part.arms)
     if known_arms and (unknown := [arm for arm in arms if arm not in known_arms]):
         which = "" if name == ALL else f": it has {', '.join(known_arms)}"
         raise ValueError(f"{name} has no arm {unknown[0]} at scale {scale}{which}")
     needed: dict[str, tuple[Recipe, list[str]]] = {}
-    for part in parts(arms):
+    for part in parts_with(arms):
         _, known = needed.setdefault(part.recipe.name, (part.recipe, []))
         known += [arm for arm in part.arms if arm not in known]
     if not needed:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from entropyfloor import targets
 from entropyfloor.backends import Mode, check_last_axis, check_mode
+from entropyfloor.checks import check_number
 from entropyfloor.extras import require
 
 require("keras", "keras")
@@ -112,7 +113,7 @@ class ERAGaussian(keras.layers.Layer):
         mode: Mode = "pin",
         **kwargs: Any,
     ) -> None:
-        targets.check_number("target_entropy", target_entropy)
+        check_number("target_entropy", target_entropy)
         targets.check_gaussian(target_entropy, action_dim, log_std_min, log_std_max)
         check_mode(mode, action_dim)
         super().__init__(autocast=False, **kwargs)  # half precision would round raw log σ

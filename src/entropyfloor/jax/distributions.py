@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from entropyfloor import targets
+from entropyfloor.checks import check_number
 from entropyfloor.jax import functional as F
 from entropyfloor.jax.numerics import as_float, log_sech_squared
 
@@ -111,8 +111,8 @@ class TruncatedNormal:
     high: float = field(default=1.0, metadata={"static": True})
 
     def __post_init__(self) -> None:
-        targets.check_number("low", self.low)
-        targets.check_number("high", self.high)
+        check_number("low", self.low)
+        check_number("high", self.high)
         if not self.low < self.high:
             raise ValueError(f"low={self.low} must be below high={self.high}: swap the bounds")
 

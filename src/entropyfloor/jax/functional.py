@@ -19,6 +19,7 @@ from jax.scipy.special import logsumexp
 
 from entropyfloor import targets
 from entropyfloor.backends import Mode, axis_size, is_floor
+from entropyfloor.checks import check_number
 from entropyfloor.jax.entropies import (
     entropy_from_logits,
     gaussian_entropy,
@@ -334,7 +335,7 @@ def _number(target: float | Array) -> float | None:
     """`target` if it is a plain number, None if it is an array."""
     if isinstance(target, Array | np.ndarray):
         return None
-    targets.check_number("target_entropy", target)
+    check_number("target_entropy", target)
     return float(target)
 
 

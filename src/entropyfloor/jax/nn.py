@@ -14,6 +14,7 @@ from jax import Array, lax
 
 from entropyfloor import targets
 from entropyfloor.backends import Mode, check_last_axis, check_mode
+from entropyfloor.checks import check_number
 from entropyfloor.jax import functional as F
 from entropyfloor.jax.numerics import as_float
 
@@ -56,7 +57,7 @@ class ERAGaussian(nn.Module):
     momentum: float = 0.1
 
     def __post_init__(self) -> None:
-        targets.check_number("target_entropy", self.target_entropy)
+        check_number("target_entropy", self.target_entropy)
         targets.check_gaussian(self.target_entropy, self.action_dim, self.log_std_min, self.log_std_max)
         check_mode(self.mode, self.action_dim, self.batch_level, self.momentum, stacklevel=5)
         super().__post_init__()
@@ -109,7 +110,7 @@ class ERATruncatedNormal(nn.Module):
     mode: Mode = "pin"
 
     def __post_init__(self) -> None:
-        targets.check_number("target_entropy", self.target_entropy)
+        check_number("target_entropy", self.target_entropy)
         targets.check_truncated_normal(
             self.target_entropy, self.action_dim, self.log_std_min, self.log_std_max, self.low, self.high
         )
@@ -235,7 +236,7 @@ class ResidualEntropy(nn.Module):
     initial: float = 0.0
 
     def __post_init__(self) -> None:
-        targets.check_number("target_entropy", self.target_entropy)
+        check_number("target_entropy", self.target_entropy)
         targets.check_finite(self.target_entropy)
         super().__post_init__()
 

@@ -15,6 +15,7 @@ from jax import Array
 
 from entropyfloor import targets
 from entropyfloor.backends import Mode, check_last_axis, check_mode
+from entropyfloor.checks import check_number
 from entropyfloor.jax import functional as F
 from entropyfloor.jax.nn import residual_loss, update_running_mean
 from entropyfloor.jax.numerics import as_float
@@ -61,7 +62,7 @@ class ERAGaussian(nnx.Module):
     use_running_average: bool = False
 
     def __post_init__(self) -> None:
-        targets.check_number("target_entropy", self.target_entropy)
+        check_number("target_entropy", self.target_entropy)
         targets.check_gaussian(self.target_entropy, self.action_dim, self.log_std_min, self.log_std_max)
         check_mode(self.mode, self.action_dim, self.batch_level, self.momentum, stacklevel=7)
         if self.batch_level:  # log of Σ_j e^0, the statistic of a network that starts at zero
@@ -120,7 +121,7 @@ class ERATruncatedNormal(nnx.Module):
     mode: Mode = "pin"
 
     def __post_init__(self) -> None:
-        targets.check_number("target_entropy", self.target_entropy)
+        check_number("target_entropy", self.target_entropy)
         targets.check_truncated_normal(
             self.target_entropy, self.action_dim, self.log_std_min, self.log_std_max, self.low, self.high
         )
@@ -238,7 +239,7 @@ class ResidualEntropy(nnx.Module):
     """
 
     def __init__(self, target_entropy: float, initial: float = 0.0) -> None:
-        targets.check_number("target_entropy", target_entropy)
+        check_number("target_entropy", target_entropy)
         targets.check_finite(target_entropy)
         self.target_entropy = float(target_entropy)
         self.raw = nnx.Param(jnp.float32(initial))

@@ -15,7 +15,7 @@ from torch.distributions import Distribution, constraints
 from torch.distributions.utils import broadcast_all
 from torch.types import _size
 
-from entropyfloor import targets
+from entropyfloor.checks import check_number
 from entropyfloor.torch import functional as F
 from entropyfloor.torch.numerics import as_float, log_sech_squared
 
@@ -135,8 +135,8 @@ class TruncatedNormal(_Bounded):
         *,
         validate_args: bool | None = None,
     ) -> None:
-        targets.check_number("low", low)
-        targets.check_number("high", high)
+        check_number("low", low)
+        check_number("high", high)
         if not low < high:
             raise ValueError(f"low={low} must be below high={high}: swap the bounds")
         self.low, self.high = low, high

@@ -19,6 +19,7 @@ from torch.fx.experimental.symbolic_shapes import guard_scalar
 
 from entropyfloor import targets
 from entropyfloor.backends import Mode, axis_size, is_floor
+from entropyfloor.checks import check_number
 from entropyfloor.torch.entropies import (
     entropy_from_logits,
     gaussian_entropy,
@@ -325,7 +326,7 @@ def era_softmax(
     """
     logits = as_float(logits, "logits")
     n = axis_size(logits.shape, dim, "logits")
-    targets.check_number("min_entropy", min_entropy)
+    check_number("min_entropy", min_entropy)
     if not is_tracing():  # a trace has a tensor here
         n = int(guard_scalar(n))  # a compiler makes a symbol of a size that changes between calls
     options = n, guard_scalar(float(min_entropy)), guard_scalar(tau), floor, inverse
@@ -373,7 +374,7 @@ def _number(target: float | Tensor) -> float | None:
     """`target` if it is a plain number, None if it is an array."""
     if isinstance(target, Tensor):
         return None
-    targets.check_number("target_entropy", target)
+    check_number("target_entropy", target)
     return float(target)
 
 

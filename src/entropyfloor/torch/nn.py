@@ -16,6 +16,7 @@ from torch.jit import is_scripting  # type: ignore[attr-defined]  # hints lack i
 
 from entropyfloor import targets
 from entropyfloor.backends import Mode, check_last_axis, check_mode
+from entropyfloor.checks import check_number
 from entropyfloor.torch import functional as F
 from entropyfloor.torch.numerics import as_float
 
@@ -63,7 +64,7 @@ class ERAGaussian(nn.Module):
         momentum: float = 0.1,
     ) -> None:
         super().__init__()
-        targets.check_number("target_entropy", target_entropy)
+        check_number("target_entropy", target_entropy)
         targets.check_gaussian(target_entropy, action_dim, log_std_min, log_std_max)
         check_mode(mode, action_dim, batch_level, momentum)
         self.action_dim, self.target_entropy = action_dim, target_entropy
@@ -135,7 +136,7 @@ class ERATruncatedNormal(nn.Module):
         mode: Mode = "pin",
     ) -> None:
         super().__init__()
-        targets.check_number("target_entropy", target_entropy)
+        check_number("target_entropy", target_entropy)
         targets.check_truncated_normal(target_entropy, action_dim, log_std_min, log_std_max, low, high)
         check_mode(mode, action_dim)
         self.action_dim, self.target_entropy, self.mode = action_dim, target_entropy, mode
@@ -273,7 +274,7 @@ class ResidualEntropy(nn.Module):
 
     def __init__(self, target_entropy: float, initial: float = 0.0) -> None:
         super().__init__()
-        targets.check_number("target_entropy", target_entropy)
+        check_number("target_entropy", target_entropy)
         targets.check_finite(target_entropy)
         self.target_entropy = float(target_entropy)
         self.raw = nn.Parameter(torch.tensor(float(initial)))

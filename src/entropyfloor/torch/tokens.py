@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -255,7 +255,6 @@ def token_log_probs(
     Raises:
         ValueError: Shapes that do not belong together, a scale, temperature or softcap ≤ 0, k < 1, `top_k_rows`
             without `top_k`, integer input, an unknown `impl` or one that cannot run on this device.
-        TypeError: A module or a model's output in place of a tensor.
 
     Examples:
         >>> import torch
@@ -368,18 +367,12 @@ class _Head:
     ignore_index: int
     impl: str
 
-    _WHERE: ClassVar[dict[str, str]] = {
-        "hidden": "such as last_hidden_state of a model's output",
-        "weight": "such as lm_head.weight",
-        "bias": "such as lm_head.bias",
-    }
-    """Where a model of transformers has the tensors."""
-
     def __post_init__(self) -> None:
-        for name, x in (("hidden", self.hidden), ("weight", self.weight), ("bias", self.bias)):
-            if x is not None:
+        places = {"hidden": "last_hidden_state", "weight": "lm_head.weight", "bias": "lm_head.bias"}
+        for name, place in places.items():
+            if (x := getattr(self, name)) is not None:
                 if not isinstance(x, Tensor):
-                    raise TypeError(f"{name} is a {type(x).__name__}: pass a tensor, {self._WHERE[name]}")
+                    raise ValueError(f"{name} is a {type(x).__name__}: pass a tensor, such as {place}")
                 as_float(x[..., :0], name)
         hidden, weight, targets = (tuple(x.shape) for x in (self.hidden, self.weight, self.targets))
         if len(weight) != 2 or hidden[-1:] != weight[1:]:
