@@ -149,6 +149,7 @@ def test_the_help_of_a_command_has_the_arguments_before_it(trained, capsys):
         assert "positional arguments" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_one_of_several_checkpoints_is_evaluated_and_exported_by_its_directory(trained, home, capsys):
     path = trained / "checkpoints" / "000000000060"
     assert main(["evaluate", str(path), "--episodes", "1", "--max-episode-steps", "3"]) == 0

@@ -195,6 +195,7 @@ def test_an_interrupted_run_is_saved_and_goes_on_with_the_evaluation_that_was_du
     assert_same_run(whole, part)
 
 
+@pytest.mark.slow
 def test_a_restored_replay_comes_from_the_host(monkeypatch, tmp_path):
     """One device need not have room for the replay of several."""
     config = configure(AGENT, **TINY, out=str(tmp_path / "run")).resolved()

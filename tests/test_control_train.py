@@ -511,6 +511,7 @@ def test_a_first_observation_that_is_not_finite_is_the_environments(agent, env, 
         train(configure(agent, env=env, **settings, out=str(tmp_path / "run")))
 
 
+@pytest.mark.slow
 def test_a_simulator_that_breaks_in_an_evaluation_loses_no_step(fragile, tmp_path):
     """Its evaluations play 50 steps each: the third one, at step 100, breaks down."""
     settings = {**OFF_POLICY, "steps": 110, "checkpoint_every": 1000, "eval_every": 50, "random_steps": 10}

@@ -333,6 +333,7 @@ def test_samples_that_are_all_alike_leave_nothing_uncertain():
         assert bounds == pytest.approx((found[name], found[name]), abs=1e-7), name
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize(("share", "repeats"), [(0.95, 400), (0.8, 150)])
 def test_intervals_cover_the_truth_as_often_as_they_say(monkeypatch, share, repeats):
     """Accuracy 0.7, nll of mean 1, and scores from two normal distributions, whose AUROC is Φ(d / √2)."""

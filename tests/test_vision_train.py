@@ -158,6 +158,7 @@ def learned(folder, tmp_path_factory):
     return lambda settings: learn(tuple(settings.items()))
 
 
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize(
     ("settings", "change"),
     [
