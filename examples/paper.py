@@ -43,9 +43,9 @@ The first command prints this list, with the arms of each recipe; the second pri
 
 Our runs are from two CPU cores, except for TD-MPC2's; raw data is in `results/`. Brackets are 95 % intervals
 over seeds (Student's t); core hours are those of all runs together. Where "Published" has no number, the text of
-the paper that we have has none. It lacks the captions of figures 6 to 26: those that it mentions are placed by
-it, the others by its order. Figures 6 and 7 are pictures of environments. `make figures` writes this page from
-`recipes/paper.toml` and `results/`.
+the paper that we have has none. That text lacks the captions of figures 6 to 26: we placed a figure by
+what the text says of it, or else by the order of the text. Figures 6 and 7 are pictures of environments.
+`make figures` writes this page from `recipes/paper.toml` and `results/`.
 """
 
 

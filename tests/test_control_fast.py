@@ -128,7 +128,7 @@ def distribution(logits):
     return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
 
 
-@pytest.mark.slow
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("name", ["fasttd3", "fastsac", "fastsac-era"])
 def test_the_critics_learn_from_the_targets_of_the_loop(name):
     """The loss of an update, from the networks' outputs and the actions that its key draws."""

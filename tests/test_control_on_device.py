@@ -152,7 +152,7 @@ def test_where_the_loop_is_left_changes_nothing():
         np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.slow
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize(
     ("agent", "settings"),
     [

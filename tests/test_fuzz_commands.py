@@ -128,7 +128,7 @@ REFUSED = {
 KEPT = {"--env", "--dataset", "--data-dir", "--task", "--data", "--model", "--warm-start-steps", "--agent"}
 
 
-@pytest.mark.slow
+@pytest.mark.slow_but_first
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("tried", FEW_AND_MANY)
 def test_no_value_of_an_option_ends_in_a_traceback(name, tried, home):

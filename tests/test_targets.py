@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import reference
 from entropyfloor import targets
+from entropyfloor.checks import check_number
 from fuzz import hostile
 
 
@@ -148,3 +149,14 @@ def test_the_polynomial_of_the_truncated_entropy_is_as_exact_as_asked_for(log_st
 
 def test_small_sigma_has_no_polynomial():
     assert targets.truncated_entropy_polynomial(-2.0, 1e-8) is None
+
+
+@pytest.mark.parametrize("value", [None, "3", b"3.x", [1.0], {}, 1j, np.zeros(2), np.array("a")])
+def test_what_is_no_number_is_refused(value):
+    with pytest.raises(ValueError, match=r"^tau.*: pass "):
+        check_number("tau", value)
+
+
+@pytest.mark.parametrize("value", [3, -0.5, np.float32(1.0), np.array(2.0)])
+def test_numbers_are_taken(value):
+    check_number("tau", value)

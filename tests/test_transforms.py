@@ -109,6 +109,11 @@ def test_a_program_takes_in_the_operations_of_compiled_parts(name):
     assert not [part for part in parts if re.search(rf"jit\[\s*name={part}\b", program)]
 
 
+def test_eager_calls_run_compiled_parts():
+    J.era_truncated_normal(jnp.asarray(LOC), jnp.asarray(RAW), -3.0, log_std_max=jnp.float32(-0.1))
+    assert entropies._flat._cache_size() > 0
+
+
 @pytest.mark.parametrize("functional", [T, J])
 def test_functions_can_be_sent_to_other_processes(functional):
     for name in functional.__all__:

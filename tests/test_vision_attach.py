@@ -536,3 +536,8 @@ if not hasattr(torch.ops.torchvision, "nms"):
     (tmp_path / "torchvision" / "half.py").write_text("print('half')")
     printed = run("print(shim.ensure(), sys.modules['torchvision'].__file__)", torchvision, tmp_path)
     assert printed.splitlines() == ["half", "half", f"True {tmp_path}/torchvision/__init__.py"]
+
+
+def test_the_head_of_a_compiled_model_is_found_by_its_plain_name():
+    model = attach_era(torch.compile(timm.create_model("test_resnet", num_classes=5)), 0.6, head="fc")
+    assert isinstance(model.get_submodule("fc"), ERALinear)

@@ -1,9 +1,10 @@
 """Checks of single numbers, which name the argument and the way out. Needs no framework."""
 
 import math
+from typing import Any
 
 
-def check_number(name: str, value: object) -> None:
+def check_number(name: str, value: Any) -> None:
     """Raise `ValueError` unless `value`, which the message calls `name`, is one number.
 
     Examples:
@@ -19,8 +20,10 @@ def check_number(name: str, value: object) -> None:
         raise ValueError(f"{name}={value!r} is text: pass a number{rules}")
     if shape := getattr(value, "shape", ()):
         raise ValueError(f"{name} has the shape {tuple(shape)}: pass one number")
-    if value is None or isinstance(value, list | tuple):
-        raise ValueError(f"{name}={value!r} is not a number: pass one")
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}={value!r} is not a number: pass one") from None
 
 
 def check_whole(name: str, value: int, least: int) -> None:

@@ -45,7 +45,9 @@ def _control_config(args: Sequence[str]) -> Any:
     """The class of the agent's settings."""
     from entropyfloor.control.config import config_class
 
-    return config_class(_value_of("--agent", args))
+    agent = _value_of("--agent", args)
+    # Where the next option follows, the parser asks for a name.
+    return config_class() if agent is None or agent.startswith("-") else config_class(agent)
 
 
 def train_vision(args: Sequence[str]) -> Callable[..., None]:

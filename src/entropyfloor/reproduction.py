@@ -27,7 +27,8 @@ def settings_of(run: PlannedRun) -> Any:
     if run.domain == "control":
         from entropyfloor.control.config import config_class
 
-        return config_class(run.settings.get("agent"))
+        agent = run.settings.get("agent")
+        return config_class() if agent is None else config_class(str(agent))
     module, name = {
         ("train", "vision"): ("vision.config", "VisionConfig"),
         ("train", "language"): ("language.config", "LanguageConfig"),

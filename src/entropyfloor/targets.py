@@ -290,6 +290,7 @@ def softmax_kappa_range(
     """
     check_whole("num_classes", num_classes, 2)
     check_number("min_entropy", min_entropy)
+    check_number("tau", tau)
     if not (is_finite(tau) and tau > math.e):
         raise ValueError(f"tau={tau} must be finite and above e = 2.71828…: the paper uses 4")
     if inverse not in INVERSES:

@@ -201,7 +201,7 @@ def era_truncated_normal(
     number = _number(target_entropy)
     targets.check_truncated_normal(number, axis_size(loc.shape, -1, "loc"), log_std_min, log_std_max, low, high)
     mu, log_scale = unit_coordinates(loc, low, high)
-    bounds = log_std_min - log_scale, log_std_max - log_scale
+    bounds = float(log_std_min) - log_scale, float(log_std_max) - log_scale
 
     most = unit_entropy_max(mu, bounds[1])
     target = _array(target_entropy, mu, -1) - mu.shape[-1] * log_scale

@@ -50,11 +50,12 @@ def attach_era(model: Model, min_entropy: float, *, head: str | None = None, **o
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}: attach_era(model, min_entropy) takes the model")
-    modules = dict(model.named_modules(remove_duplicate=False))
-    if head is not None and head not in modules:
-        raise ValueError(f"{type(model).__name__} has no layer head={head!r}: {_last_linear(model)}")
     names = _head_names(model) if head is None else [head]
-    floored = {name: _floored(modules[name], name, min_entropy, options) for name in names}
+    try:
+        layers = {name: model.get_submodule(name) for name in names}
+    except AttributeError:
+        raise ValueError(f"{type(model).__name__} has no layer head={head!r}: {_last_linear(model)}") from None
+    floored = {name: _floored(layer, name, min_entropy, options) for name, layer in layers.items()}
     if len(names) > 1:
         _check_mean(next(iter(floored.values())).activation)
     for name, layer in floored.items():
@@ -131,7 +132,7 @@ def _last_linear(model: nn.Module) -> str:
     names = [name for name, module in model.named_modules() if name and isinstance(module, nn.Linear)]
     if not names:
         return "none of its layers is a Linear, which the floor is put on"
-    return f"name its last layer, which may be attach_era(model, …, head={names[-1]!r})"
+    return f"name its last layer, for example attach_era(model, …, head={names[-1]!r})"
 
 
 def _floored(linear: nn.Module, name: str, min_entropy: float, options: dict[str, Any]) -> ERALinear:

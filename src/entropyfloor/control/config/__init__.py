@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from numbers import Real
 from typing import Any
 
 from entropyfloor.control.config.base import Backend, ControlConfig, required
@@ -42,17 +43,15 @@ CONFIGS: dict[str, type[ControlConfig]] = {name: kind for kind in _KINDS for nam
 """Class of each agent's settings."""
 
 
-def config_class(agent: str | None) -> type[ControlConfig]:
-    """Class of an agent's settings, for a parser of a command line: that of the default agent where none is named.
+def config_class(agent: str = "sac-era-exact") -> type[ControlConfig]:
+    """Class of an agent's settings, for a parser of a command line.
 
     Raises:
-        ValueError: An agent that does not exist; a parser would name those of the default class only.
+        ValueError: An agent that does not exist; a parser would name those of one class only.
     """
-    if agent is None or str(agent).startswith("-"):  # the next option: the parser asks for a name
-        return CONFIGS["sac-era-exact"]
-    if agent not in CONFIGS:
+    if (kind := CONFIGS.get(str(agent))) is None:
         raise ValueError(f"agent={agent!r} must be one of {', '.join(CONFIGS)}")
-    return CONFIGS[agent]
+    return kind
 
 
 def configure(agent: str, **settings: Any) -> ControlConfig:
@@ -71,7 +70,7 @@ def configure(agent: str, **settings: Any) -> ControlConfig:
     known = [field.name for field in fields(kind)]
     if unknown := sorted(set(settings) - set(known)):
         raise ValueError(f"{agent} has no setting {', '.join(unknown)}: it has {', '.join(known)}")
-    if isinstance(target := settings.get("target_entropy"), float | int):
+    if isinstance(target := settings.get("target_entropy"), Real):
         settings["target_entropy"] = str(target)
     return kind(agent=agent, **settings)
 
