@@ -253,6 +253,11 @@ def test_a_recipe_that_is_none_is_said(number, how, home, capsys):
     assert "small.toml" in err
 
 
+def test_an_agent_that_does_not_exist_is_named_with_its_recipe_and_arm(home, capsys):
+    (home / "small.toml").write_text(SMALL.replace('agent = "sac-era-exact"', 'agent = "td3"'))
+    assert "small.toml" in refused(["small.toml"], "arm era: agent='td3' must be one of sac, ", home, capsys)
+
+
 @pytest.mark.slow
 def test_what_a_recipe_may_not_say_is_set_on_the_command_line(home, capsys):
     text = 'title = ""\nsource = ""\ndomain = "vision"\nsettings = {download = false}\narms = {one = {}}\n'
