@@ -55,7 +55,7 @@ demo-language: $(VENV)/installed  ## Train a small language model on countdown b
 lint: $(VENV)/installed  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 test: lint  ## Run the checks of CI: style, types and the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'

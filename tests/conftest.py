@@ -21,6 +21,7 @@ import entropyfloor.torch
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)
 hypothesis.settings.load_profile("repeatable")
+gc.disable()  # until the tests are collected: what the libraries are made of stays, and need not be gone through
 torch.set_num_threads(1)
 jax.config.update("jax_enable_x64", True)  # float32 arrays stay float32; float64 ones become possible
 
@@ -83,6 +84,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("slow_but_first") and test in begun:
             item.add_marker("slow")
         begun.add(test)
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage again, but only what the tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", params=BACKENDS)

@@ -120,6 +120,7 @@ def test_neither_trainer_nor_simulator_state_nor_memory_is_needed(run, tmp_path,
         resume(copy)
 
 
+@pytest.mark.slow_but_first
 def test_a_run_without_a_checkpoint_is_refused(run, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("checkpoints"))
@@ -127,6 +128,7 @@ def test_a_run_without_a_checkpoint_is_refused(run, tmp_path):
         evaluate(copy)
 
 
+@pytest.mark.slow_but_first
 def test_a_limit_of_its_own_cuts_what_an_evaluation_plays(run):
     evaluate(run, episodes=1)
     whole = json.loads((run / "evaluation.json").read_text())["episode_length"]

@@ -323,6 +323,7 @@ def test_a_checkpoint_of_other_settings_is_refused(copied, tmp_path):
     assert read_run(copied).status["state"] == "finished"
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_serves(copied, finished):
     last = Run.open(copied).checkpoints()[-1]
     data = bytearray((last / "arrays.safetensors").read_bytes())

@@ -251,7 +251,13 @@ STEERED = 1.7
 """Scale of era-floor."""
 
 
-@pytest.mark.parametrize("name", CASES)
+def slow_with_stages(name):
+    """Of the losses, three with the stages of ERA are tested quickly."""
+    slow = name.endswith("-stage") and not name.startswith(("grpo-", "gspo-", "cispo-"))
+    return pytest.param(name, marks=pytest.mark.slow if slow else ())
+
+
+@pytest.mark.parametrize("name", [slow_with_stages(name) for name in CASES])
 def test_an_update_is_that_of_full_logits(name, tmp_path, monkeypatch):
     """Two minibatches, the second off-policy, in micro-batches; and every setting makes a difference to it."""
     of_arm, of_head = CASES[name]

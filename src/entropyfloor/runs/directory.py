@@ -123,16 +123,13 @@ class Run:
         if self._track is not None:
             self._track(line)
 
-    def save(
-        self, step: int, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any], *, keep: int = KEPT
-    ) -> Path:
-        """Write a checkpoint beside the others, then rename it, then drop all but the last `keep`.
+    def save(self, step: int, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> Path:
+        """Write a checkpoint beside the others, then rename it, then drop all but the last two.
 
         Args:
             step: Step of the run.
             arrays: Parameters, optimiser state, replay, …
             state: Values that JSON can hold: counters, states of generators, …
-            keep: Number of checkpoints that stay.
 
         Returns:
             Its directory.
@@ -153,7 +150,7 @@ class Run:
         partial.rename(final)
         self._step = max(self._step, step)
         files.sync(home)
-        for old in self.checkpoints()[:-keep]:
+        for old in self.checkpoints()[:-KEPT]:
             shutil.rmtree(old.rename(home / f".{old.name}.old"))  # a kill in between leaves no half of one
         return final
 
@@ -188,17 +185,14 @@ class Run:
         home = self.path / "checkpoints"
         return sorted(path for path in home.glob("[0-9]" * 12) if path.is_dir())
 
-    def latest(self, prefixes: tuple[str, ...] | None = None) -> Checkpoint | None:
+    def latest(self) -> Checkpoint | None:
         """The last checkpoint, or None.
-
-        Args:
-            prefixes: Read only the arrays whose names begin with one of these. The checksums cover all of them.
 
         Raises:
             ValueError: It is damaged, of another format, or of a run with other settings.
         """
         saved = self.checkpoints()
-        return checkpoint.load(saved[-1], checkpoint.fingerprint(self.config), prefixes) if saved else None
+        return checkpoint.load(saved[-1], checkpoint.fingerprint(self.config)) if saved else None
 
     def resume(self) -> Checkpoint | None:
         """Continue from the last checkpoint, or from the start if there is none.
