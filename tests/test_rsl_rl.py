@@ -150,7 +150,9 @@ def test_a_deviation_below_0_before_and_after():
 def test_refusals():
     with pytest.raises(ValueError, match="is above"):
         ERAGaussianDistribution(D, 10.0)
-    with pytest.raises(ValueError, match="head='era-exact' is solved for"):
+    with pytest.raises(
+        ValueError, match=r"head='era-exact' is solved for truncated actions, .* choose era or era-floor"
+    ):
         ERAGlobalGaussianDistribution(D, -1.0, head="era-exact")
 
 

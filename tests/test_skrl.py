@@ -116,6 +116,23 @@ def test_bounds_that_are_not_those_of_truncation_are_warned_of():
     build(gym.spaces.Box(-1.0, 1.0, (D,)))
 
 
+def test_what_is_no_continuous_policy_is_refused():
+    class Environment:
+        observation_space, device = gym.spaces.Box(-1.0, 1.0, (4,)), "cpu"
+        action_space = gym.spaces.Discrete(3)
+
+    with pytest.raises(TypeError, match=r"actions must be a Box, not Discrete\(3\): .*era_softmax"):
+        Policy(Environment)
+
+    class Forgetful(Policy):
+        def compute(self, inputs, role):
+            return super().compute(inputs, role)[0], {}
+
+    Environment.action_space = gym.spaces.Box(-1.0, 1.0, (D,))
+    with pytest.raises(ValueError, match=r'compute must return mean, {"log_std": raw_log_std}'):
+        Forgetful(Environment).act({"observations": torch.zeros(1, 4)})
+
+
 def test_the_example_of_the_docs():
     spaces = gym.spaces.Box(-1, 1, (4,)), gym.spaces.Box(-1, 1, (D,))
     policy = hosts.example("skrl")["Policy"](*spaces)

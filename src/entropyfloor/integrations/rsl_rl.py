@@ -101,4 +101,8 @@ class ERAGlobalGaussianDistribution(GaussianDistribution):
 
 
 def _policy(output_dim: int, target_entropy: float | str, head: Any = "era", **bounds: Any) -> GaussianPolicy:
+    if head == "era-exact":
+        raise ValueError(
+            "head='era-exact' is solved for truncated actions, and rsl_rl's are not: choose era or era-floor"
+        )
     return GaussianPolicy(output_dim, target_entropy, head, "normal", **bounds)

@@ -9,6 +9,7 @@ from entropyfloor.extras import require
 
 require("skrl", "skrl")
 
+from gymnasium.spaces import Box  # noqa: E402
 from skrl.models.torch import GaussianMixin  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.distributions import Normal  # noqa: E402
@@ -37,6 +38,7 @@ class ERAGaussianMixin(GaussianMixin):
         role: Role played by the model.
 
     Raises:
+        TypeError: The action space is not a Box.
         ValueError: A target that is out of reach, an unknown name, or a pair that does not exist.
 
     Examples:
@@ -65,6 +67,11 @@ class ERAGaussianMixin(GaussianMixin):
         log_std_max: float = 0.0,
         role: str = "",
     ) -> None:
+        if not isinstance(self.action_space, Box):
+            raise TypeError(
+                f"actions must be a Box, not {self.action_space}: of discrete ones, pass skrl's CategoricalMixin "
+                "the logits of entropyfloor.torch.functional.era_softmax"
+            )
         super().__init__(clip_log_std=False, role=role)
         bounds = log_std_min, log_std_max
         self.policy = GaussianPolicy(self.num_actions, target_entropy, head, distribution, *bounds)
@@ -77,8 +84,14 @@ class ERAGaussianMixin(GaussianMixin):
             )
 
     def act(self, inputs: dict[str, Any], *, role: str = "") -> tuple[Float[Tensor, "*batch D"], dict[str, Any]]:
-        """A sample, and in the dictionary its `log_prob` `[B, 1]`, `mean_actions` without noise, and `log_std`."""
+        """A sample, and in the dictionary its `log_prob` `[B, 1]`, `mean_actions` without noise, and `log_std`.
+
+        Raises:
+            ValueError: `compute` does not return raw log σ.
+        """
         mean, outputs = self.compute(inputs, role)
+        if "log_std" not in outputs:
+            raise ValueError('compute must return mean, {"log_std": raw_log_std}, both outputs of its network')
         loc, log_std = self.policy.parameters(mean, outputs["log_std"])
         acting = self.policy.distribution_of(loc, log_std)
         actions = acting.rsample()
