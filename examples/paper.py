@@ -42,9 +42,10 @@ The first command prints this list, with the arms of each recipe; the second pri
 `paper`, `gpu` or `cpu`. Figures share the runs of their recipes. [Recipes](run-directory.md#recipes) has more.
 
 Our runs are from two CPU cores, except for TD-MPC2's; raw data is in `results/`. Brackets are 95 % intervals
-over seeds (Student's t); core hours are those of all runs together. Where "Published" has no number, the text of
-the paper that we have has none. That text lacks the captions of figures 6 to 26: we placed a figure by
-what the text says of it, or else by the order of the text. Figures 6 and 7 are pictures of environments.
+over seeds (Student's t); hours are the sum over all runs, each on one core (the three of TD-MPC2 shared a GPU).
+Where "Published" has no number, the text of the paper that we have has none. That text lacks the captions of
+figures 6 to 26: we placed a figure by what the text says of it, or else by the order of the text. Figures 6 and 7
+are pictures of environments.
 `make figures` writes this page from `recipes/paper.toml` and `results/`.
 """
 
@@ -120,7 +121,7 @@ def page() -> str:
 def _section(place: Place) -> str:
     kind, number = place.name.split("-")
     title = f"{kind.replace('fig', 'figure').capitalize()} {number}"
-    hours = f" ({place.hours:.1f} core hours)" if place.hours else ""
+    hours = f" ({place.hours:.1f} hours)" if place.hours else ""
     rows = {
         "Recipes": ", ".join(f"`{name}`" for name in place.recipes),
         "Runs": "; ".join(f"{scale}: {place.size(scale)}" for scale in place.scales),

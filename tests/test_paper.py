@@ -87,7 +87,7 @@ def test_all_are_listed(capsys):
     assert main(["reproduce"]) == 0
     out = capsys.readouterr().out
     assert all(f"\n{name:<9}" in f"\n{out}" for name in PLACES)
-    for text in ("0.59 → 0.84", "not run", "`sac-era` 216 [53, 379]", "core hours", "320 runs of 1,000,000 steps"):
+    for text in ("0.59 → 0.84", "not run", "`sac-era` 216 [53, 379]", " hours)", "320 runs of 1,000,000 steps"):
         assert text in out
 
 

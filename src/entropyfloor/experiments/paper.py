@@ -51,7 +51,7 @@ class Place:
     note: str = ""
     measured: str = "not run"
     hours: float = 0.0
-    """Hours that our runs took, all of them together, on one CPU core each."""
+    """Sum of the hours that our runs took, most of them on one CPU core each."""
 
     def parts(self, scale: str, only: Sequence[str] = ()) -> list[Part]:
         """The recipes that draw it at a scale, with their arms; `only` chooses some of these arms."""
@@ -135,7 +135,7 @@ def listing() -> str:
 
 def _listed(place: Place) -> str:
     sizes = [f"{scale}: {place.size(scale)}" for scale in place.scales]
-    cost = f" ({place.hours:.1f} core hours)" if place.hours else ""
+    cost = f" ({place.hours:.1f} hours)" if place.hours else ""
     rows = {
         "recipes": "; ".join(place.drawn_by) or "none: there is nothing to run",
         "cost": "; ".join(sizes),
