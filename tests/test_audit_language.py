@@ -11,9 +11,13 @@ import tiny_language
 from entropyfloor import audit
 from entropyfloor.audit import language
 from entropyfloor.cli import main
+from entropyfloor.extras import shortened
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.model import files
+from entropyfloor.language.sampling.decoding import decode
 from entropyfloor.language.train import train
+from entropyfloor.torch.seeding import derived
+from tiny_families import MAMBA, build
 
 PROMPTS = ["What is 2+2?", "Say hello."]
 
@@ -70,6 +74,48 @@ def test_given_responses_are_measured_as_the_model_reads_them(model, tmp_path):
     tokens = tokenizer(rows[0]["response"], add_special_tokens=False).input_ids
     word = tokenizer.decode(tokens[int(entropies[0].argmax())])
     assert samples.labels[0] == f"What is 2+2? ⟶ four, I would say [most uncertain token: {word!r}]"
+
+
+def family_of(path, family, **options):
+    """Directory of a model of a family that is fairly sure of itself."""
+    words = tiny_language.tokenizer()
+    net = build(family, vocab_size=len(words), **options)
+    with torch.no_grad():
+        net.get_output_embeddings().weight.mul_(50)
+    net.save_pretrained(path)
+    words.save_pretrained(path)
+    return str(path)
+
+
+SCALED = [
+    ("granite", {"logits_scaling": 8.0}),
+    ("cohere", {"logit_scale": 0.25}),
+    ("falcon_h1", {**MAMBA, "lm_head_multiplier": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("family", "options"), SCALED, ids=[family for family, _ in SCALED])
+def test_a_model_that_scales_its_logits_is_sampled_and_measured_with_the_scale(family, options, prompts, tmp_path):
+    model = family_of(tmp_path / family, family, **options)
+    rows = [{"prompt": "Hi", "response": "hello there"}]
+    samples = language.language_model(model, rollouts=rollouts(tmp_path / "r.jsonl", rows), top_fraction=1.0)
+    assert samples.entropy == pytest.approx(token_entropies(model, *rows[0].values()).mean(), abs=1e-4)
+    net, tokenizer = files.load(model)
+    tokens, length = tokenizer(PROMPTS, add_special_tokens=False).input_ids, 12
+    seeds = [derived(0, i) for i in range(2)]
+    written = decode(net.eval(), tokens, limits=[length] * 2, seeds=seeds, ends=[net.config.eos_token_id])
+    sampled = language.language_model(model, prompts=prompts, max_new_tokens=length)
+    assert len(sampled.further[0].values) == sum(len(row.tokens) for row in written)
+    for label, row in zip(sampled.labels, written, strict=True):
+        text = tokenizer.decode(row.tokens, skip_special_tokens=True)
+        assert label.partition(" ⟶ ")[2].startswith(shortened(text))
+
+
+def test_a_model_whose_logits_would_be_others_is_refused(tmp_path):
+    model = family_of(tmp_path / "bert", "bert")
+    file = rollouts(tmp_path / "r.jsonl", [{"prompt": "Hi", "response": "hello"}])
+    with pytest.raises(ValueError, match=r"BertLMHeadModel cannot be measured here: .* Give a model of another"):
+        language.language_model(model, rollouts=file)
 
 
 def test_entropies_are_at_the_temperature(model, tmp_path):

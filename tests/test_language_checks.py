@@ -5,10 +5,13 @@ import re
 import pytest
 import torch
 
-from entropyfloor.language.model.forward import head_of, hidden_states, logits_of
+from entropyfloor.language.model.forward import Head, head_of, hidden_states, logit_factor, logits_of
 from entropyfloor.language.model.learning import checkpoint_layers, prepare_update
 from entropyfloor.language.sampling.checks import check_sampling, check_training
+from entropyfloor.torch import functional as F
 from tiny_families import MAMBA, build
+
+from transformers import AutoConfig  # isort: skip
 
 LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
 GROUPS = {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
@@ -18,9 +21,10 @@ QUICK = [
     ("gemma2", {"final_logit_softcapping": 0.1}, BOTH),
     ("phi", {}, BOTH),  # whose last layer has a bias
     ("qwen3_moe", {}, BOTH),
-    ("falcon_h1", {**MAMBA, "lm_head_multiplier": 0.5}, SAMPLED),
-    ("granite", {"logits_scaling": 4.0}, SAMPLED),
-    ("cohere", {}, SAMPLED),
+    ("falcon_h1", {**MAMBA, "lm_head_multiplier": 0.5}, BOTH),
+    ("granite", {"logits_scaling": 4.0}, BOTH),
+    ("cohere", {}, BOTH),
+    ("bert", {}, SAMPLED),  # whose last layer has another behind the hidden states
     ("mamba", {}, NEITHER),  # keeps another kind of cache
     ("rwkv", {}, NEITHER),  # reads padding as if it were a prompt
     ("bart", {}, NEITHER),  # counts positions through padding
@@ -39,8 +43,9 @@ SLOW = [
     ("qwen3_next", {"layer_types": ["linear_attention", "full_attention"]}, BOTH),
     ("jamba", {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 4}, BOTH),
     ("deepseek_v2", LATENT | GROUPS | {"num_key_value_heads": 4}, BOTH),
-    ("hyperclovax", {"logits_scaling": 2.0}, SAMPLED),
-    *((family, {}, SAMPLED) for family in ("cohere2", "bert", "electra", "llama4_text", "modernbert-decoder")),
+    ("hyperclovax", {"logits_scaling": 2.0}, BOTH),
+    ("cohere2", {}, BOTH),
+    *((family, {}, SAMPLED) for family in ("electra", "llama4_text", "modernbert-decoder")),
     *((family, {}, NEITHER) for family in ("falcon_mamba", "mbart", "pegasus", "openai-gpt", "xlm", "roberta")),
     ("recurrent_gemma", {"num_hidden_layers": 3}, NEITHER),
     ("mamba2", {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1}, NEITHER),
@@ -85,7 +90,7 @@ def test_families(family, options, expected):
 @pytest.mark.parametrize(
     ("family", "options", "reason"),
     [
-        ("falcon_h1", {**MAMBA, "lm_head_multiplier": 0.5}, "away from its last layer times"),
+        ("bert", {}, "away from its last layer times"),
         ("bart", {}, "away from those of the same tokens behind padding"),
         ("mamba", {}, "AttributeError: 'MambaOutput' object has no attribute 'past_key_values'"),
     ],
@@ -102,6 +107,28 @@ def test_numbers_that_are_not_finite_are_refused():
     with torch.no_grad():
         model.lm_head.weight[3, 3] = torch.nan
     assert refused(check_training, model)
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "factor"),
+    [
+        ("llama", {}, 1.0),
+        ("cohere", {"logit_scale": 0.25}, 0.25),
+        ("granite", {"logits_scaling": 8.0}, 0.125),
+        ("falcon_h1", {"lm_head_multiplier": 0.5}, 0.5),
+    ],
+)
+def test_factor_of_logits(family, options, factor):
+    assert logit_factor(AutoConfig.for_model(family, **options)) == factor
+
+
+def test_the_factor_stands_before_a_soft_cap():
+    head = Head(torch.randn(9, 4), torch.randn(9), softcap=0.7, factor=0.3)
+    hidden, targets = torch.randn(5, 4), torch.arange(5)
+    found, _ = F.token_log_probs(hidden, head.weight, targets, bias=head.bias, **head.scaling(0.5))
+    logits = 0.7 * torch.tanh(0.3 * (hidden @ head.weight.T + head.bias) / 0.7)
+    torch.testing.assert_close(logits_of(hidden, head), logits)
+    torch.testing.assert_close(found, (logits / 0.5).log_softmax(-1).gather(1, targets[:, None])[:, 0])
 
 
 # --- dropout ---------------------------------------------------------------------------------------------

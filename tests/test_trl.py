@@ -140,14 +140,14 @@ def test_bias_correction_of_the_kl_divergence(models, tmp_path):
     assert largest_difference(trainer.model, model) < 1e-5
 
 
-def our_scores(model, rollout, **options):
+def our_scores(model, rollout):
     """Output of the head for the tokens of responses."""
     tokens = torch.cat([rollout["prompt_ids"], rollout["completion_ids"]], 1)
     mask = torch.cat([rollout["prompt_mask"], rollout["completion_mask"]], 1)
     length = rollout["completion_ids"].shape[1]
     hidden = model.base_model(tokens, attention_mask=mask).last_hidden_state[:, -length - 1 : -1]
     targets = rollout["completion_ids"].masked_fill(rollout["completion_mask"] == 0, -100)
-    return token_scores(hidden, head_of(model), targets, HeadOptions(2.0, 1.0, None, False), **options)
+    return token_scores(hidden, head_of(model), targets, HeadOptions(2.0, 1.0, None, False))
 
 
 # --- beside TRL ------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("trl")
 
 from entropyfloor.integrations.trl import ERAGRPOConfig, ERAGRPOTrainer
-from entropyfloor.integrations.trl.head import HeadOptions, logit_factor
+from entropyfloor.integrations.trl.head import HeadOptions
 from entropyfloor.integrations.trl.loss import ScaledPolicy, loss_mask
 from entropyfloor.integrations.trl.trainer import check_version
 from entropyfloor.language import losses
@@ -384,21 +384,6 @@ def test_a_factor_of_logits_that_is_not_positive_is_refused(tmp_path):
             run=False,
             model=build("cohere", vocab_size=len(WORDS), logit_scale=-1.0),
         )
-
-
-@pytest.mark.parametrize(
-    ("family", "options", "factor"),
-    [
-        ("llama", {}, 1.0),
-        ("cohere", {"logit_scale": 0.25}, 0.25),
-        ("granite", {"logits_scaling": 8.0}, 0.125),
-        ("falcon_h1", {"lm_head_multiplier": 0.5}, 0.5),
-    ],
-)
-def test_factor_of_logits(family, options, factor):
-    from transformers import AutoConfig
-
-    assert logit_factor(AutoConfig.for_model(family, **options)) == factor
 
 
 def test_without_trl_the_extra_is_named():

@@ -19,8 +19,9 @@ from entropyfloor.language.evaluate import STREAM
 from entropyfloor.language.load import read_trained
 from entropyfloor.language.losses import forking_tokens
 from entropyfloor.language.model import files
-from entropyfloor.language.model.forward import context_of, device_of, rows_of
+from entropyfloor.language.model.forward import Policy, context_of, device_of, rows_of
 from entropyfloor.language.prepare import adapt_task, as_evaluated, hyperparameters_of, sampling_of
+from entropyfloor.language.sampling.checks import check_logits, check_sampling
 from entropyfloor.language.sampling.engines.base import template as template_of
 from entropyfloor.language.sampling.rollout import Responses, aligned, sample
 from entropyfloor.language.tasks.rows import QUESTION_COLUMNS, column_of, read_rows, reply_of, turns_of, value_of
@@ -115,7 +116,8 @@ def language_model(
         top_fraction: Share of the tokens of a response that its entropy is the mean of, those with the highest.
 
     Raises:
-        ValueError: The model or the file cannot be read, or prompt and response do not fit into the context.
+        ValueError: The model or the file cannot be read, the logits computed here would not be the model's own, or
+            prompt and response do not fit into the context.
     """
     if (prompts is None) == (rollouts is None):
         raise ValueError("give either --prompts, for responses of the model, or --rollouts, responses to read")
@@ -128,10 +130,12 @@ def language_model(
     column = column_of(rows, None, QUESTION_COLUMNS, "prompts", str(path))
     net, tokenizer = files.load(model, chat=chat)
     net = net.to(device_of("auto")).eval()  # type: ignore[arg-type]
+    check_logits(net, "measured")
     each = samples if rollouts is None else 1
     chats = [turns_of(value_of(row, column), chat=chat) for row in rows for _ in range(each)]
     asked = [_prompt(turns, template, tokenizer) for turns in chats]
     if rollouts is None:
+        check_sampling(net, Policy(net))
         longest = max(map(len, encode(tokenizer, asked, rows=rows_of(net), special=not chat)))
         _check_context(net, longest, max_new_tokens)
         responses = sample(

@@ -371,14 +371,13 @@ def head_arguments(
     with autocast(policy.device, hp.precision):
         hidden = hidden_states(policy, responses.tokens, responses.mask)
     head = head_of(policy)
-    arguments = {
+    arguments: dict[str, Any] = {
         "hidden": hidden[:, -length - 1 : -1],
         "weight": head.weight,
         "bias": head.bias,
-        "softcap": head.softcap,
         "targets": responses.targets.masked_fill(~responses.response_mask, IGNORED),
-        "temperature": hp.temperature,
         "ignore_index": IGNORED,
+        **head.scaling(hp.temperature),
     }
     if hp.top_k is not None and advantages is not None:
         arguments |= {"top_k": hp.top_k, "top_k_rows": (advantages > 0)[:, None].expand(-1, length)}

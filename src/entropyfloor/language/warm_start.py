@@ -113,8 +113,8 @@ def imitation_loss(
         head.weight,
         tokens[:, width:].masked_fill(~in_response, IGNORED),
         bias=head.bias,
-        softcap=head.softcap,
         ignore_index=IGNORED,
+        **head.scaling(),
     )
     return -log_probs.sum() / in_response.sum()
 

@@ -46,9 +46,7 @@ def add_era_head(model: PreTrainedModel) -> None:
         ValueError: The last layer is not linear, or its logits are multiplied by a number that is not positive.
     """
     config: Any = model.config.get_text_config()
-    factor, usual = logit_factor(config), model.forward
-    if not factor > 0:
-        raise ValueError(f"the config of the model multiplies logits by {factor}: it must be positive")
+    usual = model.forward
     head_of(model)
 
     @functools.wraps(usual)
@@ -58,7 +56,7 @@ def add_era_head(model: PreTrainedModel) -> None:
         labels = kwargs.pop("labels")
         kwargs.pop("fused_lm_head", None)
         output = self.base_model(*args, **kwargs | {"use_cache": False})
-        scores = token_scores(output.last_hidden_state[:, :-1], head_of(self), labels[:, 1:], era, factor)
+        scores = token_scores(output.last_hidden_state[:, :-1], head_of(self), labels[:, 1:], era)
         if kwargs.get("output_router_logits"):
             experts = config.num_experts, config.num_experts_per_tok
             scores.aux_loss = load_balancing_loss_func(output.router_logits, *experts, kwargs["attention_mask"])
@@ -67,9 +65,7 @@ def add_era_head(model: PreTrainedModel) -> None:
     model.forward = MethodType(forward, model)
 
 
-def token_scores(
-    hidden: Tensor, head: Head, targets: Tensor, options: HeadOptions, factor: float = 1.0
-) -> FusedCausalLMOutput:
+def token_scores(hidden: Tensor, head: Head, targets: Tensor, options: HeadOptions) -> FusedCausalLMOutput:
     """Log-probs `[B, L, S]` at S scales, and entropies `[B, L]` of the unscaled policy.
 
     Both are 0 where a target is ignored. The scales are those of `token_log_probs_all_scales`: 1, k and 1/k, from
@@ -81,7 +77,6 @@ def token_scores(
         head: The last layer.
         targets: Next tokens, `[B, L]`.
         options: Arguments of the head.
-        factor: Number that the model multiplies its logits with, before a soft cap.
     """
     hidden, targets = hidden.to(head.weight.device), targets.to(head.weight.device)
     scored = targets != IGNORED
@@ -90,7 +85,6 @@ def token_scores(
     if torch.is_autocast_enabled(kind) and not options.float32:  # as a linear layer
         precision = torch.get_autocast_dtype(kind)
         hidden, weight = hidden.to(precision), weight.to(precision)
-    # c tanh(f z / c) / T = c' tanh(z / c') / T' with c' = c / f and T' = T / f.
     scaled = options.k > 1
     scale: dict[str, Any] = {"k": options.k} if scaled else {}
     at_scales = functools.partial(
@@ -100,8 +94,7 @@ def token_scores(
         targets[scored],
         **scale,
         bias=bias,
-        temperature=options.temperature / factor,
-        softcap=None if head.softcap is None else head.softcap / factor,
+        **head.scaling(options.temperature),
     )
     with torch.autocast(kind, enabled=False):
         log_probs, entropy = at_scales()
@@ -131,17 +124,6 @@ def log_probs_of(scores: Tensor, scale: Tensor, filtered: Tensor | None) -> Tens
     if filtered is None:
         return log_probs
     return torch.where(filtered[:, None], F.log_probs_at(by_scale[3:], scale), log_probs)
-
-
-def logit_factor(config: Any) -> float:
-    """The number that a model multiplies its logits with, 1 for most; families have their own names for it."""
-    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
-        if (factor := getattr(config, name, None)) is not None:
-            return float(factor)
-    divisor = getattr(config, "logits_scaling", None)
-    if divisor is None:
-        return 1.0
-    return float(divisor) if config.model_type == "hyperclovax" else 1 / divisor
 
 
 def _whole(parameter: Tensor) -> Tensor:

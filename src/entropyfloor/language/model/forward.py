@@ -25,6 +25,14 @@ class Head(NamedTuple):
     weight: Float[Tensor, "V D"]
     bias: Float[Tensor, " V"] | None
     softcap: float | None
+    factor: float = 1.0
+    """Number that the model multiplies its logits by, before a soft cap."""
+
+    def scaling(self, temperature: float = 1.0) -> dict[str, Any]:
+        """Arguments `temperature` and `softcap` of `token_log_probs`, which has none for a factor."""
+        # c tanh(f z / c) / T = c' tanh(z / c') / T' with c' = c / f and T' = T / f.
+        softcap = None if self.softcap is None else self.softcap / self.factor
+        return {"temperature": temperature / self.factor, "softcap": softcap}
 
 
 def device_of(name: str) -> torch.device:
@@ -78,14 +86,29 @@ def head_of(model: PreTrainedModel) -> Head:
     """The last layer of a model.
 
     Raises:
-        ValueError: It is not a linear layer.
+        ValueError: It is not a linear layer, or its logits are multiplied by a number that is not positive.
     """
     layer: Any = model.get_output_embeddings()
     if not isinstance(layer, torch.nn.Linear):
         raise ValueError(
             f"the last layer of {type(model).__name__} is {type(layer).__name__}: it must be a Linear"
         )
-    return Head(layer.weight, layer.bias, getattr(model.config.get_text_config(), "final_logit_softcapping", None))
+    config: Any = model.config.get_text_config()
+    factor = logit_factor(config)
+    if not factor > 0:
+        raise ValueError(f"the config of the model multiplies logits by {factor}: it must be positive")
+    return Head(layer.weight, layer.bias, getattr(config, "final_logit_softcapping", None), factor)
+
+
+def logit_factor(config: Any) -> float:
+    """The number that a model multiplies its logits by, 1 for most; families have their own names for it."""
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        if (factor := getattr(config, name, None)) is not None:
+            return float(factor)
+    divisor = getattr(config, "logits_scaling", None)
+    if divisor is None:
+        return 1.0
+    return float(divisor) if config.model_type == "hyperclovax" else 1 / divisor
 
 
 def hidden_states(
@@ -100,7 +123,7 @@ def hidden_states(
 
 def logits_of(hidden: Float[Tensor, "*B D"], head: Head) -> Float[Tensor, "*B V"]:
     """Logits of the last layer, in the precision of its weights."""
-    logits = torch.nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias)
+    logits = head.factor * torch.nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias)
     return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
 
 

@@ -1,7 +1,7 @@
-"""Checks that a model can be trained or sampled: padding, a cache and our last layer must keep its logits.
+"""Checks that a model can be trained, sampled or measured: padding, a cache and our last layer keep its logits.
 
-Some families scale their logits, count positions through padding or keep another kind of cache, and which ones
-changes with every release of transformers. So no names are listed: logits of a few tokens are compared.
+Some families have a last layer of another form, count positions through padding or keep another kind of cache, and
+which ones changes with every release of transformers. So no names are listed: logits of a few tokens are compared.
 """
 
 from __future__ import annotations
@@ -26,14 +26,26 @@ TOLERANCE = 3.0
 """Limit of differences, in square roots of the machine epsilon, relative to the largest logit: 1e-3 in float32."""
 
 
-@torch.no_grad()
 def check_training(model: PreTrainedModel) -> None:
     """Refuse a model, in evaluation mode on its device, whose logits in an update would not be its own.
 
     Raises:
-        ValueError: Its last layer does not give its logits, or `check_sampling` refuses it.
+        ValueError: `check_logits` or `check_sampling` refuses it.
     """
-    head, long, use = head_of(model), _tokens(model), "trained"
+    check_logits(model, "trained")
+    check_sampling(model, Policy(model), "trained")
+
+
+@torch.no_grad()
+def check_logits(model: PreTrainedModel, use: str) -> None:
+    """Refuse a model, in evaluation mode on its device, whose logits `token_log_probs` would not compute.
+
+    `use` stands in the message.
+
+    Raises:
+        ValueError: Its last layer does not give its logits, or padding changes them.
+    """
+    head, long = head_of(model), _tokens(model)
     gap = LONG - SHORT
 
     def in_a_batch() -> Tensor:
@@ -46,7 +58,6 @@ def check_training(model: PreTrainedModel) -> None:
     batched = _logits(model, use, in_a_batch)
     _compare(model, use, alone[0], batched[0], "its last layer times the hidden states")
     _compare(model, use, alone[1], batched[1, gap:], "those of the same tokens behind padding")
-    check_sampling(model, Policy(model), use)
 
 
 @torch.no_grad()
