@@ -16,6 +16,7 @@ from torch.distributions import Normal
 
 import hosts
 import reference
+from entropyfloor.audit import exported
 from entropyfloor.integrations.rsl_rl import ERAGaussianDistribution, ERAGlobalGaussianDistribution
 from hosts import D
 
@@ -111,6 +112,17 @@ def test_export_and_checkpoints_keep_the_mean(name, tmp_path):
     other = trained(name, iterations=0)
     other.load(tmp_path / "model.pt")
     torch.testing.assert_close(other.alg.actor(observations).detach(), mean, rtol=0, atol=0)
+
+
+def test_an_audit_reads_the_std_that_acts_from_a_checkpoint(tmp_path):
+    runner, other = trained(CLASSES[1]), trained(CLASSES[1], iterations=0)
+    runner.save(tmp_path / "model.pt")
+    other.load(tmp_path / "model.pt")
+    found = exported.std_of((), tmp_path / "model.pt")
+    for actor in (runner.alg.actor, other.alg.actor):
+        actor(observed(1), stochastic_output=True)
+        np.testing.assert_allclose(found, actor.output_std[0].detach(), rtol=1e-6)
+    assert found.std() > 1e-4  # it has been learned
 
 
 @pytest.mark.parametrize("name", CLASSES)

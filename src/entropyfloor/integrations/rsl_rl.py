@@ -13,6 +13,7 @@ from entropyfloor.extras import require
 
 require("rsl", "rsl_rl")
 
+import torch  # noqa: E402
 from rsl_rl.modules.distribution import (  # noqa: E402
     GaussianDistribution,
     HeteroscedasticGaussianDistribution,
@@ -69,6 +70,8 @@ class ERAGaussianDistribution(HeteroscedasticGaussianDistribution):
 class ERAGlobalGaussianDistribution(GaussianDistribution):
     """Gaussian with one σ for all states, as rsl_rl's default, and an entropy of at least the target.
 
+    A checkpoint has the learned `raw_log_std`, and beside it the `std` that acts, for whoever reads the file.
+
     Args:
         output_dim: D.
         target_entropy: H0 for the whole action: nats, or a rule in D such as `"-0.3*A"`.
@@ -91,13 +94,23 @@ class ERAGlobalGaussianDistribution(GaussianDistribution):
 
     def __init__(self, output_dim: int, target_entropy: float | str, **options: Any) -> None:
         super().__init__(output_dim, std_type="log")
-        nn.init.zeros_(self.log_std_param)  # raw log σ
+        del self.log_std_param  # by that name a checkpoint would say that it is log σ
+        self.raw_log_std = nn.Parameter(torch.zeros(output_dim))
         self.policy = _policy(output_dim, target_entropy, **{"head": "era-floor", **options})
 
     def update(self, mlp_output: Float[Tensor, "*batch D"]) -> None:
         """Set π(·|s) from the outputs of the network, the mean, and the raw log σ of all states."""
-        mean, log_std = self.policy.parameters(mlp_output, self.log_std_param)
+        mean, log_std = self.policy.parameters(mlp_output, self.raw_log_std)
         self._distribution = Normal(mean, log_std.exp().expand_as(mean))
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        raw = self.raw_log_std.detach()
+        destination[f"{prefix}std"] = self.policy.parameters(torch.zeros_like(raw), raw)[1].exp()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.pop(f"{prefix}std", None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _policy(output_dim: int, target_entropy: float | str, head: Any = "era", **bounds: Any) -> GaussianPolicy:
