@@ -156,7 +156,7 @@ def test_an_environment_is_played_by_the_mode_action(home):
         observation, *_ = env.step(model.predict(observation, deterministic=True)[0])
     assert samples.labels[-1] == "episode 0, step 199"
     read = stable_baselines.read(file)
-    found, labels = policies._visited(read, "gym/Pendulum-v1", 1, 3)
+    _, found, labels = policies._visited(read, "gym/Pendulum-v1", 1, 3)
     assert len(labels) == 200
     assert found == pytest.approx(np.stack(visited), abs=2e-3)
 
@@ -495,6 +495,82 @@ def test_a_checkpoint_without_one_std_is_refused(content, tmp_path, monkeypatch)
     with pytest.raises(ValueError, match=r"std_from=.*give --std"):
         exported.std_of((), tmp_path / "model.pt")
     assert not Path("x").exists()
+
+
+class Torques(torch.nn.Module):
+    """A policy that gives mean actions and standard deviations in the environment's own units."""
+
+    def forward(self, x: torch.Tensor):
+        return torch.tensor([[1.5, -0.25]]).expand(len(x), 2), torch.full((len(x), 2), 0.3)
+
+
+class Asymmetric(gymnasium.Env):
+    """An environment that remembers the actions that it was given."""
+
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (3,))
+    action_space = gymnasium.spaces.Box(np.array([-2.0, -1.0]), np.array([6.0, 0.0]), dtype=np.float64)
+    taken: list = []  # noqa: RUF012
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        self.taken.append(action.tolist())
+        return np.zeros(3, np.float32), 0.0, False, False, {}
+
+
+@pytest.fixture
+def asymmetric():
+    """Its name; two steps are an episode."""
+    gymnasium.register("Asymmetric-v0", Asymmetric, max_episode_steps=2)
+    Asymmetric.taken.clear()
+    yield "gym/Asymmetric-v0"
+    del gymnasium.registry["Asymmetric-v0"]
+
+
+def test_a_normal_policy_acts_in_the_units_of_the_environment(asymmetric, tmp_path):
+    options = {"env": asymmetric, "episodes": 1, "distribution": "normal", "trust": True}
+    file = script(Torques(), tmp_path / "p.pt")
+    samples = policies.policy(file, **options)
+    assert Asymmetric.taken == [[1.5, -0.25]] * 2
+    expected = audit.gaussian.saturated(
+        "normal", np.array([1.5, -0.25]), np.array([0.3]), np.array([-2.0, -1.0]), np.array([6.0, 0.0])
+    )
+    assert samples.saturation.shares == pytest.approx(expected)
+    Asymmetric.taken.clear()
+    policies.policy(file, **options, bounds=(-2.0, 2.0))  # of training, where actions were scaled to those here
+    assert Asymmetric.taken == [[5.0, -0.5625]] * 2
+
+
+@pytest.fixture
+def export_of(tmp_path):
+    """Writer of a normal policy as ONNX, with metadata."""
+    pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    given, *out = (onnx.helper.make_tensor_value_info(name, 1, None) for name in ("x", "loc", "scale"))
+    nodes = [onnx.helper.make_node(kind, ["x"], [name]) for kind, name in (("Neg", "loc"), ("Sigmoid", "scale"))]
+    graph = onnx.helper.make_graph(nodes, "g", [given], out)
+
+    def write(**metadata):
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+        onnx.helper.set_model_props(model, metadata)
+        onnx.save(model, tmp_path / "p.onnx")
+        return tmp_path / "p.onnx"
+
+    return write
+
+
+def test_a_normal_policy_that_this_package_exported_acts_in_the_unit_box(export_of):
+    assert exported.read(export_of(), distribution="normal").low is None
+    read = exported.read(export_of(distribution="normal", agent="ppo"))
+    assert (read.low, read.high) == (-1.0, 1.0)
+    assert policies.measure(read, OBSERVATIONS, [""] * 50).saturation is not None
+
+
+def test_the_export_of_mnse_is_refused(export_of):
+    with pytest.raises(ValueError, match=r"before its mapping of actions: audit its run instead"):
+        exported.read(export_of(distribution="tanh", agent="mnse"))
 
 
 class Both(Mean):

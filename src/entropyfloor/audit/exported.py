@@ -48,6 +48,10 @@ def read(
     if unknown := sorted(set(outputs) - {*NAMES, "other"}):
         raise ValueError(f"outputs={unknown[0]!r} must be one of {', '.join(NAMES)}, other")
     network = _open(file, trust)
+    if network.metadata.get("agent") == "mnse":
+        raise ValueError(
+            f"{file} gives loc and scale of mnse before its mapping of actions: audit its run instead"
+        )
     places = _places(outputs, network.names)
     kind: Any = distribution or network.metadata.get("distribution")
     if "logits" in places and kind is None:
@@ -73,6 +77,8 @@ def read(
             raise ValueError(f"{file} has {loc.shape[-1]} actions, and std {scale.shape[-1]} numbers")
         return loc, np.broadcast_to(scale, loc.shape)
 
+    if bounds is None and network.metadata.get("distribution") == "normal":
+        bounds = (-1.0, 1.0)  # a file of `entropyfloor export`
     low = high = None
     if bounds is not None:
         if not bounds[0] < bounds[1]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,7 +51,8 @@ def policy(
         std: Standard deviation of each component of the action, or one for all, where the file gives only the
             mean.
         std_from: Checkpoint of rsl_rl to read it from.
-        bounds: Range that the environment clips the actions of a normal policy to.
+        bounds: Range that the environment clips the actions of a normal policy to. By default that of each component
+            in --env, or [-1, 1] for a file of entropyfloor export.
         trust: Run a TorchScript file, which is a program: it may read and write files.
 
     Raises:
@@ -77,7 +79,7 @@ def policy(
         )
     if states is None:
         assert env is not None
-        states, labels = _visited(read, env, episodes, seed)
+        read, states, labels = _visited(read, env, episodes, seed)
     else:
         labels = numbered("states", range(len(states)))
     return measure(read, states, labels)
@@ -186,8 +188,8 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _visited(read: FilePolicy, env: str, episodes: int, seed: int) -> tuple[np.ndarray, list[str]]:
-    """The states that the mode action visits, and their labels."""
+def _visited(read: FilePolicy, env: str, episodes: int, seed: int) -> tuple[FilePolicy, np.ndarray, list[str]]:
+    """The policy with the bounds of its actions, the states that its mode action visits, and their labels."""
     if episodes < 1:
         raise ValueError(f"episodes={episodes} must be at least 1")
     from gymnasium.spaces import Discrete
@@ -205,6 +207,9 @@ def _visited(read: FilePolicy, env: str, episodes: int, seed: int) -> tuple[np.n
     gives = _actions(read.at(np.zeros((1, wanted), np.float32))[0].shape[1], discrete=discrete)
     if takes != gives:
         raise ValueError(f"{env} takes {takes}, and {read.model} gives {gives}")
+    if read.distribution == "normal" and read.low is None:
+        own: Any = world.unwrapped.action_space
+        read = replace(read, low=own.low.ravel(), high=own.high.ravel())
     evaluator = Evaluator(
         world,
         lambda *_: None,  # type: ignore[arg-type]  # the file's policy acts, not one of ours
@@ -215,7 +220,7 @@ def _visited(read: FilePolicy, env: str, episodes: int, seed: int) -> tuple[np.n
     played = [evaluator.play(None, seed + i).observations for i in range(episodes)]
     world.close()
     labels = [f"episode {i}, step {t}" for i, states in enumerate(played) for t in range(len(states))]
-    return np.concatenate(played), labels
+    return read, np.concatenate(played), labels
 
 
 def _actions(count: int, *, discrete: bool) -> str:
