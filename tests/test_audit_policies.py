@@ -330,6 +330,29 @@ def test_features_that_the_weights_do_not_show_are_refused(home):
         stable_baselines.read(file)
 
 
+class Pictures(gymnasium.Env):
+    """An environment of small images, in which PPO may have the policy of vectors."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (5, 4, 3), np.uint8)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros((5, 4, 3), np.uint8), {}
+
+    def step(self, action):
+        return np.zeros((5, 4, 3), np.uint8), 0.0, False, True, {}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("library", ["stable_baselines3", pytest.param("sbx", marks=pytest.mark.slow)])
+def test_policies_of_vectors_on_images_are_refused(library, tmp_path, single):
+    module = pytest.importorskip(library)
+    module.PPO("MlpPolicy", Pictures(), n_steps=8, batch_size=8, device="cpu").save(tmp_path / "pictures.zip")
+    with pytest.raises(ValueError, match="its observations are images, which the library prepares"):
+        stable_baselines.read(tmp_path / "pictures.zip")
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
@@ -569,7 +592,7 @@ def test_a_normal_policy_that_this_package_exported_acts_in_the_unit_box(export_
 
 
 def test_the_export_of_mnse_is_refused(export_of):
-    with pytest.raises(ValueError, match=r"before its mapping of actions: audit its run instead"):
+    with pytest.raises(ValueError, match=r"before its mapping of actions: audit its run"):
         exported.read(export_of(distribution="tanh", agent="mnse"))
 
 

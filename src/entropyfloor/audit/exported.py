@@ -49,9 +49,7 @@ def read(
         raise ValueError(f"outputs={unknown[0]!r} must be one of {', '.join(NAMES)}, other")
     network = _open(file, trust)
     if network.metadata.get("agent") == "mnse":
-        raise ValueError(
-            f"{file} gives loc and scale of mnse before its mapping of actions: audit its run instead"
-        )
+        raise ValueError(f"{file} gives loc and scale of mnse before its mapping of actions: audit its run")
     places = _places(outputs, network.names)
     kind: Any = distribution or network.metadata.get("distribution")
     if "logits" in places and kind is None:

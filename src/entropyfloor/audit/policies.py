@@ -51,8 +51,8 @@ def policy(
         std: Standard deviation of each component of the action, or one for all, where the file gives only the
             mean.
         std_from: Checkpoint of rsl_rl to read it from.
-        bounds: Range that the environment clips the actions of a normal policy to. By default that of each component
-            in --env, or [-1, 1] for a file of entropyfloor export.
+        bounds: Range that the environment clips the actions of a normal policy to: by default that of each of its
+            components in --env, or [-1, 1] for a file of entropyfloor export.
         trust: Run a TorchScript file, which is a program: it may read and write files.
 
     Raises:

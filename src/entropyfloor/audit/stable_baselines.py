@@ -66,6 +66,7 @@ def read(file: Path) -> FilePolicy:
         data = json.loads(parts["data"])
         if not isinstance(data, dict):
             raise ValueError("its `data` is no object")
+        _check_observations(data)
         low, high, actions = _actions(data)
         if "sbx" in str(_entry(data, "policy").get(":type:", "")):
             actor = _of_sbx(data, actions)
@@ -107,9 +108,22 @@ def _unpickled(data: Mapping[str, Any], name: str) -> Any:
     return inert.unpickle(base64.b64decode(_entry(data, name)[":serialized:"]))
 
 
+def _check_observations(data: Mapping[str, Any]) -> None:
+    """Refuse images, whatever the policy: Stable-Baselines3 transposes and scales them, SBX transposes them."""
+    if _kind(data, "observation_space") == "Box":
+        low = inert.array(_unpickled(data, "observation_space").state["low"])
+        if low.ndim == 3 and low.dtype == np.uint8:
+            raise ValueError("its observations are images, which the library prepares: only vectors are read")
+
+
+def _kind(data: Mapping[str, Any], space: str) -> str:
+    """The kind of a space, such as Box or Discrete."""
+    return str(_entry(data, space).get(":type:", "")).rstrip("'>").rpartition(".")[2]
+
+
 def _actions(data: Mapping[str, Any]) -> tuple[np.ndarray | None, np.ndarray | None, str]:
     """Bounds of the actions, where they are continuous, and the kind of their space: Box or Discrete."""
-    kind = str(_entry(data, "action_space").get(":type:", "")).rstrip("'>").rpartition(".")[2]
+    kind = _kind(data, "action_space")
     if kind == "Discrete":
         return None, None, kind
     if kind != "Box":
