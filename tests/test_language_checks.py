@@ -5,9 +5,11 @@ import re
 import pytest
 import torch
 
+import tiny_language
 from entropyfloor.language.model.forward import Head, head_of, hidden_states, logit_factor, logits_of
 from entropyfloor.language.model.learning import checkpoint_layers, prepare_update
 from entropyfloor.language.sampling.checks import check_sampling, check_training
+from entropyfloor.language.warm_start import imitation_loss
 from entropyfloor.torch import functional as F
 from tiny_families import MAMBA, build
 
@@ -129,6 +131,14 @@ def test_the_factor_stands_before_a_soft_cap():
     logits = 0.7 * torch.tanh(0.3 * (hidden @ head.weight.T + head.bias) / 0.7)
     torch.testing.assert_close(logits_of(hidden, head), logits)
     torch.testing.assert_close(found, (logits / 0.5).log_softmax(-1).gather(1, targets[:, None])[:, 0])
+
+
+def test_the_factor_counts_in_a_warm_start():
+    words = tiny_language.tokenizer()
+    model = build("granite", vocab_size=len(words), logits_scaling=0.1)
+    tokens = words(["Hi there"], return_tensors="pt").input_ids
+    expected = torch.nn.functional.cross_entropy(model(input_ids=tokens).logits[0, 1:-1], tokens[0, 2:])
+    torch.testing.assert_close(imitation_loss(model, words, ["Hi"], [" there"]), expected)
 
 
 # --- dropout ---------------------------------------------------------------------------------------------
