@@ -5,7 +5,7 @@
 writes `src/entropyfloor/recipes/measured.toml`, which `entropyfloor reproduce` shows, and `docs/paper.md`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import tomli_w
@@ -59,25 +59,28 @@ def measured(place: Place) -> dict[str, str | float]:
     seconds = sum(float(seed.record.clock[1].max()) for group in groups for seed in group.seeds)
     return {
         "measured": "; ".join(
-            [*(_sentence(each, place) for each in comparisons), *_over_tasks(comparisons, place)]
+            [*(each for one in comparisons for each in _sentences(one, place)), *_over_tasks(comparisons, place)]
         ),
         "hours": round(seconds / 3600, 1),
     }
 
 
-def _sentence(comparison: Comparison, place: Place) -> str:
-    """The groups of an environment, in the order of the place."""
+def _sentences(comparison: Comparison, place: Place) -> Iterator[str]:
+    """The groups of an environment, in the order of the place, those with most seeds first."""
     domain, groups, column = comparison.domain, comparison.groups, _column(comparison, place)
     by_path = {group.seeds[0].record.path.parent.relative_to(ROOT / "results"): group for group in groups}
     paths = [path for path in map(Path, place.ours) if path in by_path]
     names = [path.name for path in paths]
     if len(set(names)) < len(names):
         names = ["/".join(path.parts[-2:]).replace(SUFFIX, "") for path in paths]
-    values = [_value(by_path[path], column) for path in paths]
-    (seeds,) = {len(group.seeds) for group in groups}  # the sentence has one number for all
     where = f"{comparison.env}, {max(group.steps[-1] for group in groups):,} {domain.step_label.lower()}"
-    listed = ", ".join(f"`{name}` {value}" for name, value in zip(names, values, strict=True))
-    return f"{column.label} on {where}, {seeds} {'seed' if seeds == 1 else 'seeds'}: {listed}"
+    for seeds in sorted({len(group.seeds) for group in groups}, reverse=True):
+        listed = ", ".join(
+            f"`{name}` {_value(by_path[path], column)}"
+            for name, path in zip(names, paths, strict=True)
+            if len(by_path[path].seeds) == seeds
+        )
+        yield f"{column.label} on {where}, {seeds} {'seed' if seeds == 1 else 'seeds'}: {listed}"
 
 
 def _over_tasks(comparisons: Sequence[Comparison], place: Place) -> list[str]:
