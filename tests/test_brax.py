@@ -113,6 +113,14 @@ def test_a_network_for_another_distribution_is_refused():
         factory(4, D)
 
 
+@pytest.mark.parametrize(("head", "reason"), [("shares", "two raw outputs"), ("era-batch", "a running mean")])
+@pytest.mark.parametrize("size", [2, D])
+def test_heads_that_need_more_than_brax_has_are_refused(head, reason, size):
+    """With two dimensions the outputs of one dimension for `shares` have a shape that broadcasts."""
+    with pytest.raises(ValueError, match=rf"head='{head}' .*{reason}.*: choose era-exact, era or era-floor"):
+        ERADistribution(size, "-A/2", head)
+
+
 def test_the_example_of_the_docs():
     networks = hosts.example("Brax and MuJoCo Playground")["network_factory"](4, D)
     parameters = networks.policy_network.init(jax.random.key(0))

@@ -20,14 +20,14 @@ PAGE = hosts.PAGE.read_text()
 
 
 class CopyOfCleanRLActor(nn.Module):
-    """Names and shapes of CleanRL's SAC actor."""
+    """Names and shapes of CleanRL's SAC actor; LeanRL's has the scale of a vector of environments."""
 
-    def __init__(self):
+    def __init__(self, *environments):
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(4, 16), nn.Linear(16, 16)
         self.fc_mean, self.fc_logstd = nn.Linear(16, D), nn.Linear(16, D)
-        self.register_buffer("action_scale", torch.full((D,), 2.0))
-        self.register_buffer("action_bias", torch.full((D,), 1.0))
+        self.register_buffer("action_scale", torch.full((*environments, D), 2.0))
+        self.register_buffer("action_bias", torch.full((*environments, D), 1.0))
 
 
 class CopyOfCleanRLAgent(nn.Module):
@@ -61,8 +61,9 @@ def check_gradients(module, loss):
             assert 0 < parameter.grad.abs().max() < torch.inf, name
 
 
-def test_cleanrl_s_sac():
-    actor = hosts.example("CleanRL and LeanRL", Actor=CopyOfCleanRLActor)["ERAActor"]()
+@pytest.mark.parametrize("environments", [(), (1,)], ids=["CleanRL", "LeanRL"])
+def test_cleanrl_s_sac(environments):
+    actor = hosts.example("CleanRL and LeanRL", Actor=CopyOfCleanRLActor)["ERAActor"](*environments)
     action, log_prob, mode = actor.get_action(torch.randn(4_000, 4))
     assert log_prob.shape == (4_000, 1)
     assert (action - 1).abs().max() <= 2

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("sbx")
 
-from sbx import PPO, SAC
+from sbx import PPO, SAC, TQC
 
 import hosts
 import reference
@@ -118,6 +118,31 @@ def test_refusals():
     actor = partial(ERAPPOActor, target_entropy=-1.5)
     with pytest.raises(ValueError, match=r"log_std_init=-1\.0: σ follows from target_entropy, so leave"):
         PPO("MlpPolicy", Reach(), policy_kwargs={"actor_class": actor, "log_std_init": -1.0})
+
+
+@pytest.mark.parametrize(("head", "reason"), [("shares", "two raw outputs"), ("era-batch", "a running mean")])
+@pytest.mark.parametrize("size", [2, D])
+def test_heads_that_need_more_than_sbx_has_are_refused(head, reason, size):
+    """With two dimensions the outputs of one dimension for `shares` have a shape that broadcasts."""
+    for kind in (ERAActor, ERAPPOActor):
+        actor = kind([8], size, target_entropy="-A/2", head=head)
+        with pytest.raises(ValueError, match=rf"head='{head}' .*{reason}.*: choose era-exact, era or era-floor"):
+            actor.init(jax.random.key(0), jnp.zeros((2, 4)))
+
+
+@pytest.mark.parametrize("head", ["tanh", "clip", "fixed", "projection"])
+def test_heads_for_comparisons(head):
+    actor = ERAActor([8], D, target_entropy="-A/2", head=head)
+    observations = jnp.asarray(hosts.observations(20, np.random.default_rng(0)))
+    policy = actor.apply(actor.init(jax.random.key(0), observations), observations)
+    assert policy.sample(seed=jax.random.key(0)).shape == policy.scale.shape == (20, D)
+
+
+@pytest.mark.parametrize("algorithm", [SAC, TQC])
+def test_noise_that_is_repeated_is_refused(algorithm):
+    kwargs = {"actor_class": partial(ERAActor, target_entropy=-1.5)}
+    with pytest.raises(ValueError, match=r"use_sde=True: SBX then repeats the noise .*: leave use_sde out"):
+        algorithm("MlpPolicy", Reach(), use_sde=True, policy_kwargs=kwargs)
 
 
 @SLOW

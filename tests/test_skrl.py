@@ -11,6 +11,7 @@ pytest.importorskip("tensorboard")  # which skrl's agents import
 
 from skrl.agents.torch.ppo import PPO, PPO_CFG
 from skrl.agents.torch.sac import SAC, SAC_CFG
+from skrl.agents.torch.trpo.trpo import kl_divergence
 from skrl.envs.wrappers.torch import wrap_env
 from skrl.memories.torch import RandomMemory
 from skrl.models.torch import DeterministicMixin, Model
@@ -18,6 +19,7 @@ from skrl.trainers.torch import SequentialTrainer
 
 import hosts
 from entropyfloor.integrations.skrl import ERAGaussianMixin
+from entropyfloor.torch.distributions import TruncatedNormal
 from hosts import D, Reach
 
 UNBOUNDED = {"head": "era", "distribution": "normal"}
@@ -131,6 +133,38 @@ def test_what_is_no_continuous_policy_is_refused():
     Environment.action_space = gym.spaces.Box(-1.0, 1.0, (D,))
     with pytest.raises(ValueError, match=r'compute must return mean, {"log_std": raw_log_std}'):
         Forgetful(Environment).act({"observations": torch.zeros(1, 4)})
+
+
+def test_a_network_may_be_named_policy():
+    class Named(Policy):
+        def __init__(self, env):
+            super().__init__(env)
+            self.policy = self.net
+
+        def compute(self, inputs, role):
+            mean, raw = self.policy(inputs["observations"]).chunk(2, -1)
+            return mean, {"log_std": raw}
+
+    policy = Named(wrap_env(Reach(action_space=gym.spaces.Box(-1.0, 1.0, (D,))), verbose=False))
+    policy.act({"observations": torch.randn(5, 4)})
+    torch.testing.assert_close(policy.get_entropy(), torch.full((5, 1), -1.5), atol=1e-4, rtol=0)
+
+
+def test_the_divergence_of_trpo_is_that_of_gaussians_before_truncation():
+    """As docs/control-hosts.md says; that of the policies that act is another."""
+    torch.manual_seed(0)
+    env = wrap_env(Reach(action_space=gym.spaces.Box(-1.0, 1.0, (D,))), verbose=False)
+    inputs = {"observations": 10 * torch.randn(64, 4), "states": None}  # many means near a bound
+    policies, gaussians, acting = [Policy(env) for _ in range(2)], [], []
+    for policy in policies:
+        outputs = policy.act(inputs)[1]
+        gaussians.append(policy.distribution())
+        acting.append(TruncatedNormal(outputs["mean_actions"], outputs["log_std"].exp()))
+    found = kl_divergence(policy_1=policies[0], policy_2=policies[1], **inputs)
+    torch.testing.assert_close(found, torch.distributions.kl_divergence(*gaussians).sum(-1).mean())
+    actions = acting[0].sample((20_000,))
+    true = (acting[0].log_prob(actions) - acting[1].log_prob(actions)).mean()
+    assert abs(found - true) > 0.05 * true
 
 
 def test_the_example_of_the_docs():

@@ -17,8 +17,8 @@ import jax.numpy as jnp  # noqa: E402
 from brax.training.distribution import IdentityPostprocessor, ParametricDistribution  # noqa: E402
 from jax import Array  # noqa: E402
 
-from entropyfloor import targets  # noqa: E402
-from entropyfloor.control.heads import Gaussian, GaussianHeadName, GaussianPolicy  # noqa: E402
+from entropyfloor.control.heads import Gaussian, GaussianHeadName  # noqa: E402
+from entropyfloor.integrations.jax_heads import gaussian_policy  # noqa: E402
 from entropyfloor.jax.distributions import TruncatedNormal  # noqa: E402
 
 if TYPE_CHECKING:
@@ -57,12 +57,14 @@ class ERADistribution(ParametricDistribution):
     Args:
         event_size: D.
         target_entropy: H0 for the whole action: nats, or a rule in D such as `"-A/2"`.
-        head: `era-exact`, `era` (the paper's), `era-floor`, or another of `control.heads.GaussianPolicy`.
+        head: `era-exact`, `era` (the paper's) or `era-floor`. For comparisons also `tanh`, `clip`, `fixed` and
+            `projection` of `control.heads.GaussianPolicy`.
         log_std_min: Lower bound of log σ.
         log_std_max: Upper bound of log σ.
 
     Raises:
-        ValueError: A target that is out of reach, or an unknown head.
+        ValueError: A target that is out of reach, an unknown head, or `shares` or `era-batch`, which need more
+            than Brax has.
 
     Examples:
         >>> import jax
@@ -82,8 +84,7 @@ class ERADistribution(ParametricDistribution):
         log_std_max: float = 0.0,
     ) -> None:
         super().__init__(2 * event_size, IdentityPostprocessor(), event_ndims=1, reparametrizable=True)
-        target = targets.resolve(target_entropy, event_size)
-        self.policy = GaussianPolicy(head, "truncated", event_size, target, log_std_min, log_std_max)
+        self.policy = gaussian_policy(head, "truncated", event_size, target_entropy, log_std_min, log_std_max)
 
     def create_dist(self, parameters: Float[Array, "*batch o"]) -> TruncatedAction:
         """π(·|s) from mean and raw log σ."""

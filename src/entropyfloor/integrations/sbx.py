@@ -21,6 +21,7 @@ from entropyfloor.control.heads import (  # noqa: E402
     GaussianHeadName,
     GaussianPolicy,
 )
+from entropyfloor.integrations.jax_heads import gaussian_policy  # noqa: E402
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -28,6 +29,15 @@ if TYPE_CHECKING:
 __all__ = ["ERAActor", "ERAPPOActor"]
 
 Activation = Callable[[Array], Array]
+
+
+def _refuse_sde(_actor: nn.Module, reset_noise: Any) -> None:
+    """Check of what SBX assigns to `actor.reset_noise`: a method of its policy, which `use_sde` needs there."""
+    if reset_noise.__self__.use_sde:
+        raise ValueError(
+            "use_sde=True: SBX then repeats the noise of earlier steps, and repeated noise has no entropy: "
+            "leave use_sde out"
+        )
 
 
 class ERAActor(nn.Module):
@@ -40,13 +50,15 @@ class ERAActor(nn.Module):
         net_arch: Widths of the hidden layers.
         action_dim: D.
         target_entropy: H0 for the whole action: nats, or a rule in D such as `"-A/2"`.
-        head: `era-exact`, `era` (the paper's), `era-floor`, or another of `control.heads.GaussianPolicy`.
+        head: `era-exact`, `era` (the paper's) or `era-floor`. For comparisons also `tanh`, `clip`, `fixed` and
+            `projection` of `control.heads.GaussianPolicy`.
         log_std_min: Lower bound of log σ.
         log_std_max: Upper bound of log σ.
         activation_fn: Activation of the hidden layers.
 
     Raises:
-        ValueError: When SBX builds it: a target that is out of reach, or an unknown head.
+        ValueError: When SBX builds it: a target that is out of reach, an unknown head, `shares` or `era-batch`,
+            which need more than SBX has, or `use_sde=True`.
 
     Examples:
         >>> import jax, jax.numpy as jnp
@@ -65,11 +77,12 @@ class ERAActor(nn.Module):
     log_std_max: float = 0.0
     activation_fn: Activation = nn.relu
 
+    reset_noise = property(fset=_refuse_sde)
+
     def policy(self) -> GaussianPolicy:
         """The head, and the truncated Gaussian behind it."""
-        target = targets.resolve(self.target_entropy, self.action_dim)
         bounds = self.log_std_min, self.log_std_max
-        return GaussianPolicy(self.head, "truncated", self.action_dim, target, *bounds)
+        return gaussian_policy(self.head, "truncated", self.action_dim, self.target_entropy, *bounds)
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch i"]) -> Distribution:
@@ -89,7 +102,7 @@ class ERAPPOActor(nn.Module):
         action_dim: D, or the number of discrete actions.
         target_entropy: H0 for the whole action: nats, or a rule in D. For discrete actions, the floor in nats.
         head: `era` or `era-floor`; for discrete actions `era-exact` or `era`. By default the one that holds the
-            floor exactly.
+            floor exactly. For comparisons also other heads, as in `ERAActor`, and `softmax` for discrete actions.
         log_std_min: Lower bound of log σ.
         log_std_max: Upper bound of log σ.
         activation_fn: Activation of the hidden layers.
@@ -100,8 +113,8 @@ class ERAPPOActor(nn.Module):
         features_dim: Width of its output.
 
     Raises:
-        ValueError: When SBX builds it: a target that is out of reach, an unknown head, other actions, or a
-            `log_std_init`.
+        ValueError: When SBX builds it: a target that is out of reach, an unknown head, `shares` or `era-batch`,
+            other actions, or a `log_std_init`.
 
     Examples:
         >>> import jax, jax.numpy as jnp
@@ -140,10 +153,9 @@ class ERAPPOActor(nn.Module):
         x = _hidden(x, self.net_arch, self.activation_fn)
         init: dict[str, Any] = {"kernel_init": nn.initializers.orthogonal(0.01)} if self.ortho_init else {}
         if self.num_discrete_choices is None:
-            target = targets.resolve(self.target_entropy, self.action_dim)
             bounds = self.log_std_min, self.log_std_max
             head: Any = self.head or "era"
-            policy = GaussianPolicy(head, "normal", self.action_dim, target, *bounds)
+            policy = gaussian_policy(head, "normal", self.action_dim, self.target_entropy, *bounds)
             mean, raw_log_std = jnp.split(nn.Dense(2 * self.action_dim, **init)(x), 2, axis=-1)
             return policy(mean, raw_log_std)
         if not isinstance(self.num_discrete_choices, int):

@@ -74,9 +74,9 @@ class ERAGaussianMixin(GaussianMixin):
             )
         super().__init__(clip_log_std=False, role=role)
         bounds = log_std_min, log_std_max
-        self.policy = GaussianPolicy(self.num_actions, target_entropy, head, distribution, *bounds)
+        self._era_policy = GaussianPolicy(self.num_actions, target_entropy, head, distribution, *bounds)
         low, high = self._g_min_actions, self._g_max_actions  # None where unbounded
-        if self.policy.truncated and low is not None and not (low == -1).logical_and(high == 1).all():
+        if self._era_policy.truncated and low is not None and not (low == -1).logical_and(high == 1).all():
             warnings.warn(
                 f"actions are truncated to [-1, 1], and the space is {self.action_space}: scale the environment's "
                 "actions, as by gymnasium.wrappers.RescaleAction, or choose distribution='normal' and head='era'",
@@ -92,8 +92,8 @@ class ERAGaussianMixin(GaussianMixin):
         mean, outputs = self.compute(inputs, role)
         if "log_std" not in outputs:
             raise ValueError('compute must return mean, {"log_std": raw_log_std}, both outputs of its network')
-        loc, log_std = self.policy.parameters(mean, outputs["log_std"])
-        acting = self.policy.distribution_of(loc, log_std)
+        loc, log_std = self._era_policy.parameters(mean, outputs["log_std"])
+        acting = self._era_policy.distribution_of(loc, log_std)
         actions = acting.rsample()
         log_prob = acting.log_prob(inputs.get("taken_actions", actions))
         self._entropy = acting.entropy().unsqueeze(-1)
