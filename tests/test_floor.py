@@ -237,6 +237,10 @@ def test_what_cannot_be_promised_is_refused(backend):
         (lambda: F.era_gaussian(x, -1.0, mode="pni"), "mode='pni' must be 'pin' or 'floor'"),
         (lambda: F.era_gaussian(integers, -1.0), "raw_log_std has dtype .*int32"),
         (lambda: F.era_gaussian_batch(x[0], -1.0), r"no batch axis"),
+        (
+            lambda: F.era_gaussian_batch(x[:0], -1.0),
+            r"raw_log_std of shape \(0, 3\) is an empty batch.*: pass log_mean_exp_sum",
+        ),
         (lambda: F.era_truncated_normal(x, x, 1.8), r"target_entropy=1.8 .* above 1\.69828.*loc on a bound"),
         (lambda: F.era_truncated_normal(x, x[:, :2], -1.0), "must have the same shape"),
         (lambda: F.era_truncated_normal(x, x, -1.0, low=1.0, high=-1.0), "low=1.0 .* below high=-1.0"),
@@ -272,6 +276,12 @@ def test_what_cannot_be_promised_is_refused(backend):
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_an_empty_batch_needs_the_statistic_of_another(backend):
+    F, none = backend.functional, backend.array(np.zeros((0, 3)), "float32")
+    log_std, _ = F.era_gaussian_batch(none, -1.0, log_mean_exp_sum=backend.array(0.7, "float32"))
+    assert log_std.shape == F.era_gaussian(none, -1.0).shape == (0, 3)
 
 
 def test_a_pin_between_high_bounds_of_sigma(backend):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import truncnorm
 from torch import nn
 
 pytest.importorskip("torchrl")
@@ -126,6 +127,16 @@ def test_actions_without_noise_are_the_mode():
     torch.testing.assert_close(action, data["loc"])
     with set_exploration_type(ExplorationType.RANDOM):
         assert (actor(data)["action"] != data["loc"]).all()
+
+
+def test_the_median_has_half_of_the_mass_on_either_side():
+    actor, observation = actor_with("truncated", "era-floor"), hosts.observations(200, np.random.default_rng(0))
+    data = TensorDict({"observation": torch.tensor(observation)}, batch_size=[200])
+    with set_exploration_type(ExplorationType.MEDIAN), torch.no_grad():
+        median = actor(data)["action"]
+    loc, scale = (data[name].double().numpy() for name in ("loc", "scale"))
+    mass = truncnorm((-1 - loc) / scale, (1 - loc) / scale, loc, scale).cdf(median)
+    np.testing.assert_allclose(mass, 0.5, atol=1e-4)
 
 
 def test_the_example_of_the_docs():

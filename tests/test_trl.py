@@ -1,5 +1,6 @@
 """ERA in TRL: one step beside our trainer's update and beside TRL's own, on the same rollouts."""
 
+import contextlib
 import copy
 import math
 import subprocess
@@ -11,7 +12,7 @@ import torch
 pytest.importorskip("trl")
 
 from entropyfloor.integrations.trl import ERAGRPOTrainer
-from entropyfloor.integrations.trl.head import HeadOptions, log_probs_of, token_scores
+from entropyfloor.integrations.trl.head import HeadOptions, add_era_head, log_probs_of, token_scores
 from entropyfloor.integrations.trl.loss import loss_mask
 from entropyfloor.language import losses
 from entropyfloor.language.model.forward import Head, head_of
@@ -108,6 +109,50 @@ def test_adapters(models, tmp_path, beta):
     assert scaled[0] > 0
     assert largest_difference(trainer.model.get_base_model(), base) > 1e-3
     assert largest_difference(trainer.model.get_base_model(), expected) < 1e-5
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_a_last_layer_that_is_trained_beside_adapters(models, tmp_path, beta):
+    """PEFT trains a copy of it; the reference has the original, which differs from the second rollout on."""
+    args = arguments(tmp_path, num_iterations=2, max_steps=4, beta=beta, use_bias_correction_kl=False)
+    adapter = pytest.importorskip("peft").LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    trainer, rollouts, start = trained(ERAGRPOTrainer, models(), args, peft_config=adapter)
+    base, found = start.get_base_model(), trainer.model.get_base_model()
+    assert largest_difference(found.lm_head.original_module, base.lm_head.original_module) == 0
+    for model in (base, found):
+        model.lm_head = model.lm_head.modules_to_save["default"]
+    reference = AutoModelForCausalLM.from_pretrained(models(), dtype=torch.float32) if beta else None
+    expected, scaled = our_model(base, rollouts, args, reference=reference, kl_coef=beta)
+    assert len(scaled) == 2
+    assert min(scaled) > 0
+    assert largest_difference(found.lm_head, base.lm_head) > 1e-3
+    assert largest_difference(found, expected) < 1e-5
+
+
+def test_the_last_layer_in_use_is_that_of_the_logits(models):
+    peft = pytest.importorskip("peft")
+    adapter = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(models(), dtype=torch.float32), adapter)
+    add_era_head(model.get_base_model())
+    copied, tokens = model.get_base_model().lm_head.modules_to_save["default"], torch.arange(3, 33).view(2, 15)
+    with torch.no_grad():
+        copied.weight.mul_(1.5)
+
+    def gradient(log_probs):
+        model.zero_grad()
+        log_probs.square().sum().backward()
+        return copied.weight.grad
+
+    found = []
+    for disabled in (False, True):
+        with model.disable_adapter() if disabled else contextlib.nullcontext():
+            found.append(model(tokens, labels=tokens, era=HeadOptions(2.0, 1.0, None, False)).log_probs[..., 0])
+            logits = model(tokens).logits[:, :-1]
+        expected = logits.log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
+        torch.testing.assert_close(found[-1], expected)
+        if not disabled:
+            torch.testing.assert_close(gradient(found[0]), gradient(expected))
+    assert (found[0] - found[1]).abs().max() > 0.1
 
 
 def test_gradient_checkpointing_changes_nothing(models, tmp_path):

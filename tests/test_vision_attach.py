@@ -538,6 +538,13 @@ if not hasattr(torch.ops.torchvision, "nms"):
     assert printed.splitlines() == ["half", "half", f"True {tmp_path}/torchvision/__init__.py"]
 
 
-def test_the_head_of_a_compiled_model_is_found_by_its_plain_name():
-    model = attach_era(torch.compile(timm.create_model("test_resnet", num_classes=5)), 0.6, head="fc")
-    assert isinstance(model.get_submodule("fc"), ERALinear)
+@pytest.mark.parametrize("head", [None, "fc"])
+def test_a_compiled_model_is_refused(head):
+    model = timm.create_model("test_resnet", num_classes=5)
+    with pytest.raises(ValueError, match=r"the model is compiled: attach first, torch\.compile"):
+        attach_era(torch.compile(model), 0.6, head=head)
+    assert not isinstance(model.fc, ERALinear)
+    compiled = torch.compile(attach_era(model, 0.6, head=head), backend="eager")
+    compiled.reset_classifier(7)
+    assert isinstance(compiled.get_classifier(), ERALinear)
+    assert compiled(torch.randn(2, 3, 32, 32)).shape == (2, 7)

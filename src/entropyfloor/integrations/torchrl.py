@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from entropyfloor.extras import require
 
 require("torchrl", "torchrl")
 
+import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.distributions import Distribution  # noqa: E402
 from torchrl.modules import IndependentNormal  # noqa: E402
@@ -22,12 +24,18 @@ __all__ = ["ERAParamExtractor"]
 
 
 class TruncatedAction(TruncatedNormal):
-    """`TruncatedNormal` on [-1, 1] with TorchRL's name for the action without noise."""
+    """`TruncatedNormal` on [-1, 1] with TorchRL's names for actions without noise."""
 
     @property
     def deterministic_sample(self) -> Float[Tensor, "*batch D"]:
         """The mode."""
         return self.mode
+
+    @property
+    def median(self) -> Float[Tensor, "*batch D"]:
+        """The action with half of the mass on either side, for each dimension."""
+        below, above = self._mass_beside_loc()  # Φ((median - loc) / scale) = 1/2 + (above - below) / 2
+        return (self.loc + self.scale * math.sqrt(2) * torch.erfinv(above - below)).clamp(self.low, self.high)
 
 
 class ERAParamExtractor(nn.Module):

@@ -124,7 +124,8 @@ def era_gaussian_batch(
         log σ shaped as `raw_log_std`, and the log M that was used.
 
     Raises:
-        ValueError: Infeasible or NaN target, crossed bounds, no batch axis, integer input, a target per state.
+        ValueError: Infeasible or NaN target, crossed bounds, no batch axis, an empty batch without
+            `log_mean_exp_sum`, integer input, a target per state.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -142,6 +143,10 @@ def era_gaussian_batch(
     gap = _gaussian_gap(raw, target_entropy, log_std_min, log_std_max, -1, clamp=True)
     if log_mean_exp_sum is None:
         exp_sum = logsumexp(raw, -1)
+        if exp_sum.size == 0:
+            raise ValueError(
+                f"raw_log_std of shape {tuple(raw.shape)} is an empty batch: pass log_mean_exp_sum, or some states"
+            )
         log_mean_exp_sum = logsumexp(exp_sum) - math.log(exp_sum.size)
     # Beyond e^50 log σ is on its lower bound anyway. The limit keeps the exponential finite in evaluation.
     share = jnp.exp((raw - log_mean_exp_sum).clip(max=50.0))

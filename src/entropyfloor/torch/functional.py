@@ -142,7 +142,8 @@ def era_gaussian_batch(
         log σ shaped as `raw_log_std`, and the log M that was used.
 
     Raises:
-        ValueError: Infeasible or NaN target, crossed bounds, no batch axis, integer input, a target per state.
+        ValueError: Infeasible or NaN target, crossed bounds, no batch axis, an empty batch without
+            `log_mean_exp_sum`, integer input, a target per state.
 
     Examples:
         >>> import torch
@@ -160,6 +161,10 @@ def era_gaussian_batch(
     gap = _gaussian_gap(raw, target_entropy, log_std_min, log_std_max, -1, clamp=True)
     if log_mean_exp_sum is None:
         exp_sum = raw.logsumexp(-1)
+        if exp_sum.numel() == 0:
+            raise ValueError(
+                f"raw_log_std of shape {tuple(raw.shape)} is an empty batch: pass log_mean_exp_sum, or some states"
+            )
         log_mean_exp_sum = exp_sum.flatten().logsumexp(0) - math.log(exp_sum.numel())
     # Beyond e^50 log σ is on its lower bound anyway. The limit keeps the exponential finite in evaluation.
     share = (raw - log_mean_exp_sum).clamp(max=50.0).exp()

@@ -39,8 +39,8 @@ def attach_era(model: Model, min_entropy: float, *, head: str | None = None, **o
         The same model.
 
     Raises:
-        ValueError: The floor is out of reach, or there is no `Linear` to put it on; the message says why and what
-            to do instead. The model is then as it was.
+        ValueError: The floor is out of reach, there is no `Linear` to put it on, or the model is compiled; the
+            message says why and what to do instead. The model is then as it was.
         TypeError: `model` is no module, or an option is unknown.
 
     Examples:
@@ -50,6 +50,8 @@ def attach_era(model: Model, min_entropy: float, *, head: str | None = None, **o
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}: attach_era(model, min_entropy) takes the model")
+    if hasattr(model, "_orig_mod"):
+        raise ValueError("the model is compiled: attach first, torch.compile(attach_era(model, min_entropy))")
     names = _head_names(model) if head is None else [head]
     try:
         layers = {name: model.get_submodule(name) for name in names}

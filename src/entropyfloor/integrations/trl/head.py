@@ -40,7 +40,7 @@ def add_era_head(model: PreTrainedModel) -> None:
     the scales. Without `era` the forward pass is the one that the model has.
 
     Args:
-        model: Causal language model, before it is wrapped for PEFT or distributed training.
+        model: Causal language model, before it is wrapped for distributed training; with PEFT, the base model.
 
     Raises:
         ValueError: The last layer is not linear, or its logits are multiplied by a number that is not positive.

@@ -83,15 +83,16 @@ def rows_of(model: PreTrainedModel) -> int:
 
 
 def head_of(model: PreTrainedModel) -> Head:
-    """The last layer of a model.
+    """The last layer of a model; where PEFT trains a copy of it (`modules_to_save`), the one in use.
 
     Raises:
         ValueError: It is not a linear layer, or its logits are multiplied by a number that is not positive.
     """
-    layer: Any = model.get_output_embeddings()
-    if not isinstance(layer, torch.nn.Linear):
+    layer: Any = model.get_output_embeddings()  # PEFT's wrapper has the attributes of the layer in use
+    plain = layer.original_module if hasattr(layer, "modules_to_save") else layer
+    if not isinstance(plain, torch.nn.Linear):
         raise ValueError(
-            f"the last layer of {type(model).__name__} is {type(layer).__name__}: it must be a Linear"
+            f"the last layer of {type(model).__name__} is {type(plain).__name__}: it must be a Linear"
         )
     config: Any = model.config.get_text_config()
     factor = logit_factor(config)
