@@ -566,6 +566,14 @@ def test_a_normal_policy_acts_in_the_units_of_the_environment(asymmetric, tmp_pa
     assert Asymmetric.taken == [[5.0, -0.5625]] * 2
 
 
+def test_the_units_are_those_of_the_environment_with_its_wrappers(asymmetric, tmp_path):
+    rescale = gymnasium.wrappers.RescaleAction.wrapper_spec(min_action=-1.0, max_action=1.0)
+    gymnasium.registry["Asymmetric-v0"].additional_wrappers = (rescale,)
+    options = {"env": asymmetric, "episodes": 1, "distribution": "normal", "trust": True}
+    policies.policy(script(Torques(), tmp_path / "p.pt"), **options)
+    assert Asymmetric.taken == [[6.0, -0.625]] * 2
+
+
 @pytest.fixture
 def export_of(tmp_path):
     """Writer of a normal policy as ONNX, with metadata."""

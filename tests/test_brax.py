@@ -116,7 +116,7 @@ def test_a_network_for_another_distribution_is_refused():
 @pytest.mark.parametrize(("head", "reason"), [("shares", "two raw outputs"), ("era-batch", "a running mean")])
 @pytest.mark.parametrize("size", [2, D])
 def test_heads_that_need_more_than_brax_has_are_refused(head, reason, size):
-    """With two dimensions the outputs of one dimension for `shares` have a shape that broadcasts."""
+    """Two action dimensions matter: arrays of their shapes would be broadcast without an error."""
     with pytest.raises(ValueError, match=rf"head='{head}' .*{reason}.*: choose era-exact, era or era-floor"):
         ERADistribution(size, "-A/2", head)
 

@@ -118,10 +118,16 @@ def test_numbers_that_are_not_finite_are_refused():
         ("cohere", {"logit_scale": 0.25}, 0.25),
         ("granite", {"logits_scaling": 8.0}, 0.125),
         ("falcon_h1", {"lm_head_multiplier": 0.5}, 0.5),
+        ("mpt", {"logit_scale": "inv_sqrt_d_model"}, 1.0),
     ],
 )
 def test_factor_of_logits(family, options, factor):
     assert logit_factor(AutoConfig.for_model(family, **options)) == factor
+
+
+def test_a_factor_of_logits_must_be_positive():
+    with pytest.raises(ValueError, match=r"logits_scaling=0 of the model's config, .* must be positive"):
+        logit_factor(AutoConfig.for_model("granite", logits_scaling=0))
 
 
 def test_the_factor_stands_before_a_soft_cap():

@@ -376,7 +376,7 @@ def test_other_arguments_are_refused(model, tmp_path):
 
 
 def test_a_factor_of_logits_that_is_not_positive_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"multiplies logits by -1\.0: it must be positive"):
+    with pytest.raises(ValueError, match=r"=-1\.0 of the model's config, a factor of logits, must be positive"):
         trained(
             ERAGRPOTrainer,
             saved(tmp_path, "cohere"),

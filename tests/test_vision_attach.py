@@ -541,8 +541,9 @@ if not hasattr(torch.ops.torchvision, "nms"):
 @pytest.mark.parametrize("head", [None, "fc"])
 def test_a_compiled_model_is_refused(head):
     model = timm.create_model("test_resnet", num_classes=5)
-    with pytest.raises(ValueError, match=r"the model is compiled: attach first, torch\.compile"):
-        attach_era(torch.compile(model), 0.6, head=head)
+    for compiled in (torch.compile(model), torch.nn.Sequential(torch.compile(model))):
+        with pytest.raises(ValueError, match=r"the model is compiled: attach first, torch\.compile"):
+            attach_era(compiled, 0.6, head=head)
     assert not isinstance(model.fc, ERALinear)
     compiled = torch.compile(attach_era(model, 0.6, head=head), backend="eager")
     compiled.reset_classifier(7)

@@ -75,7 +75,7 @@ def read(
             raise ValueError(f"{file} has {loc.shape[-1]} actions, and std {scale.shape[-1]} numbers")
         return loc, np.broadcast_to(scale, loc.shape)
 
-    if bounds is None and network.metadata.get("distribution") == "normal":
+    if bounds is None and "agent" in network.metadata and kind == "normal":
         bounds = (-1.0, 1.0)  # a file of `entropyfloor export`
     low = high = None
     if bounds is not None:

@@ -208,7 +208,7 @@ def _visited(read: FilePolicy, env: str, episodes: int, seed: int) -> tuple[File
     if takes != gives:
         raise ValueError(f"{env} takes {takes}, and {read.model} gives {gives}")
     if read.distribution == "normal" and read.low is None:
-        own: Any = world.unwrapped.action_space
+        own: Any = world.env.action_space  # of the environment as users make it, with its wrappers
         read = replace(read, low=own.low.ravel(), high=own.high.ravel())
     evaluator = Evaluator(
         world,

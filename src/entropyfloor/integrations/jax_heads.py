@@ -25,6 +25,7 @@ def gaussian_policy(
         ValueError: A target that is out of reach, an unknown head, or one that needs more than these outputs.
     """
     if head in _REFUSED:
-        raise ValueError(f"head={head!r} {_REFUSED[head]}: choose era-exact, era or era-floor")
+        heads = "era-exact, era or era-floor" if distribution == "truncated" else "era or era-floor"
+        raise ValueError(f"head={head!r} {_REFUSED[head]}: choose {heads}")
     target = targets.resolve(target_entropy, action_dim)
     return GaussianPolicy(head, distribution, action_dim, target, log_std_min, log_std_max)

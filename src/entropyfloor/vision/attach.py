@@ -50,7 +50,7 @@ def attach_era(model: Model, min_entropy: float, *, head: str | None = None, **o
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}: attach_era(model, min_entropy) takes the model")
-    if hasattr(model, "_orig_mod"):
+    if any(hasattr(module, "_orig_mod") for module in model.modules()):
         raise ValueError("the model is compiled: attach first, torch.compile(attach_era(model, min_entropy))")
     names = _head_names(model) if head is None else [head]
     try:

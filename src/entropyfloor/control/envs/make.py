@@ -24,7 +24,7 @@ def make(
     backend: str = "native",
     max_episode_steps: int | None = None,
     env_args: Mapping[str, Any] | None = None,
-) -> gymnasium.Env[Any, Any]:
+) -> Standard:
     """Build an environment.
 
     Args:

@@ -95,21 +95,25 @@ def head_of(model: PreTrainedModel) -> Head:
             f"the last layer of {type(model).__name__} is {type(plain).__name__}: it must be a Linear"
         )
     config: Any = model.config.get_text_config()
-    factor = logit_factor(config)
-    if not factor > 0:
-        raise ValueError(f"the config of the model multiplies logits by {factor}: it must be positive")
-    return Head(layer.weight, layer.bias, getattr(config, "final_logit_softcapping", None), factor)
+    return Head(layer.weight, layer.bias, getattr(config, "final_logit_softcapping", None), logit_factor(config))
 
 
 def logit_factor(config: Any) -> float:
-    """The number that a model multiplies its logits by, 1 for most; families have their own names for it."""
-    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
-        if (factor := getattr(config, name, None)) is not None:
-            return float(factor)
-    divisor = getattr(config, "logits_scaling", None)
-    if divisor is None:
+    """The number that a model multiplies its logits by, 1 for most; families have their own names for it.
+
+    Raises:
+        ValueError: It is not positive.
+    """
+    if config.model_type == "mpt":  # its `logit_scale` has no effect in transformers
         return 1.0
-    return float(divisor) if config.model_type == "hyperclovax" else 1 / divisor
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling"):
+        if (value := getattr(config, name, None)) is None:
+            continue
+        if not value > 0:
+            raise ValueError(f"{name}={value} of the model's config, a factor of logits, must be positive")
+        divides = name == "logits_scaling" and config.model_type != "hyperclovax"
+        return 1 / value if divides else float(value)
+    return 1.0
 
 
 def hidden_states(
@@ -124,7 +128,8 @@ def hidden_states(
 
 def logits_of(hidden: Float[Tensor, "*B D"], head: Head) -> Float[Tensor, "*B V"]:
     """Logits of the last layer, in the precision of its weights."""
-    logits = head.factor * torch.nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias)
+    logits = torch.nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias)
+    logits = logits if head.factor == 1 else head.factor * logits
     return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
 
 
