@@ -254,6 +254,9 @@ def test_a_ray_cluster_without_what_a_run_needs_is_refused(home):
 def test_a_job_of_slurm_saves_before_its_time_limit(home):
     """`checkpoint` is what submitit calls then; the job, called again, continues."""
     pytest.importorskip("submitit")
+    deaf = "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); sys.stdin.read()"
+    other = subprocess.Popen([sys.executable, "-c", deaf], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    other.stdout.readline()
     run = plan(home, "runs", steps=1500)[0]  # so long that it cannot end before the limit
     run.out.parent.mkdir(parents=True)
     job = Job(run, home)
@@ -272,6 +275,7 @@ def test_a_job_of_slurm_saves_before_its_time_limit(home):
     again[0].function()
     assert read_run(run.out).status["state"] == "finished"
     assert resumptions(run) == 1
+    other.communicate()
 
 
 SLURM = {

@@ -21,6 +21,8 @@ Outcome = Literal["done", "finished before", "failed", "refused", "submitted", "
 """What became of a run; `refused`: its settings are wrong, and the next run's would be as well."""
 Ended = Callable[[PlannedRun, Outcome], bool]
 """What an engine calls when a run has ended; it says whether further runs may start."""
+WATCHED = "entropyfloor.experiments.watched"
+"""Module in which a process runs that stops with the one that started it."""
 SAVING = 300.0
 """Seconds to wait for a process that still writes the run: that of a lost worker, which saves it and stops."""
 
@@ -70,7 +72,7 @@ def begin(run: PlannedRun, directory: Path) -> subprocess.Popen[bytes] | None:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "entropyfloor.experiments.watched", *run.launcher, *args],
+            [sys.executable, "-m", WATCHED, *run.launcher, *args],
             cwd=directory,
             stdin=subprocess.PIPE,  # closed by the end of this process: see `watched`
             stdout=file,

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from entropyfloor.experiments.execute import WATCHED
 from entropyfloor.experiments.recipe import PlannedRun
 from entropyfloor.runs.processes import terminated_as_interrupted
 from entropyfloor.runs.progress import PACE
@@ -97,7 +98,7 @@ def _begin(run: PlannedRun, home: Path) -> subprocess.Popen[bytes]:
     settings |= {name: value for name, value in SOONER[run.domain].items() if name in run.known}
     trial = replace(run, out=home / "run", settings=settings)
     return subprocess.Popen(
-        [sys.executable, "-m", "entropyfloor.experiments.watched", *trial.launcher, *trial.command],
+        [sys.executable, "-m", WATCHED, *trial.launcher, *trial.command],
         stdin=subprocess.PIPE,  # closed by the end of this process, even by a kill: see `watched`
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from entropyfloor.experiments.execute import SAVING, Ended, execute, log_file, state
+from entropyfloor.experiments.execute import SAVING, WATCHED, Ended, execute, log_file, state
 from entropyfloor.experiments.recipe import PlannedRun
 from entropyfloor.extras import require, shortened
 
@@ -46,6 +46,8 @@ class Job:
         from submitit.helpers import DelayedSubmission
 
         for child in psutil.Process().children():
+            if WATCHED not in child.cmdline():  # such as a resource tracker, which ignores the signal
+                continue
             child.terminate()
             os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # its exit status is left for `execute`
         return DelayedSubmission(self)
