@@ -43,7 +43,7 @@ $(VENV)-verl/installed: pyproject.toml constraints-verl.txt
 		torch verl TransferQueue cachetools fastapi uvicorn hypothesis pytest pytest-timeout
 	touch $@
 
-demo: $(VENV)/installed-demo  ## Train three agents in a quarter of an hour, and report their returns, entropies and floors
+demo: $(VENV)/installed-demo  ## Train three agents in 16 minutes, and report their returns, entropies and floors
 	$(BIN)/python examples/demo.py
 
 QUICK := warm_start_steps=700 steps=100 eval_every=20 checkpoint_every=50
