@@ -93,47 +93,57 @@ def test_what_a_controller_remembers(settings):
     assert a.state["memory"] != 0
 
 
+HIGH = 2.56
+"""Just below ln 13, above the entropies of a random model."""
+
+
 def test_era_floor_scales_positive_responses_whatever_their_entropy(tmp_path):
     """From the second rollout on, by the entropy of the one before; before that it is plain RL."""
     trainer = tiny_language.trainer(
-        tmp_path, head="era-floor", warm_start_steps=0, min_entropy=3.0, gain=1.0, margin=0.0, prompts=16
+        tmp_path, head="era-floor", warm_start_steps=0, min_entropy=HIGH, gain=1.0, margin=0.0, prompts=16
     )
     batch, metrics = trainer._rollout()
     assert (batch.scale == 1).all()
     entropy = metrics["response_entropy"]
-    assert entropy < 3.0
+    assert entropy < HIGH
     logged = trainer._train_step()
     assert logged["scale"] == 1.0
-    assert logged["min_entropy"] == 3.0
-    expected = math.exp(3.0 - logged["response_entropy"])
+    assert logged["min_entropy"] == HIGH
+    expected = math.exp(HIGH - logged["response_entropy"])
     trainer.step = 1
     batch, metrics = trainer._rollout()
     positive = batch.advantages > 0
     assert positive.any()
     torch.testing.assert_close(batch.scale[positive], torch.full_like(batch.scale[positive], expected))
     assert (batch.scale[~positive] == 1).all()
-    assert metrics["omega_low"] == 3.0
+    assert metrics["omega_low"] == HIGH
     assert "omega_high" not in metrics
 
 
 def test_a_band_and_weights_reach_the_advantages(tmp_path):
-    settings = {"warm_start_steps": 0, "min_entropy": 3.0}
+    settings = {"warm_start_steps": 0, "min_entropy": HIGH}
     plain = tiny_language.trainer(tmp_path / "plain", warm_start_steps=0)._rollout()[0].advantages
     band = tiny_language.trainer(tmp_path / "band", controller="entrocraft", **settings)
     assert torch.equal(band._rollout()[0].advantages, plain.clamp(max=0.0))
     weighed = tiny_language.trainer(tmp_path / "weighed", controller="entropic", gain=0.5, **settings)
     batch, metrics = weighed._rollout()
-    alpha = 0.5 * (metrics["token_entropy"] - 3.0)
+    alpha = 0.5 * (metrics["token_entropy"] - HIGH)
     torch.testing.assert_close(batch.advantages, torch.where(plain > 0, 1 + alpha, 1 - alpha) * plain)
 
 
 def test_a_bonus_reaches_the_next_update(tmp_path):
     settings = {"controller": "skywork", "warm_start_steps": 0, "bonus_step": 0.3, "bonus_max": 0.2}
-    trainer = tiny_language.trainer(tmp_path, min_entropy=3.0, **settings)
+    trainer = tiny_language.trainer(tmp_path, min_entropy=HIGH, **settings)
     assert trainer._train_step()["entropy_coef"] == 0.0
     trainer.step = 1
     assert trainer.hyperparameters.entropy_coef == 0.2
     assert trainer._train_step()["entropy_coef"] == 0.2
+
+
+@pytest.mark.parametrize("settings", [{"head": "era-floor"}, {"controller": "entropic"}])
+def test_a_floor_above_that_of_a_uniform_choice_is_refused(tmp_path, settings):
+    with pytest.raises(ValueError, match=r"min_entropy=9 nats must be below ln \d+ = \d\.\d+"):
+        tiny_language.trainer(tmp_path, warm_start_steps=0, min_entropy=9.0, **settings)
 
 
 def test_the_floor_falls_with_the_steps(tmp_path):

@@ -183,6 +183,11 @@ def test_the_entropy_stays_at_the_floor(model, tmp_path):
     assert 2.9 < found[1] < 3.4
 
 
+def test_a_floor_above_that_of_a_uniform_choice_is_refused(model, tmp_path):
+    with pytest.raises(ValueError, match=r"min_entropy=12 nats must be below ln \d+ = \d\.\d+"):
+        trained(ERAGRPOTrainer, model, floor_arguments(tmp_path, min_entropy=12.0))
+
+
 # --- settings ---------------------------------------------------------------------------------------------
 
 

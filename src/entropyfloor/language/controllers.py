@@ -123,6 +123,19 @@ class Controller:
         self.memory, self.decision = 0.0, 1.0 if self.rule == "era-floor" else 0.0
         """Memory of the rule, and what the next update uses: the scale, or the weight of the bonus."""
 
+    def check_reachable(self, vocabulary: int) -> None:
+        """Refuse a `min_entropy` that no policy over a vocabulary of this size can exceed.
+
+        Raises:
+            ValueError: It is at least ln V, the entropy of a uniform distribution.
+        """
+        given, largest = self.config.min_entropy, math.log(vocabulary)
+        if self.rule != "none" and given != "auto" and given >= largest:
+            raise ValueError(
+                f"min_entropy={given:g} nats must be below ln {vocabulary} = {largest:.4g}, the entropy of a "
+                "uniform choice among the tokens of the model"
+            )
+
     @property
     def state(self) -> dict[str, float] | None:
         """All that a resumed run needs; None before the first rollout."""

@@ -24,7 +24,7 @@ from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.controllers import Controller
 from entropyfloor.language.evaluate import STREAM, Evaluation, evaluate_model
 from entropyfloor.language.model import files
-from entropyfloor.language.model.forward import device_of
+from entropyfloor.language.model.forward import device_of, rows_of
 from entropyfloor.language.model.learning import checkpoint_layers, prepare_update
 from entropyfloor.language.prepare import (
     MODEL,
@@ -64,7 +64,8 @@ class Trainer:
         described: Directory with the description of the model, if its weights come from a checkpoint.
 
     Raises:
-        ValueError: There is no such model, or the responses do not fit into its context.
+        ValueError: There is no such model, the responses do not fit into its context, or its vocabulary is too
+            small for `min_entropy`.
     """
 
     def __init__(self, config: LanguageConfig, task: Task, described: Path | None = None) -> None:
@@ -87,6 +88,7 @@ class Trainer:
         self.thresholds: tuple[float, float] | None = None
         """ω_low and ω_high of the first stage; automatic ones are known after the first rollout."""
         self.controller = Controller(config)
+        self.controller.check_reachable(rows_of(self.model))
         self.idle = True
         """Whether no group has had different rewards since the beginning."""
 

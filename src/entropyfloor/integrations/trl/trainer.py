@@ -79,6 +79,7 @@ class ERAGRPOTrainer(GRPOTrainer):
         """Thresholds of the current rollout."""
         self.controller = controller_of(args, top_k="era_top_k")
         """What decides the scale of era-floor."""
+        self.controller.check_reachable(self.model.config.get_text_config().vocab_size)
         self._initial_entropy: float | None = None
         self._observed = torch.zeros(4)
         """Sums over the current rollout: responses, tokens, and their entropies."""
