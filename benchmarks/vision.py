@@ -19,8 +19,9 @@ import os
 os.environ.update(OMP_NUM_THREADS="1")
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from copy import deepcopy
+from functools import partial
 
 import numpy as np
 import torch
@@ -43,6 +44,7 @@ STEPS = (("resnet18", BATCH, 32), ("test_resnet", BATCH, 32), ("resnet18", 16, 2
 LAYOUTS = {"": torch.contiguous_format, ", last": torch.channels_last}
 """Names and memory layouts of images: channels first, and last."""
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+PARTS = "step", "head", "precision"
 MORE = 8
 """How many times more rounds a head has than a model: a turn of it is short, and its difference is small."""
 
@@ -106,9 +108,9 @@ def head(rounds: int) -> None:
             print(f"added to a step of {step_seconds:.2f} s (ResNet-18, eager, 32×32): {share}", flush=True)
 
 
-def precision(rounds: int) -> None:
+def precision(rounds: int, models: Collection[str]) -> None:
     """A step in float32 and in bfloat16."""
-    for name, batch, size in STEPS:
+    for name, batch, size in (row for row in STEPS if row[0] in models):
         sides = {}
         for layout, memory_format in LAYOUTS.items():
             images = torch.randn(batch, 3, size, size).contiguous(memory_format=memory_format)
@@ -119,19 +121,19 @@ def precision(rounds: int) -> None:
         compare(f"{name}, {batch} images of {size}×{size}, eager", "steps", sides, pairs, rounds)
 
 
-PARTS = {"step": step, "head": head, "precision": precision}
-
-
 def main() -> None:
     """Print a table for each comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=40, help="turns of each side")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    models = {name for name, *_ in STEPS}
+    parser.add_argument("--models", nargs="+", choices=models, default=models, help="models of the part precision")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(header("torch", "timm"))
+    parts = dict(zip(PARTS, (step, head, partial(precision, models=args.models)), strict=True))
     for part in args.parts:
-        PARTS[part](args.rounds)
+        parts[part](args.rounds)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,9 @@ BENCHMARKS = {
     "activations.py --rounds 4": {"95 % interval": 1},
     "vision.py --parts head --rounds 1": {"time of calibrated / time of plain": 6, "added to a step of": 6},
     "vision.py --parts step --rounds 1": {"time of paper / time of plain": 2, "added to a step of": 0},
-    "vision.py --parts precision --rounds 1": {"time of fp32, last / time of bf16, last": 3},
+    "vision.py --parts precision --models test_resnet --rounds 1": {
+        "time of fp32, last / time of bf16, last": 1,
+    },
     "language.py --models tiny --rounds 1": {
         "time of generate bf16 / time of ours bf16": 1,
         "time of fp32 / time of bf16": 1,
