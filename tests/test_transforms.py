@@ -73,6 +73,20 @@ def test_torch_compile(name):
     torch.testing.assert_close(*grads, **close)
 
 
+@pytest.mark.slow_but_first
+@pytest.mark.parametrize("name", [*FUNCTIONS, "era_gaussian_batch"])
+def test_torch_compile_takes_shapes_that_change(name):
+    """With `dynamic=True` the number of actions or classes is not a constant of the program either."""
+    torch._dynamo.reset()
+    function = FUNCTIONS.get(name, lambda F, loc, raw: F.era_gaussian_batch(raw, -3.0)[0])
+    compiled = torch.compile(
+        lambda loc, raw: function(T, loc, raw), fullgraph=True, dynamic=True, backend="aot_eager"
+    )
+    for loc, raw in ((LOC, RAW), (LOC[:3], RAW[:3]), (LOC[:, :4], RAW[:, :4])):
+        loc, raw = torch.tensor(loc), torch.tensor(raw)
+        torch.testing.assert_close(compiled(loc, raw), function(T, loc, raw), **close)
+
+
 def test_torch_compile_takes_targets_that_change():
     torch._dynamo.reset()
     raw = torch.tensor(RAW)

@@ -198,7 +198,7 @@ def check_gaussian(target_entropy: float | None, action_dim: int, log_std_min: f
     check_log_std_bounds(log_std_min, log_std_max)
     if target_entropy is not None:
         most = gaussian_entropy_max(action_dim, log_std_max)
-        _feasible(target_entropy, most, action_dim, f"log_std_max={log_std_max}")
+        _feasible(target_entropy, most, action_dim, log_std_max)
 
 
 def check_truncated_normal(
@@ -235,7 +235,7 @@ def check_truncated_normal(
         )
     if target_entropy is not None:
         reachable = truncated_entropy_max(action_dim, log_std_max, low, high)
-        _feasible(target_entropy, reachable, action_dim, f"log_std_max={log_std_max} and loc on a bound")
+        _feasible(target_entropy, reachable, action_dim, log_std_max, " and loc on a bound")
 
 
 @cache
@@ -470,10 +470,10 @@ def _k_hot_entropy(num_classes: int, k: int, gap: float) -> float:
 # --- checks ----------------------------------------------------------------------------------------------
 
 
-def _feasible(target_entropy: float, most: float, action_dim: int, under: str) -> None:
+def _feasible(target_entropy: float, most: float, action_dim: int, log_std_max: float, under: str = "") -> None:
     check_finite(target_entropy)
-    if target_entropy > most:
+    if target_entropy > most:  # the message is made only here: compilers cannot make text of a dynamic number
         raise ValueError(
             f"target_entropy={target_entropy} nats is above {most:.6g}, the largest entropy of {action_dim} "
-            f"dimension(s) with {under}: lower the target or raise log_std_max"
+            f"dimension(s) with log_std_max={log_std_max}{under}: lower the target or raise log_std_max"
         )
