@@ -177,6 +177,7 @@ def test_settings_that_cannot_be_read_exit_with_2(args, home, capsys):
         (["--target-entropy", "99"], "target_entropy=99.0 nats is above"),
         (["--target-entropy", "a lot"], "rule 'a lot' cannot be read"),
         (["--target-entropy", "-A/0"], "rule '-A/0' cannot be read"),  # it begins like an option
+        (["--target-entropy", "-a / 2"], "rule '-a / 2' cannot be read"),
         (["--distribution", "tanh"], "head='era-exact' is solved for distribution='truncated'"),
     ],
 )

@@ -20,10 +20,10 @@ both = pytest.mark.parametrize("framework", ["torch", "jax"])
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
-def build(framework, kind, loc=LOC, scale=SCALE, dtype="float64"):
+def build(framework, kind, loc=LOC, scale=SCALE, dtype="float64", *bounds):
     if framework == "torch":
-        return getattr(T, kind)(*(torch.tensor(x, dtype=getattr(torch, dtype)) for x in (loc, scale)))
-    return getattr(J, kind)(*(jnp.asarray(x, dtype) for x in (loc, scale)))
+        return getattr(T, kind)(*(torch.tensor(x, dtype=getattr(torch, dtype)) for x in (loc, scale)), *bounds)
+    return getattr(J, kind)(*(jnp.asarray(x, dtype) for x in (loc, scale)), *bounds)
 
 
 def array(framework, x, dtype="float64"):
@@ -132,6 +132,29 @@ def test_truncation_excludes_what_is_outside(framework):
     outside = build(framework, "TruncatedNormal", [3.0], [0.5])
     clamped = build(framework, "TruncatedNormal", [1.0], [0.5])
     assert float(outside.entropy()) == float(clamped.entropy())
+
+
+@both
+def test_the_density_at_nan_is_nan(framework):
+    """A loss that uses it is not finite then, which is noticed."""
+    policy = build(framework, "TruncatedNormal", [0.0, 0.0], [0.5, 0.5])
+    assert math.isnan(float(policy.log_prob(array(framework, [math.nan, 0.0]))))
+
+
+@both
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_mean_of_a_truncated_normal_is_that_of_scipy(framework, dtype):
+    """With bounds 0.5 and 3, at loc on them and between, and scales from 1e-4 to e³."""
+    loc, scale = np.meshgrid([0.5, 0.6, 1.75, 2.999, 3.0], [1e-4, 0.01, 0.3, 1.0, 5.0, 20.0])
+    exact = stats.truncnorm.mean((0.5 - loc) / scale, (3.0 - loc) / scale, loc, scale)
+    policy = build(framework, "TruncatedNormal", loc, scale, dtype, 0.5, 3.0)
+    mean = policy.mean if framework == "torch" else policy.mean()
+    np.testing.assert_allclose(np.asarray(mean), exact, rtol=1e-6 if dtype == "float32" else 1e-9)
+
+
+def test_a_policy_in_jax_needs_an_axis_of_actions():
+    with pytest.raises(ValueError, match="the last axis is the action"):
+        J.TruncatedNormal(0.0, 1.0).entropy()
 
 
 @both

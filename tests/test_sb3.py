@@ -271,6 +271,14 @@ def test_state_dependent_exploration_is_refused(algorithm, policy):
         algorithm(policy, Reach(), use_sde=True, policy_kwargs={"target_entropy": -1.5})
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "policy", "own"), [(SAC, ERASACPolicy, {"target_entropy": -1.5}), (PPO, ERAPPOPolicy, {})]
+)
+def test_a_floor_has_to_be_given_to_the_policy(algorithm, policy, own):
+    with pytest.raises(ValueError, match="give the floor as policy_kwargs="):
+        algorithm(policy, Reach(), **own)
+
+
 def test_refusals_of_discrete_actions():
     with pytest.raises(ValueError, match=r"min_entropy=1\.7 nats is outside"):
         ppo(Discretely(), target_entropy=1.7)

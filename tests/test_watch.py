@@ -68,6 +68,12 @@ def test_states_are_those_of_the_status(tmp_path, state):
     assert (row.state, row.reason) == (state, "it is so")
 
 
+def test_a_stopped_run_is_where_it_was_saved(tmp_path):
+    """Later than its last line of metrics, if it was stopped between two."""
+    content = run_files.contents() | {"status.json": {**run_files.STATUS, "state": "interrupted", "step": 3210}}
+    assert Followed(run_files.write(tmp_path / "run", run_files.dumped(content))).look().step == 3210
+
+
 def test_a_run_is_running_while_its_process_holds_it_and_then_killed(tmp_path):
     content = run_files.contents() | {"status.json": {**run_files.STATUS, "state": "running"}}
     content["config.toml"]["steps"] = 9000

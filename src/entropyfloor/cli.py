@@ -89,10 +89,15 @@ def _long_form(args: Sequence[str]) -> list[str]:
 
 
 def _with_rules(args: Sequence[str]) -> list[str]:
-    """The arguments with `--target-entropy -A/2` as one word with `=`: alone, `-A/2` is an option."""
+    """The arguments with `--target-entropy -A/2` as one word with `=`: alone, `-A/2` is an option.
+
+    So is `-a/2`, which the command refuses as a rule.
+    """
     joined: list[str] = []
     for word in args:
-        if joined and re.fullmatch(r"--[\w-]+", joined[-1]) and re.fullmatch(r"-[\d.*]*A(/[\d.]+)?", word):
+        last = joined[-1] if joined else ""
+        is_rule = re.fullmatch(r"--[\w-]+", last) and re.fullmatch(r"-[\d.*]*A(/[\d.]+)?", word)
+        if is_rule or (last == "--target-entropy" and word[:1] == "-" != word[1:2]):
             joined[-1] += f"={word}"
         else:
             joined.append(word)

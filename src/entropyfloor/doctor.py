@@ -143,7 +143,8 @@ def hints(
     if "torch" in backends and _without_operators():
         found.append(
             "torchvision has no compiled operators for this torch: classifiers and language models work without "
-            "them, detection does not; a torchvision from where torch came from has them"
+            "them if entropyfloor.vision is imported before timm, and entropyfloor.language.load before "
+            "transformers; detection does not; a torchvision from where torch came from has them"
         )
     return found
 

@@ -142,7 +142,7 @@ class ERASACPolicy(SACPolicy):
         **kwargs: Further arguments of `SACPolicy`.
 
     Raises:
-        ValueError: A target that is out of reach, an unknown head, or `use_sde=True`.
+        ValueError: No target, one that is out of reach, an unknown head, or `use_sde=True`.
 
     Examples:
         >>> from stable_baselines3 import SAC
@@ -157,13 +157,14 @@ class ERASACPolicy(SACPolicy):
         action_space: spaces.Box,
         lr_schedule: Schedule,
         *,
-        target_entropy: float | str,
+        target_entropy: float | str | None = None,
         head: HeadName = "era-exact",
         log_std_min: float = -8.0,
         log_std_max: float = 0.0,
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         **kwargs: Any,
     ) -> None:
+        target_entropy = _given(target_entropy)
         _refuse(kwargs, use_sde=False)
         # Before `super().__init__`, which builds the actor.
         self.era: dict[str, Any] = {
@@ -212,7 +213,7 @@ class ERAPPOPolicy(ActorCriticPolicy):
         **kwargs: Further arguments of `ActorCriticPolicy`.
 
     Raises:
-        ValueError: A target that is out of reach, an unknown head, other actions, `use_sde=True`, or a
+        ValueError: No target, one that is out of reach, an unknown head, other actions, `use_sde=True`, or a
             `log_std_init`.
 
     Examples:
@@ -229,7 +230,7 @@ class ERAPPOPolicy(ActorCriticPolicy):
         action_space: spaces.Space,
         lr_schedule: Schedule,
         *,
-        target_entropy: float | str,
+        target_entropy: float | str | None = None,
         head: HeadName | None = None,
         distribution: DistributionName = "normal",
         log_std_min: float = -8.0,
@@ -237,6 +238,7 @@ class ERAPPOPolicy(ActorCriticPolicy):
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         **kwargs: Any,
     ) -> None:
+        target_entropy = _given(target_entropy)
         _refuse(kwargs, use_sde=False, log_std_init=0.0)
         # Before `super().__init__`, which builds the networks.
         self.era: dict[str, Any] = {
@@ -290,6 +292,15 @@ def _extractor(space: spaces.Space) -> type[BaseFeaturesExtractor]:
     if isinstance(space, spaces.Dict):
         return CombinedExtractor
     return NatureCNN if is_image_space(space) else FlattenExtractor
+
+
+def _given(target_entropy: float | str | None) -> float | str:
+    if target_entropy is None:
+        raise ValueError(
+            "give the floor as policy_kwargs={'target_entropy': …}: SAC's own argument of that name is a target "
+            "for its learned entropy coefficient"
+        )
+    return target_entropy
 
 
 def _refuse(kwargs: dict[str, Any], **defaults: Any) -> None:

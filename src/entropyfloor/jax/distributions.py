@@ -134,13 +134,16 @@ class TruncatedNormal:
         return value, self._log_density(value).sum(-1)
 
     def log_prob(self, value: Float[Array, "*sample D"]) -> Float[Array, "*sample"]:
-        """Log-density: finite on [low, high], with the bounds as either precision rounds them; -inf outside."""
+        """Log-density: finite on [low, high], with the bounds as either precision rounds them; -inf outside.
+
+        The density at NaN is NaN.
+        """
         value = jnp.asarray(value)
         density = self._log_density(as_float(value, "value"))
         own = _parameters(self.loc, self.scale)[0].dtype
         low, high = ([b, *(float(np.asarray(b, d)) for d in (own, value.dtype))] for b in (self.low, self.high))
-        inside = (value >= min(low)) & (value <= max(high))
-        return jnp.where(inside, density, -jnp.inf).sum(-1)
+        outside = (value < min(low)) | (value > max(high))
+        return jnp.where(outside, -jnp.inf, density).sum(-1)
 
     def entropy(self) -> Float[Array, "*batch"]:
         """Entropy of the truncated policy, in closed form."""
@@ -150,6 +153,18 @@ class TruncatedNormal:
     def mode(self) -> Float[Array, "*batch D"]:
         """The peak of the density: loc."""
         return self._inside()[0]
+
+    def mean(self) -> Float[Array, "*batch D"]:
+        """The mean, nearer to the middle of [low, high] than loc. In evaluation agents act by `mode`."""
+        # With a and b the standardised bounds: loc + scale (φ(a) - φ(b)) / mass. The difference is φ(nearer bound)
+        # times expm1, which does not cancel where scale is large.
+        loc, scale = self._inside()
+        below, above = self._mass_beside_loc(loc, scale)
+        a, b = (self.low - loc) / scale, (self.high - loc) / scale
+        exponent = 0.5 * (a - b) * (a + b)  # log φ(b) - log φ(a)
+        nearer = jnp.exp(-0.5 * jnp.minimum(jnp.abs(a), jnp.abs(b)) ** 2 - LOG_SQRT_2PI)
+        difference = nearer * jnp.sign(exponent) * jnp.expm1(-jnp.abs(exponent))
+        return (loc + scale * difference / (below + above)).clip(self.low, self.high)
 
     def _inside(self) -> tuple[Array, Array]:
         loc, scale = _parameters(self.loc, self.scale)
@@ -278,4 +293,7 @@ class Categorical:
 
 
 def _parameters(loc: Array, scale: Array) -> list[Array]:
-    return jnp.broadcast_arrays(as_float(loc, "loc"), as_float(scale, "scale"))
+    both = jnp.broadcast_arrays(as_float(loc, "loc"), as_float(scale, "scale"))
+    if both[0].ndim == 0:
+        raise ValueError("loc and scale are scalars: the last axis is the action, pass [..., action_dim]")
+    return both

@@ -171,6 +171,8 @@ class TruncatedNormal(_Bounded):
     def log_prob(self, value: Float[Tensor, "*sample D"]) -> Float[Tensor, "*sample"]:
         """Log-density: finite on [low, high], with the bounds as either precision rounds them; -inf outside.
 
+        The density at NaN is NaN.
+
         Raises:
             ValueError: A value lies outside, with `validate_args=True`.
         """
@@ -178,8 +180,8 @@ class TruncatedNormal(_Bounded):
             self._validate_sample(value)
         density = self._log_density(as_float(value, "value"))
         low, high = (self.loc.new_full((), bound) for bound in (self.low, self.high))
-        inside = ((value >= self.low) | (value >= low)) & ((value <= self.high) | (value <= high))
-        return torch.where(inside, density, -torch.inf).sum(-1)
+        outside = ((value < self.low) & (value < low)) | ((value > self.high) & (value > high))
+        return torch.where(outside, -torch.inf, density).sum(-1)
 
     def entropy(self) -> Float[Tensor, "*batch"]:
         """Entropy of the truncated policy, in closed form."""
@@ -189,6 +191,18 @@ class TruncatedNormal(_Bounded):
     def mode(self) -> Float[Tensor, "*batch D"]:
         """The peak of the density: loc."""
         return self.loc
+
+    @property
+    def mean(self) -> Float[Tensor, "*batch D"]:
+        """The mean, nearer to the middle of [low, high] than loc. In evaluation agents act by `mode`."""
+        # With a and b the standardised bounds: loc + scale (φ(a) - φ(b)) / mass. The difference is φ(nearer bound)
+        # times expm1, which does not cancel where scale is large.
+        below, above = self._mass_beside_loc()
+        a, b = (self.low - self.loc) / self.scale, (self.high - self.loc) / self.scale
+        exponent = 0.5 * (a - b) * (a + b)  # log φ(b) - log φ(a)
+        nearer = torch.exp(-0.5 * torch.minimum(a.abs(), b.abs()) ** 2 - LOG_SQRT_2PI)
+        difference = nearer * exponent.sign() * torch.expm1(-exponent.abs())
+        return (self.loc + self.scale * difference / (below + above)).clamp(self.low, self.high)
 
     def _mass_beside_loc(self) -> tuple[Tensor, Tensor]:
         below = 0.5 * torch.erf((self.loc - self.low) / (math.sqrt(2) * self.scale))

@@ -177,7 +177,8 @@ class Followed:
             task=str(config.get("env", "")),
             arm=str(config.get("agent", "")),
             seed=config.get("seed"),
-            step=self._step,
+            # A run that was stopped has often saved later than its last line of metrics.
+            step=max(self._step, self._status["step"] if self._status["state"] == "interrupted" else 0),
             steps=config.get("steps", config.get("epochs")),
             rate=self._rate(),
             score=None if value is None else (score, value),
