@@ -207,18 +207,18 @@ def test_a_run_answers_held_out_problems(tmp_path):
     ("name", "content", "message"),
     [
         ("r.jsonl", '{"prompt": "a"}\n', "no column for the responses"),
-        ("r.jsonl", '{"prompt": "a", "response": ""}\n', "no column for the responses"),
+        ("r.jsonl", '{"prompt": "a", "response": null}\n', "no text in its column response for the responses"),
         (
             "r.jsonl",
             '{"prompt": "a", "response": "b"}\n{"prompt": "a", "response": ""}\n',
-            "row 1 of the rollouts",
+            "1 of the rollouts have an empty prompt or response, the first in row 2",
         ),
         ("r.jsonl", "not json\n", "line 1 is damaged"),
         ("r.txt", "\n", "has no prompts"),
         (
             "r.jsonl",
             json.dumps({"prompt": "a" * 200, "response": "b" * 100}),
-            "do not fit into the context of 256",
+            "in row 1 of the rollouts have 300 tokens, and the context 256",
         ),
     ],
 )
@@ -242,3 +242,16 @@ def test_rollouts_that_cannot_be_used_are_refused(name, content, message, model,
 def test_options_that_cannot_be_used_are_refused(options, message, model, prompts):
     with pytest.raises(ValueError, match=message):
         language.language_model(str(model), prompts=prompts, **options)
+
+
+def test_what_only_samples_is_refused_beside_rollouts(model, tmp_path):
+    (tmp_path / "r.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+    with pytest.raises(ValueError, match="samples=3, seed=1 would be ignored: with --rollouts"):
+        language.language_model(str(model), rollouts=tmp_path / "r.jsonl", samples=3, seed=1)
+
+
+def test_a_response_of_one_token_has_no_others(model, tmp_path):
+    (tmp_path / "r.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+    numbers = language.language_model(str(model), rollouts=tmp_path / "r.jsonl").numbers
+    assert numbers["token_entropy/top"] == numbers["token_entropy"]
+    assert "token_entropy/bottom" not in numbers

@@ -130,7 +130,7 @@ def test_a_front_has_the_counts_at_every_temperature(run, tmp_path):
     average, solved = np.mean(cold["correct"]) / SAMPLES, np.mean(np.array(cold["correct"]) > 0)
     line = rf"^temperature 0.01 +avg@6 {100 * average:.1f} %, pass@6 {100 * solved:.1f} %$"
     assert re.search(line, summary, re.M)
-    with pytest.raises(ValueError, match=r"eval_temperature=0.0 must be positive"):
+    with pytest.raises(ValueError, match=r"temperatures: 0\.0 must be positive"):
         evaluate(run, temperatures=(0.0,), test_data=held)
 
 

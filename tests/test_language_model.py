@@ -13,6 +13,7 @@ from entropyfloor.cli import main
 from entropyfloor.language.model import files
 from entropyfloor.language.model.files import describe, described, load, save
 from entropyfloor.language.model.forward import device_of, ends_of
+from entropyfloor.language.sampling.checks import check_logits
 from entropyfloor.language.sampling.engines.base import template
 from entropyfloor.language.sampling.engines.transformers import Transformers
 from entropyfloor.language.train import resume, train
@@ -142,6 +143,36 @@ def test_weights_that_are_cut_short(model):
     file.write_bytes(file.read_bytes()[:1000])
     assert is_refused(lambda path: load(str(path)), model)
     assert is_refused(engine, model)
+
+
+def test_a_model_without_its_last_layer_is_refused(model):
+    """transformers would draw it at random."""
+    load(str(model))[0].model.save_pretrained(model)
+    for read in (READERS["load"], engine):
+        with pytest.raises(ValueError, match=r"1 of its weights are missing, such as lm_head\.weight"):
+            read(model)
+
+
+def test_a_directory_without_a_tokenizer_is_refused(model):
+    """transformers would make one that knows no text."""
+    for file in model.glob("tokenizer*"):
+        file.unlink()
+    for read in (READERS["load"], engine):
+        with pytest.raises(ValueError, match="it has no tokenizer"):
+            read(model)
+
+
+def test_a_gguf_file_has_a_way_out(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match="load it with `gguf_file=` and save the model"):
+        load(str(tmp_path / "model.gguf"))
+
+
+def test_weights_that_are_not_finite_are_named(model):
+    loaded = load(str(model))[0]
+    torch.nn.init.constant_(loaded.lm_head.weight, torch.nan)
+    with pytest.raises(ValueError, match="its logits are not finite, as if its weights were damaged"):
+        check_logits(loaded, "measured")
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -5,6 +5,7 @@ import torch
 
 pytest.importorskip("trl")
 
+from entropyfloor.integrations.floor import load_state, save_state
 from entropyfloor.integrations.trl import ERAGRPOConfig, ERAGRPOTrainer
 from entropyfloor.language.advantages import maxrl_advantages
 from entropyfloor.language.config import LanguageConfig
@@ -152,13 +153,13 @@ def test_a_resumed_run_continues_the_controller(model, tmp_path):
 
 
 def test_a_run_of_era_can_be_resumed_with_a_floor(model, tmp_path):
-    """The controller begins where the checkpoint has none."""
+    """The controller begins where the checkpoint has none, with the entropy that the run began with."""
     settings = {"save_strategy": "steps", "save_steps": 2}
-    trained(ERAGRPOTrainer, model, arguments(tmp_path, max_steps=2, **AUTO, **settings))
+    begun, _, _ = trained(ERAGRPOTrainer, model, arguments(tmp_path, max_steps=2, **AUTO, **settings))
     args = floor_arguments(tmp_path, max_steps=4, margin=1.5, **settings)
     rest, _, _ = trained(ERAGRPOTrainer, model, args, run=False)
     rest.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
-    floor = 0.75 * logged(rest, "era/response_entropy")[2]
+    floor = 0.75 * logged(begun, "era/response_entropy")[0]
     assert logged(rest, "era/min_entropy") == [pytest.approx(floor, rel=1e-5)] * 2
     assert logged(rest, "era/scale")[0] == 1.0 < logged(rest, "era/scale")[1]
 
@@ -188,6 +189,34 @@ def test_a_floor_above_that_of_a_uniform_choice_is_refused(model, tmp_path):
         trained(ERAGRPOTrainer, model, floor_arguments(tmp_path, min_entropy=12.0))
 
 
+def test_a_resumed_run_takes_the_floor_that_is_given(tmp_path):
+    """And keeps the one that it measured, where none is."""
+    before, file = our_controller(min_entropy=0.8), tmp_path / "state.json"
+    before.begin({"response_entropy": 2.0})
+    before.observe({"response_entropy": 1.0}, 0.8)
+    save_state(file, before, 2.0)
+    for given, floor in ((0.5, 0.5), ("auto", 0.8)):
+        resumed = our_controller(min_entropy=given)
+        assert load_state(file, resumed) == 2.0
+        assert resumed.state == before.state | {"first": floor}
+
+
+def test_era_floor_may_go_on_from_a_run_with_thresholds(tmp_path):
+    """Its automatic floor follows from the entropy that the run began with, not from today's."""
+    file = tmp_path / "state.json"
+    save_state(file, Controller(LanguageConfig(head="era")), 2.0)
+    resumed = our_controller()
+    load_state(file, resumed)
+    assert resumed.floor(0.0) == 0.75 * 2.0
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"initial_entropy": 2.0, "controller": {"first": 1.0}}'])
+def test_a_damaged_state_is_named(tmp_path, content):
+    (tmp_path / "state.json").write_text(content)
+    with pytest.raises(ValueError, match=r"state\.json is damaged .*: resume from another checkpoint"):
+        load_state(tmp_path / "state.json", our_controller())
+
+
 # --- settings ---------------------------------------------------------------------------------------------
 
 
@@ -213,7 +242,7 @@ def test_defaults_are_those_of_our_trainer(tmp_path):
         ({"min_entropy": 0.0}, r"min_entropy=0\.0 must be positive and finite"),
         ({"min_entropy_decay": 2.0}, r"min_entropy_decay=2\.0 must be between 0 and 1"),
         ({"max_scale": 1.0}, r"max_scale=1\.0 must be above 1"),
-        ({"entropy_ema": -0.1}, r"entropy_ema=-0\.1 must be between 0 and 1"),
+        ({"entropy_ema": -0.1}, r"entropy_ema=-0\.1 must be at least 0 and below 1"),
     ],
 )
 def test_settings_are_refused(tmp_path, settings, message):

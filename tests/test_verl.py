@@ -154,11 +154,12 @@ def test_automatic_thresholds_that_cross_are_refused_in_the_first_step():
     ("override", "message"),
     [
         ("+trainer.v1.era.omega=1", "trainer.v1.era.omega does not exist: ERA's settings are entropy_ema, era"),
-        ("+trainer.v1.era.k=1", "k=1 must be a finite number above 1"),
-        ("+trainer.v1.era.omega_low=low", "omega_low='low' must be a number or auto"),
-        ("+trainer.v1.era.top_fraction=0", "top_fraction=0 must lie in"),
-        ("+trainer.v1.era.top_k=0", "k=0 must be at least 1"),
-        ("+trainer.v1.era.min_advantage=-1", "min_advantage=-1 must be finite and not negative"),
+        ("+trainer.v1.era.k=1", "k=1 must be above 1"),
+        ("+trainer.v1.era.omega_low=low", "omega_low='low' must be one of auto"),
+        ("+trainer.v1.era.top_fraction=0", "top_fraction=0 must be above 0"),
+        ("+trainer.v1.era.top_k=0", "top_k=0 must be at least 1"),
+        ("+trainer.v1.era.min_advantage=-1", "min_advantage=-1 must be finite and at least 0"),
+        ("+trainer.v1.era.omega_low_2=0.2", "omega_low_2 would be ignored without second_stage_steps"),
         ("+trainer.v1.era.second_stage_steps=0", "second_stage_steps=0 must be at least 1, or null for never"),
         ("+trainer.v1.era.head=none", "head='none' must be era or era-floor"),
         ("+trainer.v1.era.margin=0.1", "margin=0.1 would be ignored without head='era-floor'"),
@@ -651,7 +652,8 @@ def test_automatic_thresholds_follow_from_the_first_rollout_and_are_resumed(step
     resumed._load_checkpoint()
     assert resumed.initial_entropy == trainer.initial_entropy
     assert json.loads((tmp_path / "global_step_1" / "era.json").read_text()) == {
-        "initial_entropy": trainer.initial_entropy
+        "initial_entropy": trainer.initial_entropy,
+        "controller": None,
     }
 
 

@@ -122,6 +122,10 @@ def language_model(
     if (prompts is None) == (rollouts is None):
         raise ValueError("give either --prompts, for responses of the model, or --rollouts, responses to read")
     _check_counts(samples=samples, max_new_tokens=max_new_tokens, batch_size=batch_size, limit=limit)
+    sampling = {"samples": (samples, 1), "max_new_tokens": (max_new_tokens, 256), "seed": (seed, 0)}
+    unused = [f"{name}={value}" for name, (value, default) in sampling.items() if value != default]
+    if rollouts is not None and unused:
+        raise ValueError(f"{', '.join(unused)} would be ignored: with --rollouts nothing is sampled")
     if not temperature > 0:
         raise ValueError(f"temperature={temperature} must be above 0: at 0 there is no entropy")
     chat = template_of(template).text is None
@@ -177,6 +181,7 @@ def measure(
     of_responses = F.response_entropy(entropies, mask, fraction)
     of_tokens = entropies[mask].double().cpu().numpy()
     top = forking_tokens(entropies, mask)
+    others = {"token_entropy/top": mask & top, "token_entropy/bottom": mask & ~top}
     most = entropies.masked_fill(~mask, -1.0).argmax(1, keepdim=True)
     words = tokenizer.batch_decode(responses.targets.gather(1, most))
     return Samples(
@@ -191,8 +196,7 @@ def measure(
         further=[Further("token_entropy", "Entropy of each token (nats)", of_tokens)],
         numbers={
             "token_entropy": float(entropies[mask].mean()),
-            "token_entropy/top": float(entropies[top].mean()),
-            "token_entropy/bottom": float(entropies[mask & ~top].mean()) if bool((mask & ~top).any()) else 0.0,
+            **{name: float(entropies[some].mean()) for name, some in others.items() if some.any()},
             "response_length/eval": float(mask.sum(1).double().mean()),
             "ended": float(responses.ended.double().mean()),
         },
@@ -204,10 +208,10 @@ def measure(
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a file; each line of a .txt is a prompt."""
-    if path.suffix != ".txt":
-        return read_rows(path)
     if not path.is_file():
         raise ValueError(f"{path} is no file: give a .txt, .jsonl, .json or .parquet file")
+    if path.suffix != ".txt":
+        return read_rows(path)
     try:
         rows = [{"prompt": line} for line in path.read_text("utf-8-sig").split("\n") if line.strip()]
     except UnicodeDecodeError as error:
@@ -236,12 +240,19 @@ def _given(
     """Given responses, as if the model had sampled them."""
     prompt_tokens = encode(tokenizer, prompts, rows=rows_of(model), special=special)
     response_tokens = encode(tokenizer, texts, rows=rows_of(model), special=False)
-    if empty := [i for i, both in enumerate(zip(prompt_tokens, response_tokens, strict=True)) if not all(both)]:
-        raise ValueError(f"row {empty[0]} of the rollouts has an empty prompt or response: remove it")
-    lengths = [
-        (len(prompt), len(response)) for prompt, response in zip(prompt_tokens, response_tokens, strict=True)
-    ]
-    _check_context(model, *max(lengths, key=sum))
+    both = list(zip(prompt_tokens, response_tokens, strict=True))
+    if empty := [i for i, tokens in enumerate(both, 1) if not all(tokens)]:
+        raise ValueError(
+            f"{len(empty)} of the rollouts have an empty prompt or response, the first in row {empty[0]}: "
+            "remove them"
+        )
+    longest, row = max((len(prompt) + len(response), i) for i, (prompt, response) in enumerate(both, 1))
+    context = context_of(model.config)
+    if context is not None and longest > context:
+        raise ValueError(
+            f"prompt and response in row {row} of the rollouts have {longest} tokens, and the context {context}: "
+            "remove such rows"
+        )
     tokens, mask, width = aligned(prompt_tokens, response_tokens, int(tokenizer.pad_token_id or 0))
     tokens, mask = tokens.to(model.device), mask.to(model.device)
     return Responses(tokens, mask, mask[:, width:], list(texts), torch.ones(len(texts), dtype=torch.bool))

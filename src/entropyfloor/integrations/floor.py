@@ -1,7 +1,9 @@
-"""What hosts share with our trainer: the settings that scales follow from, and the controller of era-floor."""
+"""What hosts share with our trainer: settings, the controller of era-floor, what a checkpoint has."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from entropyfloor.language import update
@@ -14,12 +16,13 @@ RULE = ("k", "top_fraction", "min_advantage", "era_signs", "era_tokens")
 """Settings that a scale follows from."""
 OTHERS = ("scale_advantages", "freeze_scale")
 """Settings of what is done with scales."""
-STAGES = ("omega_low", "omega_high", "second_stage_steps", "omega_low_2", "omega_high_2")
+THRESHOLDS = ("omega_low", "omega_high", "omega_low_2", "omega_high_2")
+STAGES = (*THRESHOLDS, "second_stage_steps")
 """Settings of the thresholds, which era-floor does not have."""
 
 
 def controller_of(settings: Any, *, top_k: str) -> Controller:
-    """The controller of era-floor for settings of a host; with head='era' it does nothing.
+    """The controller of era-floor for settings of a host, which it checks; with head='era' it does nothing.
 
     Args:
         settings: A dataclass whose fields of these names mean the same as those of `LanguageConfig`.
@@ -34,9 +37,36 @@ def controller_of(settings: Any, *, top_k: str) -> Controller:
     given = [name for name in (*STAGES, top_k) if getattr(settings, name) != getattr(defaults, name)]
     if settings.head == "era-floor" and given:
         raise ValueError(f"head='era-floor' holds the entropy at min_entropy: leave out {', '.join(given)}")
+    if settings.second_stage_steps is None and (late := [name for name in THRESHOLDS[2:] if name in given]):
+        raise ValueError(f"{', '.join(late)} would be ignored without second_stage_steps")
     names = ("head", *RULE, *OTHERS, *FLOOR)
     shared = {name: getattr(settings, name) for name in names if hasattr(settings, name)}
+    if settings.head == "era":
+        shared |= {name: getattr(settings, name) for name in THRESHOLDS}
+        shared |= {"top_k": getattr(settings, top_k), "second_stage": 0.5}  # when it begins plays no part here
     return Controller(LanguageConfig(**shared).resolved())
+
+
+def save_state(file: Path, controller: Controller, initial_entropy: float | None) -> None:
+    """Write the entropy that automatic thresholds follow from, and the controller's memory."""
+    file.write_text(json.dumps({"initial_entropy": initial_entropy, "controller": controller.state}))
+
+
+def load_state(file: Path, controller: Controller) -> float | None:
+    """Read what `save_state` wrote, from a run of either head, and return the entropy that the run began with.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    try:
+        state = json.loads(file.read_text())
+        initial_entropy: float | None = state["initial_entropy"]
+        controller.state = state.get("controller")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged ({error!r}): resume from another checkpoint") from None
+    if controller.rule == "era-floor" and controller.first is None and initial_entropy is not None:
+        controller.begin({"response_entropy": initial_entropy})  # the run began with head='era'
+    return initial_entropy
 
 
 def hyperparameters_of(

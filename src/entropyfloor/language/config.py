@@ -26,6 +26,7 @@ TaskName = Literal["countdown", "countdown-3", "countdown-4", "arithmetic", "mod
 LossName = Literal["grpo", "dr-grpo", "gspo", "cispo"]
 Threshold = float | Literal["auto"]
 
+BELOW_ONE = Range(0, math.nextafter(1, 0), "at least 0 and below 1")
 ABOVE_ONE = Range(1, math.inf, "above 1", open=True)
 FRACTION = Range(math.ulp(0), 1, "above 0 and at most 1")
 LENGTH = Range(1, 2**24, "between 1 and 2**24")
@@ -183,9 +184,15 @@ class LanguageConfig:
     head: Literal["none", "era", "era-floor"] = "none"
     """Head of the loss: era takes log-probabilities at scaled logits (Eq. 16), and era-floor steers the scale."""
     omega_low: Annotated[Threshold, NATURAL] = "auto"
-    """ω_low in nats: ERA makes responses with less entropy more random; auto is 0.75 of the entropy before RL."""
+    """ω_low in nats: ERA makes responses with less entropy more random; other heads only log their share.
+
+    `auto` is 0.75 of the entropy before RL.
+    """
     omega_high: Annotated[Threshold, UP_TO_INFINITY] = "auto"
-    """ω_high in nats: ERA makes responses with more entropy less random; auto is 5 times the entropy before RL."""
+    """ω_high in nats: ERA makes responses with more entropy less random; other heads only log their share.
+
+    `auto` is 5 times the entropy before RL.
+    """
     second_stage: Annotated[float, SHARE] = 1.0
     """Share of `steps` after which the thresholds of the second stage hold; 1 for never."""
     omega_low_2: Annotated[Threshold, NATURAL, SECOND_STAGE] = "auto"
@@ -221,7 +228,7 @@ class LanguageConfig:
     """Controller: gain of the error in 1/nats: 20 for era-floor, 1 for entropic."""
     integral_gain: Annotated[float | None, NATURAL, PI] = None
     """Controller: gain of the sum of errors in 1/nats: 0.5 for era-floor, 0.01 for entropic."""
-    entropy_ema: Annotated[float, SHARE, ERA_FLOOR] = 0.8
+    entropy_ema: Annotated[float, BELOW_ONE, ERA_FLOOR] = 0.8
     """ERA-floor: weight of the past in the moving average of the entropy, which varies with the problems drawn."""
     margin: Annotated[float, NATURAL, ERA_FLOOR] = 0.03
     """ERA-floor: distance above `min_entropy` at which the entropy is held, in nats, for its fluctuations."""

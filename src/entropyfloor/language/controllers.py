@@ -51,6 +51,9 @@ def floor_scale(
     Returns:
         s, and the next m.
 
+    Raises:
+        ValueError: A `max_scale` that is not above 1, or an entropy that is not finite.
+
     Examples:
         >>> from entropyfloor.language import controllers
         >>> controllers.floor_scale(0.0, entropy=2.0, floor=1.0)  # far above the floor: plain RL
@@ -59,6 +62,11 @@ def floor_scale(
         >>> round(scale, 2)
         1.82
     """
+    if not (max_scale > 1 and math.isfinite(max_scale) and math.isfinite(entropy)):
+        raise ValueError(
+            f"max_scale={max_scale:g} must be finite and above 1, and entropy={entropy:g} finite: others would "
+            "stay in the memory"
+        )
     largest, error = math.log(max_scale), floor + margin - entropy
     scale = math.exp(min(max(gain * error + memory, 0.0), largest))
     return scale, min(max(memory + integral_gain * error, 0.0), largest)
@@ -145,6 +153,8 @@ class Controller:
     def state(self, state: Mapping[str, float] | None) -> None:
         if state is not None:
             self.first, self.smoothed, self.memory, self.decision = (float(state[name]) for name in STATE)
+            if (given := self.config.min_entropy) != "auto":  # hosts take another floor for a resumed run
+                self.first = given
 
     def begin(self, entropies: Mapping[str, float]) -> None:
         """Decide `min_entropy`, from the entropies that RL begins with."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -189,18 +189,20 @@ def evaluate(
     trained = read_trained(run)
     config, task = as_evaluated(trained.config, data, test_data, temperature)
     for each in temperatures:
-        replace(config, eval_temperature=each)  # refuses what is no temperature
+        if not 0 < each < math.inf:
+            raise ValueError(f"temperatures: {each} must be positive and finite")
     if config.threads:
         torch.set_num_threads(config.threads)
     model, tokenizer = trained.model.to(device_of("auto")), trained.tokenizer  # type: ignore[arg-type]
     try:
         adapt_task(task, config, model, tokenizer)
         measured: dict[float, Evaluation] = {}
+        held_out = len(task.problems("test", problems, 0, or_fewer=True))
 
         def report(temperature: float, done: int) -> None:
             progress.report(done, f"answered at temperature {temperature:g}")
 
-        with Progress(problems, unit="problems", every=1, evaluation="responding") as progress:
+        with Progress(held_out, unit="problems", every=1, evaluation="responding") as progress:
             for each in dict.fromkeys([config.eval_temperature, *temperatures]):
                 progress.restart(0)
                 measured[each] = evaluate_model(

@@ -66,7 +66,7 @@ QUANTITIES: dict[str, Quantity] = {
     "reward": Quantity("Mean reward of a rollout"),
     "usable_groups": Quantity("Share of prompts whose responses earned different rewards"),
     "response_length": Quantity("Length of responses in training", "tokens"),
-    "response_length/eval": Quantity("Length of responses to held-out problems", "tokens"),
+    "response_length/eval": Quantity("Length of responses in an evaluation or audit", "tokens"),
     "ended": Quantity("Share of responses that ended before the limit"),
     "response_entropy": Quantity("Mean entropy of the top tokens of a response: H_resp of Eq. 16", "nats"),
     "response_entropy/smoothed": Quantity(

@@ -253,8 +253,8 @@ def token_log_probs(
         Log-probs and entropies, in nats, shaped as `targets`.
 
     Raises:
-        ValueError: Shapes that do not belong together, a scale, temperature or softcap ≤ 0, k < 1, `top_k_rows`
-            without `top_k`, integer input, an unknown `impl` or one that cannot run on this device.
+        ValueError: Shapes that do not belong together, a number ≤ 0 as scale, temperature or softcap, k < 1,
+            `top_k_rows` without `top_k`, integer input, an unknown `impl` or one that cannot run on this device.
 
     Examples:
         >>> import torch

@@ -6,12 +6,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from trl import GRPOConfig
 
 from entropyfloor.integrations.floor import controller_of
 from entropyfloor.language.config import LanguageConfig
-from entropyfloor.torch import functional as F
 
 RATIO_LOSSES = "grpo", "bnpo", "dr_grpo", "dapo"
 """TRL's losses that clip the ratio of each token or response, for which KL-Cov and Clip-Cov are defined."""
@@ -131,15 +129,6 @@ class ERAGRPOConfig(GRPOConfig):
         super().__post_init__()
         for name in ("omega_low", "omega_high", "omega_low_2", "min_entropy"):
             setattr(self, name, threshold(name, getattr(self, name)))
-        for low, high in self._stages:
-            # The functions of ERA check their arguments.
-            given = {"omega_low": low, "omega_high": high}
-            numbers = {name: value for name, value in given.items() if value != "auto"}
-            bounds = {"omega_low": -math.inf, "omega_high": math.inf} | numbers
-            empty = torch.zeros(0)
-            F.era_token_scale(empty, empty, k=self.k, min_advantage=self.min_advantage, **bounds)
-        F.response_entropy(torch.zeros(1, 1), torch.ones(1, 1), self.top_fraction)
-        F.era_token_scale(torch.zeros(0), torch.zeros(0), signs=self.era_signs)
         if self.era_top_k is not None and self.era_top_k < 1:
             raise ValueError(f"era_top_k={self.era_top_k} must be at least 1: None keeps all logits")
         if self.second_stage_steps is not None and self.second_stage_steps < 0:

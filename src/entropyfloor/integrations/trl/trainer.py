@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 
-from entropyfloor.integrations.floor import controller_of, hyperparameters_of
+from entropyfloor.integrations.floor import controller_of, hyperparameters_of, load_state, save_state
 from entropyfloor.integrations.trl.config import ERAGRPOConfig
 from entropyfloor.integrations.trl.head import HeadOptions, add_era_head, log_probs_of
 from entropyfloor.integrations.trl.loss import ScaledPolicy, loss_mask
@@ -275,16 +274,12 @@ class ERAGRPOTrainer(GRPOTrainer):
         super()._save_checkpoint(model, trial)
         if self._initial_entropy is not None and self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            state: dict[str, Any] = {"initial_entropy": self._initial_entropy}
-            if self.controller.state is not None:
-                state["controller"] = self.controller.state
-            (folder / STATE).write_text(json.dumps(state))
+            save_state(folder / STATE, self.controller, self._initial_entropy)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and (path := Path(checkpoint) / STATE).exists():
-            state = json.loads(path.read_text())
-            self._initial_entropy, self.controller.state = state["initial_entropy"], state.get("controller")
+        if checkpoint is not None and (file := Path(checkpoint) / STATE).exists():
+            self._initial_entropy = load_state(file, self.controller)
 
 
 def check_version(version: str) -> None:

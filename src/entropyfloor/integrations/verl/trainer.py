@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.workers.engine import EngineRegistry
 from verl.workers.utils.padding import response_from_nested, response_to_nested
 
-from entropyfloor.integrations.floor import controller_of, hyperparameters_of
+from entropyfloor.integrations.floor import controller_of, hyperparameters_of, load_state, save_state
 from entropyfloor.integrations.verl.config import read
 from entropyfloor.integrations.verl.engine import SCALE, TOP_K, ERAEngine
 from entropyfloor.language import update
@@ -133,10 +132,7 @@ class ERATrainer(PPOTrainerSync):
         """verl's checkpoint, the entropy that automatic thresholds follow from, and the controller's memory."""
         folder = Path(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}")
         folder.mkdir(parents=True, exist_ok=True)
-        state: dict[str, Any] = {"initial_entropy": self.initial_entropy}
-        if self.controller.state is not None:
-            state["controller"] = self.controller.state
-        (folder / STATE).write_text(json.dumps(state))
+        save_state(folder / STATE, self.controller, self.initial_entropy)
         super()._save_checkpoint()
 
     def _load_checkpoint(self) -> None:
@@ -148,8 +144,7 @@ class ERATrainer(PPOTrainerSync):
         if settings.resume_mode == "resume_path":
             resumed = Path(settings.resume_from_path)
         if (resumed / STATE).exists():  # not where the run began without ERA
-            state = json.loads((resumed / STATE).read_text())
-            self.initial_entropy, self.controller.state = state["initial_entropy"], state.get("controller")
+            self.initial_entropy = load_state(resumed / STATE, self.controller)
 
 
 def check_engine(worker: Any) -> TensorDict:

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,8 +95,8 @@ def load(
     if not Path(name).exists():
         failed = "is no directory here, and no model of the hub could be loaded"
     with reading(name, failed), without_bars():
-        tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", **NO_CODE)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **NO_CODE)
+        tokenizer = tokenizer_of(name, padding_side="left")
+        model = model_of(name, torch.float32)
         ends = ends_of(model)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"model={name}: its tokenizer has no end of sequence, so no response would ever end")
@@ -121,6 +122,40 @@ def load(
     # Recommendations of a checkpoint, such as a repetition penalty, would make another policy of the model.
     model.generation_config = generation_config(tokenizer, ends)
     return model, tokenizer
+
+
+def tokenizer_of(name: str | Path, **options: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer in a directory or on the hub.
+
+    Raises:
+        ValueError: There is none. transformers makes one of special tokens alone then.
+    """
+    if str(name).endswith(".gguf"):
+        raise ValueError(
+            "a GGUF file is no model of transformers: load it with `gguf_file=` and save the model and its "
+            "tokenizer in a directory, as examples/smollm2.py does"
+        )
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **options, **NO_CODE)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ValueError("it has no tokenizer")
+    return tokenizer
+
+
+def model_of(name: str | Path, dtype: Any) -> PreTrainedModel:
+    """The causal model in a directory or on the hub.
+
+    Raises:
+        ValueError: Weights are missing. transformers draws them at random then.
+    """
+    loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True, **NO_CODE)
+    model: PreTrainedModel = loaded[0]
+    report: dict[str, set[str]] = loaded[1]
+    if missing := sorted(report["missing_keys"] & {weight for weight, _ in model.named_parameters()}):
+        raise ValueError(
+            f"{len(missing)} of its weights are missing, such as {missing[0]}, and would be random: save the "
+            "whole causal model, not its base"
+        )
+    return model
 
 
 def generation_config(tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> GenerationConfig:

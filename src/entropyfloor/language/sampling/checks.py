@@ -103,6 +103,10 @@ def _logits(model: PreTrainedModel, use: str, compute: Callable[[], T]) -> T:
 
 
 def _compare(model: PreTrainedModel, use: str, alone: Tensor, other: Tensor, name: str) -> None:
+    if not alone.isfinite().all():
+        raise ValueError(
+            f"{type(model).__name__} cannot be {use}: its logits are not finite, as if its weights were damaged"
+        )
     alone, other = alone.float(), other.float()
     largest, difference = float(alone.abs().max()), float((alone - other).abs().max())
     if not difference <= TOLERANCE * torch.finfo(model.dtype).eps ** 0.5 * largest:

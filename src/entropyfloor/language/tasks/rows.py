@@ -77,6 +77,8 @@ def column_of(rows: Sequence[Row], wanted: str | None, usual: Sequence[str], wha
         if any(text_of(value_of(row, name)) for row in rows):
             return name
     existing = sorted({name for row in rows for name in row})
+    if empty := [name for name in ((wanted,) if wanted else usual) if name in existing]:
+        raise ValueError(f"{source} has no text in its column {empty[0]} for the {what}")
     missing = repr(wanted) if wanted else f"for the {what}, which would be one of {', '.join(usual)}"
     raise ValueError(f"{source} has no column {missing}; it has {', '.join(existing)}")
 

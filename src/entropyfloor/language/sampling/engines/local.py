@@ -9,10 +9,10 @@ import entropyfloor.language.model  # noqa: F401
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from entropyfloor.language.encoding import encode, render, turn_end
-from entropyfloor.language.model.files import NO_CODE, reading
+from entropyfloor.language.model.files import NO_CODE, reading, tokenizer_of
 from entropyfloor.language.model.forward import context_of
 from entropyfloor.language.sampling.engines.base import CHAT, TEMPLATES, Template
 
@@ -92,4 +92,4 @@ def read_tokenizer(model: str) -> tuple[PreTrainedTokenizerBase, Any]:
             f"model {model} has no config.json: give a directory that transformers' `save_pretrained` has written"
         )
     with reading(model, "cannot be loaded"):
-        return AutoTokenizer.from_pretrained(model, **NO_CODE), AutoConfig.from_pretrained(model, **NO_CODE)
+        return tokenizer_of(model), AutoConfig.from_pretrained(model, **NO_CODE)

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import entropyfloor.language.model  # noqa: F401
-
-# isort: split
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from transformers import AutoModelForCausalLM
-
 from entropyfloor.extras import out_of_memory_hint
-from entropyfloor.language.model.files import NO_CODE, reading, without_bars
+from entropyfloor.language.model.files import model_of, reading, without_bars
 from entropyfloor.language.model.forward import device_of, ends_of, rows_of
 from entropyfloor.language.sampling.checks import check_sampling
 from entropyfloor.language.sampling.decoding import Written, decode
@@ -51,7 +45,7 @@ class Transformers(LocalEngine):
         self._device = device_of(device or "auto")
         chosen = "float32" if dtype == "auto" and self._device.type == "cpu" else dtype
         with reading(model, "has no weights that can be loaded"), without_bars():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=chosen, **NO_CODE)
+            loaded: Any = model_of(model, chosen)
             self.ends |= ends_of(loaded)
         self._model = loaded.to(self._device).eval()
         self.rows = rows_of(self._model)
