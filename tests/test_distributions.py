@@ -152,6 +152,18 @@ def test_the_mean_of_a_truncated_normal_is_that_of_scipy(framework, dtype):
     np.testing.assert_allclose(np.asarray(mean), exact, rtol=1e-6 if dtype == "float32" else 1e-9)
 
 
+def test_the_gradient_of_the_mean_is_that_of_the_variance():
+    """d mean / d loc = variance / scale², also where loc is in the middle, as before training."""
+    loc, scale = (x.ravel() for x in np.meshgrid([-1.0, -0.5, 0.0, 0.5, 1.0], [0.01, 0.3, 1.0, 5.0]))
+    exact = stats.truncnorm.var((-1 - loc) / scale, (1 - loc) / scale, loc, scale) / scale**2
+    ours = torch.tensor(loc, requires_grad=True)
+    grad = torch.autograd.grad(T.TruncatedNormal(ours, torch.tensor(scale)).mean.sum(), ours)[0]
+    middle = np.abs(loc) < 1  # at the bounds loc is clamped
+    np.testing.assert_allclose(grad.numpy()[middle], exact[middle], rtol=1e-6)
+    in_jax = jax.grad(lambda x: J.TruncatedNormal(x, jnp.asarray(scale)).mean().sum())(jnp.asarray(loc))
+    np.testing.assert_allclose(np.asarray(in_jax)[middle], exact[middle], rtol=1e-6)
+
+
 def test_a_policy_in_jax_needs_an_axis_of_actions():
     with pytest.raises(ValueError, match="the last axis is the action"):
         J.TruncatedNormal(0.0, 1.0).entropy()

@@ -190,12 +190,12 @@ def test_a_floor_above_that_of_a_uniform_choice_is_refused(model, tmp_path):
 
 
 def test_a_resumed_run_takes_the_floor_that_is_given(tmp_path):
-    """And keeps the one that it measured, where none is."""
+    """And where none is, the automatic one: 0.75 of the entropy that the run began with."""
     before, file = our_controller(min_entropy=0.8), tmp_path / "state.json"
     before.begin({"response_entropy": 2.0})
     before.observe({"response_entropy": 1.0}, 0.8)
     save_state(file, before, 2.0)
-    for given, floor in ((0.5, 0.5), ("auto", 0.8)):
+    for given, floor in ((0.5, 0.5), ("auto", 1.5)):
         resumed = our_controller(min_entropy=given)
         assert load_state(file, resumed) == 2.0
         assert resumed.state == before.state | {"first": floor}
@@ -208,9 +208,15 @@ def test_era_floor_may_go_on_from_a_run_with_thresholds(tmp_path):
     resumed = our_controller()
     load_state(file, resumed)
     assert resumed.floor(0.0) == 0.75 * 2.0
+    assert resumed.state is None
+    resumed.begin({"response_entropy": 0.5})  # the moving average begins with today's
+    assert (resumed.floor(0.0), resumed.smoothed) == (0.75 * 2.0, 0.5)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"initial_entropy": 2.0, "controller": {"first": 1.0}}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"initial_entropy": "x"}', '{"initial_entropy": 2.0, "controller": {"first": 1.0}}'],
+)
 def test_a_damaged_state_is_named(tmp_path, content):
     (tmp_path / "state.json").write_text(content)
     with pytest.raises(ValueError, match=r"state\.json is damaged .*: resume from another checkpoint"):

@@ -6,6 +6,7 @@ import entropyfloor.language.model  # noqa: F401  before transformers, so that a
 
 # isort: split
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,8 +123,9 @@ def language_model(
     if (prompts is None) == (rollouts is None):
         raise ValueError("give either --prompts, for responses of the model, or --rollouts, responses to read")
     _check_counts(samples=samples, max_new_tokens=max_new_tokens, batch_size=batch_size, limit=limit)
-    sampling = {"samples": (samples, 1), "max_new_tokens": (max_new_tokens, 256), "seed": (seed, 0)}
-    unused = [f"{name}={value}" for name, (value, default) in sampling.items() if value != default]
+    defaults = inspect.signature(language_model).parameters
+    sampling = {"samples": samples, "max_new_tokens": max_new_tokens, "seed": seed}
+    unused = [f"{name}={value}" for name, value in sampling.items() if value != defaults[name].default]
     if rollouts is not None and unused:
         raise ValueError(f"{', '.join(unused)} would be ignored: with --rollouts nothing is sampled")
     if not temperature > 0:
@@ -208,10 +210,10 @@ def measure(
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a file; each line of a .txt is a prompt."""
-    if not path.is_file():
-        raise ValueError(f"{path} is no file: give a .txt, .jsonl, .json or .parquet file")
     if path.suffix != ".txt":
         return read_rows(path)
+    if not path.is_file():
+        raise ValueError(f"{path} is no file: give a .txt, .jsonl, .json or .parquet file")
     try:
         rows = [{"prompt": line} for line in path.read_text("utf-8-sig").split("\n") if line.strip()]
     except UnicodeDecodeError as error:

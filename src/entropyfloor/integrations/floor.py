@@ -60,12 +60,12 @@ def load_state(file: Path, controller: Controller) -> float | None:
     """
     try:
         state = json.loads(file.read_text())
-        initial_entropy: float | None = state["initial_entropy"]
+        initial_entropy = None if state["initial_entropy"] is None else float(state["initial_entropy"])
         controller.state = state.get("controller")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is damaged ({error!r}): resume from another checkpoint") from None
-    if controller.rule == "era-floor" and controller.first is None and initial_entropy is not None:
-        controller.begin({"response_entropy": initial_entropy})  # the run began with head='era'
+    if controller.rule == "era-floor" and initial_entropy is not None:
+        controller.decide(initial_entropy)  # the checkpoint may have another floor, or none, from head='era'
     return initial_entropy
 
 

@@ -164,7 +164,7 @@ class ERASACPolicy(SACPolicy):
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         **kwargs: Any,
     ) -> None:
-        target_entropy = _given(target_entropy)
+        target_entropy = _given(target_entropy, ": SAC's own argument of this name is for its learned coefficient")
         _refuse(kwargs, use_sde=False)
         # Before `super().__init__`, which builds the actor.
         self.era: dict[str, Any] = {
@@ -294,12 +294,9 @@ def _extractor(space: spaces.Space) -> type[BaseFeaturesExtractor]:
     return NatureCNN if is_image_space(space) else FlattenExtractor
 
 
-def _given(target_entropy: float | str | None) -> float | str:
+def _given(target_entropy: float | str | None, hint: str = "") -> float | str:
     if target_entropy is None:
-        raise ValueError(
-            "give the floor as policy_kwargs={'target_entropy': …}: SAC's own argument of that name is a target "
-            "for its learned entropy coefficient"
-        )
+        raise ValueError(f"give the floor as policy_kwargs={{'target_entropy': …}}{hint}")
     return target_entropy
 
 

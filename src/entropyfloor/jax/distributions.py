@@ -163,7 +163,8 @@ class TruncatedNormal:
         a, b = (self.low - loc) / scale, (self.high - loc) / scale
         exponent = 0.5 * (a - b) * (a + b)  # log φ(b) - log φ(a)
         nearer = jnp.exp(-0.5 * jnp.minimum(jnp.abs(a), jnp.abs(b)) ** 2 - LOG_SQRT_2PI)
-        difference = nearer * jnp.sign(exponent) * jnp.expm1(-jnp.abs(exponent))
+        sign = jnp.where(exponent < 0, -1.0, 1.0)  # not `jnp.sign`: at 0 its gradient would be lost
+        difference = nearer * sign * jnp.expm1(-sign * exponent)
         return (loc + scale * difference / (below + above)).clip(self.low, self.high)
 
     def _inside(self) -> tuple[Array, Array]:

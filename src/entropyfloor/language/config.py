@@ -184,12 +184,12 @@ class LanguageConfig:
     head: Literal["none", "era", "era-floor"] = "none"
     """Head of the loss: era takes log-probabilities at scaled logits (Eq. 16), and era-floor steers the scale."""
     omega_low: Annotated[Threshold, NATURAL] = "auto"
-    """ω_low in nats: ERA makes responses with less entropy more random; other heads only log their share.
+    """ω_low in nats: ERA makes responses with less entropy more random; otherwise their share is logged.
 
     `auto` is 0.75 of the entropy before RL.
     """
     omega_high: Annotated[Threshold, UP_TO_INFINITY] = "auto"
-    """ω_high in nats: ERA makes responses with more entropy less random; other heads only log their share.
+    """ω_high in nats: ERA makes responses with more entropy less random; otherwise their share is logged.
 
     `auto` is 5 times the entropy before RL.
     """

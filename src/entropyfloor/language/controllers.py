@@ -52,7 +52,7 @@ def floor_scale(
         s, and the next m.
 
     Raises:
-        ValueError: A `max_scale` that is not above 1, or an entropy that is not finite.
+        ValueError: A number that is not finite, or a `max_scale` that is not above 1.
 
     Examples:
         >>> from entropyfloor.language import controllers
@@ -62,11 +62,11 @@ def floor_scale(
         >>> round(scale, 2)
         1.82
     """
-    if not (max_scale > 1 and math.isfinite(max_scale) and math.isfinite(entropy)):
-        raise ValueError(
-            f"max_scale={max_scale:g} must be finite and above 1, and entropy={entropy:g} finite: others would "
-            "stay in the memory"
-        )
+    if not 1 < max_scale < math.inf:
+        raise ValueError(f"max_scale={max_scale:g} must be finite and above 1")
+    if not math.isfinite(memory + entropy + floor + margin):
+        numbers = f"memory={memory:g}, entropy={entropy:g}, floor={floor:g} and margin={margin:g}"
+        raise ValueError(f"{numbers} must be finite: another number would stay in the memory")
     largest, error = math.log(max_scale), floor + margin - entropy
     scale = math.exp(min(max(gain * error + memory, 0.0), largest))
     return scale, min(max(memory + integral_gain * error, 0.0), largest)
@@ -126,8 +126,8 @@ class Controller:
         self.config, self.rule = config, "era-floor" if config.head == "era-floor" else config.controller
         self.first: float | None = None
         """`min_entropy` at the beginning; an automatic one is known after the first rollout."""
-        self.smoothed = 0.0
-        """Moving average of the entropy of rollouts, which depends on the problems that are drawn."""
+        self.smoothed: float | None = None
+        """Moving average of the entropy, which varies with the problems that are drawn; None before a rollout."""
         self.memory, self.decision = 0.0, 1.0 if self.rule == "era-floor" else 0.0
         """Memory of the rule, and what the next update uses: the scale, or the weight of the bonus."""
 
@@ -147,20 +147,23 @@ class Controller:
     @property
     def state(self) -> dict[str, float] | None:
         """All that a resumed run needs; None before the first rollout."""
-        return None if self.first is None else {name: getattr(self, name) for name in STATE}
+        return None if self.smoothed is None else {name: getattr(self, name) for name in STATE}
 
     @state.setter
     def state(self, state: Mapping[str, float] | None) -> None:
         if state is not None:
             self.first, self.smoothed, self.memory, self.decision = (float(state[name]) for name in STATE)
-            if (given := self.config.min_entropy) != "auto":  # hosts take another floor for a resumed run
-                self.first = given
 
     def begin(self, entropies: Mapping[str, float]) -> None:
-        """Decide `min_entropy`, from the entropies that RL begins with."""
-        given = self.config.min_entropy
+        """Take note of the first rollout; its entropy decides `min_entropy`, unless that is known already."""
         self.smoothed = self._measured(entropies)
-        self.first = LOW_SHARE * self.smoothed if given == "auto" else given
+        if self.first is None:
+            self.decide(self.smoothed)
+
+    def decide(self, initial_entropy: float) -> None:
+        """Decide `min_entropy`, from the entropy that RL began with."""
+        given = self.config.min_entropy
+        self.first = LOW_SHARE * initial_entropy if given == "auto" else given
 
     def floor(self, progress: float) -> float:
         """`min_entropy` after this share of the training; 0 as long as it is not known."""
@@ -195,7 +198,8 @@ class Controller:
         """Take note of a rollout after its updates; returns what they used, as metrics."""
         config, entropy, used = self.config, self._measured(entropies), self.decision
         if self.rule == "era-floor":
-            self.smoothed += (1.0 - config.entropy_ema) * (entropy - self.smoothed)
+            before = entropy if self.smoothed is None else self.smoothed
+            self.smoothed = before + (1.0 - config.entropy_ema) * (entropy - before)
             options = self._gains() | {"max_scale": config.max_scale, "margin": config.margin}
             self.decision, self.memory = floor_scale(self.memory, self.smoothed, floor, **options)
             return {"min_entropy": floor, "response_entropy/smoothed": self.smoothed, "scale": used}

@@ -197,12 +197,11 @@ def evaluate(
     try:
         adapt_task(task, config, model, tokenizer)
         measured: dict[float, Evaluation] = {}
-        held_out = len(task.problems("test", problems, 0, or_fewer=True))
 
         def report(temperature: float, done: int) -> None:
             progress.report(done, f"answered at temperature {temperature:g}")
 
-        with Progress(held_out, unit="problems", every=1, evaluation="responding") as progress:
+        with Progress(problems, unit="problems", every=1, evaluation="responding") as progress:
             for each in dict.fromkeys([config.eval_temperature, *temperatures]):
                 progress.restart(0)
                 measured[each] = evaluate_model(

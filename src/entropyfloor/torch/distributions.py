@@ -201,7 +201,8 @@ class TruncatedNormal(_Bounded):
         a, b = (self.low - self.loc) / self.scale, (self.high - self.loc) / self.scale
         exponent = 0.5 * (a - b) * (a + b)  # log φ(b) - log φ(a)
         nearer = torch.exp(-0.5 * torch.minimum(a.abs(), b.abs()) ** 2 - LOG_SQRT_2PI)
-        difference = nearer * exponent.sign() * torch.expm1(-exponent.abs())
+        sign = torch.where(exponent < 0, -1.0, 1.0)  # not `exponent.sign()`: at 0 its gradient would be lost
+        difference = nearer * sign * torch.expm1(-sign * exponent)
         return (self.loc + self.scale * difference / (below + above)).clamp(self.low, self.high)
 
     def _mass_beside_loc(self) -> tuple[Tensor, Tensor]:

@@ -213,7 +213,7 @@ class ERAGRPOTrainer(GRPOTrainer):
     def _needs_entropy(self) -> bool:
         """Whether a controller or thresholds begin with an entropy that is not known yet."""
         if self.args.head == "era-floor":
-            return self.controller.first is None
+            return self.controller.smoothed is None
         return "auto" in (self.args.omega_low, self.args.omega_high) and self._initial_entropy is None
 
     def _set_initial_entropy(self, entropies: Tensor, mask: Tensor) -> None:
@@ -222,9 +222,11 @@ class ERAGRPOTrainer(GRPOTrainer):
             of_responses = F.response_entropy(entropies, mask, self.args.top_fraction)
             sums = torch.stack([of_responses.sum(), mask.any(1).sum()])  # an empty response has the entropy 0
             total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
-            self._initial_entropy = total / count if count else None
-            if self.args.head == "era-floor" and self._initial_entropy is not None:
-                self.controller.begin({"response_entropy": self._initial_entropy})
+            entropy = total / count if count else None
+            if self._initial_entropy is None:
+                self._initial_entropy = entropy
+            if self.args.head == "era-floor" and entropy is not None:
+                self.controller.begin({"response_entropy": entropy})
 
     def _choose_tokens(self, rollout: dict[str, Any], mask: Tensor) -> None:
         """The tokens of KL-Cov or Clip-Cov, from the rollout of all processes."""

@@ -61,6 +61,10 @@ class ERATrainer(PPOTrainerSync):
         self.trainer_mode = "sync"
         return super()._build_replay_buffer()
 
+    def _init_tokenizer(self) -> None:
+        super()._init_tokenizer()
+        self.controller.check_reachable(len(self.tokenizer))
+
     def _setup(self) -> None:
         super()._setup()
         self.actor_rollout_wg.execute_with_func_generator(check_engine)
@@ -93,7 +97,7 @@ class ERATrainer(PPOTrainerSync):
             batch = self._recompute_old_log_probs(batch)
         logged = rollout_metrics(entropies[real], mask[real] != 0, of_responses[real], scale[real], *thresholds)
         metrics.update(logged)
-        if self.controller.first is not None:  # what it decides now is for the next rollout
+        if self.controller.smoothed is not None:  # what it decides now is for the next rollout
             metrics.update(self.controller.observe(logged, thresholds[0]))
         return batch
 
@@ -102,7 +106,7 @@ class ERATrainer(PPOTrainerSync):
         if self.initial_entropy is None:
             self.initial_entropy = entropy
         if self.era.head == "era-floor":
-            if self.controller.first is None:
+            if self.controller.smoothed is None:
                 self.controller.begin({"response_entropy": entropy})
             return self.controller.floor((self.global_steps - 1) / self.total_training_steps), math.inf
         return self.era.thresholds(self.initial_entropy, self.global_steps)

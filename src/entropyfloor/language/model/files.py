@@ -152,8 +152,8 @@ def model_of(name: str | Path, dtype: Any) -> PreTrainedModel:
     report: dict[str, set[str]] = loaded[1]
     if missing := sorted(report["missing_keys"] & {weight for weight, _ in model.named_parameters()}):
         raise ValueError(
-            f"{len(missing)} of its weights are missing, such as {missing[0]}, and would be random: save the "
-            "whole causal model, not its base"
+            f"weights are missing and would be random, {missing[0]} and {len(missing) - 1} others: the files are "
+            "those of its base, without the last layer, or of another config"
         )
     return model
 
@@ -239,7 +239,7 @@ def described(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     with reading(path, "is damaged", hint):
         config = AutoConfig.from_pretrained(path, **NO_CODE)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **NO_CODE)
-        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", **NO_CODE)
+        tokenizer = tokenizer_of(path, padding_side="left")
         model.generation_config = GenerationConfig.from_pretrained(path)
         ends_of(model)
     return model, tokenizer
