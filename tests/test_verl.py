@@ -657,6 +657,16 @@ def test_automatic_thresholds_follow_from_the_first_rollout_and_are_resumed(step
     }
 
 
+def test_a_floor_above_that_of_a_uniform_choice_is_refused(monkeypatch):
+    """As soon as the tokenizer is known, before any worker starts."""
+    known = lambda self: setattr(self, "tokenizer", range(50))  # noqa: E731
+    monkeypatch.setattr(era_trainer.PPOTrainerSync, "_init_tokenizer", known)
+    trainer = object.__new__(ERATrainer)
+    trainer.controller = Controller(LanguageConfig(head="era-floor", min_entropy=9.0))
+    with pytest.raises(ValueError, match=r"min_entropy=9 nats must be below ln 50 = 3\.912"):
+        trainer._init_tokenizer()
+
+
 def test_padding_has_no_part_in_the_metrics(queue, step):
     trainer, _, batch = step("omega_low=3.0", "omega_high=3.15")
     batch.tags[-1]["is_padding"] = True
