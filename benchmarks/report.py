@@ -8,7 +8,6 @@ other lines of metrics. One in a hundred is damaged, and one agent in five has t
 
 import argparse
 import json
-import resource
 import tempfile
 import time
 from importlib.metadata import version
@@ -80,7 +79,7 @@ def main() -> None:
         wall, cpu = time.perf_counter(), time.process_time()
         page = write_report([runs], out, warn=lambda line: left_out.append(str(line)))
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        peak = machine.peak_memory()["peak_memory"]
         size = page.stat().st_size / 1e6
     found = machine.describe()
     versions = ", ".join(f"{name} {version(name)}" for name in ("numpy", "scipy", "matplotlib"))

@@ -102,21 +102,21 @@ class Instability:
             figure = Figure(figsize=(13, 4.2), layout="constrained")
             left, middle, right = figure.subplots(1, 3)
             self.draw_curves(left)
-            config = read_run(self.path("truncated, exact head", self.seeds[0])).config
+            exact = read_run(self.path("truncated, exact head", self.seeds[0]))
             for colour, arm in zip(COLOURS, ARMS, strict=True):
                 for quantity, axes in (("realised_entropy", middle), ("return", right)):
                     for seed in self.seeds:
                         steps, values = read_run(self.path(arm, seed)).series(quantity)
                         label = arm if seed == self.seeds[0] and axes is right else None
                         axes.plot(steps / 1000, values, color=colour, lw=1.2, alpha=0.85, label=label)
-            _, floor = read_run(self.path("truncated, exact head", self.seeds[0])).series("floor")
+            _, floor = exact.series("floor")
             middle.axhline(floor[-1], color="#1a1a1a", ls="--", lw=1)
             middle.set_yscale("symlog", linthresh=10.0)  # one of the entropies diverges
             middle.set_ylim(top=100.0)
             middle.set(
                 xlabel="environment steps (thousands)", title=f"Realised entropy (nats), target {floor[-1]:g}"
             )
-            right.set(xlabel="environment steps (thousands)", title=f"Return, {config['env']}")
+            right.set(xlabel="environment steps (thousands)", title=f"Return, {exact.config['env']}")
             right.legend(frameon=False, fontsize=8.5)
             self.figure.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(self.figure.with_suffix(".png"), dpi=150)

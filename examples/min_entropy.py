@@ -82,12 +82,11 @@ class MinEntropy:
         seeds: defaultdict[tuple[str, float], dict[int, dict[str, float]]] = defaultdict(dict)
         for record in map(read_run, find_runs(*self.runs)):
             config = record.config
-            floored = "min_entropy" in config
             if record.status.get("state") != "finished" or config["agent"] != _era_only(config):
                 continue
             end = {name: float(record.series(name)[1][-1]) for name, _, _ in PANELS}
             end["realised_entropy/min"] = float(record.series("realised_entropy/min")[1].min())
-            kind = (config["floor"], config["min_entropy"]) if floored else ("none", 0.0)
+            kind = (config["floor"], config["min_entropy"]) if "min_entropy" in config else ("none", 0.0)
             seeds[kind][config["seed"]] = end
         return {
             kind: {name: np.array([end[name] for end in ends.values()]) for name, _, _ in PANELS}

@@ -326,8 +326,8 @@ def test_thresholds_that_cross_are_refused_when_they_are_known(settings, evens, 
     [
         {"head": "era", "kl_coef": 0.1},
         {"clip_cov": 0.1, "minibatches": 2},
-        {"head": "era-floor", "min_entropy": 2.8, "era_tokens": "forking", "minibatches": 2},
-        {"controller": "skywork", "min_entropy": 3.0, "bonus_step": 0.1},
+        {"head": "era-floor", "min_entropy": 2.5, "era_tokens": "forking", "minibatches": 2},
+        {"controller": "skywork", "min_entropy": 2.56, "bonus_step": 0.1},
         {"controller": "entropic", "min_entropy": 2.0, "integral_gain": 1.0, "advantages": "ds-grpo"},
     ],
 )

@@ -47,7 +47,7 @@ def test_a_place_is_drawn_by_recipes_that_there_are(place):
         assert "paper" in place.scales
         assert all(place.parts(scale) for scale in place.scales)
     assert place.scales == [scale for scale in SCALES if scale in place.scales]
-    assert (place.measured == "not run") == (not place.ours)
+    assert not place.ours or place.measured != "not run"
     for name in place.ours:
         assert find_runs(ROOT / "results" / name)
 

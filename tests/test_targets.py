@@ -102,6 +102,7 @@ def test_inverse_kappa_is_lamberts(log_kappa):
         ((10, float("nan"), 4.0, "calibrated"), "min_entropy=nan"),
         ((10, 0.6, 2.7, "calibrated"), "tau=2.7 .* above e"),
         ((10, 0.6, float("nan"), "calibrated"), "tau=nan"),
+        ((10, 0.6, "4", "calibrated"), "tau='4'"),
         ((10, 0.6, 4.0, "exact"), "floor='exact' must be"),
     ],
 )

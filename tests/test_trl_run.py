@@ -242,7 +242,7 @@ def test_the_entropy_follows_the_thresholds(model, tmp_path):
 
     settings = {"per_device_train_batch_size": 32, "num_generations": 16, "shuffle_dataset": False}
     settings |= {"max_steps": 60, "max_completion_length": 2}
-    arms = {"below": EVERYTHING, "between": {"omega_low": 0.0}, "above": {"omega_low": -1.0, "omega_high": 0.0}}
+    arms = {"below": EVERYTHING, "between": {"omega_low": 0.0}, "above": {"omega_low": 0.0, "omega_high": 1e-6}}
     found = {}
     for arm, thresholds in arms.items():
         args = arguments(tmp_path, **settings, **{"omega_high": math.inf} | thresholds)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpu_parts.rows import VIOLATED, Plan, Row, UnavailableError, failure
+from gpu_parts.rows import VIOLATED, Plan, Row, failure
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 import reference
@@ -139,10 +139,9 @@ def jax_backends(plan: Plan) -> Iterator[Backend | Row]:
     import jax.numpy as jnp
 
     from entropyfloor.jax import functional
+    from gpu_parts.jax_device import require_device
 
-    if jax.default_backend() == "cpu" and not plan.tiny:
-        raise UnavailableError("JAX finds no accelerator")
-    yield Row("settings", jax.devices()[0].device_kind, remark=f"JAX {jax.__version__}")
+    yield require_device(plan)
 
     def evaluate(
         function: Callable, inputs: list[np.ndarray], dtype: str

@@ -15,7 +15,8 @@ import point
 from entropyfloor.control.config import configure
 from entropyfloor.control.envs import playground
 from entropyfloor.control.train import build
-from gpu_parts.rows import Plan, Row, UnavailableError, failure
+from gpu_parts.jax_device import require_device
+from gpu_parts.rows import Plan, Row, failure
 
 AGENTS = "fastsac-era", "fasttd3"
 EVALUATIONS = 5
@@ -36,8 +37,7 @@ TINY: dict[str, Any] = {
 
 def rows(plan: Plan) -> Iterator[Row]:
     """The time to compile, returns of every seed, and steps and updates per second, of each agent."""
-    if jax.default_backend() == "cpu" and not plan.tiny:
-        raise UnavailableError("JAX finds no accelerator")
+    yield require_device(plan)
     sizes = TINY if plan.tiny else {**FULL, "precision": "bf16", "eval_episodes": 5, "steps": 2**32 - 1}
     if not playground.tasks():
         point.install()

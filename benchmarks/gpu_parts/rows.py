@@ -106,7 +106,8 @@ def compare(
     rounds = int(min(max(seconds / max(round_seconds, 1e-6), fewest), MOST))
     times = measure(working, rounds, clock)
     for name, values in times.items():
-        yield Row(case, name, "time", *_with_interval(1e3 * values), rounds=rounds)
+        middle, low, high = median(1e3 * values)
+        yield Row(case, name, "time", middle, "ms", low, high, rounds)
     for one, other in pairs:
         if one in times and other in times:
             middle, low, high = median(times[one] / times[other])
@@ -137,8 +138,3 @@ def failure(call: Callable[[], object]) -> str | None:
     except Exception as error:  # whatever a library raises for its reasons, the other sides go on
         return "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}: {brief(error)}"
     return None
-
-
-def _with_interval(milliseconds: np.ndarray) -> tuple[float, str, float, float]:
-    middle, low, high = median(milliseconds)
-    return middle, "ms", low, high

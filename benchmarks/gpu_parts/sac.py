@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from entropyfloor.control.agents.build import build_agent
 from entropyfloor.control.config import configure
 from entropyfloor.control.replay import Transition
-from gpu_parts.rows import Plan, Row, UnavailableError, compare, rates
+from gpu_parts.jax_device import require_device
+from gpu_parts.rows import Plan, Row, compare, rates
 from pairs import Side
 
 OBSERVATION, ACTION = 67, 21
@@ -25,14 +26,7 @@ PRECISIONS = "fp32", "bf16"
 
 def rows(plan: Plan) -> Iterator[Row]:
     """Updates per second of all seeds together, and what a head costs."""
-    if jax.default_backend() == "cpu" and not plan.tiny:
-        raise UnavailableError(
-            "JAX finds no accelerator: pip install 'jax[cuda13]' or 'jax[cuda12]' brings its plugin"
-        )
-    products = jax.config.jax_default_matmul_precision or "default: TF32 on NVIDIA GPUs that have it"
-    yield Row(
-        "settings", jax.devices()[0].device_kind, remark=f"JAX {jax.__version__}, float32 products {products}"
-    )
+    yield require_device(plan)
     batch, calls = (8, 1) if plan.tiny else (256, 20)
     sizes = [(16, 2)] if plan.tiny else [(256, 64), (256, 1), (256, 8), (512, 64), (512, 1), (512, 8)]
     pairs = [(f"{name}, {p}", f"plain head, {p}") for p in PRECISIONS for name in ("sac-era", "sac-era-exact")]

@@ -140,7 +140,7 @@ def _print_runs(paths: Sequence[Path]) -> None:
 # --- experiments and reports -----------------------------------------------------------------------------
 
 
-def reproduce(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
+def reproduce(_: Sequence[str]) -> Callable[..., None]:
     """Run a figure, a table or an experiment of the paper, at its scale or a smaller one."""
     from entropyfloor import reproduction
     from entropyfloor.experiments import paper, start
@@ -245,7 +245,7 @@ def _draw_finished(studies: Sequence[Any], out: Path, over_tasks: bool) -> None:
     _write_report(runs, out)
 
 
-def report(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
+def report(_: Sequence[str]) -> Callable[..., None]:
     """Draw learning curves of runs, and their realised entropy with its floor."""
 
     def command(
@@ -267,7 +267,7 @@ def report(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
     return command
 
 
-def watch(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
+def watch(_: Sequence[str]) -> Callable[..., None]:
     """Show runs live: state, speed, time left, score, and entropy with its floor."""
     from entropyfloor import watch as module
 
@@ -310,7 +310,7 @@ def _write_report(paths: Sequence[Path], out: Path, baseline: str | None = None)
     print(f"page: {page.resolve().as_uri()}")
 
 
-def archive(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
+def archive(_: Sequence[str]) -> Callable[..., None]:
     """Put runs into one file, which reports read."""
     from entropyfloor.runs.pack import pack
 
@@ -328,7 +328,7 @@ def archive(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
     return command
 
 
-def doctor(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
+def doctor(_: Sequence[str]) -> Callable[..., None]:
     """Show what works here: versions, devices, extras, known-bad pairs of versions, and measured floors."""
     from entropyfloor.doctor import doctor
 

@@ -35,7 +35,7 @@ def _first_path(args: Sequence[str]) -> Path | None:
     return next((Path(word) for word in words if not word.startswith("-")), None)
 
 
-def evaluate_benchmark(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
+def evaluate_benchmark(_: Sequence[str]) -> Callable[..., None]:
     """Evaluate any language model on benchmarks of mathematics and knowledge."""
     from entropyfloor.language.benchmarks.evaluate import EvaluationConfig, evaluate
     from entropyfloor.runs.processes import terminated_as_interrupted
@@ -61,7 +61,7 @@ def evaluate_benchmark(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG
     return command
 
 
-def judge(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
+def judge(_: Sequence[str]) -> Callable[..., None]:
     """Say whether an answer is right, and why, by the rules of training and evaluation."""
     from entropyfloor.language import judge as module
 
@@ -97,7 +97,7 @@ def judge(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
     return command
 
 
-def export(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
+def export(_: Sequence[str]) -> Callable[..., None]:
     """Write a policy as ONNX, a classifier for plain timm, or a language model for transformers."""
 
     def command(run: Annotated[Path, tyro.conf.Positional], out: Path) -> None:
@@ -125,21 +125,21 @@ def audit_run(args: Sequence[str]) -> Callable[..., None]:
     return _audit(audit_run, importlib.import_module(f"entropyfloor.audit.{_domain(path)}").run, path)
 
 
-def audit_policy(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
+def audit_policy(_: Sequence[str]) -> Callable[..., None]:
     """Measure the entropy of a policy in a file: Stable-Baselines3, SBX, ONNX or TorchScript."""
     from entropyfloor.audit.policies import policy
 
     return _audit(audit_policy, policy)
 
 
-def audit_classifier(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
+def audit_classifier(_: Sequence[str]) -> Callable[..., None]:
     """Measure the entropy of any classifier of timm on images."""
     from entropyfloor.audit.vision import classifier
 
     return _audit(audit_classifier, classifier)
 
 
-def audit_language(args: Sequence[str]) -> Callable[..., None]:  # noqa: ARG001
+def audit_language(_: Sequence[str]) -> Callable[..., None]:
     """Measure the entropy of any language model in its responses, or in given ones."""
     from entropyfloor.audit.language import language_model
 

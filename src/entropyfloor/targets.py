@@ -339,6 +339,7 @@ def softmax_kappa_table(
     """
     check_whole("num_classes", num_classes, 2)
     check_number("min_entropy", min_entropy)
+    check_number("tau", tau)
     return _kappa_table(int(num_classes), float(min_entropy), float(tau), floor, inverse)
 
 

@@ -1,11 +1,12 @@
 """Audits: the realised entropy of a model over states, images or responses, against a floor.
 
-    samples = stable_baselines.policy(Path("model.zip"), observations=Path("observations.npy"))
+    samples = policies.policy(Path("model.zip"), observations=Path("observations.npy"))
     audit = summarise(samples, floor=-3.0)
 
-One module for each kind of model yields `Samples`: `control`, `stable_baselines` and `exported` (policies),
-`vision` (classifiers), `language`. What follows is the same for all: `summarise`, `write_page`. Reading a model
-executes nothing that its file holds, except a TorchScript program, which has to be trusted.
+One module for each kind of model yields `Samples`: `control` (runs), `policies` (files, which `stable_baselines`
+and `exported` read), `vision` (classifiers), `language`. What follows is the same for all: `summarise`,
+`write_page`. Reading a model executes nothing that its file holds, except a TorchScript program, which has to be
+trusted.
 """
 
 from entropyfloor.extras import BrokenFloorError, require

@@ -62,16 +62,17 @@ def write_page(audit: Audit, out: Path | str) -> Path:
     text = page.render(
         audit=content,
         outcome={None: "", True: "holds", False: "broken"}[audit.holds],
-        figure=Picture(title="Entropy", alt=_alt(audit), plots=plots(drawn, ()), keys=keys(drawn, ())),
+        figure=Picture(
+            title="Entropy",
+            alt=f"Histogram of the entropy over {audit.samples.places}: {audit.verdict}.",
+            plots=plots(drawn, ()),
+            keys=keys(drawn, ()),
+        ),
         tables=tables(audit),
         worst=_worst(content["worst"]),
     )
     files.replace(out / "index.html", text.encode(errors="backslashreplace"))
     return out / "index.html"
-
-
-def _alt(audit: Audit) -> str:
-    return f"Histogram of the entropy over {audit.samples.places}: {audit.verdict}."
 
 
 # --- tables ----------------------------------------------------------------------------------------------
@@ -103,7 +104,7 @@ def tables(audit: Audit) -> list[tuple[str, list[tuple[str, str]]]]:
         rows = [(label, compact(content[further.name][name])) for name, label in LABELS.items()]
         found.append((further.title, rows))
     if samples.numbers:
-        rows = [(_label(name), compact(value)) for name, value in samples.numbers.items()]
+        rows = [(QUANTITIES[name].title, compact(value)) for name, value in samples.numbers.items()]
         found.append(("Also measured", rows))
     return found
 
@@ -122,12 +123,6 @@ def table(audit: Audit) -> Group:
 
 def _text(content: str, style: str = "") -> Text:
     return Text(printable(content), style)
-
-
-def _label(name: str) -> str:
-    """Label and unit of a quantity of the vocabulary."""
-    quantity = QUANTITIES[name]
-    return f"{quantity.label} ({quantity.unit})" if quantity.unit else quantity.label
 
 
 def _worst(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

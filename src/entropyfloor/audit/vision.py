@@ -16,7 +16,7 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from entropyfloor.audit.logits import saturation
+from entropyfloor.audit.logits import gap_of, saturation
 from entropyfloor.audit.samples import Samples
 from entropyfloor.extras import brief, is_out_of_memory, out_of_memory_hint
 from entropyfloor.torch import functional as F
@@ -100,7 +100,6 @@ def classifier(
     batches = DataLoader(Subset(Images(source, transform), chosen), batch_size=batch_size)
     with out_of_memory_hint(OUT_OF_MEMORY_HINT):
         logits, raw = _predicted(net.eval(), batches)
-    first, second = raw.topk(2, dim=1).values.unbind(1)
     return Samples(
         f"{model} ({'weights of timm' if checkpoint is None else checkpoint})",
         "images",
@@ -108,7 +107,7 @@ def classifier(
         F.entropy_from_logits(logits).numpy(),
         [source.store.name(i) for i in chosen],
         floor=min_entropy,
-        **saturation((first - second).numpy(), RAW),
+        **saturation(gap_of(raw.numpy()), RAW),
     )
 
 

@@ -6,7 +6,7 @@ import os
 from ctypes.util import find_library
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from entropyfloor.control import seeding
 from entropyfloor.control.agents.build import aim, player
 from entropyfloor.control.config import required
 from entropyfloor.control.envs import make, registered
+from entropyfloor.control.episodes import Env
 from entropyfloor.control.evaluator import Evaluator
 from entropyfloor.control.load import Policy, load_policy
 from entropyfloor.control.threads import limit_threads
@@ -21,9 +22,6 @@ from entropyfloor.runs import Run
 from entropyfloor.runs.checkpoint import run_directory
 from entropyfloor.runs.progress import Progress
 from entropyfloor.runs.statistics import bootstrap_interval
-
-if TYPE_CHECKING:
-    import gymnasium
 
 
 def evaluate(
@@ -57,16 +55,16 @@ def evaluate(
         video = video if video.suffix else video.with_suffix(".mp4")
         if video.suffix not in (".mp4", ".gif"):
             raise ValueError(f"video={video} must end in .mp4 or .gif")
-    if video is not None and "DISPLAY" not in os.environ and find_library("EGL"):
-        os.environ.setdefault("MUJOCO_GL", "egl")  # the simulators read it when they are imported
+        if "DISPLAY" not in os.environ and find_library("EGL"):
+            os.environ.setdefault("MUJOCO_GL", "egl")  # the simulators read it when they are imported
     policy, evaluator, env = open_evaluator(run, max_episode_steps)
 
     played = []
     with Progress(episodes, unit="episodes", every=1, evaluation="") as progress:
-        film = _Film(env, video, policy.config.action_repeat, progress)
+        film = None if video is None else _Film(env, video, policy.config.action_repeat, progress)
         for i in range(episodes):
             number = seeding.episode(seed, seeding.PLAY_EPISODES, i)
-            watch = film.take if video is not None and i == 0 else lambda: None
+            watch = film.take if film is not None and i == 0 else lambda: None
             played.append(evaluator.play(policy.actor, number, watch))
             progress.advance(i + 1)
     env.close()  # which frees what drew the film
@@ -95,14 +93,12 @@ def evaluate(
         + "".join(f" ({name.replace('_', ' ')} {value:.3f})" for name, value in aims.items()),
         f"written to        {file}",
     ]
-    if video is not None:
+    if film is not None:
         lines.append(film.save())
     return "\n".join(lines)
 
 
-def open_evaluator(
-    run: Path, max_episode_steps: int | None = None
-) -> tuple[Policy, Evaluator, gymnasium.Env[Any, Any]]:
+def open_evaluator(run: Path, max_episode_steps: int | None = None) -> tuple[Policy, Evaluator, Env]:
     """The policy of a run, and what plays it on an environment of its own.
 
     Args:
@@ -128,9 +124,7 @@ def open_evaluator(
 class _Film:
     """Frames of an episode. Where they cannot be drawn, there is no film, and the evaluation goes on."""
 
-    def __init__(
-        self, env: gymnasium.Env[Any, Any], path: Path | None, action_repeat: int, progress: Progress
-    ) -> None:
+    def __init__(self, env: Env, path: Path, action_repeat: int, progress: Progress) -> None:
         self._env, self._path, self._progress = env, path, progress
         self._rate = min(env.metadata.get("render_fps", 30) / action_repeat, 50)  # players show 50 frames a second
         self._frames: list[np.ndarray] = []
@@ -149,17 +143,16 @@ class _Film:
         """Write the file; returns a line that says where it is, or why there is none."""
         if self._failure is not None:  # of whatever kind: drivers fail in their own ways
             hint = "without a display, try MUJOCO_GL=egl or MUJOCO_GL=osmesa"
-            return f"no video         this machine cannot draw it ({self._failure}); {hint}"
+            return f"no video          this machine cannot draw it ({self._failure}); {hint}"
         try:
             self._write()
         except Exception as error:
-            return f"no video         {self._path} cannot be written ({type(error).__name__}: {error})"
+            return f"no video          {self._path} cannot be written ({type(error).__name__}: {error})"
         return f"video             {self._path}"
 
     def _write(self) -> None:
         from imageio import v3 as imageio
 
-        assert self._path is not None
         self._path.parent.mkdir(parents=True, exist_ok=True)
         frames = np.stack(self._frames)
         if self._path.suffix == ".gif":

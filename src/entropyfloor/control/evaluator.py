@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from entropyfloor.control.envs.wrappers import step_limit
-from entropyfloor.control.episodes import SimulatorError, reset, step
+from entropyfloor.control.episodes import Env, SimulatorError, reset, step
 from entropyfloor.control.heads import Distribution
 from entropyfloor.jax.distributions import Categorical
 
@@ -53,7 +52,7 @@ class Evaluator:
 
     def __init__(
         self,
-        env: gymnasium.Env[Any, Any],
+        env: Env,
         distribution: Callable[[Params, Array], Distribution],
         seeds: Sequence[int],
         log_std_min: float,

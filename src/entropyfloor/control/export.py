@@ -14,7 +14,7 @@ from jax import Array
 
 from entropyfloor.control.agents.build import build_agent, player
 from entropyfloor.control.load import Policy, load_policy
-from entropyfloor.control.normalise import VARIANCE_FLOOR
+from entropyfloor.control.normalise import CLIP
 from entropyfloor.extras import require
 from entropyfloor.jax.distributions import Categorical
 from entropyfloor.runs import files
@@ -104,7 +104,6 @@ def _normalised(policy: Policy, observation: Array) -> Array:
     moments = policy.normalise.moments
     if moments is None:
         return observation
-    mean = moments.mean.astype(np.float32)
+    mean, deviation = moments.scaling()
     rest = (moments.mean - mean).astype(np.float32)
-    deviation = np.sqrt(moments.variance + VARIANCE_FLOOR).astype(np.float32)
-    return jnp.clip(((observation - mean) - rest) / deviation, -10.0, 10.0)
+    return jnp.clip(((observation - mean) - rest) / deviation, -CLIP, CLIP)

@@ -50,7 +50,7 @@ def needs(config: ControlConfig, *, on_cpu: bool) -> Needs:
     obs_dim, action_dim = _sizes(config.env, json.dumps(config.env_options()))
     processes = config.env_processes if isinstance(config, FastConfig) else 0
     always = {"libraries": LIBRARIES + processes * SIMULATORS}
-    transitions, drawn, each, networks = 0, 0, 0, 0
+    transitions = networks = 0
     if isinstance(config, PPOConfig):
         drawn, each = config.rollout_steps * config.num_envs, step_bytes(obs_dim, action_dim)
     else:

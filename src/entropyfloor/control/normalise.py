@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 VARIANCE_FLOOR = 1e-8
 """Added to a variance before it divides, so that a feature that never varies stays near 0."""
+CLIP = 10.0
+"""Largest size of a normalised observation or a scaled reward."""
 
 
 class RunningMoments:
@@ -52,7 +54,7 @@ class RunningMoments:
         self.mean = self.mean + delta * (n / total)
         self.count = total
 
-    def normalise(self, x: Float[ndarray, "..."], clip: float = 10.0) -> Float[ndarray, "..."]:
+    def normalise(self, x: Float[ndarray, "..."], clip: float = CLIP) -> Float[ndarray, "..."]:
         """`(x - mean) / √(variance + 1e-8)` within ±clip, in float32; `x` within ±clip before any update."""
         scaled = (np.asarray(x, np.float64) - self.mean) / np.sqrt(self.variance + VARIANCE_FLOOR)
         return scaled.clip(-clip, clip).astype(np.float32)
@@ -123,11 +125,10 @@ class RewardScaler:
     Args:
         num_envs: N.
         discount: γ.
-        clip: Largest size of a scaled reward.
     """
 
-    def __init__(self, num_envs: int, discount: float = 0.99, clip: float = 10.0) -> None:
-        self.discount, self.clip = discount, clip
+    def __init__(self, num_envs: int, discount: float = 0.99) -> None:
+        self.discount = discount
         self.returns = np.zeros(num_envs)
         self.moments = RunningMoments()
 
@@ -156,7 +157,7 @@ class RewardScaler:
         scaled = reward * self.scale
         ended = np.asarray(terminated, bool) | np.asarray(truncated, bool)
         self.returns = np.where(ended, 0.0, self.returns)
-        return scaled.clip(-self.clip, self.clip).astype(np.float32)
+        return scaled.clip(-CLIP, CLIP).astype(np.float32)
 
     def arrays(self) -> dict[str, ndarray]:
         """The moments and the returns, for a checkpoint."""

@@ -1,11 +1,10 @@
-"""Training of SAC, OBAC and TD-MPC2: act, store, update."""
+"""Training of SAC, OBAC and MNSE: act, store, update."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
 
@@ -13,14 +12,14 @@ from entropyfloor.control import seeding
 from entropyfloor.control.agents.build import build_agent
 from entropyfloor.control.config import ControlConfig, SACConfig, TDMPC2Config
 from entropyfloor.control.envs import make
-from entropyfloor.control.episodes import Episodes, Step
+from entropyfloor.control.episodes import Env, Episodes, Step
 from entropyfloor.control.normalise import ObservationNormaliser
 from entropyfloor.control.replay import Replay, Transition, transition_bytes
 from entropyfloor.control.trainer import Metrics, Trainer
 from entropyfloor.runs.machine import check_memory
 
 
-def continuous_sizes(env: gymnasium.Env[Any, Any], config: ControlConfig) -> tuple[int, int]:
+def continuous_sizes(env: Env, config: ControlConfig) -> tuple[int, int]:
     """Widths of an observation and of an action.
 
     Raises:
@@ -108,7 +107,7 @@ class OffPolicyCollector:
 
 
 class OffPolicyTrainer(Trainer[SACConfig, OffPolicyCollector]):
-    """Trainer of SAC and OBAC."""
+    """Trainer of SAC, OBAC and MNSE."""
 
     def __init__(self, configs: Sequence[SACConfig]) -> None:
         super().__init__(configs)

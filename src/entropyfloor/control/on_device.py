@@ -158,7 +158,7 @@ class DeviceTrainer(Trainer[FastConfig, DeviceCollector]):
 
         whole, columns = shares(seeds=False), shares(None, "devices")
         layout = Memory._make((shares("devices"), whole, Ring._make((columns, whole))))
-        self._keys = self.keys(seeding.HOST), self.keys(seeding.ACT), self.keys(seeding.UPDATE)
+        self._keys = self.keys(seeding.HOST), self._act_keys, self._update_keys
         self.memory = self.across_seeds(empty, out_shardings=layout)(self._keys, None)
         self._run = self.across_seeds(
             loop(config, simulators, agent, update, seeds=len(configs)),

@@ -13,7 +13,7 @@ from entropyfloor.control.agents.build import build_agent
 from entropyfloor.control.agents.fast import Batch, View
 from entropyfloor.control.config import FastConfig, required
 from entropyfloor.control.envs import make
-from entropyfloor.control.normalise import ObservationNormaliser
+from entropyfloor.control.normalise import CLIP, ObservationNormaliser
 from entropyfloor.control.off_policy import continuous_sizes
 from entropyfloor.control.pool import pool_of
 from entropyfloor.control.ring import Ring, Steps
@@ -147,7 +147,7 @@ def learner(
 def normalised(config: FastConfig, observations: Any, scaling: tuple[Any, Any]) -> Any:
     """Observations on the device as the networks take them, as `RunningMoments.normalise` in float32."""
     mean, deviation = scaling
-    return ((observations - mean) / deviation).clip(-10.0, 10.0) if config.normalise_observations else observations
+    return ((observations - mean) / deviation).clip(-CLIP, CLIP) if config.normalise_observations else observations
 
 
 def replay_rows(config: FastConfig, sizes: tuple[int, int], seeds: int, devices: Sequence[jax.Device] = ()) -> int:

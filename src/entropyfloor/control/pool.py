@@ -10,14 +10,11 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-import gymnasium
 import numpy as np
 
 from entropyfloor.control.envs import make, registered
-from entropyfloor.control.episodes import Episodes, SimulatorError
+from entropyfloor.control.episodes import Env, Episodes, SimulatorError
 from entropyfloor.control.seeding import TRAIN_EPISODES, episode
-
-Env = gymnasium.Env[Any, Any]
 
 
 class PoolStep(NamedTuple):
@@ -84,9 +81,6 @@ class Pool:
         """
         for number, episodes, where in zip(self._names, self._episodes, state, strict=True):
             episodes.restore(where, {name: arrays[f"{number}/{name}"] for name in ("actions", "observation")})
-
-    def close(self) -> None:
-        """Nothing to free."""
 
 
 class ProcessPool:

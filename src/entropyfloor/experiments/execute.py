@@ -5,10 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from entropyfloor.experiments.recipe import PlannedRun
 from entropyfloor.extras import Status
@@ -71,14 +71,17 @@ def begin(run: PlannedRun, directory: Path) -> subprocess.Popen[bytes] | None:
     log = log_file(run, directory)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
-        return subprocess.Popen(
-            [sys.executable, "-m", WATCHED, *run.launcher, *args],
-            cwd=directory,
-            stdin=subprocess.PIPE,  # closed by the end of this process: see `watched`
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # so that Ctrl-C reaches it once, through `stop`
-        )
+        return popen(run, args, cwd=directory, stdout=file, stderr=subprocess.STDOUT)
+
+
+def popen(run: PlannedRun, args: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """A process of a run with arguments for the command line, which stops when this one ends."""
+    return subprocess.Popen(
+        [sys.executable, "-m", WATCHED, *run.launcher, *args],
+        stdin=subprocess.PIPE,  # closed by the end of this process, even by a kill: see `watched`
+        start_new_session=True,  # so that Ctrl-C reaches it once, through `stop`
+        **options,
+    )
 
 
 def is_written(run: PlannedRun, directory: Path = Path()) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from entropyfloor.experiments.execute import WATCHED
+from entropyfloor.experiments.execute import popen
 from entropyfloor.experiments.recipe import PlannedRun
 from entropyfloor.runs.processes import terminated_as_interrupted
 from entropyfloor.runs.progress import PACE
@@ -97,14 +96,8 @@ def _begin(run: PlannedRun, home: Path) -> subprocess.Popen[bytes]:
     settings = {name: value for name, value in run.settings.items() if name not in ELSEWHERE}
     settings |= {name: value for name, value in SOONER[run.domain].items() if name in run.known}
     trial = replace(run, out=home / "run", settings=settings)
-    return subprocess.Popen(
-        [sys.executable, "-m", WATCHED, *trial.launcher, *trial.command],
-        stdin=subprocess.PIPE,  # closed by the end of this process, even by a kill: see `watched`
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, PACE: str(home / "pace")},
-        start_new_session=True,
-    )
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return popen(trial, trial.command, env={**os.environ, PACE: str(home / "pace")}, **quiet)
 
 
 def _pace(file: Path) -> tuple[Measured | None, float]:

@@ -1,6 +1,6 @@
 """The figures and tables of the paper: recipes that draw each of them, what it reports, and what ours measured.
 
-`recipes/paper.toml` says all this but our measurements. Those are in `recipes/measured.toml`, which
+`recipes/paper.toml` says all this but what our runs measured. That is in `recipes/measured.toml`, which
 `examples/paper.py` writes from `results/`.
 """
 

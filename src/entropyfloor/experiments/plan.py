@@ -58,6 +58,11 @@ class Plan:
         return {i: needs for i in self.left if isinstance(needs := self.needs[i], Needs)}
 
     @property
+    def largest(self) -> Needs:
+        """What the run needs that takes most memory."""
+        return max(self.known.values(), key=lambda needs: needs.memory)
+
+    @property
     def memory(self) -> int:
         """Bytes of memory that the largest runs need that go on at the same time."""
         return self._together(needs.memory for needs in self.known.values())
@@ -122,10 +127,9 @@ class Plan:
     def _memory(self) -> list[str]:
         if not self.known:
             return []
-        needs = max(self.known.values(), key=lambda needs: needs.memory)
-        moment, parts = needs.peak
+        moment, parts = self.largest.peak
         listed = ", ".join(f"{name} {_gib(size)}" for name, size in parts.items() if size > 0.005 * GIB)
-        where = f" of a device, and {_gib(needs.host)} of the host" if needs.host else ""
+        where = f" of a device, and {_gib(self.largest.host)} of the host" if self.largest.host else ""
         estimate = f"memory  {_gib(self.memory)} GiB{where}; the largest run at its {moment}: {listed}"
         peak, device = (_gib(size * GIB) for size in (self.peak, self.device_peak))
         most = f"{device} GiB of a device, and {peak} of the host" if self.device_peak else f"{peak} GiB"
@@ -149,10 +153,9 @@ class Plan:
         """
         if not self.known:
             return
-        largest = max(self.known.values(), key=lambda needs: needs.memory)
-        device = machine.device_memory() if largest.host else None
+        device = machine.device_memory() if self.largest.host else None
         limit = machine.memory() if device is None else device
-        self._check_memory(largest, self.memory, limit, "machine" if device is None else "device")
+        self._check_memory(limit, "machine" if device is None else "device")
         if self.host > machine.memory():
             raise ValueError(
                 f"writing checkpoints needs {_gib(self.host)} GiB of the host's memory, and this machine has "
@@ -172,15 +175,16 @@ class Plan:
                 f"give --out on another disk, or fewer --arms or --seeds"
             )
 
-    def _check_memory(self, largest: Needs, needed: int, limit: int, where: str) -> None:
-        if needed <= limit:
+    def _check_memory(self, limit: int, where: str) -> None:
+        if self.memory <= limit:
             return
+        largest = self.largest
         moment, parts = largest.peak
         if largest.memory <= limit:
             fit = limit // largest.memory
             raise ValueError(
-                f"{self.workers} runs at a time need {_gib(needed)} GiB, and this {where} has {_gib(limit)} GiB "
-                f"for them: give --workers {fit}"
+                f"{self.workers} runs at a time need {_gib(self.memory)} GiB, and this {where} has "
+                f"{_gib(limit)} GiB for them: give --workers {fit}"
             )
         most = max(parts, key=lambda name: parts[name])
         over = largest.memory - limit

@@ -297,7 +297,8 @@ def run(studies: Sequence[Study], workers: int | None, engine: str, *, go_on: bo
     failed: dict[str, str] = {}
     training = [study for study in studies if study.recipe.mode == "train"]
     for study in studies:
-        if engine == "slurm" and study.recipe.mode == "evaluate" and not _are_finished(training):
+        waits = engine == "slurm" and study.recipe.mode == "evaluate"
+        if waits and not all(_is_finished(run) for other in training for run in other.runs):
             yield f"{study.recipe.name} waits for these jobs: call the same command again when they have ended"
             continue
         try:
@@ -343,10 +344,6 @@ def missing(studies: Sequence[Study], *, over_tasks: bool) -> Iterator[str]:
 
 def _has_begun(study: Study) -> bool:
     return any(is_begun(run.out) for run in study.runs)
-
-
-def _are_finished(studies: Sequence[Study]) -> bool:
-    return all(_is_finished(run) for study in studies for run in study.runs)
 
 
 def _is_finished(run: PlannedRun) -> bool:

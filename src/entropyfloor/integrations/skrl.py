@@ -97,13 +97,9 @@ class ERAGaussianMixin(GaussianMixin):
         actions = acting.rsample()
         log_prob = acting.log_prob(inputs.get("taken_actions", actions))
         self._entropy = acting.entropy().unsqueeze(-1)
-        self._g_distribution = Normal(loc, log_std.exp())
+        self._g_distribution = Normal(loc, log_std.exp())  # before truncation: skrl logs its deviation
         return actions, outputs | {"log_prob": log_prob.unsqueeze(-1), "mean_actions": loc, "log_std": log_std}
 
     def get_entropy(self, *, role: str = "") -> Float[Tensor, "*batch 1"]:  # noqa: ARG002
         """Entropy of the policy that acts."""
         return self._entropy
-
-    def distribution(self, *, role: str = "") -> Normal:
-        """The Gaussian before truncation, whose deviation skrl logs."""
-        return super().distribution(role=role)

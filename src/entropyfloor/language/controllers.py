@@ -172,9 +172,8 @@ class Controller:
     def changes(self, floor: float) -> dict[str, Any]:
         """Hyperparameters of the update that the rule decides; `floor` takes the place of ω_low."""
         if self.rule == "era-floor":
-            scaled = self.decision > 1
             return {
-                "era": scaled,
+                "era": self.decision > 1,
                 "k": self.decision,
                 "scale_all": True,
                 "omega_low": floor,

@@ -179,8 +179,7 @@ def _column(comparison: Comparison, quantity: str | None) -> Column:
         return known[0]
     if quantity.startswith(PASS_AT):
         return pass_at(quantity.removeprefix(PASS_AT))
-    label, unit = QUANTITIES[quantity]
-    return Column(quantity, f"{label} ({unit})" if unit else label)
+    return Column(quantity, QUANTITIES[quantity].title)
 
 
 RUNS = (

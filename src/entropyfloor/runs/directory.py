@@ -291,8 +291,7 @@ class Run:
             with suppress(Exception):  # whatever a driver says: the end of a run does not depend on a measurement
                 for name, size in machine.peak_memory().items():
                     peaks[name] = max(round(size, 3), peaks.get(name, 0.0))
-        status |= peaks
-        files.replace(self.path / STATUS, files.line(status))
+        files.replace(self.path / STATUS, files.line(status | peaks))
 
 
 def _check_free(path: Path) -> None:

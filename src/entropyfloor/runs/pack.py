@@ -8,7 +8,7 @@ from pathlib import Path
 from entropyfloor.runs import archive, files
 from entropyfloor.runs.run_reader import find_runs, read_run
 
-KEPT = (".toml", ".json", ".jsonl")
+PACKED = (".toml", ".json", ".jsonl")
 """Kinds of files that are packed: settings, metrics, status, machine and evaluations, but no checkpoints."""
 
 
@@ -55,4 +55,4 @@ def _files(run: Path) -> dict[str, bytes]:
         file, below = found
         names = [Path(name) for name in archive.names(file, below)]
         return {name.name: archive.read(file, name.as_posix()) for name in names}
-    return {path.name: path.read_bytes() for path in run.iterdir() if path.suffix in KEPT}
+    return {path.name: path.read_bytes() for path in run.iterdir() if path.suffix in PACKED}

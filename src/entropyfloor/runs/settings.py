@@ -88,7 +88,6 @@ class CountsIf:
 class Setting(NamedTuple):
     """The description of a setting."""
 
-    name: str
     names: list[str]
     """Strings that a `Literal` in its type lists."""
     types: tuple[type, ...]
@@ -112,7 +111,6 @@ def describe(kind: Any) -> dict[str, Setting]:
             return next((each for each in marks if isinstance(each, sort)), default)
 
         settings[field.name] = Setting(
-            field.name,
             _names(hint),
             _types(hint),
             mark(Range, FINITE),
@@ -125,13 +123,13 @@ def describe(kind: Any) -> dict[str, Setting]:
 
 def not_results(kind: Any) -> list[str]:
     """Names of the settings that do not change results, apart from the seed."""
-    return [setting.name for setting in describe(kind).values() if setting.effect not in (None, Effect.FILE)]
+    return [name for name, setting in describe(kind).items() if setting.effect not in (None, Effect.FILE)]
 
 
 def changeable(kind: Any) -> list[str]:
     """Names of the settings that a run may have others of when it is resumed."""
     allowed = (Effect.SPEED, Effect.PLACE, Effect.FILE)
-    return [setting.name for setting in describe(kind).values() if setting.effect in allowed]
+    return [name for name, setting in describe(kind).items() if setting.effect in allowed]
 
 
 def check(config: Any) -> None:

@@ -206,7 +206,7 @@ def tracking(path: Path, config: Mapping[str, Any], track: Track | None) -> Iter
     Yields:
         A function that takes each line of the metrics. Neither it nor this context raises what a tracker does.
     """
-    names = [] if track == "none" else ["tensorboard"] if find_spec("tensorboard") else []
+    names = ["tensorboard"] if track != "none" and find_spec("tensorboard") else []
     names += [] if track in (None, "none") else [track]
     if not names:
         yield lambda _: None

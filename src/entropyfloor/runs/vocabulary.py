@@ -10,6 +10,11 @@ class Quantity(NamedTuple):
     label: str
     unit: str = ""
 
+    @property
+    def title(self) -> str:
+        """Label, and the unit in brackets."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
 
 QUANTITIES: dict[str, Quantity] = {
     # evaluation
@@ -23,7 +28,7 @@ QUANTITIES: dict[str, Quantity] = {
     "floor": Quantity("Promised entropy", "nats"),
     "target_entropy": Quantity("Entropy that the loss steers to, on average", "nats"),
     "residual_entropy": Quantity("Residual entropy δ̂", "nats"),
-    "clamped_share": Quantity("Share of infeasible targets that were clamped"),
+    "clamped_share": Quantity("Share of the targets that are infeasible"),
     "clipped_share": Quantity("Share of log σ on its lower bound"),
     "alpha": Quantity("Temperature α"),
     # learning

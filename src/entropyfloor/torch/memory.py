@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,11 +10,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 
-@contextmanager
-def without_memory() -> Iterator[None]:
-    """Let models be built, and computed with, as shapes alone."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        yield
+def without_memory() -> FakeTensorMode:
+    """A context in which models are built, and computed with, as shapes alone."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def bytes_of(model: nn.Module) -> int:

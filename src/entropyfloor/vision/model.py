@@ -45,7 +45,7 @@ def build_model(config: VisionConfig, classes: Sequence[str] | None = None) -> t
     if config.min_entropy is not None:
         attach_era(model, config.min_entropy, floor=config.floor, tau=config.tau, inverse=config.inverse)
     if config.split_bn:
-        model = convert_splitbn_model(model, max(config.aug_splits, 2))
+        model = convert_splitbn_model(model, config.aug_splits)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # hints lack it
     output: nn.Module = nn.Identity()

@@ -19,8 +19,6 @@ CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10, "folder": 1000}
 """Classes of a dataset; a folder is taken for ImageNet."""
 IMAGES = {"cifar10": 60_000 * 3072, "cifar100": 60_000 * 3072, "digits": 0, "folder": 0}
 """Bytes of the images of a dataset that is read as a whole."""
-HALF = {"bf16": torch.bfloat16, "fp16": torch.bfloat16}
-"""Precision in which intermediate results are counted; both halves have the same size."""
 READ = (
     *("model", "input_size", "dropout", "precision", "optimiser", "ema"),
     *("dataset", "num_classes", "batch_size", "aug_splits", "workers", "epochs"),
@@ -68,8 +66,8 @@ def _activations(model: torch.nn.Module, config: VisionConfig) -> int:
     images = torch.zeros(config.batch_size * max(1, config.aug_splits), 3, size, size)
 
     def forward() -> Any:
-        half = HALF.get(config.precision)
-        with torch.autocast("cpu", half or torch.bfloat16, enabled=half is not None):
+        # bf16 stands for fp16 too: both have the same size
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision != "fp32"):
             return model(images)
 
     return saved_bytes(model, forward)

@@ -10,7 +10,7 @@ from dataclasses import fields
 from numbers import Real
 from typing import Any
 
-from entropyfloor.control.config.base import Backend, ControlConfig, required
+from entropyfloor.control.config.base import ControlConfig, required
 from entropyfloor.control.config.fast import FastConfig
 from entropyfloor.control.config.ppo import PPOConfig
 from entropyfloor.control.config.sac import MNSEConfig, OBACConfig, SACConfig
@@ -20,7 +20,6 @@ from entropyfloor.runs.resume import config_of
 __all__ = [
     "CONFIGS",
     "PRESETS",
-    "Backend",
     "ControlConfig",
     "FastConfig",
     "MNSEConfig",
@@ -84,7 +83,7 @@ def read_config(settings: Mapping[str, Any]) -> ControlConfig:
     Raises:
         ValueError: The run is not of a control agent, or has settings that this version does not have.
     """
-    if (kind := CONFIGS.get(str(settings.get("agent")))) is None or settings.get("domain") != "control":
+    if (kind := CONFIGS.get(str(settings.get("agent")))) is None:
         what = f"domain={settings.get('domain')!r}, agent={settings.get('agent')!r}"
         raise ValueError(f"a run of {what} is no run of a control agent that this version knows")
     return config_of(kind, settings, "control", "a control agent", ("domain", "registered")).resolved()

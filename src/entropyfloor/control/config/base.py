@@ -67,9 +67,9 @@ class ControlConfig(ABC):
     target_entropy: str | None = None
     """Target entropy H0 of continuous actions: nats, or a rule in their dimension A such as -A/2 or 0.25*A."""
     log_std_min: float | None = None
-    """Lower bound of log σ: by default -8 under a floor, -5 for the head tanh, -20 for the head clip."""
+    """Lower bound of log σ: by default -8 under a floor, else that of the agent, such as -5 for SAC with tanh."""
     log_std_max: float | None = None
-    """Upper bound of log σ: by default 0 under a floor, else 2."""
+    """Upper bound of log σ: by default 0 under a floor, else that of the agent, such as 2 for SAC with tanh."""
 
     hidden: Annotated[int, COUNT] = 512
     """Width of the two hidden layers."""

@@ -44,7 +44,6 @@ class FastConfig(SACConfig):
         "fastsac-era": {**_FAST_TD3, **ERA, "policy_delay": 1},
         "fastsac-era-exact": {**_FAST_TD3, **EXACT, "policy_delay": 1},
     }
-    """What each preset sets."""
 
     agent: FastName = "fasttd3"  # type: ignore[assignment]
     """Preset of head, distribution, entropy, noise, critics and batches."""

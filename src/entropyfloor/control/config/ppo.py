@@ -32,7 +32,6 @@ class PPOConfig(ControlConfig):
         "ppo-era": _ERA,
         "ppo-era-exact": {**_ERA, "head": "era-exact", "distribution": "truncated"},
     }
-    """What each preset sets."""
 
     agent: PPOName = "ppo"
     """Preset of head, distribution and entropy."""

@@ -54,7 +54,6 @@ class SACConfig(ControlConfig):
         "sac-era": ERA,
         "sac-era-exact": EXACT,
     }
-    """What each preset sets."""
 
     agent: SACName = "sac-era-exact"
     """Preset of head, distribution and entropy."""
@@ -125,7 +124,6 @@ class OBACConfig(SACConfig):
         "obac-era": ERA,
         "obac-era-exact": EXACT,
     }
-    """What each preset sets."""
 
     agent: OBACName = "obac"  # type: ignore[assignment]
     """Preset of head, distribution and entropy."""
@@ -153,7 +151,6 @@ class MNSEConfig(SACConfig):
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "mnse": PLAIN,
     }
-    """What each preset sets."""
 
     agent: MNSEName = "mnse"  # type: ignore[assignment]
     """Preset of head, distribution and entropy."""

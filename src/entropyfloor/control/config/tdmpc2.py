@@ -20,7 +20,7 @@ MODELS: dict[ModelSize, dict[str, int]] = {
 }
 """Networks of TD-MPC2 by their number of parameters, as its authors have them."""
 
-MODEL_LOG_STD = (-10.0, 2.0)
+MODEL_LOG_STD = {"log_std_min": -10.0, "log_std_max": 2.0}
 """Bounds of log σ for the head `tanh` of TD-MPC2's prior."""
 
 
@@ -34,7 +34,6 @@ class TDMPC2Config(ControlConfig):
         "tdmpc2-era": {"head": "era", **_ERA},
         "tdmpc2-era-exact": {"head": "era-exact", **_ERA},
     }
-    """What each preset sets."""
 
     agent: TDMPC2Name = "tdmpc2"
     """Preset of head, distribution and entropy of the policy prior."""
@@ -106,10 +105,9 @@ class TDMPC2Config(ControlConfig):
 
     def defaults(self) -> dict[str, Any]:
         """Networks of that size, and the bounds of log σ that the authors' prior has."""
-        bounds = dict(zip(("log_std_min", "log_std_max"), MODEL_LOG_STD, strict=True))
         return {
             **MODELS[self.model_size],
-            **(bounds if self.head == "tanh" else {}),
+            **(MODEL_LOG_STD if self.head == "tanh" else {}),
             "entropy_coef": 0.0,
             "target_entropy": "-A",
         }

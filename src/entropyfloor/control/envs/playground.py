@@ -31,13 +31,22 @@ class Playground(gymnasium.Env[Any, Any]):
 
     Raises:
         ImportError: MuJoCo Playground is not installed; the message says how to install it.
+        ValueError: An entry would have no effect.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
     render_mode = "rgb_array"
 
     def __init__(self, task: str, limit: int | None = None, /, **kwargs: Any) -> None:
-        self.simulator, steps = load(task, **kwargs)
+        suite = _suite()
+        if kwargs.get("action_repeat", 1) != 1:
+            raise ValueError(
+                f"action_repeat={kwargs['action_repeat']}: the tasks of MuJoCo Playground ignore it; a longer "
+                "ctrl_dt makes their steps longer"
+            )
+        # Its own default, MuJoCo Warp, needs an NVIDIA GPU, and lets all simulations share a number of contacts.
+        self.simulator = suite.load(task, config_overrides={"impl": "jax"} | kwargs)
+        steps = int(kwargs.get("episode_length", suite.get_default_config(task).episode_length))
         self.step_limit = steps if limit is None else limit
         self.action_space = spaces.Box(-1.0, 1.0, (self.simulator.action_size,), np.float32)
         self.observation_space = spaces.Box(-np.inf, np.inf, (self.simulator.observation_size,), np.float32)
@@ -76,28 +85,6 @@ def tasks() -> list[str]:
         return list(_suite().ALL_ENVS)
     except ImportError:
         return []
-
-
-def load(task: str, **overrides: Any) -> tuple[Any, int]:
-    """A simulator and the number of steps of its episodes.
-
-    Args:
-        task: One of `tasks()`.
-        overrides: Entries of its configuration.
-
-    Raises:
-        ImportError: MuJoCo Playground is not installed.
-        ValueError: An entry would have no effect.
-    """
-    suite = _suite()
-    if overrides.get("action_repeat", 1) != 1:
-        raise ValueError(
-            f"action_repeat={overrides['action_repeat']}: the tasks of MuJoCo Playground ignore it; a longer "
-            "ctrl_dt makes their steps longer"
-        )
-    # Its own default, MuJoCo Warp, needs an NVIDIA GPU, and lets all simulations share a number of contacts.
-    simulator = suite.load(task, config_overrides={"impl": "jax"} | overrides)
-    return simulator, int(overrides.get("episode_length", suite.get_default_config(task).episode_length))
 
 
 @functools.cache

@@ -152,7 +152,7 @@ def evaluate(config: EvaluationConfig) -> str:
             batch_size=config.batch_size,
             context=config.context,
             dtype=config.dtype,
-            device=None if config.device == "auto" else config.device,
+            device=config.device,
             devices=config.devices,
         )
         prompts = {b: _prompts(b, problems, engine) for b, problems in examples.items()}

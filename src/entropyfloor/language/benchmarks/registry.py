@@ -68,11 +68,6 @@ class Benchmark:
     remark: str = ""
     """Remark for the summary."""
 
-    @property
-    def in_domain(self) -> bool:
-        """Whether it is part of the paper's average."""
-        return self.kind == "math"
-
 
 def named(names: Sequence[str]) -> list[Benchmark]:
     """Benchmarks by their names.
@@ -247,7 +242,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         ),
     )
 }
-IN_DOMAIN = tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.in_domain)
+IN_DOMAIN = tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.kind == "math")
 """Names of the six benchmarks of the paper's tables, in their order."""
 
 

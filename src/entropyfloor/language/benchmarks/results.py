@@ -182,14 +182,13 @@ def summarise(
         summary["pass"] = {str(k): share.record for k, share in scores.pass_curve(samples, counts).items()}
         voted = [scores.majority(line["answers"], line["correct"]) for line in lines]
         summary["majority"] = scores.accuracy(voted).record
-    tokens_left = [max_tokens if line["room"] is None else line["room"] for line in lines]
     return summary | {
         "length": float(np.mean([line["lengths"] for line in lines])),
         "cut": float(np.mean([line["cut"] for line in lines])),
         "empty": float(np.mean([_empty_share(line) for line in lines])),
         "undecided": float(np.mean([line["undecided"] for line in lines])),
         "no_answer": float(np.mean([answer is None for line in lines for answer in line["answers"]])),
-        "confined": float(np.mean([left < max_tokens for left in tokens_left])),
+        "confined": float(np.mean([line["room"] is not None and line["room"] < max_tokens for line in lines])),
     }
 
 

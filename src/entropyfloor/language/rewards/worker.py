@@ -145,7 +145,7 @@ class Worker:
             return
         if self.gone:
             self.process.join(1.0)
-        if os.name == "posix" and self.ready:
+        if self.ready:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
@@ -164,8 +164,7 @@ def stop(pool: list[Worker]) -> None:
 def _run(connection: Connection, payload: bytes) -> None:
     """Main function of a worker process: report that it is ready, then do jobs until the connection closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
-    if os.name == "posix":
-        os.setpgrp()  # a group of its own, which is ended as a whole
+    os.setpgrp()  # a group of its own, which is ended as a whole
     try:
         functions = pickle.loads(payload)
         for function in functions.values():
@@ -211,9 +210,8 @@ def _summary(error: BaseException) -> str:
 
 def _alarm(seconds: float) -> None:
     """End this process after `seconds` whatever it does, also where its parent is gone; 0 cancels the alarm."""
-    if hasattr(signal, "setitimer"):
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def _limit_memory() -> None:

@@ -21,7 +21,7 @@ def make_engine(
     batch_size: int | None = None,
     context: int | None = None,
     dtype: DtypeName = "auto",
-    device: str | None = None,
+    device: str = "auto",
     devices: int = 1,
 ) -> Engine:
     """An engine by its name; see `Transformers`, `VLLM` and `Server` for the arguments.

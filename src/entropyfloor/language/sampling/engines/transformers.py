@@ -28,7 +28,7 @@ class Transformers(LocalEngine):
         model, template, context: See `LocalEngine`.
         batch_size: Number of responses that are generated together.
         dtype: Precision of the weights; `auto` is the checkpoint's own on an accelerator, and float32 on a CPU.
-        device: Device, such as cuda:1; by default the accelerator, if there is one.
+        device: Device, such as cuda:1; auto is the accelerator, if there is one.
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class Transformers(LocalEngine):
         batch_size: int = 16,
         context: int | None = None,
         dtype: DtypeName = "auto",
-        device: str | None = None,
+        device: str = "auto",
     ) -> None:
         super().__init__(model, template, context)
-        self._device = device_of(device or "auto")
+        self._device = device_of(device)
         chosen = "float32" if dtype == "auto" and self._device.type == "cpu" else dtype
         with reading(model, "has no weights that can be loaded"), without_bars():
             loaded: Any = model_of(model, chosen)
