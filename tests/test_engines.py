@@ -339,13 +339,17 @@ def test_slurm_does_what_the_local_engine_does(home):
 def test_an_interrupt_makes_runs_on_ray_save(home):
     pytest.importorskip("ray")
     runs = plan(home, "runs", steps=100_000)[:1]
-    command = [sys.executable, "-m", "entropyfloor.cli", "reproduce", "four.toml", "--out", "runs"]
-    only = ["--arms", "grpo", "--seeds", "0", "--engine", "ray"]
+    command = [sys.executable, "-X", "faulthandler", "-m", "entropyfloor.cli", "reproduce", "four.toml"]
+    only = ["--out", "runs", "--arms", "grpo", "--seeds", "0", "--engine", "ray"]
     with subprocess.Popen([*command, *only], stderr=subprocess.PIPE, text=True) as process:
         try:
             wait_for(lambda: has_checkpoint(runs[0]))
             process.send_signal(signal.SIGTERM)
-            assert process.wait(PATIENCE) == 130
+            try:
+                assert process.wait(PATIENCE) == 130
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGABRT)  # it prints where all its threads are
+                pytest.fail(f"{process.communicate()[1]}\n{execution.log_file(runs[0]).read_text()}")
             assert "the same command continues" in process.stderr.read()
         finally:
             process.kill()

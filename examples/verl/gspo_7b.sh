@@ -15,5 +15,6 @@ exec bash "$(dirname "${BASH_SOURCE[0]}")/dapo_7b.sh" \
     actor_rollout_ref.actor.clip_ratio_high=4e-4 \
     actor_rollout_ref.actor.ppo_mini_batch_size=32 \
     trainer.v1.era.second_stage_steps=null \
+    trainer.v1.era.omega_low_2=auto \
     trainer.experiment_name=gspo-7b \
     "$@"
