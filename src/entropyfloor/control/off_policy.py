@@ -1,4 +1,4 @@
-"""Training of SAC, OBAC and MNSE: act, store, update."""
+"""Training of SAC, OBAC and MNSE, and the collecting of TD-MPC2: act, store, update."""
 
 from __future__ import annotations
 
