@@ -53,6 +53,13 @@ head = "era"
 """
 PATIENCE = 180.0
 """Seconds that a test waits for another process."""
+AS_RAY_IS = pytest.mark.filterwarnings(
+    "ignore::FutureWarning",
+    "ignore::ResourceWarning",
+    "ignore::DeprecationWarning",
+    "ignore:os.fork:RuntimeWarning",
+)
+"""Warnings of Ray in this process; the last is of JAX, where other tests have imported it."""
 
 
 def plan(home: Path, out: str, steps: int = 150) -> list[PlannedRun]:
@@ -189,12 +196,7 @@ def test_a_run_that_another_process_keeps_writing_is_named_and_the_others_are_do
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings(
-    "ignore::FutureWarning",
-    "ignore::ResourceWarning",
-    "ignore::DeprecationWarning",
-    "ignore:os.fork:RuntimeWarning",
-)  # the last is of JAX, where other tests have imported it
+@AS_RAY_IS
 def test_ray_loses_no_run_with_a_worker_and_a_node(home):
     """A killed worker and a removed node: every run is finished, none twice, with the local engine's bits."""
     ray = pytest.importorskip("ray")
@@ -230,6 +232,32 @@ def test_ray_loses_no_run_with_a_worker_and_a_node(home):
     reproduce(others, 2)
     assert sum(map(resumptions, others)) == 0
     check_same_results(runs, others)
+
+
+@pytest.mark.slow
+@AS_RAY_IS
+def test_a_cancellation_that_ray_loses_is_repeated(home, monkeypatch):
+    ray = pytest.importorskip("ray")
+    from entropyfloor.experiments.engines import ray as engine
+
+    short, long = plan(home, "short", steps=2)[0], plan(home, "long", steps=100_000)[0]
+    cancel, cancelled = ray.cancel, []
+
+    def interrupt(*_):
+        wait_for(lambda: has_checkpoint(long))
+        raise KeyboardInterrupt
+
+    def lost_once(reference):
+        cancelled.append(reference)
+        if len(cancelled) > 1:
+            cancel(reference)
+
+    monkeypatch.setattr(ray, "cancel", lost_once)
+    monkeypatch.setattr(engine, "SAVING", 10.0)
+    with pytest.raises(KeyboardInterrupt):
+        engine.run([short, long], home, 2, interrupt)
+    assert len(cancelled) > 1
+    assert [read_run(run.out).status["state"] for run in (short, long)] == ["finished", "interrupted"]
 
 
 def is_on(node, run: PlannedRun) -> bool:
@@ -346,7 +374,7 @@ def test_an_interrupt_makes_runs_on_ray_save(home):
             wait_for(lambda: has_checkpoint(runs[0]))
             process.send_signal(signal.SIGTERM)
             try:
-                assert process.wait(PATIENCE) == 130
+                assert process.wait(execution.SAVING + PATIENCE) == 130
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGABRT)  # it prints where all its threads are
                 pytest.fail(f"{process.communicate()[1]}\n{execution.log_file(runs[0]).read_text()}")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from entropyfloor.experiments.execute import Ended, execute, log_file
+from entropyfloor.experiments.execute import SAVING, Ended, execute, log_file
 from entropyfloor.experiments.recipe import PlannedRun
 from entropyfloor.extras import brief, require
 from entropyfloor.runs.processes import terminated_as_interrupted
@@ -73,9 +73,11 @@ def _execute(plan: Sequence[PlannedRun], directory: Path, workers: int, ended: E
                 if not ended(run, outcome):
                     waiting.clear()
     finally:
-        for reference in running:
-            ray.cancel(reference)
-        ray.wait(list(running), num_returns=len(running)) if running else None
+        left = list(running)
+        while left:  # once more after a time in which all runs can save: Ray may lose a cancellation
+            for reference in left:
+                ray.cancel(reference)
+            left = ray.wait(left, num_returns=len(left), timeout=SAVING)[1]
 
 
 def _check_resources(plan: Sequence[PlannedRun], nodes: Sequence[dict[str, Any]]) -> None:
