@@ -14,10 +14,11 @@ PAGE = Path(__file__).parents[1] / "docs/quantities.md"
 HEAD = """\
 # Logged quantities
 
-Every trainer logs quantities of these names, so that a plot never asks which trainer wrote a run. They are in
-`metrics.jsonl` of the [run directory](run-directory.md#run-directory), and in TensorBoard, trackio and Weights &
-Biases. An entropy is in nats and stands beside its floor. A share is between 0 and 1. What ERA logs in other
-trainers is on their pages: [TRL](trl.md#what-is-logged), [verl](verl.md).
+All trainers use these names, in `metrics.jsonl` of the [run directory](run-directory.md#run-directory), in
+TensorBoard, trackio and Weights & Biases. In control, `return`, `episode_length` and `realised_entropy` are those
+of evaluations. `floor` is logged where the head guarantees one; where SAC's α or the head `era-batch` only steers
+the average, `target_entropy` takes its place. A share is between 0 and 1. What ERA logs in other trainers is on
+their pages: [TRL](trl.md#what-is-logged), [verl](verl.md).
 """
 FIRST = {
     "return": "Episodes",
