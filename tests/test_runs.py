@@ -341,6 +341,16 @@ def test_a_resume_supersedes_what_was_logged_after_the_checkpoint(run):
     assert seconds == sorted(seconds)  # the wall clock goes on where it stopped
 
 
+def test_a_run_that_is_resumed_without_a_checkpoint_can_be_read_while_it_goes_on(run):
+    run.log(5, {"return": 1.0})
+    begun_again = Run.open(run.path)
+    assert begun_again.resume() is None
+    with begun_again.recording():
+        record = read_run(run.path)
+        assert record.status["step"] == 0
+        assert record.series("return")[1].tolist() == []
+
+
 def test_checkpoints_return_what_was_saved_and_only_the_last_two_stay(run):
     rng = np.random.default_rng(7)
     arrays = {"a": rng.normal(size=(3, 2)), "b": np.arange(3, dtype=np.uint32), "c": np.float32(1.5)}

@@ -285,7 +285,8 @@ class Run:
         return (self.path / CONFIG).read_bytes() == self._settings
 
     def _status(self, state: str, reason: str | None = None) -> None:
-        status: dict[str, Any] = {"state": state, "reason": reason, "step": self._step, "time": machine.now()}
+        step = max(self._step, 0)  # -1 without a checkpoint: see `resume`
+        status: dict[str, Any] = {"state": state, "reason": reason, "step": step, "time": machine.now()}
         peaks = dict(self._peaks)
         if state != "running":  # it is known at the end only
             with suppress(Exception):  # whatever a driver says: the end of a run does not depend on a measurement
