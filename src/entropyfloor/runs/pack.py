@@ -16,16 +16,16 @@ def pack(paths: Sequence[Path], out: Path) -> int:
     """Write the runs at or below `paths` into one archive; the same runs give the same bytes.
 
     Args:
-        paths: Directories of runs, or archives. Runs are named by their path in these; of two with the same name
-            that of the later path is packed.
+        paths: Directories of runs, or archives. Runs are named by their path in these; of two with the same name,
+            one of them in an archive, that of the later path is packed.
         out: The archive. If it is one of `paths`, or below one, the others are added to it.
 
     Returns:
         Number of runs in the archive.
 
     Raises:
-        ValueError: The name does not end as an archive's, a run is damaged or is still written, or a path is
-            itself a run, which has no name.
+        ValueError: The name does not end as an archive's, a run is damaged or is still written, a path is itself
+            a run, which has no name, or two directories have runs of the same name.
     """
     if not out.name.endswith(archive.SUFFIX):
         raise ValueError(f"{out} must end in {archive.SUFFIX}, by which an archive of runs is known")
@@ -38,6 +38,9 @@ def pack(paths: Sequence[Path], out: Path) -> int:
                 raise ValueError(f"{run} is a run: give the directory that it is in, so that it has a name")
             if read_run(run).status["state"] == "running":
                 raise ValueError(f"{run} is still written: wait for its end")
+            other = runs.get(name, run)
+            if other.resolve() != run.resolve() and not (archive.split(other) or archive.split(run)):
+                raise ValueError(f"{other} and {run} would both be {name}: give a directory that has both")
             if not (packed_before and name in runs):
                 runs[name] = run
     content = {f"{name}/{file}": data for name, run in runs.items() for file, data in _files(run).items()}
