@@ -6,11 +6,12 @@ A run whose worker or node is lost continues from its last checkpoint on another
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from entropyfloor.experiments.execute import SAVING, Ended, execute, log_file
+from entropyfloor.experiments.execute import Ended, Outcome, execute, log_file
 from entropyfloor.experiments.recipe import PlannedRun
 from entropyfloor.extras import brief, require
 from entropyfloor.runs.processes import terminated_as_interrupted
@@ -50,7 +51,7 @@ def run(plan: Sequence[PlannedRun], directory: Path, workers: int | None, ended:
 def _execute(plan: Sequence[PlannedRun], directory: Path, workers: int, ended: Ended) -> None:
     import ray
 
-    task = ray.remote(execute)
+    task = ray.remote(_work)
     waiting = list(plan)
     running: dict[Any, PlannedRun] = {}
     try:
@@ -73,11 +74,15 @@ def _execute(plan: Sequence[PlannedRun], directory: Path, workers: int, ended: E
                 if not ended(run, outcome):
                     waiting.clear()
     finally:
-        left = list(running)
-        while left:  # once more after a time in which all runs can save: Ray may lose a cancellation
-            for reference in left:
-                ray.cancel(reference)
-            left = ray.wait(left, num_returns=len(left), timeout=SAVING)[1]
+        for reference in running:
+            ray.cancel(reference)
+        ray.wait(list(running), num_returns=len(running)) if running else None
+
+
+def _work(run: PlannedRun, directory: Path) -> Outcome:
+    """Execute a run in a worker; Ray cancels it by SIGINT, which is ignored in the background of a script."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return execute(run, directory)
 
 
 def _check_resources(plan: Sequence[PlannedRun], nodes: Sequence[dict[str, Any]]) -> None:
