@@ -201,7 +201,7 @@ def test_ray_loses_no_run_with_a_worker_and_a_node(home):
     """A killed worker and a removed node: every run is finished, none twice, with the local engine's bits."""
     ray = pytest.importorskip("ray")
     cluster_utils = pytest.importorskip("ray.cluster_utils")
-    runs = plan(home, "ray")
+    runs = plan(home, "ray", steps=500)  # long enough to break things in, also on a fast machine
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     second = cluster.add_node(num_cpus=1)
     failures = []
@@ -228,7 +228,7 @@ def test_ray_loses_no_run_with_a_worker_and_a_node(home):
         cluster.shutdown()
     assert not failures
     assert sum(map(resumptions, runs)) >= 2
-    others = plan(home, "local")
+    others = plan(home, "local", steps=500)
     reproduce(others, 2)
     assert sum(map(resumptions, others)) == 0
     check_same_results(runs, others)
