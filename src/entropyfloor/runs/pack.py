@@ -38,8 +38,8 @@ def pack(paths: Sequence[Path], out: Path) -> int:
                 raise ValueError(f"{run} is a run: give the directory that it is in, so that it has a name")
             if read_run(run).status["state"] == "running":
                 raise ValueError(f"{run} is still written: wait for its end")
-            other = runs.get(name, run)
-            if other.resolve() != run.resolve() and not (archive.split(other) or archive.split(run)):
+            other = runs.get(name)
+            if other and other.resolve() != run.resolve() and not (archive.split(other) or archive.split(run)):
                 raise ValueError(f"{other} and {run} would both be {name}: give a directory that has both")
             if not (packed_before and name in runs):
                 runs[name] = run
