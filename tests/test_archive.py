@@ -88,11 +88,12 @@ def test_an_archive_below_the_packed_directory_keeps_its_runs(runs, tmp_path, mo
 
 
 def test_runs_of_the_same_name_are_not_lost(runs, tmp_path):
-    make(tmp_path / "more" / "sac" / "seed-2", 2)
+    make(tmp_path / "more" / "sac" / "seed-2", 2, returns=20.0)
     with pytest.raises(ValueError, match=r"runs/sac/seed-2 and .*more/sac/seed-2 would both be sac/seed-2: give"):
         pack([runs, tmp_path / "more"], tmp_path / "sac.runs.zip")
     assert pack([runs, runs], tmp_path / "sac.runs.zip") == 3
     assert pack([tmp_path / "sac.runs.zip", tmp_path / "more"], tmp_path / "new.runs.zip") == 3
+    same(read_run(tmp_path / "new.runs.zip" / "sac/seed-2"), read_run(tmp_path / "more/sac/seed-2"))
 
 
 def test_checkpoints_and_models_stay_outside(runs, tmp_path):

@@ -53,13 +53,6 @@ head = "era"
 """
 PATIENCE = 180.0
 """Seconds that a test waits for another process."""
-AS_RAY_IS = pytest.mark.filterwarnings(
-    "ignore::FutureWarning",
-    "ignore::ResourceWarning",
-    "ignore::DeprecationWarning",
-    "ignore:os.fork:RuntimeWarning",
-)
-"""Warnings of Ray in this process; the last is of JAX, where other tests have imported it."""
 
 
 def plan(home: Path, out: str, steps: int = 150) -> list[PlannedRun]:
@@ -196,7 +189,12 @@ def test_a_run_that_another_process_keeps_writing_is_named_and_the_others_are_do
 
 
 @pytest.mark.slow
-@AS_RAY_IS
+@pytest.mark.filterwarnings(
+    "ignore::FutureWarning",
+    "ignore::ResourceWarning",
+    "ignore::DeprecationWarning",
+    "ignore:os.fork:RuntimeWarning",
+)  # the last is of JAX, where other tests have imported it
 def test_ray_loses_no_run_with_a_worker_and_a_node(home):
     """A killed worker and a removed node: every run is finished, none twice, with the local engine's bits."""
     ray = pytest.importorskip("ray")
