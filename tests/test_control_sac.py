@@ -437,8 +437,9 @@ def test_a_learned_residual_starts_at_log_2(head):
 def test_only_the_published_head_can_go_on_unclamped():
     options = {"residual_entropy": "learned", "clamp_target": False, "hidden": 4}
     assert not build_agent(configure("sac-era", **options).resolved(), 4).policy.clamp
-    with pytest.raises(ValueError, match="head='era-batch' always clamps its target"):
-        build_agent(configure("sac-era", head="era-batch", **options).resolved(), 4)
+    for head, more in (("era-batch", {}), ("era-exact", {"residual_entropy": 0.0})):
+        with pytest.raises(ValueError, match=f"head='{head}' always clamps its target"):
+            build_agent(configure("sac-era", head=head, **options | more).resolved(), 4)
 
 
 @pytest.mark.parametrize(("name", "value"), [("residual_entropy", "lerned"), ("entropy", "sum"), ("head", "era2")])

@@ -57,6 +57,22 @@ def test_continuous_floor_anywhere(size, share, mode, seed):
     check_continuous(BACKENDS["torch"], "float32", size, share, mode, seed)
 
 
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("rows", [(), (5,)])
+def test_a_target_in_half_precision_is_met_as_one_in_single(backend, dtype, rows):
+    F, rng = backend.functional, np.random.default_rng(0)
+    target = backend.array(np.full(rows, -3.09375), dtype)
+    raw = backend.array(rng.normal(size=(5, 6)), "float32")
+    loc = backend.array(rng.uniform(-2, 1, size=(5, 6)), "float32")
+    truncated = F.era_truncated_normal(loc, raw, target, low=-3.0, high=2.0, log_std_max=2.0)
+    entropies = {
+        "gaussian": reference.gaussian_entropy(backend.numpy(F.era_gaussian(raw, target))),
+        "truncated": backend.numpy(F.truncated_normal_entropy(loc, truncated, low=-3.0, high=2.0)).sum(-1),
+    }
+    for head, entropy in entropies.items():
+        np.testing.assert_allclose(entropy, -3.09375, rtol=0, atol=2e-5, err_msg=head)
+
+
 def check_discrete(backend, dtype, n, min_entropy, options, seed):
     logits = backend.array(structured(n, np.random.default_rng(seed)), dtype)
     out, (grad,) = backend.value_and_grads(
@@ -129,6 +145,14 @@ def test_classes_that_are_masked_do_not_exist(backend, options, n):
         assert (reference.categorical_entropy(out) >= least - 1e-5).all()
 
 
+def test_a_row_without_any_class_gets_minus_infinity(backend):
+    z = backend.array(np.zeros((2, 3)), "float32")
+    allowed = backend.array([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]], "float32") > 0
+    out = backend.numpy(backend.functional.era_softmax(z, 0.6, mask=allowed))
+    assert np.isfinite(out[0]).all()
+    assert np.isneginf(out[1]).all()
+
+
 def test_a_mask_along_another_axis_and_for_all_rows(backend):
     logits, mask = np.random.default_rng(0).normal(size=(3, 5, 2)), np.arange(5) != 2
     expected = reference.era_softmax(np.moveaxis(logits, 1, 2).reshape(6, 5), 0.6, mask=np.tile(mask, (6, 1)))
@@ -168,6 +192,21 @@ def test_gradients_of_masked_logits_are_those_of_the_classes_that_are_left(backe
             _, (expected,) = torch.value_and_grads(alone, left)
             weight = np.cos(1.7 * i + 0.3) / np.cos(0.3)  # `value_and_grads` weighs rows
             np.testing.assert_allclose(grad[i, mask[i]], weight * expected[0], atol=1e-9)
+
+
+@pytest.mark.parametrize("excluded", [-np.inf, float(np.finfo(np.float32).min)])
+def test_the_gradient_of_an_entropy_with_impossible_classes_is_finite_whatever_its_weight(backend, excluded):
+    logits = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
+    expected = backend.value_and_grads(backend.functional.entropy_from_logits, backend.array(logits, "float32"))
+    logits = np.concatenate([logits, np.full((4, 2), excluded, np.float32)], axis=1)
+    for weight in (1.0, 1e6):
+        value, (grad,) = backend.value_and_grads(
+            lambda z, weight=weight: weight * backend.functional.entropy_from_logits(z),
+            backend.array(logits, "float32"),
+        )
+        np.testing.assert_allclose(value, weight * expected[0], rtol=1e-6)
+        np.testing.assert_allclose(grad[:, :5], weight * expected[1][0], rtol=1e-4, atol=1e-6 * weight)
+        assert (grad[:, 5:] == 0).all()
 
 
 def test_infinite_logits_without_a_mask(backend):
@@ -217,6 +256,8 @@ def test_array_targets_are_clamped_to_what_is_feasible(backend):
     assert unclamped[1] == pytest.approx(1e3, rel=1e-5)
     log_std = F.era_truncated_normal(raw * 0.5, raw, target)
     assert backend.numpy(log_std)[1] == pytest.approx([0.0] * 4, abs=1e-5)
+    log_std, _ = F.era_gaussian_batch(raw, backend.array(1e3, "float32"))
+    assert backend.numpy(log_std) == pytest.approx(np.zeros((2, 4)), abs=1e-5)
 
 
 def test_a_scalar_array_is_clamped_in_jax_even_if_it_is_numpys():

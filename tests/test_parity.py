@@ -26,12 +26,22 @@ CASES = {
     "tanh_normal_entropy/wide": ([3 * LOC, LOG_STD + 3], {}, reference.tanh_normal_entropy),
     "era_gaussian": ([RAW], {"target_entropy": -2.5}, reference.era_gaussian),
     "era_gaussian/floor": ([RAW], {"target_entropy": -2.5, "mode": "floor"}, reference.era_gaussian),
+    "era_gaussian/slack": (
+        [RAW],
+        {"target_entropy": -2.5, "mode": "floor", "slack": -0.5},
+        reference.era_gaussian,
+    ),
     "era_gaussian/array": ([RAW], {"target_entropy": TARGETS}, reference.era_gaussian),
     "project_gaussian": ([RAW], {"target_entropy": 4.0}, reference.project_gaussian),
     "era_truncated_normal": ([LOC, RAW], {"target_entropy": -2.5}, reference.era_truncated_normal),
     "era_truncated_normal/floor": (
         [LOC, RAW],
         {"target_entropy": -2.5, "mode": "floor"},
+        reference.era_truncated_normal,
+    ),
+    "era_truncated_normal/slack": (
+        [LOC, RAW],
+        {"target_entropy": -2.5, "mode": "floor", "slack": -0.5},
         reference.era_truncated_normal,
     ),
     "era_truncated_normal/wide": (
@@ -127,14 +137,22 @@ def test_era_gaussian_batch(backend):
 
 
 def test_clamped_share(backend):
-    share = backend.functional.clamped_share(backend.array([0.0, 8.0, 9.0, 20.0], "float32"), 6)
-    assert float(share) == 0.5
+    targets = backend.array([0.0, 8.0, 9.0, 20.0], "float32")
+    assert float(backend.functional.clamped_share(targets, 6)) == 0.5
+    assert float(backend.functional.clamped_share(targets, 6, log_std_max=0.5)) == 0.25
 
 
 @pytest.mark.parametrize("dim", [0, 1])
 def test_dim_is_only_a_transposition(backend, dim):
     raw = backend.array(RAW if dim else RAW.T, "float64")
-    for name, argument in (("era_gaussian", -2.5), ("era_softmax", 0.6), ("project_gaussian", 4.0)):
+    each = backend.array(TARGETS, "float64")
+    for name, argument in (
+        ("era_gaussian", -2.5),
+        ("era_gaussian", each),
+        ("era_softmax", 0.6),
+        ("project_gaussian", 4.0),
+        ("project_gaussian", each + 8.0),
+    ):
         out = backend.numpy(getattr(backend.functional, name)(raw, argument, dim=dim))
         last = backend.numpy(getattr(backend.functional, name)(backend.array(RAW, "float64"), argument))
         np.testing.assert_allclose(out if dim else out.T, last, rtol=0, atol=1e-14)

@@ -88,8 +88,8 @@ class GaussianPolicy:
         _check_name("distribution", self.distribution, DistributionName)
         if head == "era-exact" and not self._truncated:
             raise ValueError("head='era-exact' is solved for distribution='truncated': choose that, or head='era'")
-        if head == "era-batch" and not self.clamp:
-            raise ValueError("head='era-batch' always clamps its target: clamp=False is for head='era'")
+        if (head == "era-batch" or self._exact) and not self.clamp:
+            raise ValueError(f"head={head!r} always clamps its target: clamp=False is for head='era'")
         targets.check_log_std_bounds(low, high)
         if self._exact:
             targets.check_truncated_normal(self.target_entropy, self.action_dim, low, high, -1.0, 1.0)
@@ -123,11 +123,11 @@ class GaussianPolicy:
             one = () if self.head == "era-batch" else raw.shape[:-1]
             target = jnp.broadcast_to(target + state.residual_entropy, one)
         bounds: dict[str, Any] = {"log_std_min": self.log_std_min, "log_std_max": self.log_std_max}
-        options = bounds | {"mode": "floor" if self.head == "era-floor" else "pin", "clamp": self.clamp}
+        mode: Any = "floor" if self.head == "era-floor" else "pin"
         if self._exact:
-            return F.era_truncated_normal(loc, raw, target, **options)
+            return F.era_truncated_normal(loc, raw, target, mode=mode, **bounds)
         if self.head in ("era", "era-floor"):
-            return F.era_gaussian(raw, target, **options)
+            return F.era_gaussian(raw, target, mode=mode, clamp=self.clamp, **bounds)
         if self.head == "era-batch":
             running = state.log_mean_exp_sum
             rows = raw if running is None else jnp.atleast_2d(raw)  # one state is enough where M is known
@@ -211,7 +211,7 @@ def has_target(head: HeadName) -> bool:
 
 
 def promises_floor(head: HeadName) -> bool:
-    """Whether the head puts a floor under the entropy in every state; `era-batch` meets its target on average."""
+    """Whether the target is one for every state, before or after actions are bounded, and no average."""
     return has_target(head) and head != "era-batch"
 
 

@@ -139,7 +139,7 @@ class CategoricalPolicy:
 
     Args:
         num_actions: n.
-        min_entropy: The floor in nats, below log n.
+        min_entropy: The floor in nats, below log n; with `era` below what `targets.softmax_kappa_range` names.
         head: `era`: Eq. 15 as printed, whose floor is far above `min_entropy`. `era-exact` (*ours*): calibrated,
             the floor is `min_entropy`.
 

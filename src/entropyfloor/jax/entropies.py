@@ -52,8 +52,9 @@ def entropy_from_logits(logits: Float[Array, "..."], dim: int = -1) -> Float[Arr
 @compiled(1)
 def _entropy_from_logits(logits: Array, dim: int) -> Array:
     shifted = logits - lax.stop_gradient(logits.max(dim, keepdims=True))
-    finite = shifted.clip(min=jnp.finfo(shifted.dtype).min)  # 0 · (-inf) would be NaN
-    return logsumexp(shifted, dim) - (jax.nn.softmax(shifted, dim) * finite).sum(dim)
+    p = jax.nn.softmax(shifted, dim)
+    finite = jnp.where(p > 0, shifted, 0.0)  # 0 · (-inf) would be NaN, in the value or in the gradient
+    return logsumexp(shifted, dim) - (p * finite).sum(dim)
 
 
 def gaussian_entropy(log_std: Float[Array, "..."], dim: int = -1) -> Float[Array, "..."]:

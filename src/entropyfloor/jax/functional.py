@@ -164,7 +164,6 @@ def era_truncated_normal(
     high: float = 1.0,
     mode: Mode = "pin",
     slack: float = -3.0,
-    clamp: bool = True,
 ) -> Float[Array, "*batch D"]:
     """log σ of a *truncated* Gaussian whose own entropy meets the target in every state (*ours*).
 
@@ -184,7 +183,6 @@ def era_truncated_normal(
         high: Upper bound of the action.
         mode: `"pin"` or `"floor"`, as in `era_gaussian`.
         slack: As in `era_gaussian`.
-        clamp: False keeps an infeasible array target; log σ is then at its upper bound.
 
     Returns:
         log σ, shaped as `loc`.
@@ -210,9 +208,7 @@ def era_truncated_normal(
 
     most = unit_entropy_max(mu, bounds[1])
     target = _array(target_entropy, mu, -1) - mu.shape[-1] * log_scale
-    gap = target - most.sum(-1, keepdims=True)
-    if clamp:
-        gap = gap.clip(max=0.0)
+    gap = (target - most.sum(-1, keepdims=True)).clip(max=0.0)
     if is_floor(mode):
         gap = gap * jax.nn.sigmoid(raw.mean(-1, keepdims=True) - slack)
     entropy = most + gap * jax.nn.softmax(raw, -1)
@@ -288,7 +284,7 @@ def era_softmax(
 
     Args:
         logits: Network output z, n classes along `dim`.
-        min_entropy: Floor in nats, 0 < floor < log n.
+        min_entropy: Floor in nats, 0 < floor < log n; below 1 + log(n T) with `floor="paper"`.
         tau: τ > e; 4 in the paper.
         floor: `"calibrated"` (*ours*): the least entropy over all logits is `min_entropy`. `"paper"`: Eq. 15 as
             printed, whose least entropy is far above it.
@@ -345,8 +341,11 @@ def _number(target: float | Array) -> float | None:
 
 
 def _array(target: float | Array, like: Array, dim: int) -> float | Array:
-    """`target` with the axis `dim` inserted, so that it broadcasts against `like`."""
-    if not isinstance(target, Array | np.ndarray) or target.ndim == 0:
+    """`target` in float32 or wider with the axis `dim` inserted, so that it broadcasts against `like`."""
+    if not isinstance(target, Array | np.ndarray):
+        return target
+    target = jnp.asarray(target, jnp.promote_types(target.dtype, jnp.float32))
+    if target.ndim == 0:
         return target
     shape = list(like.shape)
     del shape[dim]

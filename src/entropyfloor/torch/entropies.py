@@ -44,8 +44,9 @@ def entropy_from_logits(logits: Float[Tensor, "..."], dim: int = -1) -> Float[Te
     """
     logits = as_float(logits, "logits")
     shifted = logits - logits.amax(dim, keepdim=True).detach()
-    finite = shifted.clamp(min=torch.finfo(shifted.dtype).min)  # 0 · (-inf) would be NaN
-    return shifted.logsumexp(dim) - (shifted.softmax(dim) * finite).sum(dim)
+    p = shifted.softmax(dim)
+    finite = torch.where(p > 0, shifted, 0.0)  # 0 · (-inf) would be NaN, in the value or in the gradient
+    return shifted.logsumexp(dim) - (p * finite).sum(dim)
 
 
 def gaussian_entropy(log_std: Float[Tensor, "..."], dim: int = -1) -> Float[Tensor, "..."]:

@@ -182,7 +182,6 @@ def era_truncated_normal(
     high: float = 1.0,
     mode: Mode = "pin",
     slack: float = -3.0,
-    clamp: bool = True,
 ) -> Float[Tensor, "*batch D"]:
     """log σ of a *truncated* Gaussian whose own entropy meets the target in every state (*ours*).
 
@@ -202,7 +201,6 @@ def era_truncated_normal(
         high: Upper bound of the action.
         mode: `"pin"` or `"floor"`, as in `era_gaussian`.
         slack: As in `era_gaussian`.
-        clamp: False keeps an infeasible array target; log σ is then at its upper bound.
 
     Returns:
         log σ, shaped as `loc`.
@@ -229,7 +227,7 @@ def era_truncated_normal(
     most = unit_entropy_max(mu, bounds[1])
     target = _array(target_entropy, mu, -1) - mu.shape[-1] * log_scale
     gap = target - most.sum(-1, keepdim=True)
-    if clamp and number is None:  # a number was checked
+    if number is None:  # a number was checked
         gap = gap.clamp(max=0.0)
     if is_floor(mode):
         gap = gap * torch.sigmoid(raw.mean(-1, keepdim=True) - slack)
@@ -307,7 +305,7 @@ def era_softmax(
 
     Args:
         logits: Network output z, n classes along `dim`.
-        min_entropy: Floor in nats, 0 < floor < log n.
+        min_entropy: Floor in nats, 0 < floor < log n; below 1 + log(n T) with `floor="paper"`.
         tau: τ > e; 4 in the paper.
         floor: `"calibrated"` (*ours*): the least entropy over all logits is `min_entropy`. `"paper"`: Eq. 15 as
             printed, whose least entropy is far above it.
@@ -384,8 +382,11 @@ def _number(target: float | Tensor) -> float | None:
 
 
 def _array(target: float | Tensor, like: Tensor, dim: int) -> float | Tensor:
-    """`target` with the axis `dim` inserted, so that it broadcasts against `like`."""
-    if not isinstance(target, Tensor) or target.ndim == 0:
+    """`target` in float32 or wider with the axis `dim` inserted, so that it broadcasts against `like`."""
+    if not isinstance(target, Tensor):
+        return target
+    target = target.to(torch.promote_types(target.dtype, torch.float32))
+    if target.ndim == 0:
         return target
     shape = list(like.shape)
     del shape[dim]

@@ -105,8 +105,8 @@ def era_token_scale(
         s, shaped as `advantages`, without a gradient.
 
     Raises:
-        ValueError: k ≤ 1, crossed or NaN ω, a negative `min_advantage`, unknown signs, shapes that do not belong
-            together, integer input.
+        ValueError: k ≤ 1, numbers ω that are crossed or NaN, a negative `min_advantage`, unknown signs, shapes
+            that do not belong together, integer input.
 
     Examples:
         >>> import torch
