@@ -179,13 +179,15 @@ def test_a_folder_without_images_is_refused(weights, tmp_path):
 
 def test_raw_logits_are_those_before_the_floor():
     from entropyfloor.vision.predict import logits_and_raw
+    from entropyfloor.vision.regularisers import TemperatureFloor
 
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=7).eval()
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         plain, same = logits_and_raw(model, pixels)
-        floored, raw = logits_and_raw(attach_era(model, 1.0), pixels)
-    assert same is plain
-    assert torch.equal(raw, plain)
-    assert not torch.equal(floored, plain)
+        assert same is plain
+        for floored in (torch.nn.Sequential(model, TemperatureFloor(7, 1.94)), attach_era(model, 1.0)):
+            logits, raw = logits_and_raw(floored, pixels)
+            assert torch.equal(raw, plain)
+            assert not torch.equal(logits, plain)

@@ -35,7 +35,7 @@ from entropyfloor.language.tasks import Arithmetic, Questions
 from entropyfloor.language.train import resume, train, train_seeds
 from entropyfloor.language.trainer import Trainer
 from entropyfloor.language.update import Batch
-from entropyfloor.language.warm_start import file_of
+from entropyfloor.language.warm_start import file_of, warm_start
 from entropyfloor.runs import Run, read_run
 from entropyfloor.runs.resume import check_same
 from entropyfloor.torch import functional as F
@@ -199,6 +199,14 @@ def test_a_response_ends_wherever_its_model_ends(tmp_path):
 
 
 # --- learning --------------------------------------------------------------------------------------------
+
+
+def test_a_model_with_dropout_is_in_evaluation_mode_after_its_warm_start(tmp_path):
+    """Or its first evaluation and rollout would be made with dropout, but not those of a resumed run."""
+    trainer = tiny_language.trainer(tmp_path, warm_start_steps=1, warm_start_batch=2)
+    warm_start(trainer.model, trainer.tokenizer, trainer.task, trainer.config, lambda done: None)
+    assert not any(module.training for module in trainer.model.modules())
+
 
 LEARN = {"warm_start_steps": 0, "steps": 30, "prompts": 8, "samples": 8, "learning_rate": 1e-2, "eval_every": 30}
 

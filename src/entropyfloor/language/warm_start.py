@@ -85,6 +85,7 @@ def warm_start(
         optimiser.zero_grad(set_to_none=True)
         schedule.step()
         advance(step + 1)
+    model.eval()
     last = float(loss.detach())
     if not math.isfinite(last):
         raise FloatingPointError(

@@ -27,7 +27,8 @@ def attach_era(model: Model, min_entropy: float, *, head: str | None = None, **o
 
     The floor is under the softmax of each row of logits that the last layer gives. Where a model predicts with the
     mean of several heads, as distilled ones do, each head gets the floor, if `targets.mean_keeps_floor` says that
-    their mean has it then. A model that does anything else behind its last layer is refused.
+    their mean has it then. A timm model that combines its heads in another way is refused. What else a model does
+    with its logits is not checked.
 
     Args:
         model: A timm model, or with `head` any module.

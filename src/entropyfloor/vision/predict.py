@@ -16,8 +16,10 @@ from entropyfloor.vision import metrics
 from entropyfloor.vision.classifier import Classifier
 from entropyfloor.vision.config import VisionConfig
 from entropyfloor.vision.data import evaluation_loader
+from entropyfloor.vision.regularisers import TemperatureFloor
 from entropyfloor.vision.sources import Source
 
+FLOORS = (ERASoftmax, TemperatureFloor)
 OUT_OF_MEMORY_HINT = "choose a smaller batch_size or input_size"
 
 
@@ -82,7 +84,7 @@ def logits_of(
 def logits_and_raw(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """Logits of a model, and its logits before the floor: the same where there is none."""
     raw: list[Tensor] = []
-    floor = next((module for module in model.modules() if isinstance(module, ERASoftmax)), nn.Identity())
+    floor = next((module for module in model.modules() if isinstance(module, FLOORS)), nn.Identity())
     with floor.register_forward_pre_hook(lambda _, inputs: raw.append(inputs[0])):
         logits: Tensor = model(images)
     return logits, raw[-1] if raw else logits

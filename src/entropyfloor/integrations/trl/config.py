@@ -162,7 +162,7 @@ class ERAGRPOConfig(GRPOConfig):
 
     @property
     def on_policy(self) -> bool:
-        """Whether no optimiser step is made between a rollout and its losses: TRL has no old log-probs then."""
+        """Whether no optimiser step is made between a rollout and its losses."""
         return self.gradient_accumulation_steps % self.rollout_steps == 0
 
     @property

@@ -58,7 +58,9 @@ def add_era_head(model: PreTrainedModel) -> None:
         output = self.base_model(*args, **kwargs | {"use_cache": False})
         scores = token_scores(output.last_hidden_state[:, :-1], head_of(self), labels[:, 1:], era)
         if kwargs.get("output_router_logits"):
-            experts = config.num_experts, config.num_experts_per_tok
+            # GPT-OSS has their number in the model only, before transformers 5.6.
+            number = getattr(config, "num_experts", None) or self.num_experts
+            experts = number, config.num_experts_per_tok
             scores.aux_loss = load_balancing_loss_func(output.router_logits, *experts, kwargs["attention_mask"])
         return scores
 
