@@ -39,6 +39,17 @@ def test_the_mapping_is_linear_between_its_knots(mapped):
     np.testing.assert_allclose(slope, 0.25 / SHARE[0], rtol=1e-9)
 
 
+def test_a_share_that_underflows_leaves_finite_gradients():
+    """Two knots are then equal in float32."""
+    log_share = jax.nn.log_softmax(jnp.asarray([[0.0, 0.0, -20.0, 0.0]], jnp.float32))
+    policy = Mapped(TanhNormal(jnp.zeros((1, 1)), jnp.ones((1, 1))), log_share)
+    knot = 2 * jnp.exp(log_share[0, :2]).sum() - 1
+    for inner in (0.0, float(knot), 0.9):
+        value, slope = jax.value_and_grad(lambda e: policy.forward(e)[0, 0])(jnp.full((1, 1), inner, jnp.float32))
+        assert abs(value) <= 1
+        assert jnp.isfinite(slope).all()
+
+
 def test_entropy_of_the_acting_policy(mapped):
     """Against a histogram of samples, in each state."""
     sample = mapped.sample(seed=jax.random.key(0), sample_shape=(200_000,))

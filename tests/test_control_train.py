@@ -14,6 +14,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import gymnasium
+import jax
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -382,6 +383,30 @@ def test_seeds_in_lockstep_have_the_numbers_of_each_alone(name, more, tmp_path):
 
 
 @pytest.mark.slow
+def test_on_an_accelerator_seeds_advance_together_and_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    settings = {**OFF_POLICY, "steps": 200, "checkpoint_every": 100, "env": "gym/Pendulum-v1"}
+    config = configure("sac", **settings, out=str(tmp_path))
+    paths = train_seeds(config, [0, 1])
+    whole = [history(path) for path in paths]
+    assert train_seeds(config, [0, 1]) == paths  # finished: nothing to do
+    assert [history(path) for path in paths] == whole
+    for path in paths:
+        shutil.rmtree(Run.open(path).checkpoints()[-1])
+        (path / "status.json").unlink()
+    assert train_seeds(config, [0, 1]) == paths
+    assert [history(path) for path in paths] == whole
+    assert all(read_run(path).status["state"] == "finished" for path in paths)
+    with pytest.raises(ValueError, match=r"seed-0 was begun and others were not: give only seeds"):
+        train_seeds(config, [0, 1, 2])
+    shutil.rmtree(paths[1] / "checkpoints")
+    for path in paths:
+        (path / "status.json").unlink()
+    with pytest.raises(ValueError, match="some of the seeds have no checkpoint yet"):
+        train_seeds(config, [0, 1])
+
+
+@pytest.mark.slow
 def test_seeds_in_processes_are_the_runs_of_each_and_go_on(tmp_path, monkeypatch, cache):
     """Of each alone in a process of its own: this one computes in another precision."""
     for name, value in compile_quickly(cache).items():
@@ -665,6 +690,30 @@ def test_an_evaluation_that_is_interrupted_is_left_at_once_and_done_by_the_resum
     assert history(whole) == history(part)
     for name, array in Run.open(whole).latest().arrays.items():
         np.testing.assert_array_equal(array, Run.open(part).latest().arrays[name])
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_was_made_before_a_kill_is_not_due_again(tmp_path, monkeypatch):
+    """The checkpoint still says so: of one step there is one, and the first was saved by the interrupt."""
+    gymnasium.register("Slow-v0", Slow)
+    settings = {**OFF_POLICY, "steps": 300, "eval_every": 100, "checkpoint_every": 150, "max_episode_steps": 50}
+    config = configure("sac", env="gym/Slow-v0", **settings, out=str(tmp_path / "run"))
+    try:
+        monkeypatch.setattr(Slow, "at", 70)
+        monkeypatch.setattr(Slow, "played", 0)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+        run = Run.open(tmp_path / "run")
+        assert run.latest().state["evaluation_due"]
+        with run.recording():
+            run.log(100, {"return": 0.0, "realised_entropy": 0.0})
+        resume(run.path)
+    finally:
+        del gymnasium.registry["Slow-v0"]
+    first, last = Run.open(run.path).checkpoints()
+    assert int(first.name) == 150
+    shutil.rmtree(last)
+    assert "evaluation_due" not in Run.open(run.path).latest().state
 
 
 class Broken(Slow):

@@ -91,7 +91,7 @@ class Policy:
 
     @property
     def floor(self) -> float | None:
-        """Floor under the entropy of every state, in nats; None where none is promised."""
+        """Floor of the head in nats, that of `era` before actions are bounded; None where the head has none."""
         return build.aim(self.agent).get("floor")
 
     @property

@@ -120,7 +120,8 @@ class RewardScaler:
     """Divides rewards by the running standard deviation of the discounted return `R ← γ R + r`.
 
     The mean stays: to shift a reward would change how long an episode should last. R is kept for each environment
-    and starts again at 0 when an episode ends. The same as `VecNormalize` of Stable-Baselines3.
+    and starts again at 0 when an episode ends. As `VecNormalize` of Stable-Baselines3, which begins with
+    1e-4 rewards of variance 1.
 
     Args:
         num_envs: N.

@@ -99,7 +99,8 @@ class OffPolicyCollector:
 
     def restore(self, arrays: dict[str, np.ndarray], state: dict[str, Any]) -> None:
         """Continue from the arrays and the state of another collector."""
-        stored = {name.removeprefix("replay/"): array for name, array in arrays.items()}
+        home = "replay/"
+        stored = {name.removeprefix(home): array for name, array in arrays.items() if name.startswith(home)}
         self.replay.load(stored, state["added"])
         self.normalise.load(arrays)
         self._rng.bit_generator.state = state["rng"]

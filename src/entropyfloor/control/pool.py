@@ -138,14 +138,12 @@ class ProcessPool:
 
     def _all(self, method: str, *args: tuple[Any, ...]) -> list[Any]:
         """Answers of all processes."""
-        for pipe, arg in zip(self._pipes, args or [()] * len(self._pipes), strict=True):
-            pipe.send((method, arg))
-        answers = []
-        for pipe in self._pipes:
-            try:
-                answers.append(pipe.recv())
-            except EOFError:
-                raise SimulatorError("a process of environments ended by itself: does it have memory?") from None
+        try:
+            for pipe, arg in zip(self._pipes, args or [()] * len(self._pipes), strict=True):
+                pipe.send((method, arg))
+            answers = [pipe.recv() for pipe in self._pipes]
+        except (EOFError, ConnectionError):
+            raise SimulatorError("a process of environments ended by itself: does it have memory?") from None
         for answer in answers:
             if isinstance(answer, Exception):
                 raise answer

@@ -152,7 +152,9 @@ class Trainer(ABC, Generic[ConfigT, CollectorT]):
         frame = training_loop(runs, total=config.steps, domain="control", seed=config.seed, track=config.track)
         with frame as loop:
             self._loop = loop
-            if self.step == 0 or (self._evaluation_due and not all(map(self._is_evaluated, runs))):
+            if self._evaluation_due and all(map(self._is_evaluated, runs)):  # by a process that was killed later
+                self._evaluation_due = False
+            if self.step == 0 or self._evaluation_due:
                 self._evaluate(runs, loop)
             while self.step < config.steps and not loop.stopping:
                 before = self.step

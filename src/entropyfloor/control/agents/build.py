@@ -61,9 +61,9 @@ def build_agent(config: ControlConfig, action_dim: int, *, discrete: bool = Fals
 
 
 def aim(agent: SAC | TDMPC2 | PPO) -> dict[str, float]:
-    """The `floor` under the entropy of the acting policy, or else the `target_entropy` of its average, in nats.
+    """The `floor` of the head, or else the `target_entropy` of the average over states, in nats.
 
-    Empty where nothing steers the entropy.
+    The floor of `era` holds before actions are bounded. Empty where nothing steers the entropy.
     """
     if isinstance(agent, MNSE):
         return {}  # α steers the inner policy, and the mapping changes the entropy of the one that acts

@@ -61,7 +61,8 @@ class Mapped:
     def forward(self, inner: Float[Array, "*sample D"]) -> Float[Array, "*sample D"]:
         """f(e)."""
         knots = self._knots()
-        within = (inner[..., None] - knots[:, :-1]) / jnp.diff(knots)
+        width = jnp.diff(knots).clip(min=jnp.finfo(knots.dtype).eps)  # small shares underflow, and 0 / 0 is NaN
+        within = (inner[..., None] - knots[:, :-1]) / width
         return (2 * within.clip(0, 1).mean(-1) - 1).clip(-1, 1)
 
     def sample(self, *, seed: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*sample D"]:
@@ -81,7 +82,7 @@ class Mapped:
 
     def _knots(self) -> Float[Array, "D K+1"]:
         """Where e passes from one interval to the next, from -1 to 1."""
-        inside = 2 * jnp.cumsum(jnp.exp(self.log_share), axis=-1)[:, :-1] - 1
+        inside = (2 * jnp.cumsum(jnp.exp(self.log_share), axis=-1)[:, :-1] - 1).clip(-1, 1)  # sums are rounded
         return jnp.pad(inside, ((0, 0), (1, 1)), constant_values=((0, 0), (-1, 1)))
 
 

@@ -37,7 +37,7 @@ _LOG_STD = {
 COUNT = Range(1, 2**32 - 1, "between 1 and 2**32 - 1")
 """Counts of control: steps are folded into random keys as 32 bits, and nothing else comes near this limit."""
 ENVS = Range(1, 4096, "between 1 and 4096")
-"""Each environment is a simulator in this process."""
+"""Each environment is a simulator in the memory of this machine."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,11 @@ class ControlConfig(ABC):
     hidden: Annotated[int, COUNT] = 512
     """Width of the two hidden layers."""
     precision: Precision = "fp32"
-    """Matrix products of hidden layers and of the actor's output: float32 or bfloat16. All else is float32."""
+    """Matrix products: float32, or bfloat16 in all layers but the last of critics and values of SAC, OBAC and PPO.
+
+    All else is float32. JAX computes products of float32 on recent NVIDIA GPUs in TF32, unless
+    `JAX_DEFAULT_MATMUL_PRECISION=highest` is set.
+    """
     learning_rate: Annotated[float, POSITIVE] = 3e-4
     """Learning rate of every optimiser."""
     discount: Annotated[float, SHARE] = 0.99

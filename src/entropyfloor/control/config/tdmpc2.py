@@ -66,7 +66,7 @@ class TDMPC2Config(ControlConfig):
     updates_per_step: Annotated[int, COUNT] = 1
     """Number of updates after each action of the agent."""
     random_steps: Annotated[int, COUNT] = 5_000
-    """Number of environment steps with uniform actions; then follows an update for each of these actions."""
+    """Number of environment steps with uniform actions; then follow `updates_per_step` updates for each."""
     replay_capacity: Annotated[int, COUNT] = 1_000_000
     """Number of transitions that the replay buffer holds."""
     tau: Annotated[float, SHARE] = 0.01
