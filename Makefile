@@ -43,7 +43,7 @@ $(VENV)-verl/installed: pyproject.toml constraints-verl.txt
 		torch verl TransferQueue cachetools fastapi uvicorn hypothesis pytest pytest-timeout
 	touch $@
 
-demo: $(VENV)/installed-demo  ## Train three agents in 16 minutes, and report their returns, entropies and floors
+demo: $(VENV)/installed-demo  ## Train three agents in 2 to 16 minutes, and report their returns, entropies and floors
 	$(BIN)/python examples/demo.py
 
 QUICK := warm_start_steps=700 steps=100 eval_every=20 checkpoint_every=50
@@ -103,7 +103,7 @@ figures: $(VENV)/installed  ## Redraw the figures of docs/ from results/
 	cp report/$(PARALLEL)/table.csv docs/$(PARALLEL)/
 	for kind in png svg; do \
 		cp report/$(PARALLEL)/all-tasks-return.$$kind docs/$(PARALLEL)/returns.$$kind || exit 1; \
-		cp report/$(PARALLEL)/all-tasks-entropy.$$kind docs/$(PARALLEL)/entropies.$$kind || exit 1; \
+		cp report/$(PARALLEL)/all-tasks-return-entropy.$$kind docs/$(PARALLEL)/entropies.$$kind || exit 1; \
 		cp report/$(CIFAR10)/cifar10-test-resnet-evaluation.$$kind docs/$(CIFAR10)/evaluation.$$kind || exit 1; \
 		for name in pass thresholds shares tokens; do \
 			cp report/$(COUNTDOWN)/countdown-3-tiny-$$name.$$kind docs/$(COUNTDOWN)/$$name.$$kind || exit 1; \

@@ -20,7 +20,7 @@ from commands import NAMES
 from entropyfloor.cli import SEVERAL, guarded, main
 from entropyfloor.commands import COMMANDS
 from entropyfloor.extras import BrokenFloorError, Status
-from entropyfloor.runs import read_run
+from entropyfloor.runs import Run, read_run
 
 SIZES = [
     *("--env", "gym/Pendulum-v1", "--agent", "sac", "--hidden", "8", "--batch-size", "8", "--steps", "60"),
@@ -371,6 +371,13 @@ def test_resume_goes_alone(trained, capsys):
     assert main(["train", "control", "--resume", str(trained), "--seed", "1"]) == 2
     assert "--resume can be combined only with" in capsys.readouterr().err
     assert (trained / "metrics.jsonl").read_bytes() == before
+
+
+def test_resume_has_the_options_of_the_agent_of_the_run(home, monkeypatch):
+    run, seen = Run.create(home / "fast", {"domain": "control", "agent": "fastsac", "seed": 0}), []
+    monkeypatch.setattr("entropyfloor.control.train.resume", lambda path, **changes: seen.append(changes) or path)
+    assert main(["train", "control", "--resume", str(run.path), "--env-processes", "8"]) == 0
+    assert seen == [{"env_processes": 8}]
 
 
 def test_resume_where_there_is_no_run(home, capsys):

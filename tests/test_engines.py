@@ -189,6 +189,20 @@ def test_a_run_that_another_process_keeps_writing_is_named_and_the_others_are_do
 
 
 @pytest.mark.slow
+def test_a_damaged_checkpoint_stops_only_its_own_run(home):
+    """The command refuses it with the status of wrong settings, which would stop the whole plan."""
+    runs = plan(home, "runs")[:2]
+    damaged = Run.create(home / runs[0].out, {"domain": "language", "seed": 0})
+    damaged.save(1, {"weights": np.zeros(3)}, {})
+    [checkpoint] = damaged.checkpoints()
+    next(checkpoint.glob("*.safetensors")).write_bytes(b"cut")
+    outcomes = {}
+    local.run(runs, home, 1, lambda run, outcome: outcomes.update({run.out: outcome}) or outcome != "refused")
+    assert [outcomes[run.out] for run in runs] == ["failed", "done"]
+    assert "checksum" in execution.log_file(runs[0], home).read_text()
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore::FutureWarning",
     "ignore::ResourceWarning",

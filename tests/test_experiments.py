@@ -22,6 +22,7 @@ from entropyfloor.language.benchmarks.evaluate import EvaluationConfig
 from entropyfloor.language.benchmarks.registry import PUBLISHED
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.runs import Run, read_run
+from entropyfloor.runs.resume import begin, check_same
 from entropyfloor.vision.config import VisionConfig
 
 SMALL = """
@@ -149,8 +150,8 @@ def test_what_cannot_be_reproduced_is_said(args, how, message, home, capsys):
         ("steps=10" + 30 * "0", "steps=10"),
         ("steps=" + 5000 * "9", "--steps"),
         ("steps=[1]", "steps=[1] must be text"),
-        ("steps={a = 1}", "steps={'a': 1} must be text"),
-        ("steps=2026-01-01", "must be text"),
+        ("steps={a = 1}", "arm plain: Error parsing --steps: invalid literal"),
+        ("steps=2026-01-01", "arm plain: Error parsing --steps: invalid literal"),
         ("hidden=[" + 5000 * "[", "--hidden"),
         ("learning_rate=nan", "learning_rate=nan"),
         ("learning_rate=", "--learning-rate"),
@@ -325,8 +326,23 @@ def test_a_setting_is_compared_as_the_run_will_have_it(home):
     plan = recipe.load("small.toml").runs("cpu", home, settings=given_)
     for run in parse_settings(plan, "small.toml", lambda run: SACConfig):
         found = {name: run.record[name] for name in given_}
-        assert found == {"target_entropy": "-3", "learning_rate": 1.0, "hidden": 8, "log_std_min": None}
-        assert [type(value) for value in found.values()] == [str, float, int, type(None)]
+        filled = SACConfig(agent=run.settings["agent"]).resolved().log_std_min
+        assert found == {"target_entropy": "-3", "learning_rate": 1.0, "hidden": 8, "log_std_min": filled}
+        assert [type(value) for value in found.values()] == [str, float, int, float]
+
+
+def test_a_name_that_stands_for_another_is_the_same_setting_the_next_time(home):
+    given_ = {"task": "countdown", "out": str(home / "run")}
+    begin(LanguageConfig(**given_).resolved(), domain="language")
+    text = 'title = ""\nsource = ""\ndomain = "language"\n[settings]\ntask = "countdown"\n[arms.one]\n'
+    (home / "words.toml").write_text(f"{text}[scales.cpu]\nseeds = [0]\n")
+    (planned,) = parse_settings(
+        recipe.load("words.toml").runs("cpu", home), "words.toml", lambda run: LanguageConfig
+    )
+    kept = {name: value for name, value in planned.record.items() if name != "recipe"}
+    check_same(home / "run", kept)
+    with pytest.raises(ValueError, match="task=countdown-3"):
+        check_same(home / "run", {**kept, "task": "chain"})
 
 
 def test_a_setting_without_a_default_has_to_be_given(home, capsys):
@@ -431,15 +447,18 @@ def test_the_command_line_takes_a_command_as_it_stands(name, tmp_path, monkeypat
 
 
 def test_settings_are_read_as_toml_does():
-    given_ = ["a=1", "b=0.5", "c=true", "d=/somewhere", "e=-A/2", 'f="1"']
-    assert dict(map(recipe.setting, given_)) == {
+    given_ = ["a=1", "b=0.5", "c=true", "d=/somewhere", "e=-A/2", 'f="1"', "g=2024-01-01"]
+    assert recipe.read_settings(given_) == {
         "a": 1,
         "b": 0.5,
         "c": True,
         "d": "/somewhere",
         "e": "-A/2",
         "f": "1",
+        "g": "2024-01-01",
     }
+    with pytest.raises(ValueError, match="--set steps was given twice"):
+        recipe.read_settings(["steps=1", "lr=2", "steps=3"])
 
 
 def test_an_arm_may_start_from_another_and_a_run_have_several_devices(tmp_path):

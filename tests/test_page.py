@@ -28,7 +28,7 @@ HOSTILE = "</svg></script><script>alert(1)</script><!-- \"'& {{ 7 * 7 }} \\u003c
 ENVS = ("dmc/walker-walk", "gym/Ant-v4")
 
 
-def runs(root, agents=("sac", "sac-era-exact"), seeds=3, envs=ENVS, points=4, **settings):
+def runs(root, agents=("sac", "sac-era-exact"), seeds=3, envs=ENVS, points=4, score="return", **settings):
     """Run directories of random walks, so that no two values are the same."""
     rng = np.random.default_rng(0)
     steps = range(0, 1000 * points, 1000)
@@ -39,7 +39,7 @@ def runs(root, agents=("sac", "sac-era-exact"), seeds=3, envs=ENVS, points=4, **
                 content["config.toml"] |= {"env": env, "agent": agent, **settings}
                 content["status.json"]["step"] = steps[-1]
                 content["metrics.jsonl"] = [
-                    {"step": step, "seconds": step / 10, "return": value, "steps_per_second": 10.0}
+                    {"step": step, "seconds": step / 10, score: value, "steps_per_second": 10.0}
                     | {"realised_entropy": value / 90 - 2.5, "realised_entropy/min": -3.0, "floor": -3.0}
                     for step, value in zip(steps, rng.normal(1, 9, points).cumsum().tolist(), strict=True)
                 ]
@@ -326,6 +326,22 @@ def test_agents_on_several_tasks_have_a_panel_each(reported, tmp_path):
     runs(tmp_path / "runs", ("sac-era",), 1, ENVS[1:])
     write_report([tmp_path / "runs"], tmp_path / "report")
     assert not [*(tmp_path / "report").glob("all-tasks*")]  # no agent has runs on both
+
+
+def test_figures_of_several_tasks_are_those_of_their_domain(tmp_path):
+    runs(tmp_path / "control", ("sac",), 1)
+    runs(
+        tmp_path / "language",
+        ("grpo",),
+        1,
+        ("countdown-3 tiny", "chain tiny"),
+        score="avg_at_k",
+        domain="language",
+    )
+    write_report([tmp_path / "control", tmp_path / "language"], tmp_path / "report")
+    for name, agent in (("return", "sac"), ("avg_at_k", "grpo")):
+        for figure in (f"all-tasks-{name}", f"all-tasks-{name}-entropy"):
+            assert {row["label"] for row in csv_rows(tmp_path / "report" / f"{figure}.csv")} == {agent}
 
 
 # --- a browser -------------------------------------------------------------------------------------------

@@ -68,6 +68,13 @@ def test_states_are_those_of_the_status(tmp_path, state):
     assert (row.state, row.reason) == (state, "it is so")
 
 
+def test_a_run_that_logged_anything_and_lost_its_status_is_as_a_report_has_it(tmp_path):
+    content = run_files.contents() | {"metrics.jsonl": [{"step": 1, "seconds": 1.0, "loss/actor": 0.5}]}
+    del content["status.json"], content["evaluation.json"]
+    path = run_files.write(tmp_path / "run", run_files.dumped(content))
+    assert Followed(path).look().state == read_run(path).status["state"] == "unknown"
+
+
 def test_a_stopped_run_is_where_it_was_saved(tmp_path):
     """Later than its last line of metrics, if it was stopped between two."""
     content = run_files.contents() | {"status.json": {**run_files.STATUS, "state": "interrupted", "step": 3210}}

@@ -9,15 +9,15 @@ from types import ModuleType
 
 __version__ = "0.2.0"
 
-_ROOMS = ("control", "jax", "language", "report", "runs", "targets", "torch", "vision")
+_PACKAGES = ("audit", "control", "jax", "language", "report", "runs", "targets", "torch", "vision", "watch")
 
 
 def __getattr__(name: str) -> ModuleType:
     """Import a package on first use, so that `entropyfloor.torch` works after `import entropyfloor`."""
-    if name in _ROOMS:
+    if name in _PACKAGES:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_ROOMS])
+    return sorted([*globals(), *_PACKAGES])

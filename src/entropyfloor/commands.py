@@ -7,6 +7,7 @@ config, or the arguments of the function that does the work.
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -42,10 +43,15 @@ def train_control(args: Sequence[str]) -> Callable[..., None]:
 
 
 def _control_config(args: Sequence[str]) -> Any:
-    """The class of the agent's settings."""
-    from entropyfloor.control.config import config_class
+    """The class of the settings of the agent that is named, or of the run that is resumed."""
+    from entropyfloor.control.config import CONFIGS, config_class
+    from entropyfloor.runs.run_reader import read_config
 
-    agent = _value_of("--agent", args)
+    agent, run = _value_of("--agent", args), _value_of("--resume", args)
+    if agent is None and run is not None:
+        with suppress(ValueError):  # the command says what is wrong with the run
+            agent = str(read_config(Path(run)).get("agent"))
+        return CONFIGS.get(str(agent), config_class())
     # Where the next option follows, the parser asks for a name.
     return config_class() if agent is None or agent.startswith("-") else config_class(agent)
 
@@ -193,7 +199,7 @@ def reproduce(_: Sequence[str]) -> Callable[..., None]:
         if places and not any(place.scales for place in places):
             print("\n\n".join(map(reproduction.shown, places)))
             return
-        settings = dict(recipes.setting(change) for change in set_)
+        settings = recipes.read_settings(set_)
         if draw and not places:
             raise ValueError(
                 f"--draw belongs to a figure or a table: `entropyfloor report` draws runs of {recipe}"

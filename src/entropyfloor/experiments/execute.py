@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from entropyfloor.experiments.recipe import PlannedRun
+from entropyfloor.experiments.recipe import RESUME, PlannedRun
 from entropyfloor.extras import Status
 from entropyfloor.runs import read_run
 from entropyfloor.runs.processes import stop, terminated_as_interrupted
@@ -18,7 +18,7 @@ from entropyfloor.runs.resume import is_begun
 from entropyfloor.runs.run_reader import read_status
 
 Outcome = Literal["done", "finished before", "failed", "refused", "submitted", "queued before"]
-"""What became of a run; `refused`: its settings are wrong, and the next run's would be as well."""
+"""What became of a run; `refused`: a new run's settings are wrong, and the next run's would be as well."""
 Ended = Callable[[PlannedRun, Outcome], bool]
 """What an engine calls when a run has ended; it says whether further runs may start."""
 WATCHED = "entropyfloor.experiments.watched"
@@ -67,7 +67,7 @@ def begin(run: PlannedRun, directory: Path) -> subprocess.Popen[bytes] | None:
     if before == "finished":
         return None
     # An evaluation continues by the same command.
-    args = run.command if before is None else ["train", run.domain, "--resume", str(run.out)]
+    args = run.command if before is None else run.resume
     log = log_file(run, directory)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
@@ -106,7 +106,10 @@ def outcome(process: subprocess.Popen[bytes]) -> Outcome:
     code = process.wait()
     assert process.stdin is not None
     process.stdin.close()
-    return "done" if code == 0 else "refused" if code == Status.REFUSED else "failed"
+    assert isinstance(process.args, list)
+    if code == Status.REFUSED and RESUME not in process.args:  # of a begun run they were accepted: it is damaged
+        return "refused"
+    return "done" if code == 0 else "failed"
 
 
 def log_file(run: PlannedRun, directory: Path = Path()) -> Path:

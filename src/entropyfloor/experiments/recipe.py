@@ -31,6 +31,7 @@ Settings = Mapping[str, Any]
 DOMAINS = ("control", "vision", "language")
 MODES = ("train", "evaluate")
 SCALES = ("paper", "gpu", "cpu")
+RESUME = "--resume"
 DERIVED = ("seed", "seeds", "out", "resume", "recipe")
 """Settings that follow from the recipe and cannot be set."""
 WRITING = ("download", "warm_starts")
@@ -84,6 +85,11 @@ class PlannedRun:
     def command(self) -> list[str]:
         """Arguments of `entropyfloor` that start the run."""
         return [*self.words, "--seed", str(self.seed), "--out", str(self.out), *self.options.values()]
+
+    @property
+    def resume(self) -> list[str]:
+        """Arguments that continue it; an evaluation continues by `command`."""
+        return [*self.words, RESUME, str(self.out)] if self.mode == "train" else self.command
 
     @property
     def options(self) -> dict[str, str]:
@@ -255,12 +261,19 @@ def _text(name: str) -> str:
         raise ValueError(f"recipe {name} cannot be read: {error}") from None
 
 
-def setting(text: str) -> tuple[str, Any]:
-    """Name and value of a text such as `steps=60`; a value that TOML cannot read is text.
+def read_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """Settings from texts such as `steps=60`; a value that TOML cannot read is text.
 
     Raises:
-        ValueError: There is no `=` in it.
+        ValueError: There is no `=` in one, or two set the same.
     """
+    read = [_setting(text) for text in texts]
+    if twice := [name for name, times in Counter(name for name, _ in read).items() if times > 1]:
+        raise ValueError(f"--set {twice[0]} was given twice: give one value")
+    return dict(read)
+
+
+def _setting(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"--set {text} must be name=value")
@@ -268,7 +281,9 @@ def setting(text: str) -> tuple[str, Any]:
         read = tomllib.loads(f"value = {value}")
     except (ValueError, RecursionError):
         return name, value
-    return name, read["value"] if set(read) == {"value"} else value
+    if set(read) != {"value"} or not isinstance(read["value"], bool | int | float | str | list):
+        return name, value  # such as a date
+    return name, read["value"]
 
 
 def _package_recipes() -> Iterator[tuple[str, Traversable]]:

@@ -62,8 +62,8 @@ def _parsed(run: PlannedRun, kind: Any) -> PlannedRun:
     three_valued = frozenset(name for name, each in known.items() if {bool, type(None)} <= {*each.types})
     run = replace(run, three_valued=three_valued, known=frozenset(known))
     values = {name: _read(kind, name, option) for name, option in run.options.items()}
-    kind(**values, seed=run.seed, out=str(run.out)).resolved()
-    return replace(run, settings=values)
+    resolved = kind(**values, seed=run.seed, out=str(run.out)).resolved()
+    return replace(run, settings={name: getattr(resolved, name) for name in values})  # as the trainer stores them
 
 
 def _see_help(run: PlannedRun) -> str:

@@ -270,10 +270,11 @@ def plan_of(
 
 
 def commands(plan: Plan) -> Iterator[str]:
-    """Its runs as words of a shell."""
-    for run in plan.runs:
+    """Words of a shell that begin its runs, or continue those that are not finished."""
+    for i in plan.left:
+        run = plan.runs[i]
         start = ["entropyfloor"] if run.devices == 1 else ["python", "-m", *run.launcher]
-        yield shlex.join([*start, *run.command])
+        yield shlex.join([*start, *(run.resume if i in plan.states else run.command)])
 
 
 def run(studies: Sequence[Study], workers: int | None, engine: str, *, go_on: bool = False) -> Iterator[str]:

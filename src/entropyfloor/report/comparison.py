@@ -103,7 +103,8 @@ def read_comparisons(paths: Sequence[Path], baseline: str | None = None) -> Comp
     if not any(comparison.groups for comparison in comparisons):
         unused = [seed for comparison in comparisons for seed in comparison.unused]
         if unused:
-            logged = ", ".join(comparisons[0].domain.measured)
+            domain = next(comparison.domain for comparison in comparisons if comparison.unused)
+            logged = ", ".join(domain.measured)
             left_out.insert(
                 0, f"no run was evaluated yet, {unused[0].record.path} among them: an evaluation logs {logged}"
             )
@@ -125,7 +126,7 @@ def _comparable(record: Record) -> Record:
     """The record with today's names of settings.
 
     Raises:
-        ValueError: The run does not say what it is a run of.
+        ValueError: The run does not say what it is a run of, or its floor or target is not one finite number.
     """
     for name in ("env", "agent", "seed"):
         if name not in record.config:
@@ -133,7 +134,7 @@ def _comparable(record: Record) -> Record:
     domain = record.config.get("domain", "control")
     if domain not in DOMAINS:
         raise ValueError(f"{record.path}: domain={domain!r} must be one of {', '.join(DOMAINS)}")
-    _promise(record)
+    _promise(record)  # refused here, so that the run is left out and the others are drawn
     return replace(record, config=current(record.config))
 
 

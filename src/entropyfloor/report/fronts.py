@@ -87,13 +87,15 @@ def compare(counts: np.ndarray, baseline: np.ndarray, temperatures: np.ndarray, 
         n: Number of responses to each problem.
 
     Raises:
-        ValueError: Shapes that differ.
+        ValueError: Shapes that differ, or a single problem.
     """
     if counts.shape != baseline.shape or counts.ndim != 3 or counts.shape[1] != len(temperatures):
         raise ValueError(
             f"counts {counts.shape} and baseline {baseline.shape} must be "
             f"[seeds, {len(temperatures)} temperatures, problems]"
         )
+    if counts.shape[2] < 2:
+        raise ValueError("they have one problem in common, and one chooses the temperatures: evaluate on more")
     tuning = np.arange(counts.shape[2]) % TUNING == 0
     (avg, solved), (avg_0, _) = (front(x[:, :, tuning].mean(0), n) for x in (counts, baseline))
     chosen_0 = int(avg_0.argmax())

@@ -152,7 +152,7 @@ def multiples(out: Path, comparisons: Sequence[Comparison], look: dict[str, Look
     for domain, tasks in by_domain.items():
         kinds = {
             f"{domain.score_label} on each task": (domain.score, scores.draw_score),
-            f"Entropy of the {domain.actor} on each task (nats)": ("entropy", scores.draw_entropy),
+            f"Entropy of the {domain.actor} on each task (nats)": (f"{domain.score}-entropy", scores.draw_entropy),
         }
         for title, (kind, panel) in kinds.items():
             shown = ", ".join(task.env for task in tasks[:PANELS])

@@ -225,9 +225,9 @@ def _beginning(run: SeedRun) -> tuple[Any, list[float]]:
 def _row(group: Group, baseline: Group) -> Row:
     try:
         paired = pair(group, baseline)
+        verdict = compare(paired.counts[0], paired.counts[1], paired.temperatures, paired.samples)
     except ValueError as error:
         return Row(group.label, baseline.label, 0, 0, 0, None, str(error))
-    verdict = compare(paired.counts[0], paired.counts[1], paired.temperatures, paired.samples)
     sizes = (len(paired.seeds), paired.counts.shape[-1], paired.samples)
     return Row(group.label, baseline.label, *sizes, verdict, "; ".join(paired.remarks))
 

@@ -160,7 +160,7 @@ def evaluation(content: Any) -> dict[str, Any]:
 def line(content: Any) -> dict[str, Any]:
     """A line of the metrics: step, seconds, and numbers; null stands for one that is not finite."""
     if type(content) is not dict or type(step := content.get("step")) is not int or not -1 <= step < 2**63:
-        raise ValueError(f"it must be a table with a step, which is {COUNT.words}: {_shown(content)}")
+        raise ValueError(f"it must be a table with a step, a whole number from -1 to 2**63 - 1: {_shown(content)}")
     if not is_number(content.setdefault("seconds", 0.0)):
         raise ValueError(f"seconds={_shown(content['seconds'])} must be {NUMBER.words}")
     if content.get("event", RESUMED) != RESUMED:

@@ -90,11 +90,16 @@ class Followed:
 
     def _forget_lines(self) -> None:
         self._step = 0
+        self._logged = False
         self._clock: deque[tuple[int, float]] = deque(maxlen=RECENT)
         self._values: dict[str, list[tuple[int, float]]] = {}
 
     def _is_new(self, name: str) -> bool:
-        """Whether a file is another one than at the last look, or is not there."""
+        """Whether a file is another one than at the last look.
+
+        Raises:
+            FileNotFoundError: It is not there.
+        """
         status = (self._archive or self.path / name).stat()
         version = (status.st_ino, status.st_mtime_ns, status.st_size)
         before, self._versions[name] = self._versions.get(name), version
@@ -150,6 +155,7 @@ class Followed:
                 while values and values[-1][0] > line["step"]:
                     values.pop()
             return
+        self._logged = True
         self._clock.append((step, line["seconds"]))
         for name in (*SCORES.values(), ENTROPY, LEAST, FLOOR):
             if line.get(name) is not None:
@@ -163,7 +169,7 @@ class Followed:
         except FileNotFoundError:
             new = True
         if new or not (self._archive or self._status["state"] in ENDED):
-            self._status = read_status(self.path, logged=bool(self._values))
+            self._status = read_status(self.path, logged=self._logged)
 
     def _row(self) -> Row:
         config = self._config = self._config or read_config(self.path)
