@@ -154,7 +154,7 @@ def host_ppo_updates(library: Any, sizes: Sizes, steps: int) -> Side:
 
 
 def our_loop(name: str, steps: int, **settings: Any) -> Side:
-    """Our trainer on `TASK`, without evaluations and log."""
+    """Our trainer on `TASK`, without evaluations, log and checks of the losses."""
     trainer = build([configure(name, env=TASK, **settings).resolved()])
 
     def play() -> None:

@@ -107,6 +107,18 @@ def test_brax_trains_it(name, older_jax):
     np.testing.assert_allclose(entropy, -1.5, atol=1e-4)
 
 
+def test_options_are_those_of_the_head_and_networks_stay_the_same():
+    make = partial(ppo_networks.make_ppo_networks, policy_hidden_layer_sizes=(8,))
+    floored = with_floor(make, "-A/2", head="era-floor", log_std_min=-3.0)(4, D)
+    policy = floored.parametric_action_distribution.policy
+    assert (policy.head, policy.log_std_min) == ("era-floor", -3.0)
+    shapes = [
+        jax.tree.map(jnp.shape, networks.policy_network.init(jax.random.key(0)))
+        for networks in (floored, make(4, D))
+    ]
+    assert shapes[0] == shapes[1]
+
+
 def test_a_network_for_another_distribution_is_refused():
     factory = with_floor(partial(ppo_networks.make_ppo_networks, distribution_type="normal"), "-A/2")
     with pytest.raises(ValueError, match=r"network is for 3 numbers, and .* are 6: leave distribution_type"):

@@ -19,7 +19,7 @@ LOCAL = [name for name, benchmark in BENCHMARKS.items() if not benchmark.gated]
 @pytest.fixture
 def shared():
     if not (SHARED / "math").is_dir():
-        pytest.skip(f"no data in {SHARED}")
+        pytest.skip(f"no math in {SHARED}: ENTROPYFLOOR_DATA may point elsewhere")
     return SHARED
 
 

@@ -21,9 +21,9 @@ from entropyfloor.language.tasks import Arithmetic, Countdown, Modular, Problem,
 from entropyfloor.language.tasks.files import TURNS, problems_of
 from entropyfloor.language.tasks.rows import at_level, read_rows
 
-DATA = Path(os.environ.get("ENTROPYFLOOR_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+DATA = Path(os.environ.get("ENTROPYFLOOR_DATA", Path(__file__).parents[2] / "shared" / "data"))
 needs_data = pytest.mark.skipif(
-    not (DATA / "math").is_dir(), reason=f"no math in {DATA}, where ENTROPYFLOOR_TEST_DATA may point elsewhere"
+    not (DATA / "math").is_dir(), reason=f"no math in {DATA}, where ENTROPYFLOOR_DATA may point elsewhere"
 )
 
 TASKS = [

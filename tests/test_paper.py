@@ -308,7 +308,7 @@ def test_pictures_have_nothing_to_run(capsys):
 def test_tables_without_results_are_printed(capsys):
     assert main(["reproduce", "table-6"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"batch_size +256\b", out)
+    assert re.search(r"\bbatch_size +256\b", out)
     assert re.search(r"random_steps +5000\b", out)
     assert re.search(r"minibatch_size +64\b", out) or re.search(r"minibatch\w* +\d+", out)
 

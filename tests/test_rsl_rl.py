@@ -88,6 +88,14 @@ def test_the_floor_holds_after_training_for_any_observation(name, head):
 
 
 @pytest.mark.parametrize("name", CLASSES)
+def test_a_new_actor_has_one_deviation_in_every_state_and_dimension(name):
+    actor = trained(name, iterations=0).alg.actor
+    actor(observed(50), stochastic_output=True)
+    std = actor.output_distribution_params[1].detach()
+    torch.testing.assert_close(std, std[0, 0].expand_as(std))
+
+
+@pytest.mark.parametrize("name", CLASSES)
 def test_divergence_is_that_of_the_gaussians(name):
     actor = trained(name).alg.actor
     both = []

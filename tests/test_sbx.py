@@ -136,6 +136,10 @@ def test_heads_for_comparisons(head):
     observations = jnp.asarray(hosts.observations(20, np.random.default_rng(0)))
     policy = actor.apply(actor.init(jax.random.key(0), observations), observations)
     assert policy.sample(seed=jax.random.key(0)).shape == policy.scale.shape == (20, D)
+    pinned = np.allclose(policy.entropy(), -1.5, atol=1e-3)
+    assert not pinned  # as the default head would be
+    if head == "fixed":
+        np.testing.assert_allclose(policy.scale, policy.scale[0, 0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("algorithm", [SAC, TQC])

@@ -99,7 +99,11 @@ def test_gradients_reach_mean_and_raw_log_std():
     policy = trained(PPO)
     inputs = {"observations": torch.randn(20, 4), "taken_actions": torch.rand(20, D) - 0.5}
     policy.zero_grad()
-    policy.act(inputs)[1]["log_prob"].sum().backward()
+    outputs = policy.act(inputs)[1]
+    loc, log_std = (outputs[name].detach().numpy() for name in ("mean_actions", "log_std"))
+    density = hosts.log_prob(inputs["taken_actions"], loc, log_std, truncated=True)  # not that of a new sample
+    np.testing.assert_allclose(outputs["log_prob"][:, 0].detach(), density, rtol=1e-4, atol=2e-3)
+    outputs["log_prob"].sum().backward()
     gradient = policy.net[-1].weight.grad
     assert torch.isfinite(gradient).all()
     assert (gradient.abs().amax(-1) > 0).all()

@@ -266,9 +266,7 @@ def _with_floor(
     else:
         head = "era-exact" if given["distribution"] == "truncated" else "era"
         policy = GaussianPolicy(size // 2, target, **{"head": head, **given})
-        # The paper's head has its floor before truncation, and promises none behind it.
-        promised = policy.exact or not policy.truncated
-        kind, aim = policy.distribution, {"floor" if promised else "target_entropy": policy.floor}
+        kind, aim = policy.distribution, {"floor": policy.floor}
     return kind, *_network(layers, ends, activation, partial(_headed, policy)), aim
 
 
