@@ -30,7 +30,8 @@ from entropyfloor.language.rewards import (
     is_correct,
     letter,
 )
-from entropyfloor.language.rewards.verdicts import by_letter
+from entropyfloor.language.rewards.answers import choices_of
+from entropyfloor.language.rewards.verdicts import by_letter, by_mathematics
 
 needs_math_verify = pytest.mark.skipif(find_spec("math_verify") is None, reason="math-verify is not installed")
 
@@ -147,6 +148,8 @@ def test_boxes_take_no_time():
 def test_texts():
     assert final_answer("a\n#### 1\nb #### 2 \nend") == "2"
     assert final_answer("none") == "none"
+    assert final_answer("#### Step 1\nAdd.\n\\boxed{5}") == "5"  # a heading
+    assert final_answer("\\boxed{4}\n#### 5") == "5"
     assert boxed(r"\boxed{5\ }") == "5"  # a control space, of which the backslash would be left
     assert [final_answer(text) for text in ("so\n#### 18", r"thus \boxed{2}", " 27.0 ")] == ["18", "2", "27.0"]
 
@@ -290,6 +293,42 @@ def test_choices_in_a_row_are_letters():
     assert Answer()("The answer is (E).", row | {"answer": "E"}) == 0
     assert Answer()(r"\boxed{2}", {"answer": "2", "choices": list("1234")}) == 1
     assert Answer()(r"\boxed{L}", {"answer": "L", "choices": list(range(12))}) == 1
+
+
+def test_the_text_of_a_choice_and_its_letter_are_right():
+    row = {"answer": "Paris", "choices": ["Rome", "Paris"]}
+    for said, earned in (("Paris", 1), ("B", 1), ("B. Paris", 1), ("A", 0), ("Rome", 0)):
+        assert Answer()(rf"\boxed{{{said}}}", row) == earned
+    assert Answer()(r"\boxed{B}", {"answer": "x", "choices": ["x", "x"]}) == 0  # none of them alone
+
+
+def test_choices_by_their_letters():
+    row = {"answer": "B", "options": {"A": "x", "B": "y"}}
+    assert choices_of(row) == (["x", "y"], ["A", "B"])
+    assert Answer()("The answer is (B).", row) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "gold", "right"),
+    [
+        ("240, 120", "120, 240", True),
+        ("120240", "120, 240", False),
+        (r"32,\!348", "32348", True),
+        ("1 000 000", "1000000", True),
+        ("35", "3 5", False),
+        ("11/2", "1 1/2", False),
+        ("1  1/2", "1 1/2", True),
+        ("5 million", "5", False),
+        ("5000000", "5 million", True),
+        (r"5,000,000", r"5 \text{ million}", True),
+        (r"\$2.5 million dollars", "2500000", True),
+        (r"5\text{ million dollars}", "5 million", True),
+        ("12 hundred", "1.2 Thousand", True),
+        ("5 millimetres", "5", True),
+    ],
+)
+def test_several_numbers_and_words_for_powers_of_ten(said, gold, right):
+    assert by_mathematics(rf"\boxed{{{said}}}", gold).correct == right
 
 
 def judged(response, row):

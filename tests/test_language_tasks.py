@@ -429,6 +429,12 @@ def test_an_answer_beside_choices(rows, letters):
         assert "\nB. " in found[0].prompt
 
 
+def test_more_choices_than_letters_are_refused():
+    row = {"question": "Q", "choices": [str(i) for i in range(100, 130)], "answer": 28}
+    with pytest.raises(ValueError, match="mine: a question has 30 choices: at most 26 have letters"):
+        problems_of([row], source="mine")
+
+
 @pytest.mark.parametrize(
     ("rows", "doubt"),
     [

@@ -325,7 +325,8 @@ def policy_statistics(
 
     Returns:
         `clip_fraction`, the sum of `clip_fraction/low` and `clip_fraction/high`: tokens beyond the bound that acts
-        on them. `ratio`: mean of r. `approx_kl`: KL(π_old ‖ π) in nats, by k3 from the tokens that π_old sampled.
+        on them in PPO's loss, also for CISPO. `ratio`: mean of r. `approx_kl`: KL(π_old ‖ π) in nats, by k3 from
+        the tokens that π_old sampled.
 
     Raises:
         ValueError: As `policy_terms`.

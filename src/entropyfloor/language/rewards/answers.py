@@ -55,9 +55,14 @@ def boxed(text: str) -> str | None:
 
 
 def final_answer(text: str) -> str:
-    """Answer of a reference solution: the text behind `####`, else the content of the box, else the whole text."""
-    _, mark, rest = text.rpartition("####")  # GSM8K's mark
-    answer = rest.strip().partition("\n")[0].strip() if mark else boxed(text)
+    """Answer of a reference solution: the content of the box, the line behind `####`, or else the whole text.
+
+    A box before the last `####` does not count.
+    """
+    _, mark, rest = text.rpartition("####")  # GSM8K's mark, or a heading
+    answer = boxed(rest)
+    if answer is None and mark:
+        answer = rest.strip().partition("\n")[0].strip()
     return text.strip() if answer is None else answer
 
 
@@ -110,8 +115,10 @@ def choices_of(row: Row) -> tuple[list[str], list[str]]:
     """Choices of a question, from `options` or `choices`, and their labels; empty lists where there are none."""
     choices = row.get("options") or row.get("choices")
     labels: Any = None
-    if isinstance(choices, Mapping):  # as ARC has them
-        labels, choices = choices.get("label"), choices.get("text")
+    if isinstance(choices, Mapping) and "text" in choices:  # as ARC has them
+        labels, choices = choices.get("label"), choices["text"]
+    elif isinstance(choices, Mapping):  # as MedQA has them
+        labels, choices = list(choices), list(choices.values())
     if not isinstance(choices, list | tuple):
         return [], []
     texts = [str(choice) for choice in choices]

@@ -113,9 +113,14 @@ def _cut(end: re.Pattern[str], text: str) -> str:
     return text[: match.start()].strip() or text if match else text
 
 
+def spaceless(text: str) -> str:
+    """Remove spaces, but for those between digits: 1 1/2 is not 11/2."""
+    return re.sub(r"(?<!\d) | (?!\d)", "", re.sub(r"\s+", " ", text))
+
+
 def words(text: str) -> str:
     r"""Remove spaces, and `\\text{}` around words."""
-    return re.sub(r"\s+", "", _WRAPPED.sub(lambda match: match[1] or match[2] or "", text))
+    return spaceless(_WRAPPED.sub(lambda match: match[1] or match[2] or "", text))
 
 
 def numeral(text: str) -> Numeral | None:

@@ -19,6 +19,16 @@ _SPACE = re.compile(r"\\[,;:!$ ]|[\s~$]")
 """Spaces and dollars, which do not change the value."""
 
 
+_SEVERAL = re.compile(r",\s+\d|\d\s+(?!\d{3}(?!\d))\d")
+"""Two numbers: behind a comma and a space, or behind a space that separates no thousands."""
+_POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_POWER_WORD = re.compile(
+    r"(?<=\d)(?:\s|~|\\[ ,;:!])*(?P<brace>\\(?:text|textrm|mathrm|rm|mbox)\s*\{\s*)?"
+    rf"(?P<word>{'|'.join(_POWERS)})s?(?![a-zA-Z])",
+    re.IGNORECASE,
+)
+
+
 class Number(NamedTuple):
     """Value of a text, and how it is written."""
 
@@ -29,9 +39,18 @@ class Number(NamedTuple):
     """Whether a per cent sign follows; `value` is the number before it."""
 
 
+def without_words(text: str) -> str:
+    """Write a word for a power of ten behind a number, as in `5 million`, as a factor, which is no unit."""
+
+    def factor(match: re.Match[str]) -> str:
+        return rf"\times 10^{{{_POWERS[match['word'].lower()]}}}{match['brace'] or ''}"
+
+    return _POWER_WORD.sub(factor, text)
+
+
 def number(text: str) -> Number | None:
     """Read a text that is one number, without the units behind it; None for any other text."""
-    match = _NUMBER.fullmatch(_SPACE.sub("", text))
+    match = None if _SEVERAL.search(text) else _NUMBER.fullmatch(_SPACE.sub("", text))
     if match is None:
         return None
     plain, e, ten = match["plain"].replace(",", ""), match["e"], match["ten"] or match["one"]

@@ -16,7 +16,7 @@ from entropyfloor.language.rewards.answers import (
     final_answer,
     letter,
 )
-from entropyfloor.language.rewards.numbers import number, same
+from entropyfloor.language.rewards.numbers import number, same, without_words
 
 _FORMULA = re.compile(r"\W*[-+|\u2212][A-Z]\W*")
 
@@ -31,8 +31,9 @@ def equal(said: str, gold: str) -> Verdict:
     """Whether two answers are equal: the one to judge, without the box around it, and the right one."""
     if not said.strip():
         return Verdict(False, "the answer is empty")
-    if _spaceless(said) == _spaceless(gold):
+    if latex.spaceless(said) == latex.spaceless(gold):
         return Verdict(True, "the same text")
+    said, gold = without_words(said), without_words(gold)
     if (verdict := _by_number(said, gold)) is not None:  # most answers are numbers
         return verdict
     right = _lone_letter(gold)
@@ -80,15 +81,19 @@ def is_correct(response: str, answer: str) -> bool:
 class Answer:
     """1 where `is_correct` finds the answer of the row in the response, else 0.
 
-    Where the row has choices and its answer is one of their letters, `by_letter` judges instead.
+    Where the row has choices and its answer is one of their letters, `by_letter` judges instead. Where its answer
+    is the text of a choice, the letter of that is right as well.
     """
 
     def __call__(self, response: str, row: Row) -> float:
         """The reward of one response."""
-        answer, choices = str(row["answer"]), len(choices_of(row)[0])
-        if 2 <= choices <= len(LETTERS) and letter(answer, choices):
-            return float(by_letter(response, answer, choices))
-        return float(is_correct(response, answer))
+        answer, texts = str(row["answer"]), [text.strip() for text in choices_of(row)[0]]
+        if not 2 <= len(texts) <= len(LETTERS):
+            return float(is_correct(response, answer))
+        if letter(answer, len(texts)):
+            return float(by_letter(response, answer, len(texts)))
+        right = LETTERS[texts.index(answer)] if texts.count(answer) == 1 else ""
+        return float(is_correct(response, answer) or by_letter(response, right, len(texts)))
 
     def prepare(self) -> None:
         """Load the parser of mathematics: the first expression takes as long as a hundred others."""
@@ -134,7 +139,3 @@ def _by_base(said: str, gold: str) -> Verdict | None:
         return None
     correct = ours.digits == theirs.digits and ours.base in (None, base)
     return Verdict(correct, f"{'the same' if correct else 'different'} digits in base {base}")
-
-
-def _spaceless(text: str) -> str:
-    return re.sub(r"\s+", "", text)

@@ -56,7 +56,7 @@ class Countdown(Generated):
 
     @property
     def max_new_tokens(self) -> int:
-        """Length of the longest solution with its end; a step is `400*400=400,` at most by default."""
+        """One more than the longest solution with its end has; a step is `400*400=400,` at most by default."""
         digits = len(str(self.largest_result))
         return (self.numbers - 1) * (3 * digits + 3) + 1
 

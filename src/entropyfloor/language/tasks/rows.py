@@ -138,11 +138,14 @@ def letters_of(rows: Sequence[Row], column: str, source: str) -> Callable[[Row],
     """A function from a row to the letter of its answer, or None where the answer is no index and no label.
 
     Raises:
-        ValueError: Whole numbers may be indexes as well as the choices themselves, or indexes from 1.
+        ValueError: Whole numbers may be indexes as well as the choices themselves, or indexes from 1. A question
+            has more choices than there are letters.
     """
     numbers: list[tuple[int, list[str]]] = []
     for row in rows:
         value, (texts, labels) = value_of(row, column), choices_of(row)
+        if len(texts) > len(LETTERS):
+            raise ValueError(f"{source}: a question has {len(texts)} choices: at most {len(LETTERS)} have letters")
         if texts and _is_whole(value) and str(int(value)) not in labels:
             numbers.append((int(value), texts))
     from_zero = all(0 <= value < len(texts) for value, texts in numbers)
