@@ -1,6 +1,7 @@
 """Audits of classifiers: of runs, and of models of timm on a folder of images."""
 
 import json
+import tarfile
 
 import numpy as np
 import PIL.Image
@@ -83,6 +84,15 @@ def test_a_model_of_timm_is_measured_with_and_without_a_floor(images, weights, t
     words = ["audit", "classifier", "test_resnet", str(images), "--checkpoint", str(weights), "--input-size", "32"]
     assert main([*words, "--floor", "0.5", "--out", str(tmp_path)]) == 1
     assert "share of images below it" in capsys.readouterr().out
+
+
+def test_a_tar_file_is_measured_like_its_directory(images, weights, tmp_path):
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        tar.add(images, "images")
+    options = {"checkpoint": weights, "input_size": 32, "crop": 1.0}
+    found = vision.classifier("test_resnet", tmp_path / "images.tar", **options)
+    expected = vision.classifier("test_resnet", images, **options)
+    np.testing.assert_allclose(np.sort(found.entropy), np.sort(expected.entropy), rtol=1e-5)
 
 
 def test_the_logits_are_those_of_the_model(images, weights):

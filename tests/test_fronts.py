@@ -75,6 +75,14 @@ def test_the_temperature_is_chosen_on_problems_that_do_not_count():
     assert compare(changed, baseline, TEMPERATURES, N)[2:] == compare(counts, baseline, TEMPERATURES, N)[2:]
 
 
+def test_a_problem_that_every_seed_solves_is_worth_more_than_one_that_some_do():
+    """pass@k is the mean of that of each seed, also where the temperature is chosen."""
+    counts = np.zeros((2, len(TEMPERATURES), PROBLEMS), int)
+    counts[0, 0, ::2], counts[1, 0, 1::2] = N, N  # at the low temperature each seed solves half of the problems
+    counts[:, 1] = N // 2
+    assert compare(counts, counts, TEMPERATURES, N).temperature == TEMPERATURES[1]
+
+
 def slow_intervals(counts, baseline, verdict, draws):
     """Percentiles of the differences over resampled problems and seeds, one resample after the other."""
     judged = np.stack([counts, baseline])[..., np.arange(PROBLEMS) % TUNING > 0]

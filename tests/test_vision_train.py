@@ -461,12 +461,15 @@ def test_what_was_trained_leaves_the_run(settings, folder, tmp_path):
         assert torch.equal(model(images), expected)
         # and into plain timm, by the very lines that the command prints
         lines = export(path, tmp_path / "weights.safetensors").splitlines()
-        there = {"timm": timm, "entropyfloor": entropyfloor, "json": json, "safetensors": safetensors}
+        there = {
+            "timm": timm,
+            "entropyfloor": entropyfloor,
+            "json": json,
+            "safetensors": safetensors,
+            "torch": torch,
+        }
         exec("\n".join(lines), there)
-        plain = there["model"].eval()(images)
-        if "temperature_floor" in settings:
-            plain = trainer.classifier.output(plain)
-        assert torch.equal(plain, expected)
+        assert torch.equal(there["model"].eval()(images), expected)
     assert ["attach_era" in line for line in lines].count(True) == ("min_entropy" in settings)
     assert there["class_map"] == {"one": 0, "zero": 1}
 
@@ -727,6 +730,25 @@ def test_seeds_begin_with_complete_settings(folder, tmp_path, monkeypatch):
     assert train_seeds(config, [0, 1]) == configs  # the run is recognised
     with pytest.raises(ValueError, match=r"num_classes=3, but folder in .* has 2 classes"):
         train_seeds(replace(config, num_classes=3), [0, 1])
+
+
+@pytest.mark.slow
+def test_seeds_in_processes_are_the_runs_of_each(folder, tmp_path):
+    config = VisionConfig(**TINY, data_dir=str(folder), out=str(tmp_path))
+    paths = train_seeds(config, [0, 1])
+    assert paths == [tmp_path / "seed-0", tmp_path / "seed-1"]
+    alone = run(folder, tmp_path, seed=1, out=str(tmp_path / "alone"))
+    assert history(paths[1]) == history(alone)
+    assert history(paths[0]) != history(alone)
+
+
+def test_the_other_images_are_loaded_before_processes_begin(folder, tmp_path, monkeypatch):
+    """They may have to be downloaded, and not by all processes at once."""
+    opened = []
+    monkeypatch.setattr("entropyfloor.vision.train.each_seed", lambda configs, *_: configs)
+    monkeypatch.setattr("entropyfloor.vision.train.open_ood", lambda config: opened.append(config.ood_dir))
+    train_seeds(VisionConfig(**TINY, data_dir=str(folder), out=str(tmp_path), ood="folder", ood_dir="/x"), [0, 1])
+    assert opened == ["/x"]
 
 
 DAMAGED = {

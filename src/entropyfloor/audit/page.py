@@ -26,7 +26,7 @@ from entropyfloor.report.figures.style import COLOURS
 from entropyfloor.report.formats import compact, plain
 from entropyfloor.report.pictures import Picture
 from entropyfloor.runs import files
-from entropyfloor.runs.vocabulary import QUANTITIES
+from entropyfloor.runs.vocabulary import QUANTITIES, TOLERANCE
 
 LABELS = {
     "mean": "mean",
@@ -84,7 +84,8 @@ def tables(audit: Audit) -> list[tuple[str, list[tuple[str, str]]]]:
     entropy = [(label, plain(content["realised_entropy"][name], 3)) for name, label in LABELS.items()]
     if audit.floor is not None:
         entropy.append(("floor", plain(audit.floor, 3)))
-        entropy.append((f"share of {samples.places} below it", f"{100 * content['broken_share']:.3g} %"))
+        below = f"share of {samples.places} below it by more than {TOLERANCE:g}"
+        entropy.append((below, f"{100 * content['broken_share']:.3g} %"))
     found = [(f"Realised entropy of {samples.measured} (nats)", entropy)]
     if samples.spread is not None:
         std = content["action_std"]

@@ -27,7 +27,7 @@ from entropyfloor.vision.evaluate import predictions_of
 from entropyfloor.vision.images import SUFFIXES
 from entropyfloor.vision.model import build_model, load_weights, plain_model
 from entropyfloor.vision.predict import OUT_OF_MEMORY_HINT, logits_and_raw
-from entropyfloor.vision.sources import Files, Source, load
+from entropyfloor.vision.sources import Files, Source, in_tar
 
 RAW = "logits before any floor"
 
@@ -151,7 +151,7 @@ def _images(place: Path) -> Source:
         return Source((), [0] * len(paths), Files(paths))
     if place.suffix != ".tar" or not place.is_file():
         raise ValueError(f"images={place} must be a directory of images, or a tar file")
-    return load("folder", place, "test")
+    return in_tar(place)
 
 
 def _chosen(count: int, limit: int | None) -> list[int]:

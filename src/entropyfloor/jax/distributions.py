@@ -61,7 +61,7 @@ class TanhNormal:
         return jnp.tanh(base), self._log_prob_of_base(base)
 
     def log_prob(self, value: Float[Array, "*sample D"]) -> Float[Array, "*sample"]:
-        """Log-density. A value of ±1 is moved one rounding step inwards, so that the result is finite."""
+        """Log-density. A value beyond ±(1 - ε) is moved there, so that the result is finite."""
         value = as_float(value, "value")
         limit = 1 - jnp.finfo(value.dtype).eps
         return self._log_prob_of_base(jnp.arctanh(value.clip(-limit, limit)))

@@ -97,7 +97,8 @@ def compare(counts: np.ndarray, baseline: np.ndarray, temperatures: np.ndarray, 
     if counts.shape[2] < 2:
         raise ValueError("they have one problem in common, and one chooses the temperatures: evaluate on more")
     tuning = np.arange(counts.shape[2]) % TUNING == 0
-    (avg, solved), (avg_0, _) = (front(x[:, :, tuning].mean(0), n) for x in (counts, baseline))
+    points = (front(x[:, :, tuning], n) for x in (counts, baseline))
+    (avg, solved), (avg_0, _) = ([each.mean(0) for each in both] for both in points)
     chosen_0 = int(avg_0.argmax())
     level = avg >= avg_0[chosen_0] - LEVEL
     chosen = int(np.where(level, solved, -1.0).argmax()) if level.any() else int(avg.argmax())

@@ -251,4 +251,4 @@ def _points(difference: Difference) -> str:
 
 
 def _listed(values: Any) -> str:
-    return ", ".join(f"{value:g}" for value in sorted(values)) or "none"
+    return ", ".join(str(value) if isinstance(value, int) else f"{value:g}" for value in sorted(values)) or "none"

@@ -82,7 +82,7 @@ class TanhNormal(_Bounded):
         return torch.tanh(base), self._log_prob_of_base(base)
 
     def log_prob(self, value: Float[Tensor, "*sample D"]) -> Float[Tensor, "*sample"]:
-        """Log-density. A value of ±1 is moved one rounding step inwards, so that the result is finite."""
+        """Log-density. A value beyond ±(1 - ε) is moved there, so that the result is finite."""
         if self._validate_args:
             self._validate_sample(value)
         value = as_float(value, "value")

@@ -100,7 +100,7 @@ class VisionConfig:
     cutmix: Annotated[float, NATURAL] = 0.0
     """CutMix: parameter α of the Beta distribution. 0 turns it off."""
     aug_splits: Annotated[int, SPLITS] = 0
-    """AugMix: number of copies of each image in a batch, the first one without augmentation. 0 turns it off."""
+    """AugMix: copies of each image in a batch, all cropped and flipped, all but the first augmented. 0: off."""
     split_bn: bool = False
     """AugMix: separate batch norms for the copies."""
     jsd: Annotated[float, NATURAL] = 0.0

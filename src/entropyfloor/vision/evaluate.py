@@ -40,7 +40,7 @@ def evaluate(
         run: Run directory, whose last checkpoint is evaluated, or a directory in its `checkpoints`.
         data_dir: Directory of the dataset: by default that of the run.
         ood: Out-of-distribution dataset, for the AUROC of the largest probability: by default that of the run.
-        ood_dir: Directory of the out-of-distribution dataset: by default `data_dir`.
+        ood_dir: Directory of the out-of-distribution dataset, by default that of the run: `data_dir`, or its own.
 
     Returns:
         A summary: each quantity with its interval, and the minimum entropy beside the floor.

@@ -36,7 +36,8 @@ def export(run: Path | str, out: Path | str) -> str:
     config, classes = trained.config, trained.label_names
     model, options = plain_model(config)
     load_weights(model, trained.weights, str(run))  # weights that do not fit are refused here
-    names = ("model", "num_classes", "input_size", "dataset", "min_entropy", "floor", "tau", "inverse")
+    floor = ("min_entropy", "floor", "tau", "inverse", "temperature_floor")
+    names = ("model", "num_classes", "input_size", "dataset", *floor)
     metadata = {name: str(getattr(config, name)) for name in names}
     if classes is not None:
         metadata[LABEL_NAMES] = json.dumps(classes)
@@ -45,8 +46,11 @@ def export(run: Path | str, out: Path | str) -> str:
     arguments = ", ".join(f"{name}={value}" for name, value in options.items())
     lines = [f"model = timm.create_model({config.model!r}, {arguments}, checkpoint_path={str(out)!r})"]
     if config.min_entropy is not None:
-        floor = f"floor={config.floor!r}, tau={config.tau}, inverse={config.inverse!r}"
-        lines.append(f"model = entropyfloor.vision.attach_era(model, {config.min_entropy}, {floor})")
+        how = f"floor={config.floor!r}, tau={config.tau}, inverse={config.inverse!r}"
+        lines.append(f"model = entropyfloor.vision.attach_era(model, {config.min_entropy}, {how})")
+    if config.temperature_floor is not None:
+        last = f"TemperatureFloor({config.num_classes}, {config.temperature_floor})"
+        lines.append(f"model = torch.nn.Sequential(model, entropyfloor.vision.regularisers.{last})")
     if classes is not None:
         lines.append(f"names = json.loads(safetensors.safe_open({str(out)!r}, 'pt').metadata()[{LABEL_NAMES!r}])")
         lines.append("class_map = {name: i for i, name in enumerate(names)}  # for timm.data.create_dataset")

@@ -221,14 +221,14 @@ def _cifar(dataset: str, root: Path, split: str, download: bool) -> Source:
 def _folder(root: Path, split: str) -> Source:
     names = SPLITS[split]
     if root.suffix == ".tar" and root.is_file():
-        return _tar(root, names)
+        return in_tar(root, names)
     if not root.is_dir():
         raise ValueError(f"data_dir={root} is neither a directory nor a tar file")
     for name in names:
         if (root / name).is_dir():
             return _directory(root / name)
         if (root / f"{name}.tar").is_file():
-            return _tar(root / f"{name}.tar")
+            return in_tar(root / f"{name}.tar")
     raise ValueError(f"{root} has no {' or '.join(names)}, neither as a directory nor as a tar file")
 
 
@@ -253,7 +253,7 @@ def _files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator
                 yield folder / entry.name
 
 
-def _tar(path: Path, names: Sequence[str] = ()) -> Source:
+def in_tar(path: Path, names: Sequence[str] = ()) -> Source:
     """Images in class directories of an uncompressed tar file; if it holds both splits, those below `names`."""
     try:
         with tarfile.open(path, "r:") as tar:

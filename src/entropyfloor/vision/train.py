@@ -15,7 +15,7 @@ from entropyfloor.runs import Run
 from entropyfloor.runs.processes import cores
 from entropyfloor.runs.resume import begin, check_changeable, each_seed, with_seeds
 from entropyfloor.vision.config import NAMES, VisionConfig, read_config
-from entropyfloor.vision.data import Splits, open_splits
+from entropyfloor.vision.data import Splits, open_ood, open_splits
 from entropyfloor.vision.predict import accelerator_of
 from entropyfloor.vision.regularisers import smoothing_out_of_reach
 from entropyfloor.vision.sources import load
@@ -98,6 +98,7 @@ def train_seeds(config: VisionConfig, seeds: Sequence[int]) -> list[Path]:
         workers = max(1, cores() // config.threads)
     # Once here, so that several processes do not download at a time.
     images = load(config.dataset, Path(config.data_dir), "train", download=config.download)
+    open_ood(config.resolved())
     return each_seed(with_seeds(config.with_classes(images.classes), seeds), train, resume, workers)
 
 

@@ -84,7 +84,7 @@
       return near.sort((one, other) => one.each.down[one.i] - other.each.down[other.i]);
     }
 
-    words({ each, i }) {
+    words({ each }) {
       return `${each.label}${each.what === "mean" ? "" : `, ${each.what}`}`;
     }
 
