@@ -145,7 +145,7 @@ def _problems(config: DictConfig) -> Iterator[str]:
     )
     if half and not exact:
         yield (
-            "entropies would be rounded to bfloat16, by up to 0.1 nats a token: set "
+            "entropies would be rounded to bfloat16, by up to 0.15 nats a token: set "
             "actor_rollout_ref.actor.entropy_from_logits_with_chunking=True, entropy_checkpointing=False and "
             "actor_rollout_ref.model.use_remove_padding=True"
         )
