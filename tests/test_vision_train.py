@@ -13,6 +13,7 @@ import tarfile
 from copy import deepcopy
 from dataclasses import fields, replace
 from functools import cache, partial
+from pathlib import Path
 from typing import get_type_hints
 
 import numpy as np
@@ -472,6 +473,18 @@ def test_what_was_trained_leaves_the_run(settings, folder, tmp_path):
         assert torch.equal(there["model"].eval()(images), expected)
     assert ["attach_era" in line for line in lines].count(True) == ("min_entropy" in settings)
     assert there["class_map"] == {"one": 0, "zero": 1}
+
+
+@pytest.mark.slow
+def test_a_temperature_is_fitted_to_half_of_the_images(folder, tmp_path):
+    path = run(folder, tmp_path, label_smoothing=0.1)
+    script = Path(__file__).parents[1] / "examples/temperature_scaling.py"
+    done = subprocess.run([sys.executable, script, path], capture_output=True, text=True, check=True)
+    [row] = [line.split() for line in done.stdout.splitlines() if "smoothing-0.1" in line]
+    temperature, nll, with_it = (float(row[i]) for i in (5, 7, 9))
+    assert math.exp(-3) <= temperature <= math.exp(3)
+    assert nll > 0
+    assert with_it > 0
 
 
 def test_what_cannot_leave_the_run_is_said(folder, tmp_path):
