@@ -694,7 +694,7 @@ def test_an_evaluation_that_is_interrupted_is_left_at_once_and_done_by_the_resum
 
 @pytest.mark.slow
 def test_an_evaluation_that_was_made_before_a_kill_is_not_due_again(tmp_path, monkeypatch):
-    """The checkpoint still says so: of one step there is one, and the first was saved by the interrupt."""
+    """The interrupt saved a checkpoint that says so, and a second one of the same step is never written."""
     gymnasium.register("Slow-v0", Slow)
     settings = {**OFF_POLICY, "steps": 300, "eval_every": 100, "checkpoint_every": 150, "max_episode_steps": 50}
     config = configure("sac", env="gym/Slow-v0", **settings, out=str(tmp_path / "run"))

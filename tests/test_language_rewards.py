@@ -305,6 +305,7 @@ def test_the_text_of_a_choice_and_its_letter_are_right():
 def test_choices_by_their_letters():
     row = {"answer": "B", "options": {"A": "x", "B": "y"}}
     assert choices_of(row) == (["x", "y"], ["A", "B"])
+    assert choices_of({"options": {**row["options"], "C": None}}) == choices_of(row)  # as parquet has them
     assert Answer()("The answer is (B).", row) == 1
 
 
@@ -325,6 +326,19 @@ def test_choices_by_their_letters():
         (r"5\text{ million dollars}", "5 million", True),
         ("12 hundred", "1.2 Thousand", True),
         ("5 millimetres", "5", True),
+        ("5 million", "$5$ million", True),
+        ("$5$ million", "5000000", True),
+        ("$5$ million", "5", False),
+        ("1 million", "1000001", False),  # whole numbers are compared exactly
+        ("2 hundred thousand", "200,000", True),
+        ("200", "2 hundred thousand", False),
+        (r"\frac{1}{2}", r"\frac{1}{2} million", False),
+        (r"2\frac{1}{2} million", "2.5 million", True),
+        (r"120,\ 240", "120240", False),
+        ("$240$, $120$", "$120$, $240$", True),
+        ("1011 0101_2", "10110101_2", True),
+        (r"10 000\pi", r"10000\pi", True),
+        ("(1 000, 2 000)", "(1000, 2000)", True),
     ],
 )
 def test_several_numbers_and_words_for_powers_of_ten(said, gold, right):

@@ -119,6 +119,13 @@ def test_jax(name):
     np.testing.assert_allclose(low, function(*(x.astype(jnp.float32) for x in half)), **close)
 
 
+def test_targets_of_numpy_need_no_double_precision():
+    with jax.enable_x64(False):
+        log_std = J.era_gaussian(jnp.asarray(RAW), np.full(len(RAW), -3.0))
+        assert log_std.dtype == jnp.float32
+        np.testing.assert_allclose(J.gaussian_entropy(log_std), -3.0, rtol=1e-5)
+
+
 @NAMES
 def test_a_program_takes_in_the_operations_of_compiled_parts(name):
     program = str(jax.make_jaxpr(lambda loc, raw: FUNCTIONS[name](J, loc, raw))(LOC, RAW))

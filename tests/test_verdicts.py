@@ -161,7 +161,7 @@ def test_seeds_and_temperatures_that_both_have_count(tmp_path):
         ),
         (
             {"keys": [KEYS[0], *(f"other {key}" for key in KEYS[1:])]},
-            "they have one problem in common, and one chooses the temperatures: evaluate on more",
+            "the runs have one problem in common, and one is needed to choose the temperatures: evaluate on more",
         ),
         ({"keys": None, "asked": 8}, "the runs were asked different problems, and not all name them"),
         ({"keys": None, "asked": None}, "the runs were asked different problems, and not all name them"),

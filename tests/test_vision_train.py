@@ -757,11 +757,11 @@ def test_seeds_in_processes_are_the_runs_of_each(folder, tmp_path):
 
 def test_the_other_images_are_loaded_before_processes_begin(folder, tmp_path, monkeypatch):
     """They may have to be downloaded, and not by all processes at once."""
-    opened = []
-    monkeypatch.setattr("entropyfloor.vision.train.each_seed", lambda configs, *_: configs)
-    monkeypatch.setattr("entropyfloor.vision.train.open_ood", lambda config: opened.append(config.ood_dir))
+    order = []
+    monkeypatch.setattr("entropyfloor.vision.train.each_seed", lambda *_: order.append("processes"))
+    monkeypatch.setattr("entropyfloor.vision.train.open_ood", lambda config: order.append(config.ood_dir))
     train_seeds(VisionConfig(**TINY, data_dir=str(folder), out=str(tmp_path), ood="folder", ood_dir="/x"), [0, 1])
-    assert opened == ["/x"]
+    assert order == ["/x", "processes"]
 
 
 DAMAGED = {

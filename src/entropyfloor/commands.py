@@ -223,7 +223,8 @@ def reproduce(_: Sequence[str]) -> Callable[..., None]:
                 if not parsed:
                     raise ValueError(f"every recipe at scale {scale} is left out; the reasons are above")
             if dry_run:
-                print("\n".join(start.commands(plan)))
+                for line in start.commands(plan):
+                    print(line)
                 if measure:
                     check(plan)  # first: a trial of what does not fit would take the memory of everything else
                     plan = plan.timed()

@@ -135,7 +135,7 @@ def _actions(data: Mapping[str, Any]) -> tuple[np.ndarray | None, np.ndarray | N
 
 Actor = tuple[Any, Callable[[np.ndarray], tuple[np.ndarray, ...]], int, dict[str, float]]
 """Name of the distribution, the function from observations to parameters, width of an observation, and what the
-entropy is steered to: the `floor` that a policy of ours promises, or a `target_entropy`."""
+entropy is steered to: the `floor` of a head of ours, or a `target_entropy`."""
 
 
 def _target(data: Mapping[str, Any]) -> dict[str, float]:

@@ -211,7 +211,7 @@ def has_target(head: HeadName) -> bool:
 
 
 def promises_floor(head: HeadName) -> bool:
-    """Whether the target is one for every state, before or after actions are bounded, and no average."""
+    """Whether the head has a floor in each state, not only on average; `era` has it before actions are bounded."""
     return has_target(head) and head != "era-batch"
 
 

@@ -18,7 +18,7 @@ from entropyfloor.runs.resume import is_begun
 from entropyfloor.runs.run_reader import read_status
 
 Outcome = Literal["done", "finished before", "failed", "refused", "submitted", "queued before"]
-"""What became of a run; `refused`: a new run's settings are wrong, and the next run's would be as well."""
+"""What became of a run; `refused`: the settings of a new run are wrong, and the next run's would be as well."""
 Ended = Callable[[PlannedRun, Outcome], bool]
 """What an engine calls when a run has ended; it says whether further runs may start."""
 WATCHED = "entropyfloor.experiments.watched"
@@ -107,7 +107,8 @@ def outcome(process: subprocess.Popen[bytes]) -> Outcome:
     assert process.stdin is not None
     process.stdin.close()
     assert isinstance(process.args, list)
-    if code == Status.REFUSED and RESUME not in process.args:  # of a begun run they were accepted: it is damaged
+    begun = RESUME in process.args  # its settings were accepted: what is wrong concerns it alone
+    if code == Status.REFUSED and not begun:
         return "refused"
     return "done" if code == 0 else "failed"
 

@@ -270,7 +270,7 @@ def plan_of(
 
 
 def commands(plan: Plan) -> Iterator[str]:
-    """Words of a shell that begin its runs, or continue those that are not finished."""
+    """A command of a shell for each run that is not finished: it begins the run, or continues it."""
     for i in plan.left:
         run = plan.runs[i]
         start = ["entropyfloor"] if run.devices == 1 else ["python", "-m", *run.launcher]

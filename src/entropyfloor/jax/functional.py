@@ -344,7 +344,8 @@ def _array(target: float | Array, like: Array, dim: int) -> float | Array:
     """`target` in float32 or wider with the axis `dim` inserted, so that it broadcasts against `like`."""
     if not isinstance(target, Array | np.ndarray):
         return target
-    target = jnp.asarray(target, jnp.promote_types(target.dtype, jnp.float32))
+    target = jnp.asarray(target)
+    target = target.astype(jnp.promote_types(target.dtype, jnp.float32))
     if target.ndim == 0:
         return target
     shape = list(like.shape)

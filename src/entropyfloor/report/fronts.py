@@ -95,7 +95,9 @@ def compare(counts: np.ndarray, baseline: np.ndarray, temperatures: np.ndarray, 
             f"[seeds, {len(temperatures)} temperatures, problems]"
         )
     if counts.shape[2] < 2:
-        raise ValueError("they have one problem in common, and one chooses the temperatures: evaluate on more")
+        raise ValueError(
+            "the runs have one problem in common, and one is needed to choose the temperatures: evaluate on more"
+        )
     tuning = np.arange(counts.shape[2]) % TUNING == 0
     points = (front(x[:, :, tuning], n) for x in (counts, baseline))
     (avg, solved), (avg_0, _) = ([each.mean(0) for each in both] for both in points)

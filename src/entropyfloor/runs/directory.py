@@ -137,7 +137,7 @@ class Run:
         self._check_there()
         home = self.path / "checkpoints"
         final, partial = home / f"{step:012d}", home / f".{step:012d}.partial"
-        if final.exists():  # a run is deterministic: a resume does the rest again
+        if final.exists():  # a run is deterministic; a resume repeats what came after it
             return final
         for leftover in home.glob(".*"):  # from a killed process
             shutil.rmtree(leftover, ignore_errors=True)

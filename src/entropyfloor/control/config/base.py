@@ -74,7 +74,8 @@ class ControlConfig(ABC):
     hidden: Annotated[int, COUNT] = 512
     """Width of the two hidden layers."""
     precision: Precision = "fp32"
-    """Matrix products: float32, or bfloat16 in all layers but the last of critics and values of SAC, OBAC and PPO.
+    """Matrix products: float32, or bfloat16 in all layers but the last of the critics and values of SAC, MNSE,
+    OBAC and PPO.
 
     All else is float32. JAX computes products of float32 on recent NVIDIA GPUs in TF32, unless
     `JAX_DEFAULT_MATMUL_PRECISION=highest` is set.

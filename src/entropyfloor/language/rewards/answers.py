@@ -55,9 +55,9 @@ def boxed(text: str) -> str | None:
 
 
 def final_answer(text: str) -> str:
-    """Answer of a reference solution: the content of the box, the line behind `####`, or else the whole text.
+    """Answer of a reference solution: its last box, else the line behind `####`, else the whole text.
 
-    A box before the last `####` does not count.
+    Where there is a `####`, only the text behind the last one counts.
     """
     _, mark, rest = text.rpartition("####")  # GSM8K's mark, or a heading
     answer = boxed(rest)
@@ -118,6 +118,7 @@ def choices_of(row: Row) -> tuple[list[str], list[str]]:
     if isinstance(choices, Mapping) and "text" in choices:  # as ARC has them
         labels, choices = choices.get("label"), choices["text"]
     elif isinstance(choices, Mapping):  # as MedQA has them
+        choices = {name: text for name, text in choices.items() if text is not None}
         labels, choices = list(choices), list(choices.values())
     if not isinstance(choices, list | tuple):
         return [], []

@@ -114,8 +114,8 @@ def _cut(end: re.Pattern[str], text: str) -> str:
 
 
 def spaceless(text: str) -> str:
-    """Remove spaces, but for those between digits: 1 1/2 is not 11/2."""
-    return re.sub(r"(?<!\d) | (?!\d)", "", re.sub(r"\s+", " ", text))
+    """Remove spaces, but for those between digits that separate no thousands: 1 1/2 is not 11/2."""
+    return re.sub(r"(?<!\d) | (?!\d)| (?=\d{3}(?!\d))", "", re.sub(r"\s+", " ", text))
 
 
 def words(text: str) -> str:
@@ -125,7 +125,7 @@ def words(text: str) -> str:
 
 def numeral(text: str) -> Numeral | None:
     """Read a text that is digits, with a base or without one; None for any other text."""
-    text = words(text)
+    text = words(text).replace(" ", "")
     match = _NUMERAL.fullmatch(text)
     if match is None:
         return Numeral(text.lstrip("0").upper(), None) if re.fullmatch(r"-?[0-9A-Za-z.]+", text) else None

@@ -22,9 +22,10 @@ _SPACE = re.compile(r"\\[,;:!$ ]|[\s~$]")
 _SEVERAL = re.compile(r",\s+\d|\d\s+(?!\d{3}(?!\d))\d")
 """Two numbers: behind a comma and a space, or behind a space that separates no thousands."""
 _POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_POWER_WORD = re.compile(
-    r"(?<=\d)(?:\s|~|\\[ ,;:!])*(?P<brace>\\(?:text|textrm|mathrm|rm|mbox)\s*\{\s*)?"
-    rf"(?P<word>{'|'.join(_POWERS)})s?(?![a-zA-Z])",
+_WORD = rf"(?:{'|'.join(_POWERS)})s?(?![a-zA-Z])"
+_IN_WORDS = re.compile(
+    r"(?P<number>\d+(?:,\d{3})*(?:\.\d+)?|\})(?:\s|~|\\[ ,;:!])*"
+    rf"(?P<brace>\\(?:text|textrm|mathrm|rm|mbox)\s*\{{\s*)?(?P<words>{_WORD}(?:[\s~]+{_WORD})*)",
     re.IGNORECASE,
 )
 
@@ -40,17 +41,23 @@ class Number(NamedTuple):
 
 
 def without_words(text: str) -> str:
-    """Write a word for a power of ten behind a number, as in `5 million`, as a factor, which is no unit."""
+    """Write words for powers of ten, as in `5 million`, in digits: they are no units."""
 
-    def factor(match: re.Match[str]) -> str:
-        return rf"\times 10^{{{_POWERS[match['word'].lower()]}}}{match['brace'] or ''}"
+    def digits(match: re.Match[str]) -> str:
+        words = re.findall("|".join(_POWERS), match["words"].lower())
+        power, behind = sum(map(_POWERS.__getitem__, words)), match["brace"] or ""
+        if match["number"] == "}":
+            return rf"}}\times 10^{{{power}}}{behind}"
+        return f"{Decimal(match['number'].replace(',', '')).scaleb(power):f}{behind}"
 
-    return _POWER_WORD.sub(factor, text)
+    return _IN_WORDS.sub(digits, text)
 
 
 def number(text: str) -> Number | None:
     """Read a text that is one number, without the units behind it; None for any other text."""
-    match = None if _SEVERAL.search(text) else _NUMBER.fullmatch(_SPACE.sub("", text))
+    if _SEVERAL.search(re.sub(r"\\[,;: ]|~", " ", text).replace("$", "")):
+        return None
+    match = _NUMBER.fullmatch(_SPACE.sub("", text))
     if match is None:
         return None
     plain, e, ten = match["plain"].replace(",", ""), match["e"], match["ten"] or match["one"]

@@ -39,7 +39,7 @@ def equal(said: str, gold: str) -> Verdict:
     right = _lone_letter(gold)
     if right and not _is_formula(said) and (chosen := letter(rf"\boxed{{{said}}}")):
         return _chosen(chosen, right)
-    said, gold = latex.tidy(said), latex.tidy(gold)
+    said, gold = (without_words(latex.tidy(each)) for each in (said, gold))
     if latex.words(said) == latex.words(gold):
         return Verdict(True, "the same text")
     if (verdict := _by_base(said, gold)) is not None:

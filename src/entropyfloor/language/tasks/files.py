@@ -197,8 +197,8 @@ def problems_of(
     """Problems of rows, whatever their columns are called.
 
     A question is a text or a list of messages; its choices are written behind it where there is a column `options`
-    or `choices`. An answer is what follows `####`, else what is boxed, else all of its text; beside choices, an
-    index from 0 is replaced by the letter of its choice. Rows without a question or an answer are left out, and
+    or `choices`. An answer is read by `final_answer`; beside choices, an index from 0 is replaced by the letter of
+    its choice. Rows without a question or an answer are left out, and
     their number is logged.
 
     Args:
@@ -212,7 +212,8 @@ def problems_of(
 
     Raises:
         ValueError: A column is missing, and the message names the columns that exist; a chat of several turns has
-            no template; a message is not text alone; or answers may be indexes as well as choices.
+            no template; a message is not text alone; answers may be indexes as well as choices; or there are
+            more choices than letters.
     """
     question_column = column_of(rows, question, QUESTION_COLUMNS, "question", source)
     answer_column = column_of(rows, answer, ANSWER_COLUMNS, "answer", source)
