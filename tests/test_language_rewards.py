@@ -31,6 +31,7 @@ from entropyfloor.language.rewards import (
     letter,
 )
 from entropyfloor.language.rewards.answers import choices_of
+from entropyfloor.language.rewards.numbers import number, without_words
 from entropyfloor.language.rewards.verdicts import by_letter, by_mathematics
 
 needs_math_verify = pytest.mark.skipif(find_spec("math_verify") is None, reason="math-verify is not installed")
@@ -343,6 +344,13 @@ def test_choices_by_their_letters():
 )
 def test_several_numbers_and_words_for_powers_of_ten(said, gold, right):
     assert by_mathematics(rf"\boxed{{{said}}}", gold).correct == right
+
+
+@pytest.mark.parametrize("part", ["1", "1,111", "1.", "1 ", "}", " ", "5 million ", "1, "])
+def test_words_for_powers_of_ten_are_found_in_linear_time(part):
+    start = time.process_time()
+    number(without_words(part * 50_000))
+    assert time.process_time() - start < 2
 
 
 def judged(response, row):

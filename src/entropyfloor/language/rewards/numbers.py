@@ -17,14 +17,12 @@ _NUMBER = re.compile(
 )
 _SPACE = re.compile(r"\\[,;:!$ ]|[\s~$]")
 """Spaces and dollars, which do not change the value."""
-
-
 _SEVERAL = re.compile(r",\s+\d|\d\s+(?!\d{3}(?!\d))\d")
 """Two numbers: behind a comma and a space, or behind a space that separates no thousands."""
 _POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _WORD = rf"(?:{'|'.join(_POWERS)})s?(?![a-zA-Z])"
 _IN_WORDS = re.compile(
-    r"(?P<number>\d+(?:,\d{3})*(?:\.\d+)?|\})(?:\s|~|\\[ ,;:!])*"
+    r"(?P<number>(?<!\d)\d+(?:,\d{3}){0,9}(?:\.\d+)?|\})(?:\s|~|\\[ ,;:!])*"
     rf"(?P<brace>\\(?:text|textrm|mathrm|rm|mbox)\s*\{{\s*)?(?P<words>{_WORD}(?:[\s~]+{_WORD})*)",
     re.IGNORECASE,
 )
