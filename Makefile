@@ -109,6 +109,8 @@ figures: $(VENV)/installed  ## Redraw the figures of docs/ from results/
 			cp report/$(COUNTDOWN)/countdown-3-tiny-$$name.$$kind docs/$(COUNTDOWN)/$$name.$$kind || exit 1; \
 		done \
 	done
+	mkdir -p docs/vision/overfit && $(BIN)/entropyfloor report results/vision/overfit.runs.zip/clean --out report/vision/overfit
+	cp report/vision/overfit/overview.* report/vision/overfit/table.csv docs/vision/overfit/
 	$(BIN)/python examples/min_entropy.py --runs results/vision/cifar10-min-entropy.runs.zip results/$(CIFAR10).runs.zip
 	$(BIN)/python examples/instability.py --draw --out results/control/instability.runs.zip
 	$(BIN)/python examples/paper.py

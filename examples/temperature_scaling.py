@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import tyro
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from scipy.optimize import minimize_scalar
 
 from entropyfloor.runs import find_runs, read_run
@@ -31,7 +31,8 @@ class TemperatureScaling:
 
     def table(self) -> Table:
         """A row for each run: its temperature, NLL and calibration error without and with it."""
-        table = Table("agent", "seed", "T", "NLL", "with T", "calibration error (%)", "with T")
+        agent = Column("agent", overflow="fold")
+        table = Table(agent, "seed", "T", "NLL", "with T", "calibration error (%)", "with T")
         for path in find_runs(*self.runs):
             record = read_run(path)
             if record.status["state"] == "finished":
