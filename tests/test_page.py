@@ -300,7 +300,7 @@ def test_what_the_paper_reports_stands_beside_the_runs(tmp_path):
         ("language/countdown cpu grpo", "runs/x", {"fig-1a", "fig-4"}),
         ("control/distributions paper tanh", "runs/x", {"fig-9"}),
         ("control/distributions paper none", "runs/x", set()),
-        ("", "results/control/walker-run.runs.zip/sac-no-entropy/seed-0", {"fig-3a"}),
+        ("", "results/control/walker-run.runs.zip/sac/seed-0", {"fig-1b"}),
         ("", "runs/x", set()),
     ],
 )
