@@ -177,7 +177,7 @@ def test_automatic_thresholds_that_cross_are_refused_in_the_first_step():
             "would use the entropy of scaled logits: set them to 0",
         ),
         ("actor_rollout_ref.actor.policy_loss.loss_mode=kl_cov", "loss_mode=kl_cov was not tried with scaled log"),
-        (f"{CHUNKING}=False", "entropies would be rounded to bfloat16, by up to 0.1 nats a token: set actor_roll"),
+        (f"{CHUNKING}=False", "entropies would be rounded to bfloat16, by up to 0.15 nats a token: set actor"),
         ("actor_rollout_ref.model.use_remove_padding=False", "entropies would be rounded to bfloat16, by up to 0"),
         ("algorithm.adv_estimator=gae", "a critic gives each token an advantage, and ERA's scale belongs to a"),
         ("distillation.enabled=True", "distillation would use scaled log-probs of the student"),
