@@ -31,8 +31,7 @@ from entropyfloor.language.rewards import (
     letter,
 )
 from entropyfloor.language.rewards.answers import choices_of
-from entropyfloor.language.rewards.numbers import number, without_words
-from entropyfloor.language.rewards.verdicts import by_letter, by_mathematics
+from entropyfloor.language.rewards.verdicts import by_letter
 
 needs_math_verify = pytest.mark.skipif(find_spec("math_verify") is None, reason="math-verify is not installed")
 
@@ -308,49 +307,6 @@ def test_choices_by_their_letters():
     assert choices_of(row) == (["x", "y"], ["A", "B"])
     assert choices_of({"options": {**row["options"], "C": None}}) == choices_of(row)  # as parquet has them
     assert Answer()("The answer is (B).", row) == 1
-
-
-@pytest.mark.parametrize(
-    ("said", "gold", "right"),
-    [
-        ("240, 120", "120, 240", True),
-        ("120240", "120, 240", False),
-        (r"32,\!348", "32348", True),
-        ("1 000 000", "1000000", True),
-        ("35", "3 5", False),
-        ("11/2", "1 1/2", False),
-        ("1  1/2", "1 1/2", True),
-        ("5 million", "5", False),
-        ("5000000", "5 million", True),
-        (r"5,000,000", r"5 \text{ million}", True),
-        (r"\$2.5 million dollars", "2500000", True),
-        (r"5\text{ million dollars}", "5 million", True),
-        ("12 hundred", "1.2 Thousand", True),
-        ("5 millimetres", "5", True),
-        ("5 million", "$5$ million", True),
-        ("$5$ million", "5000000", True),
-        ("$5$ million", "5", False),
-        ("1 million", "1000001", False),  # whole numbers are compared exactly
-        ("2 hundred thousand", "200,000", True),
-        ("200", "2 hundred thousand", False),
-        (r"\frac{1}{2}", r"\frac{1}{2} million", False),
-        (r"2\frac{1}{2} million", "2.5 million", True),
-        (r"120,\ 240", "120240", False),
-        ("$240$, $120$", "$120$, $240$", True),
-        ("1011 0101_2", "10110101_2", True),
-        (r"10 000\pi", r"10000\pi", True),
-        ("(1 000, 2 000)", "(1000, 2000)", True),
-    ],
-)
-def test_several_numbers_and_words_for_powers_of_ten(said, gold, right):
-    assert by_mathematics(rf"\boxed{{{said}}}", gold).correct == right
-
-
-@pytest.mark.parametrize("part", ["1", "1,111", "1.", "1 ", "}", " ", "5 million ", "1, "])
-def test_words_for_powers_of_ten_are_found_in_linear_time(part):
-    start = time.process_time()
-    number(without_words(part * 50_000))
-    assert time.process_time() - start < 2
 
 
 def judged(response, row):

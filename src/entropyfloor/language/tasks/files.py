@@ -198,8 +198,7 @@ def problems_of(
 
     A question is a text or a list of messages; its choices are written behind it where there is a column `options`
     or `choices`. An answer is read by `final_answer`; beside choices, an index from 0 is replaced by the letter of
-    its choice. Rows without a question or an answer are left out, and
-    their number is logged.
+    its choice. Rows without a question or an answer are left out, and their number is logged.
 
     Args:
         rows: Rows, for example from `read_rows`.
