@@ -1225,3 +1225,16 @@ def test_a_number_that_is_not_finite_is_not_in_the_table(tmp_path):
     page = write_report([tmp_path], tmp_path / "report").read_text()
     assert "NLL (nats)" in page
     assert "AUROC" not in page
+
+
+def test_the_last_score_is_that_of_the_last_common_step(tmp_path):
+    """Also where one seed was evaluated in between, and the other was not."""
+    for seed, steps in ((0, (0, 10, 20, 30)), (1, (0, 10, 30))):
+        config = {"domain": "control", "env": "dmc/walker-walk", "agent": "sac", "seed": seed, "steps": 30}
+        run = Run.create(tmp_path / str(seed), config)
+        with run.recording():
+            for step in steps:
+                run.log(step, {"return": float(step), "realised_entropy": 1.0, "realised_entropy/min": 0.5})
+    [comparison] = read_comparisons([tmp_path]).comparisons
+    [group] = comparison.groups
+    assert group.last("return").tolist() == [30.0, 30.0]
