@@ -225,6 +225,12 @@ def test_digits_have_a_base(said, gold, right):
         ("$5$ million", "5", False),
         ("1 million", "1000001", False),  # whole numbers are compared exactly
         ("2 hundred thousand", "200,000", True),
+        ("1/2 million", "500000", True),
+        ("1/2 million", "1/2000000", False),
+        (".5 million", "500000", True),
+        (".5 million", "0.5", False),
+        ("10^3 million", "10^9", True),
+        ("1{,}500 thousand", "1500000", True),
         ("200", "2 hundred thousand", False),
         (r"\frac{1}{2}", r"\frac{1}{2} million", False),
         (r"2\frac{1}{2} million", "2.5 million", True),

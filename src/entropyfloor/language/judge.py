@@ -63,9 +63,9 @@ def judge(pairs: Sequence[Pair], choices: int | None = None, seconds: float = SE
         for start in range(0, len(pairs), BATCH):
             batch = pairs[start : start + BATCH]
             scores = reward.score([pair.said for pair in batch], [{"gold": pair.gold} for pair in batch])
-            undecided = {index: f"undecided: {reason}" for index, _, reason in scores.failures}
-            for index, reason in enumerate(scores.reasons["reward"]):
-                yield Verdict(bool(scores.total[index]), undecided.get(index, reason))
+            undecided = {index: f"undecided: {reason}" for index, reason in scores.failures.items()}
+            for index, reason in enumerate(scores.reasons):
+                yield Verdict(bool(scores.values[index]), undecided.get(index, reason))
 
 
 def _check(pairs: Sequence[Pair], choices: int | None) -> None:

@@ -53,7 +53,7 @@ def judge(reward: Reward, kind: Kind, answer: str, responses: Sequence[str]) -> 
 def _equal(reward: Reward, pairs: Sequence[tuple[str, str]]) -> tuple[list[bool], list[int]]:
     """Whether the two answers of each pair are equal, and the indexes of the pairs that could not be compared."""
     scores = reward.score([f"\\boxed{{{a}}}" for a, _ in pairs], [{"answer": b} for _, b in pairs])
-    return (scores.total > 0).tolist(), [index for index, _, _ in scores.failures]
+    return (scores.values > 0).tolist(), [*scores.failures]
 
 
 def _normalised(text: str) -> str:

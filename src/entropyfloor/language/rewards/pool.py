@@ -1,4 +1,4 @@
-"""Weighted sums of reward functions over batches, in a pool of processes that limits each check's time and memory.
+"""A reward function over batches, in a pool of processes that limits each check's time and memory.
 
 Kept by design instead of pebble 5.2, which is as fast (200 math-verify checks on two cores: 0.95 s here, 1.03 s
 there), but ends only the late process, not what it has started: process groups are not in its public interface.
@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import wait
 from typing import NamedTuple
 
@@ -29,115 +29,97 @@ log = logging.getLogger(__name__)
 class Scores(NamedTuple):
     """Rewards of a batch of responses."""
 
-    total: np.ndarray
-    """`[B]` float64: weighted sums."""
-    parts: dict[str, np.ndarray]
-    """`[B]` for each function, before its weight."""
-    failures: list[tuple[int, str, str]]
-    """Index of the response, name of the function and reason, where a function failed and its part is 0."""
-    reasons: dict[str, list[str]]
-    """`[B]` for each function: the reason where it returned a `Verdict`, else an empty text."""
+    values: np.ndarray
+    """`[B]` float64."""
+    failures: dict[int, str]
+    """Index of the response and reason, where the function failed and the reward is 0."""
+    reasons: list[str]
+    """`[B]`: the reason where the function returned a `Verdict`, else an empty text."""
 
 
 class Reward:
-    """A weighted sum of functions of a response and its row; a failure costs one response, not the run.
+    """A function of a response and its row; a failure costs one response, not the run.
 
-        with Reward({"correct": Answer(), "short": short}, weights={"short": 0.1}) as reward:
+        with Reward(Answer()) as reward:
             rewards = reward(responses, rows)
 
-    A function that raises, returns no finite number, takes longer than `seconds` or ends its process gives 0 for
-    that response. The reason is counted in `failures` and logged, once per call and kind. Functions run in
-    processes that are spawned, not forked, since the parent has threads. A process that is stuck is killed with
+    If it raises, returns no finite number, takes longer than `seconds` or ends its process, that response gets 0.
+    The reason is counted in `failures` and logged, once per call and kind. The function runs in processes that are
+    spawned, not forked, since the parent has threads. A process that is stuck is killed with
     everything it started, and replaced. The processes stay for the next call and end with `close`, with the
     object, or with the parent. A script that makes a `Reward` needs `if __name__ == "__main__":`, which is a rule
     of `multiprocessing`. On Linux each process may allocate 4 GiB more than it starts with. A function that is an
     object with a method `prepare` has it called once in each process, before its time counts.
 
     Args:
-        functions: Functions by name, or a single one, which is called "reward". They must be importable by name,
-            or be objects of such a class.
-        weights: Weights by name; 1 by default.
-        workers: Number of processes; 0 calls the functions in this process, without a time limit, which is for
-            functions that are known to be quick.
-        seconds: Time limit of a function for one response.
+        function: It must be importable by name, or be an object of such a class.
+        workers: Number of processes; 0 calls the function in this process, without a time limit, which is for one
+            that is known to be quick.
+        seconds: Time limit for one response.
         quiet: Do not log failures.
 
     Raises:
-        ValueError: No function, a weight without a function, a function that cannot be pickled, or a number out
-            of range.
+        ValueError: A function that cannot be pickled, or a number out of range.
     """
 
     def __init__(
         self,
-        functions: Mapping[str, Function] | Function,
+        function: Function,
         *,
-        weights: Mapping[str, float] | None = None,
         workers: int = 2,
         seconds: float = 5.0,
         quiet: bool = False,
     ) -> None:
-        self.functions = dict(functions) if isinstance(functions, Mapping) else {"reward": functions}
-        self.weights = dict.fromkeys(self.functions, 1.0) | dict(weights or {})
-        if not self.functions:
-            raise ValueError("functions is empty: give one reward at least")
-        if unknown := set(self.weights) - set(self.functions):
-            raise ValueError(f"weights has {sorted(unknown)}: there are the functions {sorted(self.functions)}")
         if workers < 0:
             raise ValueError(f"workers={workers} must be 0, for this process, or more")
         if not seconds > 0:
             raise ValueError(f"seconds={seconds} must be above 0")
-        self.workers, self.seconds, self.quiet = workers, seconds, quiet
+        self.function, self.workers, self.seconds, self.quiet = function, workers, seconds, quiet
         self.failures: Counter[str] = Counter()
-        """Number of failures of each function and kind, over all calls."""
+        """Number of failures of each kind, over all calls."""
         self._pool: list[Worker] = []
         self._lock = threading.Lock()
         self._finalizer = weakref.finalize(self, stop, self._pool)
         self._payload = b""
         if workers:
             try:
-                self._payload = pickle.dumps(self.functions)
+                self._payload = pickle.dumps(function)
             except (pickle.PicklingError, AttributeError, TypeError) as error:
                 raise ValueError(
-                    f"a reward function cannot be sent to another process ({error}): define it at the top level "
+                    f"the reward function cannot be sent to another process ({error}): define it at the top level "
                     "of a module, or give workers=0, which has no time limit"
                 ) from None
 
     def __call__(self, responses: Sequence[str], rows: Sequence[Row]) -> np.ndarray:
-        """`[B]` float64: the weighted sum for each response; see `score`."""
-        return self.score(responses, rows).total
+        """`[B]` float64: the reward of each response; see `score`."""
+        return self.score(responses, rows).values
 
     def score(self, responses: Sequence[str], rows: Sequence[Row]) -> Scores:
-        """Rewards with their parts, failures and reasons.
+        """Rewards with their failures and reasons.
 
         Args:
             responses: Responses.
             rows: The row of the problem of each response.
 
         Raises:
-            ValueError: The lengths differ, or the processes cannot import the functions.
+            ValueError: The lengths differ, or the processes cannot import the function.
             RuntimeError: The processes do not start.
         """
         if len(responses) != len(rows):
             raise ValueError(f"{len(responses)} responses and {len(rows)} rows: give one row for each response")
-        jobs = [
-            Job(index, name, response, row)
-            for index, (response, row) in enumerate(zip(responses, rows, strict=True))
-            for name in self.functions
-        ]
+        jobs = [Job(*pair) for pair in zip(responses, rows, strict=True)]
         with self._lock:
             if self.workers:
                 self._run(jobs)
             else:
                 for job in jobs:
-                    job.finish(*call(self.functions, *job.arguments))
+                    job.finish(*call(self.function, job.response, job.row))
             self._count([job for job in jobs if job.reason])
-        parts = {name: np.zeros(len(responses)) for name in self.functions}
-        reasons = {name: [""] * len(responses) for name in self.functions}
-        for job in jobs:
-            parts[job.name][job.index] = job.value
-            reasons[job.name][job.index] = job.explanation
-        total = sum((self.weights[name] * part for name, part in parts.items()), np.zeros(len(responses)))
-        return Scores(total, parts, [(job.index, job.name, job.reason) for job in jobs if job.reason], reasons)
+        return Scores(
+            np.array([job.value for job in jobs], np.float64),
+            {index: job.reason for index, job in enumerate(jobs) if job.reason},
+            [job.explanation for job in jobs],
+        )
 
     def close(self) -> None:
         """End the processes; a later call starts new ones."""
@@ -178,12 +160,12 @@ class Reward:
             raise
 
     def _count(self, failed: list[Job]) -> None:
-        kinds = Counter(f"{job.name}: {job.kind}" for job in failed)
+        kinds = Counter(job.kind for job in failed)
         self.failures.update(kinds)
         for kind, count in kinds.items() if not self.quiet else ():
-            first = next(job for job in failed if f"{job.name}: {job.kind}" == kind)
+            first = next(job for job in failed if job.kind == kind)
             log.warning(
-                "reward %s (%d in this batch, which get 0 for it; the first: %s, at the response %.200r)",
+                "reward: %s (%d in this batch, which get 0 for it; the first: %s, at the response %.200r)",
                 kind,
                 count,
                 first.reason,

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -31,10 +31,8 @@ START_SECONDS = 300.0
 
 @dataclass
 class Job:
-    """One function to be applied to one response, and its result."""
+    """A response to be checked, and the result."""
 
-    index: int
-    name: str
     response: str
     row: Row
     value: float = 0.0
@@ -42,11 +40,6 @@ class Job:
     """Why the function failed; empty where it did not."""
     explanation: str = ""
     """Reason of a verdict."""
-
-    @property
-    def arguments(self) -> tuple[str, str, Row]:
-        """Arguments of `call`, behind the functions."""
-        return self.name, self.response, self.row
 
     @property
     def kind(self) -> str:
@@ -63,7 +56,7 @@ class Worker:
     """A worker process as its parent sees it: starting, idle, or busy with a job."""
 
     payload: bytes
-    """The functions, pickled."""
+    """The function, pickled."""
     connection: Connection = field(init=False)
     process: Any = field(init=False)
     owner: int = field(default_factory=os.getpid)
@@ -91,7 +84,7 @@ class Worker:
     def give(self, job: Job, seconds: float) -> None:
         """Send a job, with its time limit."""
         try:
-            self.connection.send((seconds, *job.arguments))
+            self.connection.send((seconds, job.response, job.row))
         except OSError:
             self.gone, self.unread = True, job
         else:
@@ -101,7 +94,7 @@ class Worker:
         """Receive a result, or the message that the process is ready.
 
         Raises:
-            ValueError: The process cannot import the functions.
+            ValueError: The process cannot import the function.
         """
         try:
             value, reason, explanation = self.connection.recv()
@@ -113,8 +106,8 @@ class Worker:
             self.job = None
         elif reason:
             raise ValueError(
-                f"a reward function cannot be imported where it should run ({reason}): define it in a module, not "
-                "in a notebook, or give workers=0"
+                f"the reward function cannot be imported where it should run ({reason}): define it in a module, "
+                "not in a notebook, or give workers=0"
             )
         else:
             self.ready = True
@@ -166,10 +159,9 @@ def _run(connection: Connection, payload: bytes) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
     os.setpgrp()  # a group of its own, which is ended as a whole
     try:
-        functions = pickle.loads(payload)
-        for function in functions.values():
-            if hasattr(function, "prepare"):
-                function.prepare()
+        function = pickle.loads(payload)
+        if hasattr(function, "prepare"):
+            function.prepare()
     except BaseException as error:  # an import may raise anything
         connection.send((0.0, _summary(error), ""))
         return
@@ -181,19 +173,19 @@ def _run(connection: Connection, payload: bytes) -> None:
         except (EOFError, OSError):
             return
         _alarm(seconds + 1.0)
-        result = call(functions, *job)
+        result = call(function, *job)
         _alarm(0.0)
         connection.send(result)
 
 
-def call(functions: Mapping[str, Function], name: str, response: str, row: Row) -> tuple[float, str, str]:
-    """Apply the function with a name to a response.
+def call(function: Function, response: str, row: Row) -> tuple[float, str, str]:
+    """Apply a function to a response.
 
     Returns:
         The value, which is 0 after a failure; the reason of a failure; the reason of a verdict.
     """
     try:
-        reward = functions[name](response, row)
+        reward = function(response, row)
         value = float(reward)
     except Exception as error:
         return 0.0, f"raised {type(error).__name__}: {_summary(error)}", ""
