@@ -65,6 +65,14 @@ def test_the_same_runs_give_the_same_bytes_and_more_can_be_added(runs, tmp_path)
     same(read_run(one / "sac/seed-2"), read_run(runs / "sac/seed-2"))
 
 
+def test_a_run_keeps_its_files_beside_runs_that_are_in_it(runs, tmp_path):
+    make(runs / "sac", 9)
+    one, two = tmp_path / "one.runs.zip", tmp_path / "two.runs.zip"
+    assert pack([runs], one) == pack([one], two) == 4
+    assert one.read_bytes() == two.read_bytes()
+    same(read_run(two / "sac"), read_run(runs / "sac"))
+
+
 def test_an_archive_below_the_packed_directory_keeps_its_runs(runs, tmp_path, monkeypatch):
     """The same command again gives the same archive, and packs a run that has gone on once more."""
     monkeypatch.chdir(tmp_path)

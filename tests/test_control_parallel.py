@@ -103,7 +103,7 @@ def test_steps_are_those_of_all_environments_and_updates_follow_them():
     assert int(trainer.state.actor_optimiser[0].count) == 4
 
 
-@pytest.mark.parametrize(("seeds", "most"), [(1, 8_490_566), (2, 4_245_283)])
+@pytest.mark.parametrize(("seeds", "most"), [(1, 8_490_566), (2, 2_830_188)])  # a checkpoint copies one
 def test_a_replay_that_does_not_fit_is_refused_before_it_is_allocated(seeds, most, monkeypatch):
     monkeypatch.setattr("entropyfloor.runs.machine._memory", lambda: 10**9)
     config = configure("fasttd3", **TINY, steps=10**8, replay_capacity=10**7 * 6).resolved()

@@ -4,6 +4,9 @@ import functools
 import itertools
 import json
 import math
+import platform
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +30,6 @@ from entropyfloor.control.evaluate import evaluate
 from entropyfloor.control.heads import GaussianPolicy
 from entropyfloor.control.model_based import ModelBasedCollector
 from entropyfloor.control.replay import Sequence, SequenceReplay, Transition
-from entropyfloor.control.threads import keep_memory
 from entropyfloor.control.train import train
 from entropyfloor.runs import Run, read_run
 
@@ -696,8 +698,27 @@ def test_evaluations_plan(tmp_path, cache):
         assert total == pytest.approx(expected, rel=1e-6)
 
 
-def test_memory_is_kept_where_the_library_can():
+KEPT = """
+import sys
+import numpy as np, psutil
+from entropyfloor.control.threads import keep_memory
+if sys.argv[1:]:
     keep_memory()
+def resident():
+    return psutil.Process().memory_info().rss / 2**20
+before = resident()
+np.ones(2**24)
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not GNU's")
+@pytest.mark.parametrize("kept", [True, False])
+def test_memory_is_kept_where_the_library_can(kept):
+    """128 MB, after they are freed."""
+    command = [sys.executable, "-c", KEPT, *["keep"] * kept]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert (float(done.stdout) > 100) == kept
 
 
 @pytest.mark.slow

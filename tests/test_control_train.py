@@ -276,10 +276,9 @@ def test_ten_kills_change_nothing(agent, tmp_path, cache):
     process = command(*options_of({**settings, "out": whole}), cache=cache)
     assert process.communicate(timeout=300)[1] == ""
     duration = time.monotonic() - begun
-    moments, kills, start = random.Random(0), 0, options_of({**settings, "out": killed})
+    moments, kills, start, saved = random.Random(0), 0, options_of({**settings, "out": killed}), []
     while kills < 10:
-        begun = (killed / "config.toml").exists()
-        args = ["--resume", str(killed)] if begun else start
+        args = ["--resume", str(killed)] if (killed / "config.toml").exists() else start
         process = command(*args, cache=cache)
         try:
             process.communicate(timeout=moments.uniform(0.2, 0.9) * duration)
@@ -287,6 +286,7 @@ def test_ten_kills_change_nothing(agent, tmp_path, cache):
             process.kill()
             process.communicate()
             kills += 1
+            saved += [path.name for path in (killed / "checkpoints").glob("0*")]
         else:  # it was faster than the kill: once more from the start, to be killed ten times in all
             assert process.returncode == 0
             assert_same_run(whole, killed)
@@ -295,6 +295,7 @@ def test_ten_kills_change_nothing(agent, tmp_path, cache):
         process = command("--resume", str(killed), cache=cache)
         assert process.communicate(timeout=300)[1] == ""
         assert_same_run(whole, killed)
+    assert saved  # else nothing was ever resumed
 
 
 # --- checkpoints that cannot be used ---------------------------------------------------------------------
@@ -399,11 +400,14 @@ def test_on_an_accelerator_seeds_advance_together_and_go_on(tmp_path, monkeypatc
     assert all(read_run(path).status["state"] == "finished" for path in paths)
     with pytest.raises(ValueError, match=r"seed-0 was begun and others were not: give only seeds"):
         train_seeds(config, [0, 1, 2])
-    shutil.rmtree(paths[1] / "checkpoints")
-    for path in paths:
-        (path / "status.json").unlink()
-    with pytest.raises(ValueError, match="some of the seeds have no checkpoint yet"):
-        train_seeds(config, [0, 1])
+    last = Run.open(paths[1]).checkpoints()
+    for killed in (last[1:], last):  # between the saves of two seeds: the last ones, the first ones
+        for checkpoint in killed:
+            shutil.rmtree(checkpoint, ignore_errors=True)
+        for path in paths:
+            (path / "status.json").unlink()
+        assert train_seeds(config, [0, 1]) == paths
+        assert [history(path) for path in paths] == whole
 
 
 @pytest.mark.slow

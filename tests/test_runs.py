@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -317,7 +316,8 @@ def test_a_half_written_line_is_ignored_and_a_resume_goes_on_behind_it(run):
     assert read_run(run.path).series("return")[0].tolist() == [1]
     continued = Run.open(run.path)
     assert continued.resume() is None
-    continued.log(1, {"return": 4.0})
+    with continued.recording():
+        continued.log(1, {"return": 4.0})
     assert read_run(run.path).series("return")[1].tolist() == [4.0]
 
 
@@ -335,7 +335,9 @@ def test_a_resume_supersedes_what_was_logged_after_the_checkpoint(run):
             run.save(step, {}, {})
     continued = Run.open(run.path)
     assert continued.resume().step == 2
-    continued.log(3, {"return": 30.0})
+    assert read_run(run.path).series("return")[1].tolist() == [1, 2, 3]  # what cannot be restored repeats nothing
+    with continued.recording():
+        continued.log(3, {"return": 30.0})
     assert read_run(run.path).series("return")[1].tolist() == [1, 2, 30]
     seconds = [json.loads(line)["seconds"] for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert seconds == sorted(seconds)  # the wall clock goes on where it stopped
@@ -592,12 +594,14 @@ def test_a_kill_at_any_moment_leaves_a_run_that_can_be_read_and_resumed(tmp_path
     rng = np.random.default_rng(0)
     for trial in range(4):
         path = tmp_path / str(trial)
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, path], env={**os.environ, "PYTHONPATH": "src"})
-        while not (path / "checkpoints").exists() or len(list((path / "checkpoints").glob("0*"))) < 2:
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.05))
-        writer.send_signal(signal.SIGKILL)
-        writer.wait()
+        with subprocess.Popen([sys.executable, "-c", WRITER, path]) as writer:
+            try:
+                while len(list((path / "checkpoints").glob("0*"))) < 2:
+                    assert writer.poll() is None
+                    time.sleep(0.01)
+                time.sleep(rng.uniform(0, 0.05))
+            finally:
+                writer.kill()
         steps, _ = read_run(path).series("return")
         np.testing.assert_array_equal(steps, np.arange(len(steps)))
         assert read_run(path).status["state"] == "killed"

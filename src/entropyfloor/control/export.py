@@ -28,10 +28,10 @@ def export(run: Path, out: Path) -> str:
     """Write the policy of a run as an ONNX file, with the normalisation of observations inside.
 
     The input is `observation` `[B, obs]` for any B. The outputs are the mode `action`, which evaluations take; the
-    `loc` and `scale` of the distribution before it is bounded, or the `logits` of discrete actions; and the
-    `entropy` of the acting policy, in nats. The metadata name the distribution, the floor and the run's settings.
-    The file computes in float32, whatever the `precision` of the run. If the agent plans, the file is its policy
-    prior; the metadata and the lines returned say so.
+    `loc` and `scale` of the distribution before it is bounded (of `mnse` before its mapping of actions), or the
+    `logits` of discrete actions; and the `entropy` of the acting policy, in nats. The metadata name the
+    distribution, the floor and the run's settings. The file computes in float32, whatever the `precision` of the
+    run. If the agent plans, the file is its policy prior; the metadata and the lines returned say so.
 
     Args:
         run: A run directory, or a directory in its `checkpoints`.

@@ -19,6 +19,8 @@ from jax import Array
 from entropyfloor import targets
 from entropyfloor.jax import functional as F
 from entropyfloor.jax.distributions import Categorical, Normal, TanhNormal, TruncatedNormal
+from entropyfloor.jax.nn import update_running_mean
+from entropyfloor.jax.numerics import as_float
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -112,6 +114,7 @@ class GaussianPolicy:
         self, mean: Float[Array, "*batch D"], raw_log_std: Float[Array, "*batch R"], state: HeadState = STATELESS
     ) -> Gaussian:
         """π(·|s) from the outputs of the network, R = D `raw_outputs(head)` raw ones."""
+        mean = as_float(mean, "mean")  # tanh in bfloat16 is ±1, without a gradient, from a mean of 3.5
         loc = jnp.tanh(mean) if self._truncated else mean
         scale = jnp.exp(self._log_std(loc, raw_log_std, state))
         family = {"truncated": TruncatedNormal, "tanh": TanhNormal, "normal": Normal}[self.distribution]
@@ -155,10 +158,9 @@ class GaussianPolicy:
         """State after a training batch, whose log M moves the running one, as BatchNorm's statistics do."""
         if state.log_mean_exp_sum is None:
             return state
-        exp_sum = jax.nn.logsumexp(jax.lax.stop_gradient(raw_log_std), axis=-1)
+        exp_sum = jax.nn.logsumexp(raw_log_std, axis=-1)
         batch = jax.nn.logsumexp(exp_sum) - math.log(exp_sum.size)
-        running = jnp.logaddexp(state.log_mean_exp_sum + math.log1p(-MOMENTUM), batch + math.log(MOMENTUM))
-        return state._replace(log_mean_exp_sum=running)
+        return state._replace(log_mean_exp_sum=update_running_mean(state.log_mean_exp_sum, batch, MOMENTUM))
 
 
 @dataclass(frozen=True)

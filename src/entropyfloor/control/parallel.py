@@ -92,7 +92,8 @@ class ParallelTrainer(Trainer[FastConfig, ParallelCollector]):
         collectors = [ParallelCollector(config, len(configs)) for config in configs]
         sizes = collectors[0].obs_dim, collectors[0].action_dim
         agent: Any = build_agent(config, sizes[1])
-        self.memory = self.stack([ring.empty(collectors[0].rows, config.num_envs, *sizes)] * len(configs))
+        shape = collectors[0].rows, config.num_envs, *sizes
+        self.memory = self.across_seeds(lambda *_: ring.empty(*shape))(np.arange(len(configs)), None)
         self.begin(agent, collectors, sizes, learner(config, agent))
         self._add = self.across_seeds(lambda memory, steps, _: ring.add(memory, steps), donate_argnums=0)
 
@@ -164,7 +165,7 @@ def replay_rows(config: FastConfig, sizes: tuple[int, int], seeds: int, devices:
     """
     rows = -(-min(config.replay_capacity, config.steps) // config.num_envs)
     memory = memory_of(devices or jax.local_devices()[:1])
-    each = seeds * ring.step_bytes(*sizes)
+    each = (seeds + (seeds > 1)) * ring.step_bytes(*sizes)  # a checkpoint copies that of one of several seeds
     check_memory(rows * config.num_envs, each, "transitions in the replay", "--replay-capacity", memory)
     drawn = required(config.updates_per_step) * required(config.batch_size)
     check_memory(drawn, each, "transitions in the updates of a step", "--batch-size", memory)

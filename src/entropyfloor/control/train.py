@@ -64,8 +64,9 @@ def resume(path: Path, **changes: Any) -> Path:
 def train_seeds(config: ControlConfig, seeds: Sequence[int]) -> list[Path]:
     """Train several seeds, and continue those that were begun before.
 
-    On an accelerator they advance together in this process, on CPUs each is a process, one for each core. Either
-    way a seed has the same numbers, up to rounding. A script that calls this needs `if __name__ == "__main__":`.
+    On an accelerator they advance together in this process, and one that fails stops all of them: `resume`
+    continues each of the others alone. On CPUs each is a process, one for each core. Either way a seed has the
+    same numbers, up to rounding. A script that calls this needs `if __name__ == "__main__":`.
 
     Args:
         config: Settings of all seeds; `out` is the directory above theirs, by default runs/<env>/<agent>.
@@ -116,10 +117,9 @@ def _resume(paths: Sequence[Path], **changes: Any) -> list[Path]:
     configs = [read_config(run.config) for run in runs]
     check_changeable(type(configs[0]), changes)
     trainer = build([replace(config, **changes) for config in configs])
-    checkpoints = [run.resume() for run in runs]
+    steps = [{int(path.name) for path in run.checkpoints()} for run in runs]  # a kill may have come between saves
+    checkpoints = [run.resume(max(set.intersection(*steps), default=0)) for run in runs]
     if saved := [checkpoint for checkpoint in checkpoints if checkpoint is not None]:
-        if len(saved) < len(runs):
-            raise ValueError("some of the seeds have no checkpoint yet: resume each of them alone")
         trainer.restore(saved)
     del checkpoints, saved  # their replays are copied
     trainer.fit(runs)

@@ -12,6 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import jax
@@ -184,18 +185,16 @@ class Trainer(ABC, Generic[ConfigT, CollectorT]):
         """Continue from checkpoints of runs with the same configs, all at the same step.
 
         Raises:
-            ValueError: A checkpoint does not fit, or they are not at the same step.
+            ValueError: A checkpoint does not fit.
         """
-        steps = sorted({checkpoint.step for checkpoint in checkpoints})
-        if len(steps) > 1:
-            raise ValueError(f"the seeds stopped at different steps, {steps}: resume each of them alone")
-        self.step = steps[0]
+        self.step = checkpoints[0].step
         self._evaluation_due = any(checkpoint.state.get("evaluation_due") for checkpoint in checkpoints)
         states, memories = [], []
         for i, (collector, checkpoint) in enumerate(zip(self.collectors, checkpoints, strict=True)):
             with checkpoint.restoring():
-                states.append(_restored("agent", self.pick(self.state, i), checkpoint))
-                memories.append(_restored("memory", self.pick(self.memory, i), checkpoint))
+                shapes = jax.eval_shape(partial(self.pick, i=i), (self.state, self.memory))
+                states.append(_restored("agent", shapes[0], checkpoint))
+                memories.append(_restored("memory", shapes[1], checkpoint))
                 collector.restore(checkpoint.arrays, checkpoint.state)
         self.state, self.memory = self.stack(states), self.stack(memories)
 

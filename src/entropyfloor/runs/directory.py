@@ -58,6 +58,8 @@ class Run:
         self._since = time.perf_counter()
         self._size: int | None = None
         """Size of the metrics in bytes after the last line of this object."""
+        self._resumed = False
+        """Whether the next `recording` goes on from a checkpoint."""
         self._track: Callable[[Line], None] | None = None
         """Copies a line to the trackers."""
         self._held: os.stat_result | None = None
@@ -185,30 +187,32 @@ class Run:
         home = self.path / "checkpoints"
         return sorted(path for path in home.glob("[0-9]" * 12) if path.is_dir())
 
-    def latest(self) -> Checkpoint | None:
-        """The last checkpoint, or None.
+    def latest(self, limit: float = math.inf) -> Checkpoint | None:
+        """The last checkpoint, or the last at a step of at most `limit`, or None.
 
         Raises:
             ValueError: It is damaged, of another format, or of a run with other settings.
         """
-        saved = self.checkpoints()
+        saved = [path for path in self.checkpoints() if int(path.name) <= limit]
         return checkpoint.load(saved[-1], checkpoint.fingerprint(self.config)) if saved else None
 
-    def resume(self) -> Checkpoint | None:
-        """Continue from the last checkpoint, or from the start if there is none.
+    def resume(self, limit: float = math.inf) -> Checkpoint | None:
+        """Continue from the last checkpoint at a step of at most `limit`, or from the start if there is none.
 
-        Lines that were logged after it stay in the file; readers drop them, because the run repeats them.
+        Lines that were logged after it stay in the file. Readers drop them as soon as `recording` begins, because
+        the run repeats them.
         """
         with _locked(self.path):
-            last = self.latest()
+            last = self.latest(limit)
             with (self.path / METRICS).open("r+b") as file:  # a kill may have cut the last line short
                 content = file.read()
                 file.truncate(content.rfind(b"\n") + 1)
             lines = read_lines(self.path)
             self._seconds = max((line["seconds"] for line in lines), default=0.0)
             self._since = time.perf_counter()
+            self._size = (self.path / METRICS).stat().st_size
             self._step = last.step if last else -1  # -1: no earlier line counts
-            self._append(self._step, {"event": "resumed"})
+            self._resumed = True
         return last
 
     @contextmanager
@@ -228,6 +232,9 @@ class Run:
             self._held = held
             try:
                 self._check_there()
+                if self._resumed:  # not before: a checkpoint that cannot be restored repeats nothing
+                    self._append(self._step, {"event": "resumed"})
+                    self._resumed = False
                 with suppress(ValueError):  # a damaged status is replaced
                     before = read_status(self.path, logged=True)
                     self._peaks = {name: before[name] for name in PEAKS if name in before}

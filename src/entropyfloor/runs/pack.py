@@ -56,6 +56,7 @@ def _is_in(out: Path, path: Path) -> bool:
 def _files(run: Path) -> dict[str, bytes]:
     if found := archive.split(run):
         file, below = found
-        names = [Path(name) for name in archive.names(file, below)]
+        below_it = map(Path, archive.names(file, below))  # also of runs that are in this one
+        names = [name for name in below_it if name.parent == Path(below)]
         return {name.name: archive.read(file, name.as_posix()) for name in names}
     return {path.name: path.read_bytes() for path in run.iterdir() if path.suffix in PACKED}

@@ -18,11 +18,12 @@ ADDED: tuple[tuple[str, str, dict[str, Any]], ...] = (
         {"alpha_weight": "alpha", "clamp_target": True, "normalise_observations": False, "critics": 2},
     ),
     ("vision", "model", {"pretrained": False, "label_noise": 0.0}),
-    ("language", "model", {"digits": 2, "chain_length": 5}),
     (
         "language",
         "model",
         {
+            "digits": 2,
+            "chain_length": 5,
             "advantages": "group",
             "smoothing": 0.05,
             "right_weight": 0.1,

@@ -18,17 +18,15 @@ def bootstrap_interval(
     statistic: Callable[..., Any] = np.mean,
     *,
     resamples: int = RESAMPLES,
-    confidence: float = 0.95,
     seed: int = 0,
 ) -> tuple[Any, Any]:
-    """Percentile interval of a statistic by the bootstrap (`scipy.stats.bootstrap`).
+    """95 % percentile interval of a statistic by the bootstrap (`scipy.stats.bootstrap`).
 
     Args:
         values: `[n, ...]`, resampled along axis 0. The arrays of a tuple are resampled independently.
         statistic: Called as `statistic(*arrays, axis=1)` with arrays `[some, n, ...]`, several resamples at a
             time; returns `[some]`, or `[some, m]` for m numbers. `np.mean` and `np.median` are such functions.
         resamples: Number of bootstrap resamples.
-        confidence: Share of the bootstrap distribution inside the interval.
         seed: Seed of the resampling; the same seed gives the same interval.
 
     Returns:
@@ -47,7 +45,6 @@ def bootstrap_interval(
         [*map(len, samples)],
         resampled,
         resamples=resamples,
-        confidence=confidence,
         seed=seed,
         size=sum(sample.size for sample in samples),
     )
@@ -59,7 +56,6 @@ def interval_of_rows(
     *,
     size: int,
     resamples: int = RESAMPLES,
-    confidence: float = 0.95,
     seed: int = 0,
 ) -> tuple[Any, Any]:
     """As `bootstrap_interval`, but the statistic is given the numbers of the rows that were drawn.
@@ -71,7 +67,6 @@ def interval_of_rows(
         size: Number of values in a resample, of which `CELLS` says how many resamples are made at a time. The
             same lengths, size and seed draw the same rows.
         resamples: Number of bootstrap resamples.
-        confidence: Share of the bootstrap distribution inside the interval.
         seed: Seed of the resampling.
 
     Returns:
@@ -93,7 +88,7 @@ def interval_of_rows(
         n_resamples=resamples,
         batch=max(1, CELLS // size),
         vectorized=True,
-        confidence_level=confidence,
+        confidence_level=0.95,
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval

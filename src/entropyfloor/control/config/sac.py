@@ -59,7 +59,7 @@ class SACConfig(ControlConfig):
     """Preset of head, distribution and entropy."""
     entropy: EntropyTerm | None = None
     """Entropy term of the losses: a learned α, a fixed α or none; overrides the preset."""
-    residual_entropy: float | Literal["learned"] = 0.0
+    residual_entropy: Annotated[float | Literal["learned"], NATURAL] = 0.0
     """Residual entropy δ̂, added to H0 under heads with a floor: a constant in nats, or learned (Eq. 12)."""
     clamp_target: bool = True
     """Stop H0 + a learned δ̂ at what σ_max allows; without it C.1.1 of the paper can be reproduced."""
