@@ -84,8 +84,8 @@ def test_smoothing_favours_unlikely_right_responses_and_punishes_unlikely_wrong_
     log_probs = torch.tensor([[-1.0, -3.0, math.nan], [-0.5, -0.1, -0.3], [-4.0, 9.0, 9.0], [0.0, 0.0, 0.0]])
     mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0], [0, 0, 0]], dtype=torch.bool)
     right = torch.tensor([True, False, False, True])
-    found = smoothing(log_probs, mask, right, right_coef=0.5, wrong_coef=0.1)
-    torch.testing.assert_close(found, torch.tensor([1.0, -0.03, -0.4, 0.0]))
+    found = smoothing(log_probs, mask, right, 0.5)
+    torch.testing.assert_close(found, torch.tensor([1.0, -0.15, -2.0, 0.0]))
     with pytest.raises(ValueError, match="must be"):
         smoothing(log_probs, mask, right[:2])
 

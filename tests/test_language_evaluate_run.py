@@ -116,6 +116,12 @@ def test_at_the_runs_own_temperature_every_response_is_the_likeliest(run, result
     assert len(common) == len(PROBLEMS) - (not same)
 
 
+@pytest.mark.parametrize("option", ["problems", "samples"])
+def test_a_number_below_one_is_refused(run, option):
+    with pytest.raises(ValueError, match=f"{option}=-5 must be at least 1"):
+        evaluate(run, **{option: -5})
+
+
 def test_a_front_has_the_counts_at_every_temperature(run, tmp_path):
     held = file_of(tmp_path / "held.jsonl", PROBLEMS)
     summary = evaluate(run, samples=SAMPLES, temperature=2.0, temperatures=(4.0, 0.01, 2.0), test_data=held)

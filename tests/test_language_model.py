@@ -332,10 +332,12 @@ def test_a_run_is_refused_before_it_begins(model, tmp_path):
     rows = [{"question": f"{i}+{i}", "answer": str(2 * i)} for i in range(60)]
     data = str(tiny_language.write_rows(tmp_path / "data.jsonl", rows))
     settings = {"task": "file", "data": data, "model": str(model), "warm_start_steps": 0, "max_new_tokens": 4}
-    with pytest.raises(ValueError, match=r"prompts=64 for each rollout: data has 49 problems to train with"):
+    with pytest.raises(ValueError, match=r"prompts=64: data has 49 problems to train with"):
         train(config(tmp_path, **settings, prompts=64))
-    with pytest.raises(ValueError, match=r"prompts=200 for each rollout: arithmetic has no more than"):
+    with pytest.raises(ValueError, match=r"prompts=200: arithmetic has no more than"):
         train(config(tmp_path, task="arithmetic", digits=1, prompts=200, warm_start_steps=0))
+    with pytest.raises(ValueError, match=r"warm_start_batch=200: arithmetic has no more than"):
+        train(config(tmp_path, task="arithmetic", digits=1, warm_start_batch=200, warm_start_steps=1))
     tokenizer = tiny_language.tokenizer()
     tokenizer.add_tokens("<more>")
     tokenizer.save_pretrained(model)

@@ -512,6 +512,8 @@ def test_a_number_that_is_not_finite_stops_the_run(evens, tmp_path, monkeypatch)
         ({"samples": 1}, "samples=1 must be at least 2"),
         ({"kl_cov": 0.1}, "do nothing where every ratio is 1"),
         ({"kl_cov": 0.1, "clip_cov": 0.1, "minibatches": 2}, "choose one"),
+        ({"warm_start_batch": 0}, "warm_start_batch=0 must be at least 1"),
+        ({"largest": 10**9}, "largest=1000000000 must be between 2 and 999"),
         ({"minibatches": 3}, "prompts=4 must be a multiple of minibatches=3"),
         ({"head": "era", "omega_low": 2.0, "omega_high": 1.0}, "omega_low=2.0 must be below omega_high=1.0"),
         ({"head": "era", "omega_low_2": 2.0, "omega_high_2": 1.0}, "omega_low_2=2.0 must be below omega_high_2"),
@@ -569,7 +571,17 @@ def test_tasks_of_other_sizes_have_warm_starts_of_their_own(tmp_path):
         *({"task": "modular"}, {"task": "modular", "chain_length": 3}),
         *({"task": "countdown-3"}, {"task": "countdown-3", "largest": 9}),
     ]
-    assert len({file_of(LanguageConfig(**size, warm_starts=str(tmp_path))) for size in sizes}) == 6
+    assert len({file_of(LanguageConfig(**size, warm_starts=str(tmp_path)), None) for size in sizes}) == 6
+
+
+def test_a_model_that_was_written_again_has_a_warm_start_of_its_own(tmp_path):
+    base, _ = tiny("0123456789+-*=,:", layers=1, hidden=16, heads=2, length=16)
+    settings = LanguageConfig(model="./base", warm_starts=str(tmp_path))
+    before = file_of(settings, base.bfloat16())
+    assert file_of(settings, base) == before
+    with torch.no_grad():
+        next(base.parameters()).mul_(1.5)
+    assert file_of(settings, base) != before
 
 
 def test_runs_share_a_warm_start(evens, tmp_path):
@@ -577,7 +589,7 @@ def test_runs_share_a_warm_start(evens, tmp_path):
     alone = train(config(tmp_path / "alone"))
     settings = {"warm_starts": str(tmp_path / "warm")}
     first = train(config(tmp_path / "first", **settings))
-    file = file_of(read_config(read_run(first).config))
+    file = file_of(read_config(read_run(first).config), None)
     written = file.stat().st_mtime_ns
     second = train(config(tmp_path / "second", **settings))
     assert history(alone) == history(first) == history(second)

@@ -16,6 +16,7 @@ from entropyfloor.control.replay import Replay, transition_bytes
 from entropyfloor.control.ring import step_bytes
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.needs import needs
+from entropyfloor.language.tasks.files import Questions
 from entropyfloor.torch.memory import bytes_of, saved_bytes, without_memory
 from entropyfloor.vision import needs as vision_needs
 from entropyfloor.vision.config import VisionConfig
@@ -55,6 +56,11 @@ def test_keys_and_values_of_7b_are_those_of_its_config():
     tokens = 1024 + 3072 + 64
     layer = 16 * tokens * 2 * 4 * 128 * 4
     assert needs(language(), on_cpu=False).moments["sampling"]["keys and values"] == layer * (28 + 1 + 7)
+
+
+def test_responses_to_questions_of_a_file_are_as_long_as_they_may_be():
+    long, default = (needs(language(max_new_tokens=n), on_cpu=False) for n in (Questions.max_new_tokens, None))
+    assert default.moments == long.moments
 
 
 @pytest.mark.slow

@@ -33,6 +33,13 @@ def check_whole(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name}={value} must be a whole number of at least {least}")
 
 
+def check_counts(**counts: int | None) -> None:
+    """Raise `ValueError` unless every number that is given is at least 1."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name}={count} must be at least 1")
+
+
 def is_finite(value: float) -> bool:
     """Whether `value` is finite, by comparisons: compilers can trace those, but not `math.isfinite`."""
     return -math.inf < value < math.inf

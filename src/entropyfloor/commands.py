@@ -74,8 +74,8 @@ def train_language(args: Sequence[str]) -> Callable[..., None]:
 
     summary = """Train a language model by RL on problems whose answers can be checked.
 
-        GRPO, Dr. GRPO or GSPO, with ERA or a baseline: an entropy bonus, clip-higher, KL-Cov, Clip-Cov, forking
-        tokens, a KL divergence to the initial model."""
+        GRPO, Dr. GRPO, GSPO or CISPO, with ERA, with a controller of the entropy, or with a baseline: other
+        advantages, an entropy bonus, clip-higher, KL-Cov, Clip-Cov, forking tokens, a KL divergence."""
     return _trainer(summary, train, LanguageConfig, args)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from entropyfloor.audit.samples import Further, Samples
+from entropyfloor.checks import check_counts
 from entropyfloor.extras import shortened
 from entropyfloor.language.encoding import Turn, encode, render
 from entropyfloor.language.evaluate import STREAM
@@ -61,7 +62,7 @@ def run(
     Raises:
         ValueError: No run, no checkpoint, the task's files are not there, or an option that cannot be used.
     """
-    _check_counts(problems=problems, samples=samples)
+    check_counts(problems=problems, samples=samples)
     trained = read_trained(run)
     config, task = as_evaluated(trained.config, data, test_data, temperature)
     model, tokenizer = trained.model.to(device_of("auto")), trained.tokenizer  # type: ignore[arg-type]
@@ -122,7 +123,7 @@ def language_model(
     """
     if (prompts is None) == (rollouts is None):
         raise ValueError("give either --prompts, for responses of the model, or --rollouts, responses to read")
-    _check_counts(samples=samples, max_new_tokens=max_new_tokens, batch_size=batch_size, limit=limit)
+    check_counts(samples=samples, max_new_tokens=max_new_tokens, batch_size=batch_size, limit=limit)
     defaults = inspect.signature(language_model).parameters
     sampling = {"samples": samples, "max_new_tokens": max_new_tokens, "seed": seed}
     unused = [f"{name}={value}" for name, value in sampling.items() if value != defaults[name].default]
@@ -258,12 +259,6 @@ def _given(
     tokens, mask, width = aligned(prompt_tokens, response_tokens, int(tokenizer.pad_token_id or 0))
     tokens, mask = tokens.to(model.device), mask.to(model.device)
     return Responses(tokens, mask, mask[:, width:], list(texts), torch.ones(len(texts), dtype=torch.bool))
-
-
-def _check_counts(**counts: int | None) -> None:
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise ValueError(f"{name}={count} must be at least 1")
 
 
 def _check_context(model: PreTrainedModel, prompt: int, response: int) -> None:

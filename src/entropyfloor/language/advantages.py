@@ -131,14 +131,12 @@ def smoothing(
     log_probs: Float[Tensor, "B T"],
     mask: Bool[Tensor, "B T"],
     right: Bool[Tensor, " B"],
-    *,
-    right_coef: float = 0.05,
-    wrong_coef: float = 0.05,
+    coef: float = 0.05,
 ) -> Float[Tensor, " B"]:
-    """What DS-GRPO adds to advantages: `-γ_r l` for right responses, `+γ_w l` for wrong ones.
+    """What DS-GRPO adds to advantages: `-γ l` for right responses, `+γ l` for wrong ones, where γ is `coef`.
 
     l is the mean log-prob of a response's tokens under the policy that sampled: unlikely right responses gain
-    most, unlikely wrong ones lose most (arXiv 2511.19942). Mean and coefficients are those of MaxRL's public code,
+    most, unlikely wrong ones lose most (arXiv 2511.19942). Mean and coefficient are those of MaxRL's public code,
     which has DS-GRPO as a baseline; its authors' own was not found.
 
     Raises:
@@ -148,7 +146,7 @@ def smoothing(
         >>> import torch
         >>> from entropyfloor.language import advantages
         >>> log_probs, right = torch.tensor([[-2.0, -4.0], [-1.0, -1.0]]), torch.tensor([True, False])
-        >>> advantages.smoothing(log_probs, torch.ones(2, 2), right, right_coef=0.5, wrong_coef=0.5).tolist()
+        >>> advantages.smoothing(log_probs, torch.ones(2, 2), right, coef=0.5).tolist()
         [1.5, -0.5]
     """
     if log_probs.shape != mask.shape or right.shape != log_probs.shape[:1]:
@@ -158,7 +156,7 @@ def smoothing(
         )
     mask = mask.bool()
     mean = as_float(log_probs.detach(), "log_probs").masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
-    return torch.where(right, -right_coef * mean, wrong_coef * mean)
+    return coef * torch.where(right, -mean, mean)
 
 
 def advantages_in_band(

@@ -30,7 +30,7 @@ BELOW_ONE = Range(0, math.nextafter(1, 0), "at least 0 and below 1")
 ABOVE_ONE = Range(1, math.inf, "above 1", open=True)
 FRACTION = Range(math.ulp(0), 1, "above 0 and at most 1")
 LENGTH = Range(1, 2**24, "between 1 and 2**24")
-AT_LEAST_2 = Range(2, math.inf, "at least 2")
+LARGEST = Range(2, 999, "between 2 and 999")
 EVAL_SAMPLES = Range(1, 1024, "between 1 and 1024")
 UP_TO_INFINITY = Range(0, math.inf, "at least 0, or inf for none", finite=False)
 
@@ -77,7 +77,7 @@ class LanguageConfig:
 
     task: TaskName | str = "countdown-3"
     """Task: countdown (short for countdown-3), countdown-4, arithmetic, modular, file or reasoning_gym:<name>."""
-    largest: Annotated[int, AT_LEAST_2, COUNTDOWN] = 20
+    largest: Annotated[int, LARGEST, COUNTDOWN] = 20
     """Task countdown: largest number."""
     digits: Annotated[int, COUNT, ARITHMETIC] = 2
     """Task arithmetic: digits of the larger numbers."""
@@ -124,7 +124,7 @@ class LanguageConfig:
 
     warm_start_steps: Annotated[int, NATURAL] = 400
     """Warm start: number of supervised updates on solutions before RL; 0 for none."""
-    warm_start_batch: Annotated[int, NATURAL, WARM_START] = 128
+    warm_start_batch: Annotated[int, COUNT, WARM_START] = 128
     """Warm start: solutions in an update."""
     warm_start_learning_rate: Annotated[float, POSITIVE, WARM_START] = 1e-3
     """Warm start: learning rate of AdamW, which falls as a cosine."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from entropyfloor.checks import check_counts
 from entropyfloor.language.benchmarks import scores
 from entropyfloor.language.load import read_trained
 from entropyfloor.language.model.forward import device_of
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 STREAM = 5
 """Stream of random numbers of evaluations; those of training are other ones."""
-SHOWN = 4
-"""Problems whose responses are written out to be read."""
 
 
 class Evaluation(NamedTuple):
@@ -74,10 +73,10 @@ class Evaluation(NamedTuple):
             **{f"pass_at_{k}": score for k, score in curve.items()},
         }
 
-    def examples(self, count: int = SHOWN) -> str:
-        """The responses to the first problems with their rewards, to be read."""
+    def examples(self) -> str:
+        """The responses to the first four problems with their rewards, to be read."""
         lines, samples = [], self.rewards.shape[1]
-        for i, problem in enumerate(self.problems[:count]):
+        for i, problem in enumerate(self.problems[:4]):
             lines.append(problem.prompt)
             texts = self.texts[i * samples : (i + 1) * samples]
             lines += [f"  {reward:g}  {text}" for text, reward in zip(texts, self.rewards[i], strict=True)]
@@ -184,8 +183,9 @@ def evaluate(
         A summary: each score with its 95 % interval over problems, which does not cover other seeds.
 
     Raises:
-        ValueError: No run, no checkpoint, the task's files are not there, or a temperature that is not above 0.
+        ValueError: No run, no checkpoint, the task's files are not there, or an option that is out of range.
     """
+    check_counts(problems=problems, samples=samples)
     trained = read_trained(run)
     config, task = as_evaluated(trained.config, data, test_data, temperature)
     for each in temperatures:

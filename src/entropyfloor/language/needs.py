@@ -21,6 +21,7 @@ from entropyfloor.language.model.learning import checkpoint_layers, prepare_upda
 from entropyfloor.language.model.outline import outline
 from entropyfloor.language.prepare import build_model
 from entropyfloor.language.tasks import task_of
+from entropyfloor.language.tasks.files import Questions
 from entropyfloor.runs.needs import LINE, Needs
 from entropyfloor.torch.kernels.tiles import CPU_TILE, TILE
 from entropyfloor.torch.memory import bytes_of, saved_bytes, without_memory
@@ -101,7 +102,7 @@ def _model(config: LanguageConfig) -> tuple[PreTrainedModel, int, int]:
     task = None if config.task == "file" else task_of(config)
     model = build_model(config, task)[0] if config.model == "tiny" else outline(config.model)
     longest = PROMPT if task is None or task.max_prompt is None else task.max_prompt
-    new = config.max_new_tokens or (0 if task is None else task.max_new_tokens)
+    new = config.max_new_tokens or (task or Questions).max_new_tokens
     return model, min(longest, config.max_prompt or longest), new
 
 

@@ -93,15 +93,19 @@ class Trainer:
         """Whether no group has had different rewards since the beginning."""
 
     def check_problems(self) -> None:
-        """Draw the problems of the first rollout, to see before training that there are enough.
+        """Draw the problems of the first rollout and warm start, to see before training that there are enough.
 
         Raises:
             ValueError: There are too few, or one has a token that the model does not have.
         """
         try:
+            config, what = self.config, "prompts"
             problems = self._problems()
+            if config.warm_start_steps:
+                what = "warm_start_batch"
+                self.task.problems("train", config.warm_start_batch, 0)
         except ValueError as error:
-            raise ValueError(f"prompts={self.config.prompts} for each rollout: {error}") from None
+            raise ValueError(f"{what}={getattr(config, what)}: {error}") from None
         encode_prompts(self.config, self.model, self.tokenizer, [problem.prompt for problem in problems])
 
     def fit(self, run: Run) -> None:
@@ -258,8 +262,7 @@ class Trainer:
             self.controller.begin(entropies)
         if config.advantages == "ds-grpo":
             right, mask = rewards.flatten().to(self.device) >= 1, responses.response_mask
-            coefs = {"right_coef": config.smoothing, "wrong_coef": config.smoothing}
-            values = values + advantages.smoothing(rollout.batch.unscaled, mask, right, **coefs)
+            values = values + advantages.smoothing(rollout.batch.unscaled, mask, right, config.smoothing)
         values = self.controller.weigh(values, entropies, self.min_entropy)
         rollout = rollout._replace(batch=rollout.batch._replace(advantages=values))
         batch, more = update.batch_of(rollout, self.hyperparameters)

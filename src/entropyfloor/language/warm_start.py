@@ -62,7 +62,7 @@ def warm_start(
         FloatingPointError: The loss is not finite.
         ValueError: The file of the other run is damaged.
     """
-    file = file_of(config)
+    file = file_of(config, model)
     if file is not None and file.exists():
         advance(config.warm_start_steps)
         return _load(model, file)
@@ -120,13 +120,16 @@ def imitation_loss(
     return -log_probs.sum() / in_response.sum()
 
 
-def file_of(config: LanguageConfig) -> Path | None:
-    """File that runs with these settings share; None if they share none."""
+def file_of(config: LanguageConfig, model: PreTrainedModel) -> Path | None:
+    """File that runs with these settings share, if they begin with the same model; None if they share none."""
     if config.warm_starts is None:
         return None
     settings = json.dumps({name: getattr(config, name) for name in SETTINGS} | {"version": __version__})
-    digest = hashlib.blake2b(settings.encode(), digest_size=8).hexdigest()
-    return Path(config.warm_starts, f"{config.task}-seed-{config.seed}-{digest}.safetensors")
+    digest = hashlib.blake2b(settings.encode(), digest_size=8)
+    if config.model != "tiny":  # a path or a hub name says nothing of the weights that are there now
+        for parameter in weights_of(model).values():
+            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return Path(config.warm_starts, f"{config.task}-seed-{config.seed}-{digest.hexdigest()}.safetensors")
 
 
 def _load(model: PreTrainedModel, file: Path) -> float:
