@@ -431,6 +431,7 @@ def test_python_is_warned_of_what_was_left_out(tmp_path):
 def test_what_an_evaluation_says_otherwise_stops_one_figure_only(tmp_path):
     for seed, edge in enumerate((1.0, 2.0)):
         content = contents(seed)
+        content["evaluation.json"]["step"] = content["metrics.jsonl"][-1]["step"]
         content["evaluation.json"]["entropy_histogram"] = {"edges": [0.0, edge], "counts": [3]}
         write_files(tmp_path / "runs" / str(seed), dumped(content))
     with pytest.warns(UserWarning, match="entropy_histogram on different edges") as told:
@@ -934,9 +935,18 @@ def test_histograms_on_different_edges_are_not_added_up(tmp_path):
     for seed, edges in enumerate(([0.0, 1.0], [0.0, 2.0])):
         classifier(tmp_path, "era", seed, 0.6)
         run = Run.open(tmp_path / "era" / str(seed))
-        run.keep_evaluation({"entropy_histogram": {"edges": edges, "counts": [3]}})
+        run.keep_evaluation({"step": 1, "entropy_histogram": {"edges": edges, "counts": [3]}})
     with pytest.raises(ValueError, match=r"era: .*entropy_histogram on different edges"):
         evaluation_figure(*only(tmp_path))
+
+
+def test_a_histogram_of_an_earlier_checkpoint_is_not_drawn(tmp_path):
+    classifier(tmp_path, "era", 0, 0.6)
+    histogram = {"edges": [0.0, 1.0], "counts": [3]}
+    for step, drawn in ((0, False), (1, True)):
+        Run.open(tmp_path / "era" / "0").keep_evaluation({"step": step, "entropy_histogram": histogram})
+        [group] = only(tmp_path)[0].groups
+        assert (group.histogram("entropy_histogram") is not None) == drawn
 
 
 def test_without_an_evaluation_nothing_is_drawn(tmp_path):

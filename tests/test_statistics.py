@@ -38,12 +38,6 @@ def test_arrays_of_a_tuple_are_resampled_independently():
     assert (low, high) == pytest.approx((middle - half, middle + half), abs=0.05 * half)
 
 
-def test_the_share_is_that_of_the_confidence():
-    values = np.random.default_rng(1).normal(size=400)
-    low, high = bootstrap_interval(values, confidence=0.5)
-    assert high - low == pytest.approx(2 * 0.6745 * values.std() / 20, rel=0.05)
-
-
 def test_a_statistic_may_return_several_numbers():
     values = np.random.default_rng(1).normal(size=(50, 3))
     low, high = bootstrap_interval(values, lambda rows, axis: rows.mean(axis), resamples=500)

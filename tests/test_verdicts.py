@@ -9,7 +9,7 @@ import pytest
 from entropyfloor.cli import main
 from entropyfloor.report import verdicts, write_report
 from entropyfloor.report.comparison import read_comparisons
-from entropyfloor.report.figures.language import changes_figure
+from entropyfloor.report.figures.language import changes_figure, changes_of
 from entropyfloor.report.figures.style import looks
 from entropyfloor.report.fronts import LEVEL, compare
 from entropyfloor.runs import Run
@@ -23,7 +23,8 @@ BROAD = np.where(np.arange(PROBLEMS) < 20, 4, 0)
 
 def evaluated(root, agent, counts, seed=0, *, temperatures=TEMPERATURES, keys=KEYS, steps=4, loss=0.5, **changed):
     """A run whose model has these counts at all temperatures; `keys` None is a version that wrote none."""
-    config = {"domain": "language", "env": "countdown-3 tiny", "agent": agent, "steps": steps, "seed": seed}
+    config = {"domain": "language", "agent": agent, "steps": steps, "seed": seed}
+    config["env"] = changed.pop("env", "countdown-3 tiny")
     config["model"] = changed.pop("model", "tiny")
     run = Run.create(root / f"{agent}-{steps}" / str(seed), config)
     with run.recording():
@@ -96,6 +97,15 @@ def test_any_agent_can_be_the_baseline(tmp_path, capsys):
     assert row.verdict.avg.value == pytest.approx(-table(tmp_path)[0].verdict.avg.value)
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "report"), "--baseline", "gspo"]) == 2
     assert "baseline='gspo' must be one of grpo, grpo-era" in capsys.readouterr().err
+
+
+def test_where_the_baseline_is_not_the_usual_one_counts(tmp_path):
+    evaluated(tmp_path / "small", "grpo", NARROW)
+    evaluated(tmp_path / "small", "grpo-era", BROAD)
+    evaluated(tmp_path / "large", "grpo", NARROW, env="countdown-4 tiny")
+    evaluated(tmp_path / "large", "gspo", BROAD, env="countdown-4 tiny")
+    found = read_comparisons([tmp_path], "gspo").comparisons
+    assert [comparison.baseline.label for comparison in found] == ["grpo", "gspo"]
 
 
 def test_a_baseline_with_several_settings_is_named_by_its_label(tmp_path):
@@ -214,6 +224,15 @@ def test_changes_are_those_of_each_problem_since_training_began(tmp_path):
     page = write_report([tmp_path], tmp_path / "report").read_text()
     assert "avg@k minus that of the baseline against avg@k before training" in page
     assert "before training" in (tmp_path / "report" / "table.csv").read_text()
+
+
+def test_an_agent_that_was_asked_other_problems_costs_the_others_no_figure(tmp_path):
+    evaluated(tmp_path, "grpo", NARROW)
+    evaluated(tmp_path, "grpo-era", BROAD)
+    evaluated(tmp_path, "gspo", BROAD, keys=[f"other {key}" for key in KEYS], asked=9)
+    evaluated(tmp_path, "grpo", NARROW, steps=0)
+    [comparison] = read_comparisons([tmp_path]).comparisons
+    assert [*changes_of(comparison)] == ["grpo-era"]
 
 
 @pytest.mark.parametrize("other", [{"loss": 0.25}, {"model": "large"}, {"seed": 1}, {"temperature": 0.5}])

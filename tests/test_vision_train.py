@@ -35,7 +35,7 @@ from entropyfloor.vision import data, detach_era, load_classifier, metrics, sour
 from entropyfloor.vision.config import VisionConfig, read_config
 from entropyfloor.vision.evaluate import evaluate
 from entropyfloor.vision.export import export
-from entropyfloor.vision.predict import logits_of
+from entropyfloor.vision.predict import logits_of, predict
 from entropyfloor.vision.train import complete, resume, train, train_seeds
 from entropyfloor.vision.trainer import Trainer
 from run_files import history, with_header
@@ -295,7 +295,8 @@ def test_the_average_of_the_weights_is_judged(folder):
         floored = trainer.classifier.model.eval()(trainer.classifier.normalise(images))
         raw = detach_era(deepcopy(trainer.classifier.model))(trainer.classifier.normalise(images))
     expected = metrics.predict(floored, raw, target)
-    for found, value in zip(trainer.predict()[0], expected, strict=True):
+    predictions, _ = predict(trainer.classifier, trainer.accelerator, trainer.test_loader, None)
+    for found, value in zip(predictions, expected, strict=True):
         torch.testing.assert_close(found, value)
     assert not torch.allclose(expected.gap, metrics.predict(floored, floored, target).gap)
 
@@ -384,6 +385,24 @@ def signalled(tmp_path, launcher, process, options):
     script = [*launcher, str(tmp_path / "script.py"), process]
     command = [sys.executable, *script, "train", "vision", *options_of(options)]
     return subprocess.run(command, env=ON_CPUS, capture_output=True, text=True, timeout=400, check=False)
+
+
+@pytest.mark.parametrize(
+    ("error", "saved"), [(ValueError("NaN"), [1]), (RuntimeError("DataLoader worker (pid 7) is killed"), [])]
+)
+def test_an_evaluation_that_would_not_fail_again_is_repeated(folder, tmp_path, monkeypatch, error, saved):
+    def failing(*args):
+        if read_run(tmp_path / "run").lines:
+            raise error
+        return predict(*args)
+
+    monkeypatch.setattr("entropyfloor.vision.trainer.predict", failing)
+    with pytest.raises(type(error)):
+        run(folder, tmp_path, epochs=2)
+    assert [int(path.name) for path in Run.open(tmp_path / "run").checkpoints()] == saved
+    monkeypatch.undo()
+    resume(tmp_path / "run")
+    assert [line["step"] for line in history(tmp_path / "run")] == ([0, 2] if saved else [0, 1, 2])
 
 
 @pytest.mark.slow

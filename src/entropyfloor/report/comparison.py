@@ -110,7 +110,7 @@ def read_comparisons(paths: Sequence[Path], baseline: str | None = None) -> Comp
             )
         left_out += [f"{seed.record.path}: {seed.note}" for seed in unused if seed.note != NO_EVALUATION]
         raise ValueError("; ".join(shortened(left_out)))
-    if baseline is not None and not any(comparison.baseline for comparison in comparisons):
+    if baseline is not None and not any(_baseline(comparison.groups, baseline) for comparison in comparisons):
         known = sorted({group.label for comparison in comparisons for group in comparison.groups})
         raise ValueError(f"baseline={baseline!r} must be one of {', '.join(shortened(known))}")
     return Comparisons(comparisons, left_out)
@@ -201,7 +201,7 @@ def _comparison(
         for label, runs in _by_label(untrained, domain).items()
         for run in _without_duplicates(runs, f"{label} {UNTRAINED} on {env}", left_out)
     ]
-    chosen = _baseline(groups, baseline or domain.baseline)
+    chosen = _baseline(groups, baseline) or _baseline(groups, domain.baseline)
     return Comparison(env, domain, tuple(groups), tuple(unused), tuple(before), chosen)
 
 

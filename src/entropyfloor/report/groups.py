@@ -193,12 +193,13 @@ class Group:
         return Front(np.array(temperatures[0]), counts, int(evaluations[0]["samples"]), conditions[0])
 
     def histogram(self, name: str) -> dict[str, np.ndarray] | None:
-        """Sum over seeds of a histogram by `entropyfloor evaluate`; None where a seed has none.
+        """Sum over seeds of a histogram by `entropyfloor evaluate`; None where a seed has none of its last step.
 
         Raises:
             ValueError: The histograms of the seeds have different edges.
         """
-        stored = [histogram for seed in self.seeds if (histogram := seed.record.evaluation.get(name))]
+        evaluations = [(seed.record.evaluation, seed.steps[-1]) for seed in self.seeds]
+        stored = [each[name] for each, step in evaluations if name in each and each.get("step") == step]
         if len(stored) < len(self.seeds):
             return None
         histograms = [{key: np.array(values) for key, values in histogram.items()} for histogram in stored]

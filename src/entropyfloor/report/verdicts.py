@@ -166,7 +166,7 @@ class Changes(NamedTuple):
 
 
 def changes(group: Group, baseline: Group, untrained: Sequence[SeedRun]) -> Changes | None:
-    """Differences of avg@k beside first rates, of the seeds that all have; None where there are none.
+    """Differences of avg@k beside first rates, of the seeds and problems that all have; None where there are none.
 
     Args:
         group: The agent.
@@ -187,9 +187,13 @@ def changes(group: Group, baseline: Group, untrained: Sequence[SeedRun]) -> Chan
     if not alike:
         return None
     flat = [evaluation for triple in alike for evaluation in triple]
+    try:
+        places = common_problems(flat)
+    except ValueError:  # said in the table of fronts
+        return None
     rates = [
         np.array(evaluation["correct"])[place] / evaluation["samples"]
-        for evaluation, place in zip(flat, common_problems(flat), strict=True)
+        for evaluation, place in zip(flat, places, strict=True)
     ]
     own, other, first = np.array(rates).reshape(len(alike), 3, -1).mean(0)
     return Changes(first, own - other, len(alike))

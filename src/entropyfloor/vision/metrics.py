@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
 BINS = 15
-"""Number of bins of the calibration error."""
+"""Number of bins of the calibration error and of the histogram of confidences."""
+ENTROPY_BINS = 50
+"""Number of bins of the histogram of entropies."""
 SATURATED = 10.0
 """Gap between the largest raw logits above which a floored head has hardly any gradient."""
-CONFIDENCE = 0.95
-"""Share of the bootstrap distribution inside an interval."""
 ROUNDING = 1e-4
 """Tolerance for quantities outside their range, because of rounding in float32 with many classes."""
 
@@ -163,15 +163,15 @@ def summarise(predictions: Predictions, ood_confidence: Float[Tensor, " M"] | No
 
 
 def entropy_histogram(
-    entropy: Float[Tensor, " N"], num_classes: int, bins: int = 50
-) -> tuple[Float[Tensor, " bins+1"], Int[Tensor, " bins"]]:
+    entropy: Float[Tensor, " N"], num_classes: int
+) -> tuple[Float[Tensor, "51"], Int[Tensor, "50"]]:
     """Histogram of entropies: edges over [0, log n] in nats, and counts.
 
     Raises:
-        ValueError: No sample, fewer than two classes or one bin, or entropies outside [0, log n].
+        ValueError: No sample, fewer than two classes, or entropies outside [0, log n].
     """
-    if num_classes < 2 or bins < 1:
-        raise ValueError(f"num_classes={num_classes} must be at least 2, and bins={bins} at least 1")
+    if num_classes < 2:
+        raise ValueError(f"num_classes={num_classes} must be at least 2")
     if entropy.ndim != 1 or not len(entropy):
         raise ValueError(f"entropy {tuple(entropy.shape)} must be [samples], with one sample at least")
     limit = math.log(num_classes)
@@ -181,27 +181,25 @@ def entropy_histogram(
             f"entropy from {float(entropy.min()):.4f} to {float(entropy.max()):.4f} must be within 0 and "
             f"log {num_classes} = {limit:.4f}"
         )
-    counts, edges = torch.histogram(entropy.clamp(0.0, limit), bins, range=(0.0, limit))
+    counts, edges = torch.histogram(entropy.clamp(0.0, limit), ENTROPY_BINS, range=(0.0, limit))
     return edges, counts.long()
 
 
-def calibration_histogram(predictions: Predictions, bins: int = BINS) -> dict[str, list[float]]:
-    """Histogram of confidences in bins of equal width, for a reliability diagram.
+def calibration_histogram(predictions: Predictions) -> dict[str, list[float]]:
+    """Histogram of confidences in 15 bins of equal width, for a reliability diagram.
 
     Returns:
         `edges` over [0, 1], and for each bin `counts`, `correct` (number of right predictions) and `confidence`
         (sum of the largest probabilities). Histograms of several seeds can be added;
-        `Σ |correct - confidence| / Σ counts` over 15 bins is the `ece` of `summarise`.
+        `Σ |correct - confidence| / Σ counts` is the `ece` of `summarise`.
 
     Raises:
-        ValueError: As `summarise`, or fewer than one bin.
+        ValueError: As `summarise`.
     """
-    if bins < 1:
-        raise ValueError(f"bins={bins} must be at least 1")
     confidence = _check(predictions)
-    index, edges = _binned(confidence, bins)
+    index, edges = _binned(confidence)
     columns = torch.stack([torch.ones_like(confidence), predictions.correct.double(), confidence])
-    sums = torch.zeros(3, bins, dtype=torch.float64).index_add_(1, index, columns)
+    sums = torch.zeros(3, BINS, dtype=torch.float64).index_add_(1, index, columns)
     names = ("counts", "correct", "confidence")
     return {"edges": edges.tolist(), **dict(zip(names, sums.tolist(), strict=True))}
 
@@ -244,7 +242,6 @@ def intervals(
         raise ValueError(f"resamples={resamples} must be at least 1")
     gaps, columns = _gaps(predictions), _columns(predictions)
     n, gap, table = len(gaps), gaps.mean(0), torch.stack([*columns.values()], dim=1)
-    options: dict[str, Any] = {"resamples": resamples, "confidence": CONFIDENCE, "seed": seed}
 
     def metrics(drawn: np.ndarray, **_: int) -> np.ndarray:
         weights = _counts(drawn, n)
@@ -252,7 +249,7 @@ def intervals(
         errors = noise.abs().sum(1), -(gap.sign() * noise).sum(1)
         return torch.column_stack([weights @ table / n, *errors]).numpy()
 
-    low, high = bootstrap_interval(np.arange(n), metrics, **options)
+    low, high = bootstrap_interval(np.arange(n), metrics, resamples=resamples, seed=seed)
     *others, (_, below), (_, above) = zip(low.tolist(), high.tolist(), strict=True)
     bounds = dict(zip(columns, others, strict=True))
     error = float(gap.abs().sum())
@@ -264,7 +261,8 @@ def intervals(
         def auroc(drawn: np.ndarray, ood: np.ndarray, **_: int) -> np.ndarray:
             return _auroc(confidence, outside, _counts(drawn, n), _counts(ood, len(outside))).numpy()
 
-        bounds["auroc"] = bootstrap_interval((np.arange(n), np.arange(len(outside))), auroc, **options)
+        rows = np.arange(n), np.arange(len(outside))
+        bounds["auroc"] = bootstrap_interval(rows, auroc, resamples=resamples, seed=seed)
     return bounds
 
 
@@ -281,9 +279,9 @@ def _columns(predictions: Predictions) -> dict[str, Tensor]:
     return {name: column.double() for name, column in columns.items()}
 
 
-def _binned(confidence: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+def _binned(confidence: Tensor) -> tuple[Tensor, Tensor]:
     """Number of each confidence's bin, with 1 in the last one, and the edges."""
-    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
+    edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)
     return torch.bucketize(confidence, edges[1:-1], right=True), edges
 
 
@@ -293,7 +291,7 @@ def _gaps(predictions: Predictions) -> Tensor:
     Accuracy and confidence of a bin have the same denominator: Σ_b (n_b / N) |acc - conf| = Σ_b |Σ_i (y - c)| / N.
     """
     confidence = _check(predictions)
-    index, _ = _binned(confidence, BINS)
+    index, _ = _binned(confidence)
     excess = predictions.correct.double() - confidence
     return torch.nn.functional.one_hot(index, BINS) * excess[:, None]
 

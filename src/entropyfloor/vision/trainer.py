@@ -140,10 +140,6 @@ class Trainer:
             loop.stop()
         return loop.stopping
 
-    def predict(self) -> tuple[metrics.Predictions, Tensor | None]:
-        """Predictions for test images, and the largest probabilities for out-of-distribution images."""
-        return predict(self.classifier, self.accelerator, self.test_loader, self.ood_loader)
-
     def save(self, run: Run) -> None:
         """Write a checkpoint with everything that `restore` needs."""
         tensors = self._weights()
@@ -215,9 +211,10 @@ class Trainer:
     def _evaluate(self, learned: dict[str, float], run: Run | None, progress: Progress) -> None:
         """Evaluate, and log the results together with what the epoch has logged."""
         try:
-            results = metrics.summarise(*self.predict()) | self.config.floor_metric | learned
-        except Exception:
-            if run and self.epoch > 0:  # the same images would fail again: a resume continues after them
+            predictions = predict(self.classifier, self.accelerator, self.test_loader, self.ood_loader)
+            results = metrics.summarise(*predictions) | self.config.floor_metric | learned
+        except ValueError:  # an image that cannot be read, or logits that are NaN
+            if run and self.epoch > 0:  # they would fail again: a resume continues after them
                 self.save(run)
             raise
         if run:
