@@ -203,4 +203,12 @@ def test_torch_refuses_what_is_no_tensor():
     ):
         with pytest.raises(ValueError, match=r"is of type \w+: pass a tensor"):
             call()
-    T.era_softmax(tensor, np.float32(0.5))  # a number of NumPy is a number
+    # a number of NumPy is a number
+    torch.testing.assert_close(
+        T.era_softmax(tensor, np.float32(0.5), tau=np.float32(4)), T.era_softmax(tensor, 0.5)
+    )
+    half = np.log(np.float32(0.5))
+    torch.testing.assert_close(
+        T.era_truncated_normal(tensor, tensor, -3.0, log_std_max=half),
+        T.era_truncated_normal(tensor, tensor, -3.0, log_std_max=float(half)),
+    )

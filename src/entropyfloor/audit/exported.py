@@ -6,6 +6,7 @@ and write files, so it has to be trusted.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -79,8 +80,10 @@ def read(
         bounds = (-1.0, 1.0)  # a file of `entropyfloor export`
     low = high = None
     if bounds is not None:
-        if not bounds[0] < bounds[1]:
-            raise ValueError(f"bounds={bounds[0]:g} {bounds[1]:g}: the first must be below the second")
+        if not -math.inf < bounds[0] < bounds[1] < math.inf:
+            raise ValueError(
+                f"bounds={bounds[0]:g} {bounds[1]:g}: the first must be below the second, both finite"
+            )
         low, high = (np.array([end]) for end in bounds)
     floor, target = (_number(file, network.metadata.get(name)) for name in ("floor", "target_entropy"))
     numbers = {} if target in (None, floor) else {"target_entropy": target}

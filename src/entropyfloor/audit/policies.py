@@ -14,7 +14,6 @@ from entropyfloor.audit import exported, gaussian, stable_baselines
 from entropyfloor.audit.file_policy import FilePolicy
 from entropyfloor.audit.logits import gap_of, saturation
 from entropyfloor.audit.samples import Samples, Saturation, Spread
-from entropyfloor.audit.summary import numbered
 from entropyfloor.extras import brief
 from entropyfloor.torch import functional as F
 
@@ -81,7 +80,7 @@ def policy(
         assert env is not None
         read, states, labels = _visited(read, env, episodes, seed)
     else:
-        labels = numbered("states", range(len(states)))
+        labels = [f"state {i}" for i in range(len(states))]
     return measure(read, states, labels)
 
 
@@ -103,7 +102,8 @@ def measure(read: FilePolicy, observations: np.ndarray, labels: list[str]) -> Sa
             raise ValueError(f"{read.model} gives logits that are NaN or infinite: masked actions are not read")
         entropy = F.entropy_from_logits(torch.from_numpy(logits)).numpy()
         measured = "the policy over discrete actions"
-        return Samples(measured=measured, entropy=entropy, **common, **saturation(gap_of(logits)))
+        gap = {} if read.floor is not None else saturation(gap_of(logits))  # behind a floor no gap is large
+        return Samples(measured=measured, entropy=entropy, **common, **gap)
     name, (loc, scale) = read.distribution, parameters
     if not (scale > 0).all():
         raise ValueError(f"{read.model} gives a standard deviation of {scale.min():g}: it must be above 0")

@@ -258,6 +258,8 @@ def _with_floor(
 ) -> Actor:
     """The actor whose outputs go through a head of `integrations.heads`, as `policy_kwargs` describe it."""
     given = {name: settings[name] for name in SETTINGS if settings.get(name) is not None}
+    if (head := given.get("head")) in ("tanh", "clip", "fixed", "projection", "softmax"):
+        raise ValueError(f"its head {head} is one for comparisons: audit an ONNX file of it")
     target, size = given.pop("target_entropy"), sum(len(bias) for _, bias in ends)
     policy: GaussianPolicy | CategoricalPolicy
     if actions == "Discrete":

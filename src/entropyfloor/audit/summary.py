@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,8 +171,3 @@ def histogram(values: np.ndarray) -> dict[str, list[float]]:
     margin = max(0.0, 0.5 * (NARROWEST - (high - low)))
     counts, edges = np.histogram(values, BINS, (low - margin, high + margin))
     return {"edges": edges.tolist(), "counts": counts.tolist()}
-
-
-def numbered(places: str, numbers: Sequence[int]) -> list[str]:
-    """Labels of samples that have nothing but a number: `state 17`."""
-    return [f"{places.removesuffix('s')} {number}" for number in numbers]

@@ -10,12 +10,13 @@ from entropyfloor.language import update
 from entropyfloor.language.config import LanguageConfig
 from entropyfloor.language.controllers import Controller
 
-FLOOR = ("min_entropy", "min_entropy_decay", "gain", "integral_gain", "entropy_ema", "margin", "max_scale")
-"""Settings of era-floor."""
 RULE = ("k", "top_fraction", "min_advantage", "era_signs", "era_tokens")
 """Settings that a scale follows from."""
-OTHERS = ("scale_advantages", "freeze_scale")
-"""Settings of what is done with scales."""
+SETTINGS = (
+    *("head", *RULE, "scale_advantages", "freeze_scale"),
+    *("min_entropy", "min_entropy_decay", "gain", "integral_gain", "entropy_ema", "margin", "max_scale"),
+)
+"""Settings that mean the same as those of `LanguageConfig`; the last seven are of era-floor."""
 THRESHOLDS = ("omega_low", "omega_high", "omega_low_2", "omega_high_2")
 STAGES = (*THRESHOLDS, "second_stage_steps")
 """Settings of the thresholds, which era-floor does not have."""
@@ -39,8 +40,7 @@ def controller_of(settings: Any, *, top_k: str) -> Controller:
         raise ValueError(f"head='era-floor' holds the entropy at min_entropy: leave out {', '.join(given)}")
     if settings.second_stage_steps is None and (late := [name for name in THRESHOLDS[2:] if name in given]):
         raise ValueError(f"{', '.join(late)} would be ignored without second_stage_steps")
-    names = ("head", *RULE, *OTHERS, *FLOOR)
-    shared = {name: getattr(settings, name) for name in names if hasattr(settings, name)}
+    shared = {name: getattr(settings, name) for name in SETTINGS if hasattr(settings, name)}
     if settings.head == "era":
         shared |= {name: getattr(settings, name) for name in THRESHOLDS}
         shared |= {"top_k": getattr(settings, top_k), "second_stage": 0.5}  # when it begins plays no part here

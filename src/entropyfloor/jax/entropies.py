@@ -18,6 +18,7 @@ from jax import Array, lax
 from jax.scipy.special import logsumexp
 
 from entropyfloor import backends, targets
+from entropyfloor.checks import is_finite
 from entropyfloor.jax.numerics import as_float, compiled, constant, log_sech_squared, polynomial
 
 if TYPE_CHECKING:
@@ -149,6 +150,8 @@ def unit_coordinates(loc: Array, low: float, high: float) -> tuple[Array, float]
     """μ in coordinates in which [low, high] is [-1, 1], and the logarithm of their scale."""
     if not low < high:
         raise ValueError(f"low={low} must be below high={high}")
+    if not (is_finite(low) and is_finite(high)):
+        raise ValueError(f"low={low} and high={high} must be finite for an entropy")
     half = 0.5 * (high - low)
     return (loc.clip(low, high) - 0.5 * (low + high)) / half, math.log(half)
 

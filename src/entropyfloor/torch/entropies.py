@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import guard_scalar
 
 from entropyfloor import backends, targets
+from entropyfloor.checks import is_finite
 from entropyfloor.torch.numerics import as_float, constant, is_tracing, log_sech_squared, polynomial, scalars
 
 if TYPE_CHECKING:
@@ -136,6 +137,8 @@ def unit_coordinates(loc: Tensor, low: float, high: float) -> tuple[Tensor, floa
     """μ in coordinates in which [low, high] is [-1, 1], and the logarithm of their scale."""
     if not low < high:
         raise ValueError(f"low={low} must be below high={high}")
+    if not (is_finite(low) and is_finite(high)):
+        raise ValueError(f"low={low} and high={high} must be finite for an entropy")
     half = 0.5 * (high - low)
     return (loc.clamp(low, high) - 0.5 * (low + high)) / half, math.log(half)
 

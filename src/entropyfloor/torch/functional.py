@@ -222,7 +222,7 @@ def era_truncated_normal(
     number = _number(target_entropy)
     targets.check_truncated_normal(number, axis_size(loc.shape, -1, "loc"), log_std_min, log_std_max, low, high)
     mu, log_scale = unit_coordinates(loc, low, high)
-    bounds = log_std_min - log_scale, log_std_max - log_scale
+    bounds = float(log_std_min) - log_scale, float(log_std_max) - log_scale
 
     most = unit_entropy_max(mu, bounds[1])
     target = _array(target_entropy, mu, -1) - mu.shape[-1] * log_scale
@@ -332,7 +332,7 @@ def era_softmax(
     check_number("min_entropy", min_entropy)
     if not is_tracing():  # a trace has a tensor here
         n = int(guard_scalar(n))  # a compiler makes a symbol of a size that changes between calls
-    options = n, guard_scalar(float(min_entropy)), guard_scalar(tau), floor, inverse
+    options = n, guard_scalar(float(min_entropy)), guard_scalar(float(tau)), floor, inverse
     if mask is not None:
         return _masked_era_softmax(logits, mask, _softmax_kappa_table(*options), inverse, dim)
     least, top = _softmax_kappa_range(*options)
