@@ -2,6 +2,7 @@
 #
 #     docker build -t entropyfloor .
 #     docker run --rm --gpus all entropyfloor doctor
+#     mkdir -p runs && chmod a+w runs    # the user of the image has the number 1000
 #     docker run --rm --gpus all -v "$PWD/runs:/home/user/runs" entropyfloor train control --env dmc/walker-run
 FROM python:3.11-slim-bookworm
 
@@ -19,6 +20,6 @@ RUN pip install --no-cache-dir --constraint constraints.txt '.[all]' 'jax[cuda13
 
 USER 1000
 WORKDIR /home/user
-ENV MUJOCO_GL=egl XLA_PYTHON_CLIENT_MEM_FRACTION=0.6
+ENV MUJOCO_GL=egl NVIDIA_DRIVER_CAPABILITIES=compute,utility,graphics XLA_PYTHON_CLIENT_MEM_FRACTION=0.6
 ENTRYPOINT ["entropyfloor"]
 CMD ["doctor"]

@@ -55,7 +55,7 @@ class Compiled(Torch):
     @staticmethod
     def step(function: Callable, arrays: Sequence[np.ndarray]) -> Step:
         """One forward and backward."""
-        return Torch.step(torch.compile(function), arrays)
+        return Torch.step(torch.compile(function, dynamic=False), arrays)
 
 
 class Jax:

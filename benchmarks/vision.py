@@ -98,7 +98,9 @@ def head(rounds: int) -> None:
         step_seconds = np.median(measure(whole, -(-rounds // MORE))["step"])
         for mode in ("eager", "compiled"):
             sides = {
-                name: turn(torch.compile(layer) if mode == "compiled" else layer, layer, inputs, classes)
+                name: turn(
+                    torch.compile(layer, dynamic=False) if mode == "compiled" else layer, layer, inputs, classes
+                )
                 for name, layer in layers.items()
             }
             title = f"head: {batch} × {features} features to {classes:,} classes, {mode}"

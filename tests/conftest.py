@@ -1,6 +1,7 @@
 """One interface to both backends, so that every property is tested once for both."""
 
 import gc
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,10 @@ from types import ModuleType
 from typing import Any
 
 import hypothesis
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # before the libraries look for devices: the tests are for CPUs
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -140,6 +140,9 @@ def test_heads_for_comparisons(head):
     assert not pinned  # as the default head would be
     if head == "fixed":
         np.testing.assert_allclose(policy.scale, policy.scale[0, 0], rtol=1e-6)
+    elif head == "projection":  # (-1.5 - D log √(2πe)) / D is the least mean of log σ
+        least = -1.5 / D - reference.LOG_SQRT_2PIE
+        assert np.log(policy.scale).mean(-1).min() > least - 1e-5
 
 
 @pytest.mark.parametrize("algorithm", [SAC, TQC])

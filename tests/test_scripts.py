@@ -54,6 +54,14 @@ def test_floors_of_classifiers_are_drawn(tmp_path):
     assert all(f"<!-- {label} -->" in svg for label in ("paper", "calibrated", "no floor"))
 
 
+@pytest.mark.slow
+def test_the_instability_is_drawn_from_its_results(tmp_path):
+    results = ("--draw", "--out", "results/control/instability.runs.zip", "--figure", str(tmp_path / "f"))
+    done = run("examples/instability.py", *results)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "f.png").stat().st_size > 20_000
+
+
 def test_returns_are_drawn_beside_published_ones(tmp_path):
     for agent, seed in itertools.product(("tdmpc2", "tdmpc2-era"), (0, 1)):
         settings = {"domain": "control", "env": "dmc/walker-walk", "agent": agent, "seed": seed}

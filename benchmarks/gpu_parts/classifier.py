@@ -31,7 +31,7 @@ def rows(plan: Plan) -> Iterator[Row]:
     torch.backends.cudnn.benchmark = True
     models, batch, size = (["test_resnet"], 4, 32) if plan.tiny else (["resnet18", "resnet50"], 256, 224)
     shapes = [(8, 10)] if plan.tiny else [(1024, 1000), (256, 21_843)]
-    compiler = partial(torch.compile, backend="aot_eager" if plan.tiny else "inductor")
+    compiler = partial(torch.compile, dynamic=False, backend="aot_eager" if plan.tiny else "inductor")
     for mode, compiled in (("eager", None), ("compiled", compiler)):
         measured = [partial(steps, plan, mode, name, batch, size, compiled) for name in models]
         measured[1:1] = [partial(activations, plan, mode, shape, compiled) for shape in shapes]
