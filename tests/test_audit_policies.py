@@ -216,6 +216,7 @@ def test_a_discrete_policy_of_ours_is_compared_with_its_own_floor(home, capsys):
     samples = policies.policy(home / "discrete.zip", observations=home / "four.npy")
     assert samples.floor == 0.3
     assert samples.entropy == pytest.approx(0.3, abs=1e-3)
+    assert samples.saturation is None  # the raw logits are a million apart, those behind the floor are not
     command = ["audit", "policy", str(home / "discrete.zip"), "--observations", str(home / "four.npy")]
     assert main([*command, "--out", str(home / "discrete")]) == 0
     assert "the floor of 0.3 nats holds" in capsys.readouterr().out
@@ -227,6 +228,7 @@ def test_a_discrete_policy_of_ours_is_compared_with_its_own_floor(home, capsys):
         ({"target_entropy": 9.0}, "lower the target"),
         ({"target_entropy": "__import__('os')"}, "cannot be read"),
         ({"head": "own"}, "head='own' must be one of"),
+        ({"head": "projection"}, "its head projection is one for comparisons: audit an ONNX file of it"),
         ({"target_entropy": None}, "it has no 'target_entropy'"),
     ],
 )
@@ -628,6 +630,10 @@ def test_outputs_are_those_that_are_named(tmp_path):
         ({"trust": True, "distribution": "normal", "std": np.ones(3)}, "has 2 actions, and std 3 numbers"),
         ({"trust": True, "outputs": ("mean",)}, "outputs='mean' must be one of"),
         ({"trust": True, "distribution": "normal", "std": np.ones(2), "bounds": (1.0, 1.0)}, "bounds=1 1"),
+        (
+            {"trust": True, "distribution": "normal", "std": np.ones(2), "bounds": (-np.inf, np.inf)},
+            "bounds=-inf inf",
+        ),
         ({"trust": True, "distribution": "tanh", "bounds": (-2.0, 2.0)}, "bounds says nothing about a tanh"),
         ({"trust": True, "distribution": "categorical", "std": np.ones(2)}, "std says nothing about a categ"),
     ],

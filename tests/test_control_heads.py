@@ -94,6 +94,13 @@ def test_the_pinned_entropy_is_the_target():
     assert policy.entropy().max() < -2.0  # truncation takes from it: the floor was not under the acting policy
 
 
+def test_outputs_in_bfloat16_keep_the_gradient_of_their_mean():
+    exact = GaussianPolicy("era-exact", "truncated", action_dim=2, target_entropy=-1.0, **BOUNDS)
+    mean, raw = jnp.full((1, 2), 4.0, jnp.bfloat16), jnp.zeros((1, 2), jnp.bfloat16)
+    gradient = jax.grad(lambda mean: exact(mean, raw).loc.sum())(mean)
+    np.testing.assert_allclose(gradient, 1 - np.tanh(4.0) ** 2, rtol=1e-2)  # tanh rounds to 1 in bfloat16
+
+
 @pytest.mark.parametrize("distribution", ["truncated", "tanh"])
 def test_above_the_floor_the_entropy_is_free(distribution):
     floor = GaussianPolicy("era-floor", distribution, action_dim=3, target_entropy=-1.5, **BOUNDS)

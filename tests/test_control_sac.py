@@ -456,7 +456,7 @@ def test_a_word_that_is_not_known_is_named(name, value):
         (("seed", "threads"), (-1,)),
         (("tau", "discount"), (-0.1, 1.1, math.nan)),
         (("learning_rate", "alpha"), (0.0, -1.0, math.inf, math.nan)),
-        (("residual_entropy",), (math.inf, math.nan)),
+        (("residual_entropy",), (-0.1, math.inf, math.nan)),
         (("weight_decay",), (-1.0, math.inf, math.nan)),
     ],
 )

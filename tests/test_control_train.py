@@ -400,14 +400,20 @@ def test_on_an_accelerator_seeds_advance_together_and_go_on(tmp_path, monkeypatc
     assert all(read_run(path).status["state"] == "finished" for path in paths)
     with pytest.raises(ValueError, match=r"seed-0 was begun and others were not: give only seeds"):
         train_seeds(config, [0, 1, 2])
-    last = Run.open(paths[1]).checkpoints()
-    for killed in (last[1:], last):  # between the saves of two seeds: the last ones, the first ones
+    one, other = (Run.open(path).checkpoints() for path in paths)
+    # A kill between the saves of two seeds: of their last checkpoints, and of their first.
+    for killed in (other[1:], [*one[1:], *other]):
         for checkpoint in killed:
-            shutil.rmtree(checkpoint, ignore_errors=True)
+            shutil.rmtree(checkpoint)
         for path in paths:
             (path / "status.json").unlink()
         assert train_seeds(config, [0, 1]) == paths
         assert [history(path) for path in paths] == whole
+    shutil.rmtree(paths[1] / "checkpoints")
+    for path in paths:
+        (path / "status.json").unlink()
+    with pytest.raises(ValueError, match=r"no checkpoint in common, their last steps are \[200, 0\]: resume each"):
+        train_seeds(config, [0, 1])
 
 
 @pytest.mark.slow

@@ -288,6 +288,7 @@ def test_what_cannot_be_promised_is_refused(backend):
         (lambda: F.era_truncated_normal(x, x, -1.0, log_std_max=9.0), "narrow the bounds"),
         (lambda: F.project_gaussian(x, float("nan")), "target_entropy=nan"),
         (lambda: F.truncated_normal_entropy(x, x, low=1.0, high=-1.0), "low=1.0 .* below high=-1.0"),
+        (lambda: F.truncated_normal_entropy(x, x, low=0.0, high=float("inf")), "high=inf must be finite"),
         # [batch, 1] would broadcast, and mix every state with every other's target
         (lambda: F.era_gaussian(x, x[:, :1]), r"target_entropy \(2, 1\) must be a scalar or of shape \(2,\)"),
         (lambda: F.era_gaussian(x, x[0]), r"target_entropy \(3,\) must be a scalar or of shape \(2,\)"),

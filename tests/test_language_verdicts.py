@@ -227,6 +227,8 @@ def test_digits_have_a_base(said, gold, right):
         ("2 hundred thousand", "200,000", True),
         ("1/2 million", "500000", True),
         ("1/2 million", "1/2000000", False),
+        ("1 / 2 million", "500000", True),
+        ("1 / 2 million", "1/2000000", False),
         (".5 million", "500000", True),
         (".5 million", "0.5", False),
         ("10^3 million", "10^9", True),

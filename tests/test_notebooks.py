@@ -23,7 +23,7 @@ def test_a_notebook_has_text_and_no_outputs(path):
     assert found["nbformat"] == 4
     assert [cell["cell_type"] for cell in found["cells"][:2]] == ["markdown", "code"]
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in found["cells"][1::2])
-    assert f"pip install 'entropyfloor[{path.stem}" in cells(path, "markdown")[0]
+    assert f"pip install '.[{path.stem}" in cells(path, "markdown")[0]
 
 
 @pytest.mark.slow

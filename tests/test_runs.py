@@ -343,6 +343,19 @@ def test_a_resume_supersedes_what_was_logged_after_the_checkpoint(run):
     assert seconds == sorted(seconds)  # the wall clock goes on where it stopped
 
 
+def test_a_resume_from_an_earlier_checkpoint_removes_the_later_ones(run):
+    """Else a kill, and a resume from the later one, would leave a hole in the metrics."""
+    for step in (1, 2):
+        run.log(step, {"return": float(step)})
+        run.save(step, {}, {})
+    continued = Run.open(run.path)
+    assert continued.resume(limit=1).step == 1
+    assert [int(path.name) for path in run.checkpoints()] == [1, 2]
+    with continued.recording():
+        assert [int(path.name) for path in run.checkpoints()] == [1]
+    assert Run.open(run.path).resume().step == 1
+
+
 def test_a_run_that_is_resumed_without_a_checkpoint_can_be_read_while_it_goes_on(run):
     run.log(5, {"return": 1.0})
     begun_again = Run.open(run.path)

@@ -106,6 +106,14 @@ def test_where_the_baseline_is_not_the_usual_one_counts(tmp_path):
     evaluated(tmp_path / "large", "gspo", BROAD, env="countdown-4 tiny")
     found = read_comparisons([tmp_path], "gspo").comparisons
     assert [comparison.baseline.label for comparison in found] == ["grpo", "gspo"]
+    evaluated(tmp_path / "large", "gspo", BROAD, env="countdown-4 tiny", steps=5)  # which of the two is not said
+    with pytest.raises(ValueError, match="baseline='gspo' must be one of"):
+        read_comparisons([tmp_path], "gspo")
+    evaluated(tmp_path / "other", "gspo", BROAD, env="countdown-5 tiny")
+    assert [
+        comparison.baseline and comparison.baseline.label
+        for comparison in read_comparisons([tmp_path], "gspo").comparisons
+    ] == ["grpo", None, "gspo"]
 
 
 def test_a_baseline_with_several_settings_is_named_by_its_label(tmp_path):

@@ -267,7 +267,7 @@ def report(_: Sequence[str]) -> Callable[..., None]:
             out: Directory for the page and the figures.
             baseline: Agent that the others are compared with, or its label where settings differ. Compared are
                 statistics over tasks, and language models that were evaluated at several temperatures, these by
-                default with grpo.
+                default, and where there is no such agent, with grpo.
         """
         _write_report(paths, out, baseline)
 

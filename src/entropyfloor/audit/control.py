@@ -57,7 +57,7 @@ def run(run: Path, *, episodes: int = 10, seed: int = 0, max_episode_steps: int 
     }
     if policy.discrete:
         logits = _in_each_state(policy, observations, "logits")
-        gap = {} if policy.floor is not None else saturation(gap_of(logits))  # behind a floor no gap is large
+        gap = {} if policy.floor is not None else saturation(gap_of(logits))  # raw logits are not known
         return Samples(measured="the policy over discrete actions", **common, **gap)
     if isinstance(policy.agent, MNSE):  # its mapping gives the actions another distribution
         return Samples(measured="the mapped policy over actions in [-1, 1]", **common)

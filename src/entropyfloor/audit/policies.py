@@ -102,7 +102,7 @@ def measure(read: FilePolicy, observations: np.ndarray, labels: list[str]) -> Sa
             raise ValueError(f"{read.model} gives logits that are NaN or infinite: masked actions are not read")
         entropy = F.entropy_from_logits(torch.from_numpy(logits)).numpy()
         measured = "the policy over discrete actions"
-        gap = {} if read.floor is not None else saturation(gap_of(logits))  # behind a floor no gap is large
+        gap = {} if read.floor is not None else saturation(gap_of(logits))  # raw logits are not known
         return Samples(measured=measured, entropy=entropy, **common, **gap)
     name, (loc, scale) = read.distribution, parameters
     if not (scale > 0).all():

@@ -165,10 +165,10 @@ def replay_rows(config: FastConfig, sizes: tuple[int, int], seeds: int, devices:
     """
     rows = -(-min(config.replay_capacity, config.steps) // config.num_envs)
     memory = memory_of(devices or jax.local_devices()[:1])
-    each = (seeds + (seeds > 1)) * ring.step_bytes(*sizes)  # a checkpoint copies that of one of several seeds
-    check_memory(rows * config.num_envs, each, "transitions in the replay", "--replay-capacity", memory)
+    each, copies = ring.step_bytes(*sizes), seeds + (seeds > 1)  # a checkpoint copies that of one of several seeds
+    check_memory(rows * config.num_envs, copies * each, "transitions in the replay", "--replay-capacity", memory)
     drawn = required(config.updates_per_step) * required(config.batch_size)
-    check_memory(drawn, each, "transitions in the updates of a step", "--batch-size", memory)
+    check_memory(drawn, seeds * each, "transitions in the updates of a step", "--batch-size", memory)
     return rows
 
 

@@ -117,13 +117,27 @@ def _resume(paths: Sequence[Path], **changes: Any) -> list[Path]:
     configs = [read_config(run.config) for run in runs]
     check_changeable(type(configs[0]), changes)
     trainer = build([replace(config, **changes) for config in configs])
-    steps = [{int(path.name) for path in run.checkpoints()} for run in runs]  # a kill may have come between saves
-    checkpoints = [run.resume(max(set.intersection(*steps), default=0)) for run in runs]
+    checkpoints = [run.resume(limit) for limit in [_common_step(runs)] for run in runs]
     if saved := [checkpoint for checkpoint in checkpoints if checkpoint is not None]:
         trainer.restore(saved)
     del checkpoints, saved  # their replays are copied
     trainer.fit(runs)
     return list(paths)
+
+
+def _common_step(runs: Sequence[Run]) -> int:
+    """The last step at which all seeds have a checkpoint; 0 if a kill came while they saved their first ones.
+
+    Raises:
+        ValueError: There is none.
+    """
+    steps = [[int(path.name) for path in run.checkpoints()] for run in runs]
+    if common := set.intersection(*map(set, steps)):
+        return max(common)
+    if all(steps) or max(map(len, steps)) > 1:
+        last = [each[-1] if each else 0 for each in steps]
+        raise ValueError(f"the seeds have no checkpoint in common, their last steps are {last}: resume each alone")
+    return 0
 
 
 def _together(configs: Sequence[ControlConfig]) -> list[Path]:

@@ -51,7 +51,7 @@ def warm_start(
     config: LanguageConfig,
     advance: Callable[[int], object],
 ) -> float:
-    """Train a model in place on solutions, or load the weights that a run with the same `SETTINGS` has saved.
+    """Train a model in place on solutions, or load what a run with the same `SETTINGS` and beginning has saved.
 
     `advance` is called after each step with the number of steps done.
 
@@ -128,7 +128,7 @@ def file_of(config: LanguageConfig, model: PreTrainedModel) -> Path | None:
     digest = hashlib.blake2b(settings.encode(), digest_size=8)
     if config.model != "tiny":  # a path or a hub name says nothing of the weights that are there now
         for parameter in weights_of(model).values():
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            digest.update(parameter.detach().cpu().flatten().view(torch.uint8).numpy().data)
     return Path(config.warm_starts, f"{config.task}-seed-{config.seed}-{digest.hexdigest()}.safetensors")
 
 

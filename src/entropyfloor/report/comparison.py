@@ -82,7 +82,8 @@ def read_comparisons(paths: Sequence[Path], baseline: str | None = None) -> Comp
 
     Args:
         paths: Run directories, or directories that hold some.
-        baseline: Label or agent of the group that the others are compared with; by default that of the domain.
+        baseline: Label or agent of the group that the others are compared with; by default, and where there is
+            none, that of the domain.
 
     Raises:
         ValueError: No run that can be drawn; the message names those that were left out. Or no such baseline.
@@ -201,7 +202,7 @@ def _comparison(
         for label, runs in _by_label(untrained, domain).items()
         for run in _without_duplicates(runs, f"{label} {UNTRAINED} on {env}", left_out)
     ]
-    chosen = _baseline(groups, baseline) or _baseline(groups, domain.baseline)
+    chosen = _baseline(groups, baseline, domain.baseline)
     return Comparison(env, domain, tuple(groups), tuple(unused), tuple(before), chosen)
 
 
@@ -212,11 +213,14 @@ def _by_label(records: Sequence[Record], domain: Domain) -> dict[str, list[SeedR
     return found
 
 
-def _baseline(groups: Sequence[Group], name: str | None) -> Group | None:
-    """The group with this label, or else the only one of this agent."""
-    named = [group for group in groups if group.label == name]
-    named = named or [group for group in groups if group.seeds[0].record.config["agent"] == name]
-    return named[0] if len(named) == 1 else None
+def _baseline(groups: Sequence[Group], *names: str | None) -> Group | None:
+    """The group with the first of these labels that there is, or else the only one of this agent."""
+    for name in names:
+        named = [group for group in groups if group.label == name]
+        named = named or [group for group in groups if group.seeds[0].record.config["agent"] == name]
+        if named:
+            return named[0] if len(named) == 1 else None
+    return None
 
 
 def _without_duplicates(runs: Sequence[SeedRun], what: str, left_out: list[str]) -> list[SeedRun]:

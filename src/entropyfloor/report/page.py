@@ -53,8 +53,8 @@ def write_report(
     Args:
         paths: Run directories, or directories that hold some.
         out: Directory of the report; it is made if it does not exist.
-        baseline: Label or agent that the others are compared with: language models, by default with grpo, and
-            statistics over tasks.
+        baseline: Label or agent that the others are compared with: language models, by default and where there
+            is none with grpo, and statistics over tasks.
         warn: Receives each line about a run that was left out.
         tell: Receives each table of fronts or over tasks as text.
         published: Figures and tables of a paper that a run reproduces; the page has them beside the runs.

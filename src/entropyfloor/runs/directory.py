@@ -59,7 +59,7 @@ class Run:
         self._size: int | None = None
         """Size of the metrics in bytes after the last line of this object."""
         self._resumed = False
-        """Whether the next `recording` goes on from a checkpoint."""
+        """Whether the next `recording` continues an earlier one."""
         self._track: Callable[[Line], None] | None = None
         """Copies a line to the trackers."""
         self._held: os.stat_result | None = None
@@ -152,9 +152,12 @@ class Run:
         partial.rename(final)
         self._step = max(self._step, step)
         files.sync(home)
-        for old in self.checkpoints()[:-KEPT]:
-            shutil.rmtree(old.rename(home / f".{old.name}.old"))  # a kill in between leaves no half of one
+        self._drop(self.checkpoints()[:-KEPT])
         return final
+
+    def _drop(self, checkpoints: Sequence[Path]) -> None:
+        for path in checkpoints:  # a kill in between leaves no half of one
+            shutil.rmtree(path.rename(path.with_name(f".{path.name}.old")))
 
     def keep_evaluation(self, results: dict[str, Any]) -> Path:
         """Write the results of an evaluation, as values that JSON can hold, and return the file."""
@@ -199,8 +202,8 @@ class Run:
     def resume(self, limit: float = math.inf) -> Checkpoint | None:
         """Continue from the last checkpoint at a step of at most `limit`, or from the start if there is none.
 
-        Lines that were logged after it stay in the file. Readers drop them as soon as `recording` begins, because
-        the run repeats them.
+        Lines that were logged after it stay in the file. As soon as `recording` begins, readers drop them, and
+        later checkpoints are removed, because the run repeats both.
         """
         with _locked(self.path):
             last = self.latest(limit)
@@ -233,6 +236,7 @@ class Run:
             try:
                 self._check_there()
                 if self._resumed:  # not before: a checkpoint that cannot be restored repeats nothing
+                    self._drop([path for path in self.checkpoints() if int(path.name) > self._step])
                     self._append(self._step, {"event": "resumed"})
                     self._resumed = False
                 with suppress(ValueError):  # a damaged status is replaced

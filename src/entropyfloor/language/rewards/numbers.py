@@ -44,8 +44,9 @@ def without_words(text: str) -> str:
     def digits(match: re.Match[str]) -> str:
         words = re.findall("|".join(_POWERS), match["words"].lower())
         power, behind = sum(map(_POWERS.__getitem__, words)), match["brace"] or ""
-        before = text[: match.start()][-1:]
-        if match["number"] == "}" or before in ("/", ".", "^", "}"):  # more of the number stands before it
+        before = text[: match.start()]
+        if match["number"] == "}" or before.endswith((".", "}")) or before.rstrip().endswith(("/", "^")):
+            # more of the number stands before it
             return rf"{match['number']}\times 10^{{{power}}}{behind}"
         return f"{Decimal(match['number'].replace(',', '')).scaleb(power):f}{behind}"
 
