@@ -43,6 +43,7 @@ The first command prints this list, with the arms of each recipe; the second pri
 
 Our runs are from two CPU cores, except for plain TD-MPC2's; raw data is in `results/`. Brackets are 95 % intervals
 over seeds (Student's t); hours are the sum over all runs, each on one core (those of plain TD-MPC2 shared a GPU).
+What is logged in training, as in figures 18 to 20, is a mean since the evaluation before the last.
 The times of figures 15, 17 and 21 are from [benchmarks](benchmarks.md), with intervals over paired rounds.
 Where "Published" has no number, the text of the paper that we have has none. That text lacks the captions of
 figures 6 to 26: we placed a figure by what the text says of it, or else by the order of the text. Figures 6 and 7
