@@ -743,6 +743,7 @@ def run(path, steps, *era):
     variables = {
         "PYTHONPATH": str(tests),
         "VERL_PLATFORM": "cpu",
+        "CUDA_VISIBLE_DEVICES": "0",  # Ray is to count one, which need not be there
         "VERL_USE_EXTERNAL_MODULES": "verl_cpu,verl_rollout",
         "VERL_FILE_LOGGER_PATH": f"{path}/metrics.jsonl",
     }
