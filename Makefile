@@ -110,7 +110,7 @@ figures: $(VENV)/installed  ## Redraw the figures of docs/ from results/
 		done \
 	done
 	mkdir -p docs/vision/overfit && $(BIN)/entropyfloor report results/vision/overfit.runs.zip/clean --out report/vision/overfit
-	cp report/vision/overfit/overview.* report/vision/overfit/table.csv docs/vision/overfit/
+	cd report/vision/overfit && cp overview.png overview.svg table.csv $(CURDIR)/docs/vision/overfit/
 	$(BIN)/python examples/min_entropy.py --runs results/vision/cifar10-min-entropy.runs.zip results/$(CIFAR10).runs.zip
 	$(BIN)/python examples/instability.py --draw --out results/control/instability.runs.zip
 	$(BIN)/python examples/paper.py
