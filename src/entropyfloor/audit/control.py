@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from entropyfloor.audit import gaussian
-from entropyfloor.audit.logits import gap_of, saturation
+from entropyfloor.audit.logits import saturation_of_policy
 from entropyfloor.audit.samples import Samples, Saturation, Spread
 from entropyfloor.control import seeding
 from entropyfloor.control.agents.mnse import MNSE
@@ -57,8 +57,8 @@ def run(run: Path, *, episodes: int = 10, seed: int = 0, max_episode_steps: int 
     }
     if policy.discrete:
         logits = _in_each_state(policy, observations, "logits")
-        gap = {} if policy.floor is not None else saturation(gap_of(logits))  # raw logits are not known
-        return Samples(measured="the policy over discrete actions", **common, **gap)
+        saturation = saturation_of_policy(logits, policy.floor)
+        return Samples(measured="the policy over discrete actions", **common, **saturation)
     if isinstance(policy.agent, MNSE):  # its mapping gives the actions another distribution
         return Samples(measured="the mapped policy over actions in [-1, 1]", **common)
     name: Any = policy.config.distribution

@@ -19,6 +19,11 @@ def gap_of(logits: np.ndarray) -> np.ndarray:
     return gap
 
 
+def saturation_of_policy(logits: np.ndarray, floor: float | None) -> dict[str, Any]:
+    """Fields of `Samples` for a policy with `[N, n]` logits; none behind a floor: the raw logits are unknown."""
+    return {} if floor is not None else saturation(gap_of(logits))
+
+
 def saturation(gap: np.ndarray, which: str = "logits") -> dict[str, Any]:
     """Fields of `Samples` for the gaps between the two largest logits, `[N]`, of the kind `which`."""
     return {

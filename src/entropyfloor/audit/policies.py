@@ -12,7 +12,7 @@ import torch
 
 from entropyfloor.audit import exported, gaussian, stable_baselines
 from entropyfloor.audit.file_policy import FilePolicy
-from entropyfloor.audit.logits import gap_of, saturation
+from entropyfloor.audit.logits import saturation_of_policy
 from entropyfloor.audit.samples import Samples, Saturation, Spread
 from entropyfloor.extras import brief
 from entropyfloor.torch import functional as F
@@ -102,8 +102,7 @@ def measure(read: FilePolicy, observations: np.ndarray, labels: list[str]) -> Sa
             raise ValueError(f"{read.model} gives logits that are NaN or infinite: masked actions are not read")
         entropy = F.entropy_from_logits(torch.from_numpy(logits)).numpy()
         measured = "the policy over discrete actions"
-        gap = {} if read.floor is not None else saturation(gap_of(logits))  # raw logits are not known
-        return Samples(measured=measured, entropy=entropy, **common, **gap)
+        return Samples(measured=measured, entropy=entropy, **common, **saturation_of_policy(logits, read.floor))
     name, (loc, scale) = read.distribution, parameters
     if not (scale > 0).all():
         raise ValueError(f"{read.model} gives a standard deviation of {scale.min():g}: it must be above 0")

@@ -117,7 +117,8 @@ def _resume(paths: Sequence[Path], **changes: Any) -> list[Path]:
     configs = [read_config(run.config) for run in runs]
     check_changeable(type(configs[0]), changes)
     trainer = build([replace(config, **changes) for config in configs])
-    checkpoints = [run.resume(limit) for limit in [_common_step(runs)] for run in runs]
+    step = _common_step(runs)
+    checkpoints = [run.resume(step) for run in runs]
     if saved := [checkpoint for checkpoint in checkpoints if checkpoint is not None]:
         trainer.restore(saved)
     del checkpoints, saved  # their replays are copied
