@@ -174,6 +174,9 @@ def test_refusals():
         ValueError, match=r"head='era-exact' is solved for truncated actions, .* choose era or era-floor"
     ):
         ERAGlobalGaussianDistribution(D, -1.0, head="era-exact")
+    for kind in (ERAGaussianDistribution, ERAGlobalGaussianDistribution):
+        with pytest.raises(ValueError, match="leave out init_std, std_type: σ follows from target_entropy"):
+            kind(D, -1.0, init_std=1.0, std_type="log")
 
 
 def test_the_example_of_the_docs():

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("stable_baselines3")
 
-from stable_baselines3 import A2C, PPO, SAC
+from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
@@ -207,15 +207,18 @@ class Discretely(Reach):
 
 
 IMAGE = gym.spaces.Box(0, 255, (3, 36, 36), np.uint8)
+NORMALISED = gym.spaces.Box(0, 1, (3, 36, 36), np.float32)
 BOTH = gym.spaces.Dict({"image": IMAGE, "vector": gym.spaces.Box(-1, 1, (2,), np.float32)})
 
 
 @pytest.mark.parametrize(
-    ("space", "extractor"), [(IMAGE, NatureCNN), (BOTH, CombinedExtractor)], ids=["image", "dict"]
+    ("space", "extractor"),
+    [(IMAGE, NatureCNN), (NORMALISED, NatureCNN), (BOTH, CombinedExtractor)],
+    ids=["image", "normalised image", "dict"],
 )
 @pytest.mark.parametrize("train", [sac, ppo])
 def test_images_and_dictionaries(train, space, extractor):
-    model = train(Reach(space), steps=32)
+    model = train(Reach(space), steps=32, normalize_images=space is not NORMALISED)
     assert model.policy.features_extractor_class is extractor
     action, _ = model.predict(space.sample())
     assert action.shape == (D,)
@@ -272,6 +275,22 @@ def test_state_dependent_exploration_is_refused(algorithm, policy):
 
 
 @pytest.mark.parametrize(
+    ("algorithm", "policy", "message"),
+    [
+        (TD3, ERASACPolicy, "ERASACPolicy is for SAC: policies of TD3 and DDPG are deterministic"),
+        (DDPG, ERASACPolicy, "ERASACPolicy is for SAC: policies of TD3 and DDPG are deterministic"),
+        (SAC, ERAPPOPolicy, "ERAPPOPolicy is for PPO and A2C: SAC takes ERASACPolicy"),
+        (TD3, ERAPPOPolicy, "ERAPPOPolicy is for PPO and A2C: SAC takes ERASACPolicy"),
+        (DQN, ERAPPOPolicy, "ERAPPOPolicy is for PPO and A2C: SAC takes ERASACPolicy"),
+    ],
+)
+def test_algorithms_that_a_policy_is_not_for(algorithm, policy, message):
+    env, target = (Discretely(), 0.1) if algorithm is DQN else (Reach(), -1.5)
+    with pytest.raises(AttributeError, match=message):
+        algorithm(policy, env, buffer_size=10, policy_kwargs={"target_entropy": target})
+
+
+@pytest.mark.parametrize(
     ("algorithm", "policy", "own"), [(SAC, ERASACPolicy, {"target_entropy": -1.5}), (PPO, ERAPPOPolicy, {})]
 )
 def test_a_floor_has_to_be_given_to_the_policy(algorithm, policy, own):
@@ -286,6 +305,8 @@ def test_refusals_of_discrete_actions():
         ppo(Discretely(), target_entropy="-A/2")
     with pytest.raises(ValueError, match="leave out distribution, log_std_max: discrete actions have no σ"):
         ppo(Discretely(), target_entropy=0.1, distribution="truncated", log_std_max=-1.0)
+    with pytest.raises(ValueError, match=r"actions must be a Box, not Discrete\(5\): .* ERAPPOPolicy"):
+        ERASACPolicy(IMAGE, gym.spaces.Discrete(5), lambda _: 1e-3, target_entropy=0.1)
     with pytest.raises(ValueError, match="has no ERA head"):
         ppo(Reach(action_space=gym.spaces.MultiDiscrete([2, 3])))
 

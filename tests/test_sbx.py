@@ -152,6 +152,13 @@ def test_noise_that_is_repeated_is_refused(algorithm):
         algorithm("MlpPolicy", Reach(), use_sde=True, policy_kwargs=kwargs)
 
 
+@pytest.mark.parametrize("algorithm", [SAC, TQC])
+def test_the_actor_of_ppo_is_refused_by_what_scales_actions(algorithm):
+    kwargs = {"actor_class": partial(ERAPPOActor, target_entropy=-1.5)}
+    with pytest.raises(ValueError, match="ERAPPOActor is for PPO: SAC and TQC take ERAActor"):
+        algorithm("MlpPolicy", Reach(), policy_kwargs=kwargs)
+
+
 @SLOW
 def test_the_example_of_the_docs():
     model = hosts.example("SBX")["model"]

@@ -134,9 +134,15 @@ def test_what_is_no_continuous_policy_is_refused():
         def compute(self, inputs, role):
             return super().compute(inputs, role)[0], {}
 
+    class Global(Policy):
+        def compute(self, inputs, role):
+            return super().compute(inputs, role)[0], {"log_std": torch.zeros(D)}
+
     Environment.action_space = gym.spaces.Box(-1.0, 1.0, (D,))
-    with pytest.raises(ValueError, match=r'compute must return mean, {"log_std": raw_log_std}'):
-        Forgetful(Environment).act({"observations": torch.zeros(1, 4)})
+    for policy in (Forgetful(Environment), Global(Environment), Global(Environment, **UNBOUNDED)):
+        with pytest.raises(ValueError, match=r'compute must return mean, {"log_std": raw_log_std}, both outputs'):
+            policy.act({"observations": torch.zeros(5, 4)})
+        assert policy.get_entropy() == 0  # as skrl's, before it has acted
 
 
 def test_a_network_may_be_named_policy():

@@ -40,7 +40,7 @@ class ERAGaussianDistribution(HeteroscedasticGaussianDistribution):
         log_std_max: Upper bound of log σ.
 
     Raises:
-        ValueError: A target that is out of reach, or an unknown head.
+        ValueError: A target that is out of reach, an unknown head, or an option of rsl_rl's such as `init_std`.
 
     Examples:
         >>> import torch
@@ -81,7 +81,7 @@ class ERAGlobalGaussianDistribution(GaussianDistribution):
         log_std_max: Upper bound of log σ.
 
     Raises:
-        ValueError: A target that is out of reach, or an unknown head.
+        ValueError: A target that is out of reach, an unknown head, or an option of rsl_rl's such as `init_std`.
 
     Examples:
         >>> import torch
@@ -113,9 +113,20 @@ class ERAGlobalGaussianDistribution(GaussianDistribution):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _policy(output_dim: int, target_entropy: float | str, head: Any = "era", **bounds: Any) -> GaussianPolicy:
+def _policy(
+    output_dim: int,
+    target_entropy: float | str,
+    head: Any = "era",
+    log_std_min: float = -8.0,
+    log_std_max: float = 0.0,
+    **others: Any,
+) -> GaussianPolicy:
+    if others:
+        raise ValueError(
+            f"leave out {', '.join(others)}: σ follows from target_entropy, head, log_std_min and log_std_max"
+        )
     if head == "era-exact":
         raise ValueError(
             "head='era-exact' is solved for truncated actions, and rsl_rl's are not: choose era or era-floor"
         )
-    return GaussianPolicy(output_dim, target_entropy, head, "normal", **bounds)
+    return GaussianPolicy(output_dim, target_entropy, head, "normal", log_std_min, log_std_max)

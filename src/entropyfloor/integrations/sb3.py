@@ -131,7 +131,8 @@ class ERASACPolicy(SACPolicy):
     Entropies are those of actions scaled to [-1, 1], in which SB3's SAC acts.
 
     Args:
-        observation_space: Vectors, images, or dictionaries of them.
+        observation_space: Vectors, images, or dictionaries of them. With `normalize_images=False`, arrays of three
+            dimensions are images, as they are for SB3.
         action_space: A `Box`.
         lr_schedule: SB3's learning rate.
         target_entropy: H0 for the whole action: nats, or a rule in the action dimension such as `"-A/2"`.
@@ -142,7 +143,8 @@ class ERASACPolicy(SACPolicy):
         **kwargs: Further arguments of `SACPolicy`.
 
     Raises:
-        ValueError: No target, one that is out of reach, an unknown head, or `use_sde=True`.
+        ValueError: No target, one that is out of reach, an unknown head, actions other than a `Box`, or
+            `use_sde=True`.
 
     Examples:
         >>> from stable_baselines3 import SAC
@@ -164,6 +166,10 @@ class ERASACPolicy(SACPolicy):
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         **kwargs: Any,
     ) -> None:
+        if not isinstance(action_space, spaces.Box):
+            raise ValueError(
+                f"actions must be a Box, not {action_space}: of discrete ones, take PPO or A2C with ERAPPOPolicy"
+            )
         target_entropy = _given(target_entropy, ": SAC's own argument of this name is for its learned coefficient")
         _refuse(kwargs, use_sde=False)
         # Before `super().__init__`, which builds the actor.
@@ -173,7 +179,7 @@ class ERASACPolicy(SACPolicy):
             "log_std_min": log_std_min,
             "log_std_max": log_std_max,
         }
-        extractor = features_extractor_class or _extractor(observation_space)
+        extractor = features_extractor_class or _extractor(observation_space, kwargs.get("normalize_images", True))
         super().__init__(
             observation_space, action_space, lr_schedule, features_extractor_class=extractor, **kwargs
         )
@@ -183,6 +189,11 @@ class ERASACPolicy(SACPolicy):
         policy = GaussianPolicy(get_action_dim(self.action_space), **self.era)
         arguments = self._update_features_extractor(self.actor_kwargs, features_extractor)
         return ERAActor(policy=policy, **arguments).to(self.device)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "actor_target":  # which TD3 and DDPG ask for
+            raise AttributeError("ERASACPolicy is for SAC: policies of TD3 and DDPG are deterministic")
+        return super().__getattr__(name)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | self.era
@@ -199,7 +210,8 @@ class ERAPPOPolicy(ActorCriticPolicy):
     attribute of this name has log σ of the states that were seen last, for SB3's logged `train/std`.
 
     Args:
-        observation_space: Vectors, images, or dictionaries of them.
+        observation_space: Vectors, images, or dictionaries of them. With `normalize_images=False`, arrays of three
+            dimensions are images, as they are for SB3.
         action_space: A `Box`, or `Discrete`.
         lr_schedule: SB3's learning rate.
         target_entropy: For a `Box`, H0 for the whole action: nats, or a rule in the action dimension such as
@@ -248,7 +260,7 @@ class ERAPPOPolicy(ActorCriticPolicy):
             "log_std_min": log_std_min,
             "log_std_max": log_std_max,
         }
-        extractor = features_extractor_class or _extractor(observation_space)
+        extractor = features_extractor_class or _extractor(observation_space, kwargs.get("normalize_images", True))
         super().__init__(
             observation_space, action_space, lr_schedule, features_extractor_class=extractor, **kwargs
         )
@@ -283,15 +295,20 @@ class ERAPPOPolicy(ActorCriticPolicy):
         self.log_std = distribution.log_std.detach()
         return distribution
 
+    def __getattr__(self, name: str) -> Any:
+        if name in ("actor", "q_net"):  # which SAC, TD3 and DQN ask for
+            raise AttributeError("ERAPPOPolicy is for PPO and A2C: SAC takes ERASACPolicy")
+        return super().__getattr__(name)
+
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | self.era
 
 
-def _extractor(space: spaces.Space) -> type[BaseFeaturesExtractor]:
+def _extractor(space: spaces.Space, normalize_images: bool) -> type[BaseFeaturesExtractor]:
     """What SB3's `MultiInputPolicy`, `CnnPolicy` and `MlpPolicy` have."""
     if isinstance(space, spaces.Dict):
         return CombinedExtractor
-    return NatureCNN if is_image_space(space) else FlattenExtractor
+    return NatureCNN if is_image_space(space, normalized_image=not normalize_images) else FlattenExtractor
 
 
 def _given(target_entropy: float | str | None, hint: str = "") -> float | str:

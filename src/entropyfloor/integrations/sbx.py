@@ -40,6 +40,12 @@ def _refuse_sde(_actor: nn.Module, reset_noise: Any) -> None:
         )
 
 
+def _refuse_squashing(_actor: nn.Module, reset_noise: Any) -> None:
+    """Check of the same: SAC and TQC scale actions from [-1, 1], and those of `ERAPPOActor` are unbounded."""
+    if reset_noise.__self__.squash_output:
+        raise ValueError("ERAPPOActor is for PPO: SAC and TQC take ERAActor")
+
+
 class ERAActor(nn.Module):
     """Actor of SAC with a floor under its entropy; layers and parameters are those of SBX's.
 
@@ -114,7 +120,7 @@ class ERAPPOActor(nn.Module):
 
     Raises:
         ValueError: When SBX builds it: a target that is out of reach, an unknown head, `shares` or `era-batch`,
-            other actions, or a `log_std_init`.
+            other actions, a `log_std_init`, or an algorithm other than PPO.
 
     Examples:
         >>> import jax, jax.numpy as jnp
@@ -137,6 +143,8 @@ class ERAPPOActor(nn.Module):
     log_std_init: float = 0.0
     features_extractor: Any = None
     features_dim: int = 512
+
+    reset_noise = property(fset=_refuse_squashing)
 
     def __post_init__(self) -> None:
         if self.log_std_init != 0.0:

@@ -9,6 +9,7 @@ from entropyfloor.extras import require
 
 require("skrl", "skrl")
 
+import torch  # noqa: E402
 from gymnasium.spaces import Box  # noqa: E402
 from skrl.models.torch import GaussianMixin  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -75,6 +76,7 @@ class ERAGaussianMixin(GaussianMixin):
         super().__init__(clip_log_std=False, role=role)
         bounds = log_std_min, log_std_max
         self._era_policy = GaussianPolicy(self.num_actions, target_entropy, head, distribution, *bounds)
+        self._entropy = torch.zeros((), device=self.device)  # as skrl's before the first act
         low, high = self._g_min_actions, self._g_max_actions  # None where unbounded
         if self._era_policy.truncated and low is not None and not (low == -1).logical_and(high == 1).all():
             warnings.warn(
@@ -87,10 +89,10 @@ class ERAGaussianMixin(GaussianMixin):
         """A sample, and in the dictionary its `log_prob` `[B, 1]`, `mean_actions` without noise, and `log_std`.
 
         Raises:
-            ValueError: `compute` does not return raw log σ.
+            ValueError: `compute` does not return a raw log σ for each state.
         """
         mean, outputs = self.compute(inputs, role)
-        if "log_std" not in outputs:
+        if "log_std" not in outputs or outputs["log_std"].shape != mean.shape:
             raise ValueError('compute must return mean, {"log_std": raw_log_std}, both outputs of its network')
         loc, log_std = self._era_policy.parameters(mean, outputs["log_std"])
         acting = self._era_policy.distribution_of(loc, log_std)
