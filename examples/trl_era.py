@@ -4,9 +4,9 @@
     python examples/trl_era.py --task words
     accelerate launch examples/trl_era.py --model Qwen/Qwen2.5-Math-7B --task dapo
 
-The third line is the paper's run on DAPO-Math-17k, for a machine that holds it, with the data in
-`dapo_math_17k.parquet`. `examples/trl_log.py` turns the log of a run into a run directory, which `entropyfloor
-report` draws beside those of our own trainer.
+The third line has the paper's settings on DAPO-Math-17k as far as TRL has them: without dynamic sampling, and the
+length of the stages is a guess. It was not run; it reads `dapo_math_17k.parquet`. `examples/trl_log.py` turns the
+log of a run into a run directory, which `entropyfloor report` draws beside those of our own trainer.
 """
 
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ LARGE = {
     "max_completion_length": 8192,
     "epsilon": 1.0,
     "era_top_k": 20,
-    "second_stage_steps": 0.7,
+    "second_stage_steps": 0.7,  # a guess, as is `max_steps`
     "omega_low_2": 0.2,
 }
 

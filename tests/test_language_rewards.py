@@ -138,6 +138,8 @@ def test_boxes_take_no_time():
     assert letter("." * 100_000) is None
     for text in ("answer is ", "the correct answer is the option ", "A ", r"\text{", "B or "):
         letter(text * 10_000)
+    letter(r"\boxed{A. " + "\n" * 50_000 + "x}")
+    letter("The answer is A" + ", A" * 50_000 + "x")
     assert time.process_time() - start < 2
 
 
@@ -207,6 +209,17 @@ def test_texts():
         (r"\boxed{B. or C.}", None),
         ("The answer is (B) or (C)", None),
         ("The answer is B/C", None),
+        ("The answer is A, B, C, D.", None),
+        ("The answer is A, B and C.", None),
+        ("The answer is A B C D", None),
+        ("The answer is (A),(B),(C),(D)", None),
+        ("The answer is B, C, D are wrong", "B"),
+        (r"\boxed{A. B. C. D.}", None),
+        (r"\boxed{A) w, B) x}", None),
+        (r"\boxed{A: w; B: x}", None),
+        (r"\boxed{\text{(D) All of (A), (B) and (C)}}", "D"),
+        (r"\boxed{A. B. F. Skinner}", "A"),
+        (r"\boxed{A. hepatitis B, hepatitis C}", "A"),
         ("Option B is wrong. Option D is too slow.", None),
         ("the answer is not B", None),
         ("I think", None),

@@ -99,7 +99,14 @@ def test_wilson_is_the_root_of_its_definition():
 
 
 @pytest.mark.parametrize(
-    ("n", "difficulty", "least"), [(40, (0.5, 1.0), 0.92), (218, (0.2, 3.0), 0.93), (30, (0.1, 4.3), 0.85)]
+    ("n", "difficulty", "least"),
+    [
+        (40, (0.5, 1.0), 0.92),
+        (218, (0.2, 3.0), 0.93),
+        (30, (0.1, 4.3), 0.85),
+        (10, (0.5, 1.0), 0.9),
+        (2, (0.5, 1.0), 0.74),
+    ],
 )
 def test_the_interval_of_shares_covers_what_it_says(n, difficulty, least):
     """Problems of differing difficulty, 16 responses to each: counting responses as independent would miss."""

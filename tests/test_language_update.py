@@ -353,6 +353,7 @@ def test_advantages_are_compared_before_they_are_scaled(tmp_path):
             scale_advantages=True,
             min_advantage=1.0,
             freeze_scale=freeze,
+            minibatches=2,
         )
         batch, _ = trainer._rollout()
         high = batch.advantages > 1

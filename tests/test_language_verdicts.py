@@ -429,3 +429,18 @@ def test_a_verdict_on_letters_says_why():
 )
 def test_a_letter_is_a_choice_and_an_expression_is_none(said, gold, right):
     assert bool(equal(said, gold)) is right
+
+
+@pytest.mark.parametrize(
+    ("said", "gold", "right"),
+    [
+        ("LQXS", "LQSX", False),
+        ("L Q S X", "LQSX", True),
+        (r"\text{ABC}", "BCA", False),
+        ("xyz", "zyx", True),
+        ("AB", "BA", True),
+        (r"A \cdot C \cdot B", "ABC", True),
+    ],
+)
+def test_three_capitals_are_a_text_and_no_product(said, gold, right):
+    assert bool(equal(said, gold)) is right

@@ -165,9 +165,12 @@ class LanguageConfig:
     aggregate: Annotated[Literal["token-mean", "sequence-mean"], GRPO] = "token-mean"
     """Loss grpo: mean over all tokens of the batch, or over the means of the responses."""
     clip_low: Annotated[float | None, NATURAL] = None
-    """Distance below 1 at which a ratio is clipped: 0.2, 3e-4 for gspo, 1 for cispo; KL-Cov does not clip."""
+    """Distance below 1 at which a ratio is clipped: 0.2, 3e-4 for gspo, 1 for cispo; `kl_cov` does not clip."""
     clip_high: Annotated[float | None, NATURAL] = None
-    """Distance above 1 at which a ratio is clipped: 0.2, 4e-4 for gspo, 4 for cispo; clip-higher is 0.28."""
+    """Distance above 1 at which a ratio is clipped: 0.2, 4e-4 for gspo, 4 for cispo; `kl_cov` does not clip.
+
+    Clip-higher is 0.28.
+    """
     entropy_coef: float = 0.0
     """Weight of an entropy bonus in the loss."""
     forking: Annotated[float, FRACTION] = 1.0
@@ -193,7 +196,7 @@ class LanguageConfig:
 
     `auto` is 5 times the entropy before RL.
     """
-    second_stage: Annotated[float, SHARE] = 1.0
+    second_stage: Annotated[float, FRACTION] = 1.0
     """Share of `steps` after which the thresholds of the second stage hold; 1 for never."""
     omega_low_2: Annotated[Threshold, NATURAL, SECOND_STAGE] = "auto"
     """Second stage: ω_low; auto is 4/9 of that of the first stage, as in the paper (0.2 after 0.45)."""
@@ -289,6 +292,11 @@ class LanguageConfig:
             raise ValueError(
                 "kl_cov and clip_cov do nothing where every ratio is 1: give --minibatches of at least 2"
             )
+        if self.head != "none" and self.min_advantage > self._largest_advantage:
+            raise ValueError(
+                f"min_advantage={self.min_advantage:g} is above {self._largest_advantage:g}, which is the largest "
+                "advantage for rewards of at most 1, so no response would be scaled: give less"
+            )
         if self.loss == "gspo" and (self.forking < 1 or self.clip_cov):
             raise ValueError(
                 "forking and clip_cov choose tokens that give a gradient, and with loss='gspo' a response gives "
@@ -363,6 +371,15 @@ class LanguageConfig:
             low if self.clip_low is None else self.clip_low,
             high if self.clip_high is None else self.clip_high,
         )
+
+    @property
+    def _largest_advantage(self) -> float:
+        """Largest size of an advantage that ERA may scale, for rewards from 0 to 1; inf if it is not checked."""
+        if self.loss == "dr-grpo":
+            return 1 - 1 / self.samples
+        if self.advantages == "w-reinforce":
+            return max(self.right_weight, 1.0) if self.era_signs == "both" else self.right_weight
+        return math.inf
 
     @property
     def label(self) -> str:

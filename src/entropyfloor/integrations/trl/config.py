@@ -131,9 +131,14 @@ class ERAGRPOConfig(GRPOConfig):
             setattr(self, name, threshold(name, getattr(self, name)))
         if self.era_top_k is not None and self.era_top_k < 1:
             raise ValueError(f"era_top_k={self.era_top_k} must be at least 1: None keeps all logits")
-        if self.second_stage_steps is not None and self.second_stage_steps < 0:
-            raise ValueError(f"second_stage_steps={self.second_stage_steps} must be at least 0: None is one stage")
+        if self.second_stage_steps is not None and not self.second_stage_steps > 0:
+            raise ValueError(f"second_stage_steps={self.second_stage_steps} must be above 0: None is one stage")
         controller_of(self, top_k="era_top_k")
+        if self.on_policy and not self.freeze_scale:
+            raise ValueError(
+                "freeze_scale=False does nothing without an optimiser step between a rollout and its losses: give "
+                "num_iterations of at least 2, or steps_per_generation above gradient_accumulation_steps"
+            )
         self._check_covariances()
 
     def _check_covariances(self) -> None:

@@ -71,7 +71,8 @@ def letter(text: str, choices: int = CHOICES) -> str | None:
 
     `\\boxed{C}`, `\\boxed{\\text{Option C}}`, `\\boxed{C) what it says}`, "the answer is (C)", "the correct
     answer is option C", "(C) is the right choice" and a text that is nothing but "C", "(C)" or "$C$" are
-    understood. "B or C", "the answer I gave" and "answer: A particle" name no letter.
+    understood. "B or C", "the answer is A, B, C, D", `\\boxed{A) x, B) y}`, "the answer I gave" and "answer: A
+    particle" name no letter.
 
     Args:
         text: A response, or an answer.
@@ -79,18 +80,20 @@ def letter(text: str, choices: int = CHOICES) -> str | None:
     """
     box = boxed(text)
     bare = _GAP.sub(" ", _DRESS.sub("", text if box is None else box)).strip()
-    alone, marked, named = _patterns(LETTERS[choices - 1])
+    alone, marked, further, named = _patterns(LETTERS[choices - 1])
     if match := alone.fullmatch(bare[:ALONE]):
         return match[1]
     if box is not None and (match := marked.match(bare)):
-        return None if match["other"] else match[1]
+        # "(D) All of (A), (B) and (C)" is D: choices are listed in the order of their letters.
+        several = match["other"] or any(label > match[1] for label in further.findall(bare))
+        return None if several else match[1]
     last = next(reversed([*named.finditer(bare)]), None)
     return None if last is None or last["other"] else last["sure"] or last["word"] or last["before"]
 
 
 @cache
-def _patterns(last: str) -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
-    """Patterns of a letter alone, of a letter before its choice, and of a letter that is called the answer."""
+def _patterns(last: str) -> tuple[re.Pattern[str], ...]:
+    """Patterns of a letter alone, of one before its choice, of further ones, and of one called the answer."""
     letters = f"[A-{last}]"
     what, right = r"(?:answer|option|choice|letter)", r"(?:correct|right|best|final)"
     label = rf"(?i:(?:the\s+)?(?:{right}\s+)?{what}\b(?:\s+is\b)?[\s:]*){{0,2}}"
@@ -98,17 +101,19 @@ def _patterns(last: str) -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[s
     end = r"\b(?!['\u2019]|\s+(?!(?:because|since|as|is|are|which)\b)[a-z])"
     other = (
         rf"(?P<other>\W*(?:(?i:or|and)\b|[/&]|\\lor)\W*(?i:{what}\s+)?\W?{letters}{end}"
-        rf"|\)?,\s*\(?{letters}\W*$)?"
+        rf"|(?:[\s,;()]+(?:(?i:and|or)\s+\(?)?{letters})+\W*$"
+        rf"|(?:\(?{letters}[).:]+\s*)+$)?"
     )
     alone = re.compile(rf"\W*{label}\W?({letters})\W*")
     marked = re.compile(rf"\W*{label}\W?({letters})[).:]+\s{other}")
+    further = re.compile(rf"[,;\n][ \t]*\(?({letters})[).:]\s")
     named = re.compile(
         rf"(?:(?i:\b(?:answer(?:\s+(?:choice|option|letter))?|{right}\s+{what}))"
         rf"(?i:\s+(?:is|must\s+be|should\s+be|would\s+be)\b)?[\s:]*(?i:(?:the\s+)?{what}\b[\s:]*)?"
         rf"\(?(?:(?P<sure>(?![AI]){letters})\b|(?P<word>[AI]){end})"
         rf"|(?<![\w'\u2019])\(?(?P<before>{letters})\)?\s+is\s+the\s+{right}\s+{what}\b){other}"
     )
-    return alone, marked, named
+    return alone, marked, further, named
 
 
 def choices_of(row: Row) -> tuple[list[str], list[str]]:

@@ -19,6 +19,7 @@ from entropyfloor.language.rewards.answers import (
 from entropyfloor.language.rewards.numbers import number, same, without_words
 
 _FORMULA = re.compile(r"\W*[-+|\u2212][A-Z]\W*")
+_CAPITALS = re.compile(r"[A-Z]{3,}")
 
 
 def by_mathematics(response: str, answer: str) -> Verdict:
@@ -42,6 +43,8 @@ def equal(said: str, gold: str) -> Verdict:
     said, gold = (without_words(latex.tidy(each)) for each in (said, gold))
     if latex.words(said) == latex.words(gold):
         return Verdict(True, "the same text")
+    if all(_CAPITALS.fullmatch(latex.words(each)) for each in (said, gold)):  # to algebra they are a product
+        return Verdict(False, "different capitals, or in another order")
     if (verdict := _by_base(said, gold)) is not None:
         return verdict
     said, gold = latex.without_units(said, gold)
