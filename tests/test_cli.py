@@ -19,7 +19,7 @@ import entropyfloor
 from commands import NAMES
 from entropyfloor.cli import SEVERAL, guarded, main
 from entropyfloor.commands import COMMANDS
-from entropyfloor.extras import BrokenFloorError, Status
+from entropyfloor.extras import SAVED, BrokenFloorError, Status
 from entropyfloor.runs import Run, read_run
 
 SIZES = [
@@ -289,10 +289,17 @@ def test_a_batch_that_no_memory_holds_is_one_line(allocate, capsys):
     assert "batch" in err
 
 
+def noted(error, note):
+    error.add_note(note)
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "status", "told"),
     [
         (None, 0, ""),
+        (noted(ValueError("bad"), f"{SAVED} runs/a"), 3, "failed: bad; what was saved is in runs/a\n"),
+        (noted(ValueError("bad"), "a hint"), 2, "error: bad; a hint\n"),
         (BrokenFloorError("the floor is broken"), 1, "failed: the floor is broken\n"),
         (ValueError("no such thing"), 2, "error: no such thing\n"),
         (ImportError("not installed"), 2, "error: not installed\n"),

@@ -152,6 +152,7 @@ def test_what_no_run_can_have_is_refused_when_it_is_said(settings, message):
         ("ppo-era", {"head": "era-batch", "env": "gym/Reacher-v4"}, "is for SAC and OBAC"),
         ("ppo", {"minibatch_size": 60, "env": "gym/Pendulum-v1"}, "must divide a rollout"),
         ("sac", {"env": "gym/CartPole-v1"}, "ppo takes both"),
+        ("sac", {"steps": 5000, "env": "gym/Pendulum-v1"}, "steps=5000 must be above random_steps=5000"),
         ("fasttd3", {"env": "gym/CartPole-v1"}, "ppo takes both"),
         ("ppo-era", {"env": "gym/CartPole-v1", "target_entropy": "0.1"}, "CartPole-v1 needs min_entropy"),
         (

@@ -149,6 +149,10 @@ def test_hints(monkeypatch):
     assert "OMP_NUM_THREADS=1" in hints(None, on_cpu, {}, "")[0]
     assert hints(None, {"jax": {"devices": ["cpu"]}}, {}, "") == []
     assert "there is a GPU (H200)" in hints("H200", on_cpu, quiet, "")[0]
+    assert "may hide" not in hints("H200", on_cpu, quiet, "")[0]
+    assert (
+        "CUDA_VISIBLE_DEVICES may hide it" in hints("H200", on_cpu, {**quiet, "CUDA_VISIBLE_DEVICES": ""}, "")[0]
+    )
     assert hints("H200", {"torch": {"devices": ["H200"]}}, quiet, "") == []
 
 

@@ -265,6 +265,17 @@ def test_the_largest_memory_of_a_run_is_a_cost(tmp_path):
     assert [row["peak_memory"] for row in rows] == ["1.5", "2.0", ""]
 
 
+@pytest.mark.parametrize(("together", "all_of_them"), [(1, "2 min"), (3, "30 s")])
+def test_runs_that_train_together_share_the_time_of_their_process(together, all_of_them, tmp_path):
+    for seed in range(3):
+        content = contents(seed)
+        content["machine.json"] |= {"together": together}
+        write(tmp_path / "runs" / str(seed), dumped(content))
+    page = Page(write_report([tmp_path / "runs"], tmp_path / "report"))
+    [at] = [i for i, row in enumerate(page.rows) if row[:2] == ["Agent", "Runs"]]
+    assert page.rows[at + 1][2:4] == ["30 s", all_of_them]
+
+
 def test_costs(page):
     [at, *_] = [i for i, row in enumerate(page.rows) if row[:2] == ["Agent", "Runs"]]
     machine = "a CPU, 2 cores, 23.5 GB of memory"

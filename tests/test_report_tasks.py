@@ -206,6 +206,16 @@ def test_arms_have_the_same_tasks_and_what_is_left_out_is_named(tmp_path):
     assert len(aggregate.shown()[0]) == 6
 
 
+def test_a_baseline_of_one_task_only_is_named(tmp_path):
+    on_tasks(tmp_path, "sac", SCORES[:2], TASKS[:2], learning_rate=1.0)
+    on_tasks(tmp_path, "sac", SCORES[:1], TASKS[:1], learning_rate=2.0)
+    on_tasks(tmp_path, "sac-era", SCORES[:2], TASKS[:2])
+    [aggregate] = found(tmp_path, "sac, learning_rate=1.0")
+    assert aggregate.baseline is None
+    named = f"sac, learning_rate=1.0 on {TASKS[0]}, none on {TASKS[1]}"
+    assert any(f"the baseline is not one arm on all tasks ({named})" in said for said in aggregate.remarks)
+
+
 @pytest.mark.parametrize(("tasks", "envs", "arms"), [(3, 3, 3), (2, 4, 2)])
 def test_most_pairs_of_agents_and_tasks_are_kept(tasks, envs, arms, tmp_path):
     """With three of four tasks 3·3 > 2·4 pairs, with two 3·2 < 2·4."""

@@ -179,7 +179,11 @@ def test_seeds_and_temperatures_that_both_have_count(tmp_path):
         ),
         (
             {"keys": [KEYS[0], *(f"other {key}" for key in KEYS[1:])]},
-            "the runs have one problem in common, and one is needed to choose the temperatures: evaluate on more",
+            "the runs have 1 problem in common, and three are needed, one to choose the temperatures and two",
+        ),
+        (
+            {"keys": [*KEYS[:2], *(f"other {key}" for key in KEYS[2:])]},
+            "the runs have 2 problems in common, and three are needed",
         ),
         ({"keys": None, "asked": 8}, "the runs were asked different problems, and not all name them"),
         ({"keys": None, "asked": None}, "the runs were asked different problems, and not all name them"),

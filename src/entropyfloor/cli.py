@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Union
 
 from entropyfloor import __version__
-from entropyfloor.extras import FAILED, REFUSED, BrokenFloorError, Status, one_line, require
+from entropyfloor.extras import FAILED, REFUSED, BrokenFloorError, Status, has_begun, one_line, require
 
 SEVERAL = ("--arms", "--outputs", "--seeds", "--set", "--std", "--temperatures")
 """Options that take any number of values."""
@@ -49,10 +49,10 @@ def guarded(work: Callable[[], None]) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Status.CLOSED_PIPE
-    except REFUSED as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return Status.REFUSED
-    except FAILED as error:
+    except (*REFUSED, *FAILED) as error:
+        if isinstance(error, REFUSED) and not has_begun(error):
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            return Status.REFUSED
         print(f"failed: {one_line(error)}", file=sys.stderr)
         return Status.BROKEN_FLOOR if isinstance(error, BrokenFloorError) else Status.FAILED
     except KeyboardInterrupt as error:

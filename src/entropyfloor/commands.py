@@ -265,9 +265,9 @@ def report(_: Sequence[str]) -> Callable[..., None]:
         Args:
             paths: Run directories, or directories that contain them.
             out: Directory for the page and the figures.
-            baseline: Agent that the others are compared with, or its label where settings differ. Compared are
-                statistics over tasks, and language models that were evaluated at several temperatures, these by
-                default, and where there is no such agent, with grpo.
+            baseline: Agent that the others are compared with, or its label where settings differ. It is used in
+                statistics over tasks, and for language models that were evaluated at several temperatures. Those
+                are compared with grpo where no baseline is given or none has its name.
         """
         _write_report(paths, out, baseline)
 

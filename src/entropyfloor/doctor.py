@@ -33,6 +33,8 @@ from entropyfloor.versions import (
 
 PARTS = ("torch", "jax", "control", "control.envs", "vision", "language", "report")
 """Packages that are imported to see whether they work."""
+HIDING = ("CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS")
+"""Environment variables that may hide a GPU."""
 BACKENDS = ("torch", "jax")
 POLICY_FLOOR, CLASS_FLOOR = -3.0, 0.6
 """Floors of the self-check in nats: of a policy with six actions, and of a prediction among ten classes."""
@@ -128,8 +130,10 @@ def hints(
         environment: Environment variables.
         cpu_flags: Features of the processor, as Linux lists them; empty where unknown.
     """
+    hidden = [name for name in HIDING if name in environment]
     found = [
-        f"{name} computes on the CPU although there is a GPU ({gpu}): install its build for CUDA"
+        f"{name} computes on the CPU although there is a GPU ({gpu}): "
+        + (f"{' and '.join(hidden)} may hide it" if hidden else "install its build for CUDA")
         for name, backend in backends.items()
         if gpu and backend["devices"] == ["cpu"]
     ]

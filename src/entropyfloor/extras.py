@@ -33,6 +33,8 @@ REFUSED = (ValueError, ImportError)
 """Errors of a command that cannot be carried out."""
 FAILED = (OSError, RuntimeError, FloatingPointError, OverflowError, MemoryError)
 """Errors of a command that has begun."""
+SAVED = "what was saved is in"
+"""Beginning of the note that a run adds to an error after it has begun."""
 NO_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -80,6 +82,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, on any device."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # PyTorch's
     return named or any(words in str(error).lower() for words in NO_MEMORY)
+
+
+def has_begun(error: BaseException) -> bool:
+    """Whether a run had begun when the error was raised, so that it is a failure of this run alone."""
+    return any(note.startswith(SAVED) for note in getattr(error, "__notes__", ()))
 
 
 @contextmanager

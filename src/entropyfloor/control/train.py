@@ -106,7 +106,8 @@ def _train_registered(described: str | None, config: ControlConfig) -> Path:
 def _start(configs: Sequence[ControlConfig]) -> list[Path]:
     trainer = build(configs)  # before the directory: what cannot be built should leave nothing behind
     described = registered.describe(configs[0].env)
-    trainer.fit([begin(config, domain="control", names=2, registered=described) for config in configs])
+    names: Any = {"domain": "control", "names": 2, "registered": described}
+    trainer.fit([begin(config, together=len(configs), **names) for config in configs])
     return [Path(required(config.out)) for config in configs]
 
 

@@ -33,7 +33,8 @@ def train(config: LanguageConfig) -> Path:
     trainer = Trainer(config, task)  # before the directory: what cannot be built should leave nothing behind
     trainer.check_problems()
     names = ("language", f"{config.task} {Path(config.model).name}", config.label)
-    run = begin(config, **dict(zip(NAMES, names, strict=True)))
+    named: dict[str, Any] = dict(zip(NAMES, names, strict=True))
+    run = begin(config, **named)
     trainer.fit(run)
     return run.path
 

@@ -87,16 +87,17 @@ def compare(counts: np.ndarray, baseline: np.ndarray, temperatures: np.ndarray, 
         n: Number of responses to each problem.
 
     Raises:
-        ValueError: Shapes that differ, or a single problem.
+        ValueError: Shapes that differ, or fewer than three problems.
     """
     if counts.shape != baseline.shape or counts.ndim != 3 or counts.shape[1] != len(temperatures):
         raise ValueError(
             f"counts {counts.shape} and baseline {baseline.shape} must be "
             f"[seeds, {len(temperatures)} temperatures, problems]"
         )
-    if counts.shape[2] < 2:
+    if (problems := counts.shape[2]) < 3:
         raise ValueError(
-            "the runs have one problem in common, and one is needed to choose the temperatures: evaluate on more"
+            f"the runs have {problems} problem{'s' * (problems != 1)} in common, and three are needed, one to "
+            "choose the temperatures and two for an interval: evaluate on more"
         )
     tuning = np.arange(counts.shape[2]) % TUNING == 0
     points = (front(x[:, :, tuning], n) for x in (counts, baseline))

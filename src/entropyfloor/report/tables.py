@@ -119,17 +119,21 @@ def _ablation(agent: str, groups: Sequence[Group], domain: Domain) -> Ablation:
 
 
 def costs(comparison: Comparison) -> list[dict[str, str]]:
-    """What the runs of each group took: wall time, and the machines with their memory."""
+    """What the runs of each group took: wall time, and the machines with their memory.
+
+    Runs that trained together in one process share its time where all are added.
+    """
     rows = []
     for group in comparison.groups:
         seconds = [float(seed.record.clock[1].max()) for seed in group.seeds]
+        together = [seed.record.machine.get("together") or 1 for seed in group.seeds]
         machines = distinct(seed.record.machine.get("hardware") or {} for seed in group.seeds)
         rows.append(
             {
                 "label": group.label,
                 "n": str(len(seconds)),
                 "mean": duration(float(np.mean(seconds))),
-                "all": duration(sum(seconds)),
+                "all": duration(float(np.sum(np.divide(seconds, together)))),
                 "memory": _memory(group),
                 "hardware": "; ".join(map(_hardware, machines)),
             }

@@ -302,6 +302,11 @@ def _aggregate(
     if settings := sorted({name for arm in arms for name in _differences(arm.groups)} - {"env"}):
         said.append(f"settings that differ between tasks: {_listed(settings)}")
     baseline = [arm for arm in arms if all(map(operator.is_, arm.groups, baselines))]
+    if not baseline and any(baselines):
+        named = [
+            f"{group.label if group else 'none'} on {env}" for env, group in zip(envs, baselines, strict=True)
+        ]
+        said.append(f"no probability of being better: the baseline is not one arm on all tasks ({_listed(named)})")
     return Aggregate(suite, envs, tuple(arms), baseline[0] if baseline else None, tuple(said))
 
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from entropyfloor.extras import require
+from entropyfloor.extras import SAVED, require
 from entropyfloor.runs import archive, checkpoint, files, machine, schema
 from entropyfloor.runs.checkpoint import Checkpoint
 from entropyfloor.runs.needs import KEPT
@@ -66,13 +66,16 @@ class Run:
         """Identity of the metrics file that this object has locked."""
 
     @classmethod
-    def create(cls, path: Path, config: Mapping[str, Any], *, not_results: Sequence[str] = ()) -> Run:
+    def create(
+        cls, path: Path, config: Mapping[str, Any], *, not_results: Sequence[str] = (), together: int = 1
+    ) -> Run:
         """Begin a run in a new directory, or in one that holds none.
 
         Args:
             path: Directory; must not hold a run yet.
             config: Every setting, as values that TOML can hold; settings that are None are left out.
             not_results: Names of the settings that do not change results, for the report.
+            together: Number of runs that train together in this process, which share its time.
 
         Raises:
             ValueError: `path` holds a run already or cannot hold one, or a setting has a type that `read_config`
@@ -89,7 +92,8 @@ class Run:
             (path / METRICS).touch()
             with _locked(path):
                 _check_free(path)  # again: until now another process may have begun one
-                files.replace(path / MACHINE, files.line({**machine.describe(), "not_results": list(not_results)}))
+                about = {**machine.describe(), "not_results": list(not_results), "together": together}
+                files.replace(path / MACHINE, files.line(about))
                 files.replace(path / CONFIG, settings)  # last: a directory with a config is a run
         except OSError as error:
             raise ValueError(
@@ -252,7 +256,7 @@ class Run:
                 raise
             except BaseException as error:
                 if self.path.exists():
-                    error.add_note(f"what was saved is in {self.path}")
+                    error.add_note(f"{SAVED} {self.path}")
                 with suppress(OSError):  # a full disk takes no status either: the first error is the one to report
                     self._status("failed", f"{type(error).__name__}: {error}")
                     files.replace(self.path / ERROR, traceback.format_exc().encode())

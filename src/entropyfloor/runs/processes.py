@@ -44,18 +44,19 @@ def each_in_its_process(
     ]
     running: list[Any] = []
     failed: list[str] = []
-    try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                running.append(waiting.pop(0))
-                running[-1].start()
-            wait_for_any([process.sentinel for process in running])
-            for process in [process for process in running if not process.is_alive()]:
-                running.remove(process)
-                if process.exitcode:
-                    failed.append(process.name)
-    finally:
-        stop([process for process in running if process.pid is not None], lambda process: process.join())
+    with terminated_as_interrupted():
+        try:
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    running.append(waiting.pop(0))
+                    running[-1].start()
+                wait_for_any([process.sentinel for process in running])
+                for process in [process for process in running if not process.is_alive()]:
+                    running.remove(process)
+                    if process.exitcode:
+                        failed.append(process.name)
+        finally:
+            stop([process for process in running if process.pid is not None], lambda process: process.join())
     if failed:
         raise RuntimeError(f"{', '.join(failed)} failed, of {len(items)} runs; the reasons are above")
 

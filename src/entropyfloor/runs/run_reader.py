@@ -133,7 +133,14 @@ def _below(path: Path) -> list[Path]:
         return _in_archive(*inside)
     found: list[Path] = []
     unreadable = []
-    for here, folders, names in os.walk(path, onerror=lambda error: unreadable.append(Path(error.filename))):
+    walked: set[str] = set()
+    for here, folders, names in os.walk(
+        path, onerror=lambda error: unreadable.append(Path(error.filename)), followlinks=True
+    ):
+        if (real := os.path.realpath(here)) in walked:  # a link to a directory above would be followed for ever
+            folders.clear()
+            continue
+        walked.add(real)
         if len({CONFIG, METRICS, STATUS} & {*folders, *names}) >= 2:
             found.append(Path(here))
             folders[:] = [name for name in folders if name != "checkpoints"]  # thousands of files, and no run

@@ -110,6 +110,7 @@ MACHINE = {
     **dict.fromkeys(("hardware", "versions"), PLAIN),
     **dict.fromkeys(("system", "command", "commit", "started"), TEXT.or_null()),
     "not_results": NAMES,
+    "together": COUNT,
 }
 EVALUATION = {
     "step": COUNT.or_null(),

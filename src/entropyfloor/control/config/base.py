@@ -133,7 +133,11 @@ class ControlConfig(ABC):
         return {name: getattr(self, name) for name in names} | {"env_args": self.env_arguments()}
 
     def resolved(self) -> ControlConfig:
-        """The same run with nothing left at None."""
+        """The same run with nothing left at None.
+
+        Raises:
+            ValueError: The target is no number and no rule, or all actions are random.
+        """
         preset = replace(self, **self._missing(self.PRESETS[self.agent]))
         low, high = _LOG_STD.get(required(preset.head), ERA_LOG_STD)
         defaults = {
@@ -144,6 +148,10 @@ class ControlConfig(ABC):
         }
         complete = replace(preset, **preset._missing(defaults))
         targets.resolve(required(complete.target_entropy), 1)  # refused before anything is built
+        if 0 < self.steps <= (random := getattr(self, "random_steps", 0)):
+            raise ValueError(
+                f"steps={self.steps} must be above random_steps={random}: with random actions nothing is learned"
+            )
         return complete
 
     @abstractmethod
