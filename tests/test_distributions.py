@@ -135,6 +135,25 @@ def test_truncation_excludes_what_is_outside(framework):
 
 
 @both
+@pytest.mark.parametrize("bounds", [(-math.inf, 1.0), (-1.0, math.inf), (-math.inf, math.inf)])
+def test_truncation_needs_finite_bounds(framework, bounds):
+    with pytest.raises(ValueError, match="must be finite"):
+        build(framework, "TruncatedNormal", [0.0], [0.5], "float64", *bounds)
+
+
+@both
+@pytest.mark.parametrize("bound", [-1.0, 1.0])
+def test_the_gradient_by_a_loc_on_a_bound_is_that_from_inside(framework, bound):
+    """`dH/dμ = ∓φ(0)/σ`, as the other bound is far away."""
+    if framework == "torch":
+        loc = torch.tensor([bound], dtype=torch.float64, requires_grad=True)
+        (grad,) = torch.autograd.grad(T.TruncatedNormal(loc, 0.1).entropy(), loc)
+    else:
+        grad = jax.grad(lambda loc: J.TruncatedNormal(loc, jnp.asarray(0.1)).entropy())(jnp.asarray([bound]))
+    assert float(grad[0]) == pytest.approx(-bound * stats.norm.pdf(0) / 0.1)
+
+
+@both
 def test_the_density_at_nan_is_nan(framework):
     """A loss that uses it is not finite then, which is noticed."""
     policy = build(framework, "TruncatedNormal", [0.0, 0.0], [0.5, 0.5])

@@ -262,6 +262,12 @@ def test_batch_level_statistics_are_kept_as_batch_norm_keeps_them(dtype):
     np.testing.assert_allclose(output, evaluated.detach(), rtol=1e-5, atol=1e-6)
 
 
+def test_a_loaded_statistic_is_in_single_precision():
+    module = tnn.ERAGaussian(6, -3.0, batch_level=True)
+    module.load_state_dict({"log_mean_exp_sum": torch.tensor(1.75).bfloat16()}, assign=True)
+    torch.testing.assert_close(module.log_mean_exp_sum, torch.tensor(1.75), **exactly)
+
+
 def test_residual_entropy_grows_below_the_target_and_shrinks_above():
     residual = tnn.ResidualEntropy(-3.0)
     assert residual.value.item() == pytest.approx(np.log(2))

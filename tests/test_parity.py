@@ -158,6 +158,11 @@ def test_dim_is_only_a_transposition(backend, dim):
         np.testing.assert_allclose(out if dim else out.T, last, rtol=0, atol=1e-14)
 
 
+def test_a_scalar_has_no_axis_to_project(backend):
+    with pytest.raises(ValueError, match=r"log_std of shape \(\) has no axis -1"):
+        backend.functional.project_gaussian(backend.array(0.0), 0.5)
+
+
 @pytest.mark.parametrize("log_std_min", [-8.0, pytest.param(-50.0, marks=pytest.mark.slow)])
 def test_one_step_of_the_truncated_head_is_as_good_as_its_rounding(backend, log_std_min):
     """Single precision takes one step from a fitted start where σ ≤ 1: value and slopes over the whole range."""

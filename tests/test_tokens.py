@@ -171,6 +171,7 @@ CALLS = {
     r"response_entropy \(3, 1\) and advantages \(5, 5\)": lambda: F.era_token_scale(RESPONSE[:3], ADVANTAGES),
     r"scale \(5, 3\)": lambda: F.scale_advantages(ADVANTAGES, ADVANTAGES[:, :3]),
     "k=0": lambda: F.top_k_logits(ADVANTAGES, 0),
+    "rows has dtype torch.uint8": lambda: F.top_k_logits(ADVANTAGES, 2, rows=torch.ones(5, dtype=torch.uint8)),
     r"targets \(2,\)": lambda: F.top_k_logits(ADVANTAGES, 2, targets=torch.tensor([0, 1])),
 }
 

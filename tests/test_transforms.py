@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
 from entropyfloor.jax import entropies, lambert
@@ -54,6 +55,23 @@ def test_torch(name):
         low = function(loc.bfloat16(), raw.bfloat16())
     assert low.dtype == torch.float32
     torch.testing.assert_close(low, function(loc.bfloat16().float(), raw.bfloat16().float()), **close)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.*is deprecated")
+@NAMES
+def test_torch_in_forward_mode(name):
+    """A backward pass of our own excludes it, as `docs/activations.md` says."""
+    loc, raw = torch.tensor(LOC), torch.tensor(RAW)
+
+    def loss(raw):
+        return FUNCTIONS[name](T, loc, raw).sum()
+
+    if "truncated" in name or name in ("era_softmax", "era_softmax/mask"):
+        with pytest.raises(NotImplementedError, match="jvp"):
+            torch.func.jvp(loss, (raw,), (raw,))
+    else:
+        _, slope = torch.func.jvp(loss, (raw,), (raw,))
+        torch.testing.assert_close(slope, (torch.func.grad(loss)(raw) * raw).sum(), rtol=1e-4, atol=1e-4)
 
 
 # The whole graph is captured, forward and backward, and run by the ahead-of-time backend: generating C++ for it
@@ -119,6 +137,24 @@ def test_jax(name):
     np.testing.assert_allclose(low, function(*(x.astype(jnp.float32) for x in half)), **close)
 
 
+@NAMES
+@pytest.mark.parametrize("axis", range(3))
+def test_jax_arrays_that_a_mesh_divides(name, axis):
+    """Axes of a mesh are explicit by default: the sharding is a part of the type, which a trace checks."""
+    mesh = jax.make_mesh((1,), ("devices",), axis_types=(AxisType.Explicit,))
+    divided = NamedSharding(mesh, PartitionSpec(*(None,) * axis, "devices"))
+    arrays = [np.stack([x, x]) for x in (LOC, RAW)]
+
+    def loss(loc, raw):
+        return FUNCTIONS[name](J, loc, raw).sum()
+
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=divided) for x in arrays]
+    jax.eval_shape(jax.value_and_grad(loss, argnums=(0, 1)), *shapes)
+    if (name, axis) == ("era_truncated_normal", 1):
+        placed = [jax.device_put(x, divided) for x in arrays]
+        np.testing.assert_allclose(loss(*placed), loss(*arrays), **close)
+
+
 def test_targets_of_numpy_need_no_double_precision():
     with jax.enable_x64(False):
         log_std = J.era_gaussian(jnp.asarray(RAW), np.full(len(RAW), -3.0))
@@ -160,6 +196,7 @@ TWICE = {
     "era_truncated_normal/floor": lambda F, loc, raw: F.era_truncated_normal(loc, raw, -3.0, mode="floor"),
     "era_truncated_normal/wide": lambda F, loc, raw: F.era_truncated_normal(loc, raw, 1.0, log_std_max=2.0),
     "truncated_normal_entropy": lambda F, loc, raw: F.truncated_normal_entropy(loc, raw),
+    "tanh_normal_entropy": lambda F, loc, raw: F.tanh_normal_entropy(loc, raw),
 }
 
 
@@ -167,6 +204,7 @@ TWICE = {
 @pytest.mark.parametrize("name", TWICE)
 def test_inverses_have_second_derivatives(name):
     arrays = LOC[:1].astype(np.float64), RAW[:1].astype(np.float64)
+    arrays[0][0, 0] = 0.0  # where |u| in the tanh policy has no derivative
     tensors = [torch.tensor(x, requires_grad=True) for x in arrays]
     assert torch.autograd.gradgradcheck(lambda *x: TWICE[name](T, *x), tensors)
     check_grads(lambda *x: TWICE[name](J, *x), arrays, order=2, modes=["rev"])
@@ -207,6 +245,7 @@ def test_torch_refuses_what_is_no_tensor():
     torch.testing.assert_close(
         T.era_softmax(tensor, np.float32(0.5), tau=np.float32(4)), T.era_softmax(tensor, 0.5)
     )
+    torch.testing.assert_close(T.project_gaussian(tensor, np.array(0.5)), T.project_gaussian(tensor, 0.5))
     half = np.log(np.float32(0.5))
     torch.testing.assert_close(
         T.era_truncated_normal(tensor, tensor, -3.0, log_std_max=half),

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from entropyfloor.checks import check_number
+from entropyfloor.checks import check_number, is_finite
 from entropyfloor.jax import functional as F
-from entropyfloor.jax.numerics import as_float, log_sech_squared
+from entropyfloor.jax.numerics import as_float, clamp, log_sech_squared
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int, PRNGKeyArray
@@ -93,8 +93,8 @@ class TruncatedNormal:
     Args:
         loc: Mean before truncation, `[..., D]`, clamped into [low, high] as in `era_truncated_normal`.
         scale: Standard deviation before truncation, broadcastable with `loc`, positive.
-        low: Lower bound.
-        high: Upper bound.
+        low: Lower bound, finite.
+        high: Upper bound, finite.
 
     Examples:
         >>> import jax, jax.numpy as jnp
@@ -115,6 +115,10 @@ class TruncatedNormal:
         check_number("high", self.high)
         if not self.low < self.high:
             raise ValueError(f"low={self.low} must be below high={self.high}: swap the bounds")
+        if not (is_finite(self.low) and is_finite(self.high)):
+            raise ValueError(
+                f"low={self.low} and high={self.high} must be finite: a bound 10 scale from loc is as good as none"
+            )
 
     def sample(self, *, seed: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*sample D"]:
         """Reparametrised sample by the inverse of the distribution function, with gradients to both parameters."""
@@ -169,7 +173,7 @@ class TruncatedNormal:
 
     def _inside(self) -> tuple[Array, Array]:
         loc, scale = _parameters(self.loc, self.scale)
-        return loc.clip(self.low, self.high), scale
+        return clamp(loc, self.low, self.high), scale
 
     def _mass_beside_loc(self, loc: Array, scale: Array) -> tuple[Array, Array]:
         below = 0.5 * lax.erf((loc - self.low) / (math.sqrt(2) * scale))

@@ -19,7 +19,7 @@ from jax.scipy.special import logsumexp
 
 from entropyfloor import backends, targets
 from entropyfloor.checks import is_finite
-from entropyfloor.jax.numerics import as_float, compiled, constant, log_sech_squared, polynomial
+from entropyfloor.jax.numerics import as_float, clamp, compiled, constant, log_sech_squared, polynomial
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -153,7 +153,7 @@ def unit_coordinates(loc: Array, low: float, high: float) -> tuple[Array, float]
     if not (is_finite(low) and is_finite(high)):
         raise ValueError(f"low={low} and high={high} must be finite for an entropy")
     half = 0.5 * (high - low)
-    return (loc.clip(low, high) - 0.5 * (low + high)) / half, math.log(half)
+    return (clamp(loc, low, high) - 0.5 * (low + high)) / half, math.log(half)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -262,4 +262,6 @@ def _unit_root(mu: Array, entropy: Array, log_std_min: float, log_std_max: float
 @compiled(0, 3, 4)
 def _flat(function: Callable[..., tuple[Array, ...]], x: Array, y: Array, *bounds: float) -> tuple[Array, ...]:
     """Apply an elementwise function to flat arrays: XLA vectorises the last axis only, perhaps of six."""
+    if any(any(jax.typeof(array).sharding.spec[1:]) for array in (x, y)):
+        return function(x, y, *bounds)  # a mesh divides an inner axis, which cannot be flattened
     return tuple(value.reshape(x.shape) for value in function(x.ravel(), y.ravel(), *bounds))

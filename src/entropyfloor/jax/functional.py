@@ -241,8 +241,9 @@ def project_gaussian(
     """
     log_std = as_float(log_std, "log_std")
     targets.check_finite(_number(target_entropy))
+    action_dim = axis_size(log_std.shape, dim, "log_std")
     missing = _array(target_entropy, log_std, dim) - jnp.expand_dims(gaussian_entropy(log_std, dim), dim)
-    return log_std + missing.clip(min=0.0) / log_std.shape[dim]
+    return log_std + missing.clip(min=0.0) / action_dim
 
 
 def clamped_share(
@@ -280,7 +281,7 @@ def era_softmax(
     A logit of -inf counts as a very small one: the floor gives its class some probability. To exclude classes,
     such as illegal actions, pass `mask` (*ours*): they get -inf, and the others what they would get without them.
     If too few classes are left to reach the floor, they become equally likely, which is their largest entropy.
-    +inf and NaN make their row NaN, as in any softmax. Gradients are finite where logits are finite or -inf.
+    +inf, NaN, and -inf in all classes make their row NaN, as in any softmax. Other rows have finite gradients.
 
     Args:
         logits: Network output z, n classes along `dim`.
@@ -323,7 +324,9 @@ def _masked_era_softmax(logits: Array, mask: Array, table: tuple[float, ...], in
     if mask.ndim > logits.ndim or any(size not in (1, whole) for size, whole in sizes):
         raise ValueError(f"mask {mask.shape} must be of the shape of logits, {logits.shape}, or broadcast to it")
     mask = jnp.broadcast_to(mask, logits.shape)
-    least, top = constant(table, logits)[mask.sum(dim, keepdims=True)], table[0]
+    count, top = mask.sum(dim, keepdims=True), table[0]
+    # A sum in place of an index, which needs a sharding of its own on arrays that a mesh divides.
+    least = jnp.where(count[..., None] == jnp.arange(len(table)), constant(table, logits), 0.0).sum(-1)
     # Masked entries stay finite until the last step, so that a row without any class has gradients of 0, not NaN.
     share = jax.nn.softmax(jnp.where(mask, logits, jnp.finfo(logits.dtype).min), dim)
     return jnp.where(mask, inverse_kappa(share * (top - least) + least, inverse), -jnp.inf)

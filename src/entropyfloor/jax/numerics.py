@@ -39,6 +39,12 @@ def constant(values: Sequence[float], like: Array) -> Array:
     return jnp.asarray(values, like.dtype)
 
 
+@compiled()
+def clamp(x: Array, low: float | Array, high: float | Array) -> Array:
+    """`x` moved into [low, high], with the gradient of `x` on the bounds too; `jnp.clip` has half of it there."""
+    return jnp.where(x < low, low, jnp.where(x > high, high, x))
+
+
 def polynomial(coefficients: Sequence[float], x: Array) -> Array:
     """`Σ c_k x^k`, by Horner's rule."""
     *lower, last = coefficients

@@ -15,7 +15,7 @@ from torch.distributions import Distribution, constraints
 from torch.distributions.utils import broadcast_all
 from torch.types import _size
 
-from entropyfloor.checks import check_number
+from entropyfloor.checks import check_number, is_finite
 from entropyfloor.torch import functional as F
 from entropyfloor.torch.numerics import as_float, log_sech_squared
 
@@ -114,8 +114,8 @@ class TruncatedNormal(_Bounded):
     Args:
         loc: Mean before truncation, `[..., D]`, clamped into [low, high] as in `era_truncated_normal`.
         scale: Standard deviation before truncation, broadcastable with `loc`, positive.
-        low: Lower bound.
-        high: Upper bound.
+        low: Lower bound, finite.
+        high: Upper bound, finite.
 
     Examples:
         >>> import torch
@@ -139,6 +139,10 @@ class TruncatedNormal(_Bounded):
         check_number("high", high)
         if not low < high:
             raise ValueError(f"low={low} must be below high={high}: swap the bounds")
+        if not (is_finite(low) and is_finite(high)):
+            raise ValueError(
+                f"low={low} and high={high} must be finite: a bound 10 scale from loc is as good as none"
+            )
         self.low, self.high = low, high
         self._refuses_outside = bool(validate_args)  # the default validates parameters only
         super().__init__(loc, scale, validate_args=validate_args)

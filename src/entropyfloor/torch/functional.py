@@ -262,8 +262,9 @@ def project_gaussian(
     """
     log_std = as_float(log_std, "log_std")
     targets.check_finite(_number(target_entropy))
+    action_dim = axis_size(log_std.shape, dim, "log_std")
     missing = _array(target_entropy, log_std, dim) - gaussian_entropy(log_std, dim).unsqueeze(dim)
-    return log_std + missing.clamp(min=0.0) / log_std.shape[dim]
+    return log_std + missing.clamp(min=0.0) / action_dim
 
 
 def clamped_share(
@@ -301,7 +302,7 @@ def era_softmax(
     A logit of -inf counts as a very small one: the floor gives its class some probability. To exclude classes,
     such as illegal actions, pass `mask` (*ours*): they get -inf, and the others what they would get without them.
     If too few classes are left to reach the floor, they become equally likely, which is their largest entropy.
-    +inf and NaN make their row NaN, as in any softmax. Gradients are finite where logits are finite or -inf.
+    +inf, NaN, and -inf in all classes make their row NaN, as in any softmax. Other rows have finite gradients.
 
     Args:
         logits: Network output z, n classes along `dim`.
@@ -384,7 +385,7 @@ def _number(target: float | Tensor) -> float | None:
 def _array(target: float | Tensor, like: Tensor, dim: int) -> float | Tensor:
     """`target` in float32 or wider with the axis `dim` inserted, so that it broadcasts against `like`."""
     if not isinstance(target, Tensor):
-        return target
+        return float(target)  # it may be a number of NumPy
     target = target.to(torch.promote_types(target.dtype, torch.float32))
     if target.ndim == 0:
         return target

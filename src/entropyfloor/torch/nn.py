@@ -95,6 +95,12 @@ class ERAGaussian(nn.Module):
             self.log_mean_exp_sum = running.to(self.log_mean_exp_sum.device)
         return self
 
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """Called by `load_state_dict`, which with `assign=True` keeps the precision of the file."""
+        super()._load_from_state_dict(*args)
+        if self.batch_level:
+            self.log_mean_exp_sum = as_float(self.log_mean_exp_sum, "log_mean_exp_sum")
+
     def extra_repr(self) -> str:
         """The fields that decide the output."""
         return (

@@ -52,4 +52,6 @@ def is_tracing() -> bool:
 
 def log_sech_squared(u: Tensor) -> Tensor:
     """log(1 - tanh² u) without cancellation: `2 (log 2 - |u| - log(1 + e^{-2|u|}))`."""
-    return 2 * (math.log(2) - u.abs() - torch.log1p(torch.exp(-2 * u.abs())))
+    # Not `u.abs()`: its gradient at 0 is 0, with which the second derivative there would be wrong.
+    size = torch.where(u < 0, -u, u)
+    return 2 * (math.log(2) - size - torch.log1p(torch.exp(-2 * size)))

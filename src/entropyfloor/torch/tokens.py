@@ -184,7 +184,7 @@ def top_k_logits(
         Logits, shaped as `logits`.
 
     Raises:
-        ValueError: k < 1, shapes that differ, integer logits.
+        ValueError: k < 1, shapes that differ, integer logits, rows that are not boolean.
 
     Examples:
         >>> import torch
@@ -198,11 +198,12 @@ def top_k_logits(
     for name, value in (("rows", rows), ("targets", targets)):
         if value is not None and value.shape != logits.shape[:-1]:
             raise ValueError(f"{name} {tuple(value.shape)} must have the shape {tuple(logits.shape[:-1])}")
-    best = logits.detach().topk(min(k, logits.shape[-1]), -1)
-    kept = best.indices
+    if rows is not None and rows.dtype != torch.bool:
+        raise ValueError(f"rows has dtype {rows.dtype}: pass booleans, True for rows to filter")
+    best, kept = logits.detach().topk(min(k, logits.shape[-1]), -1)
     if targets is not None:
         target = targets[..., None]
-        tie = (kept != target).all(-1, keepdim=True) & (logits.gather(-1, target) == best.values[..., -1:])
+        tie = (kept != target).all(-1, keepdim=True) & (logits.gather(-1, target) == best[..., -1:])
         kept = torch.cat([kept[..., :-1], torch.where(tie, target, kept[..., -1:]), target], -1)
     keep = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, kept, True)
     return torch.where(keep if rows is None else keep | ~rows[..., None], logits, -torch.inf)
@@ -254,7 +255,7 @@ def token_log_probs(
 
     Raises:
         ValueError: Shapes that do not belong together, a number ≤ 0 as scale, temperature or softcap, k < 1,
-            `top_k_rows` without `top_k`, integer input, an unknown `impl` or one that cannot run on this device.
+            `top_k_rows` without `top_k` or not boolean, integer input, an `impl` that is unknown or cannot run.
 
     Examples:
         >>> import torch
@@ -386,11 +387,11 @@ class _Head:
                 raise ValueError(f"{name}={number} must be positive and finite")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k={self.top_k} must be at least 1: pass None to keep all logits")
-        if self.top_k_rows is not None:
+        if (rows := self.top_k_rows) is not None:
             if self.top_k is None:
                 raise ValueError("top_k_rows selects rows to filter: pass top_k too, the number of logits kept")
-            if tuple(self.top_k_rows.shape) != targets:
-                raise ValueError(f"top_k_rows {tuple(self.top_k_rows.shape)} must have the shape {targets}")
+            if tuple(rows.shape) != targets or rows.dtype != torch.bool:
+                raise ValueError(f"top_k_rows {tuple(rows.shape)} of {rows.dtype} must be bool of shape {targets}")
         if self.impl not in ("auto", "torch", "triton", "naive"):
             raise ValueError(f"impl={self.impl!r} must be 'auto', 'torch', 'triton' or 'naive'")
         if self.impl == "triton" and (problem := self._no_triton()):

@@ -24,7 +24,7 @@ def problem(device_type: str) -> str | None:
     """Why the kernels cannot run on a type of device, None if they can."""
     if triton is None:
         return "Triton is not installed"
-    if device_type == "cuda" or triton.knobs.runtime.interpret:
+    if device_type == "cuda" or not isinstance(_fold_row, triton.JITFunction):  # else it is interpreted
         return None
     return f"it runs on CUDA, not on {device_type}, unless TRITON_INTERPRET=1 is set before Triton is imported"
 
