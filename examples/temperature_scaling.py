@@ -49,7 +49,7 @@ def measured(run: Path) -> tuple[float, dict[str, float], dict[str, float]]:
     config = trained.config
     test = load(config.dataset, Path(config.data_dir), "test")
     test = test.numbered_as(trained.label_names or test.classes)
-    accelerator = accelerator_of(config)
+    accelerator = accelerator_of(config, training=False)
     loader, _ = evaluation_loaders(test, None, config, accelerator)
     batches = [
         (logits.double(), target)

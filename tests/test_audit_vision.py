@@ -121,19 +121,13 @@ def test_an_exported_classifier_has_the_entropies_of_its_run(trained, tmp_path):
     for i in range(4):
         source.read(i).save(tmp_path / f"{i}.png")
     samples = vision.classifier(
-        *("test_resnet", tmp_path),
-        checkpoint=tmp_path / "model.safetensors",
-        min_entropy=0.6,
-        input_size=classifier.input_size,
-        crop=1.0,
-        mean=classifier.mean,
-        std=classifier.std,
+        *("test_resnet", tmp_path), checkpoint=tmp_path / "model.safetensors", min_entropy=0.6
     )
     bytes_of = evaluation_set(source, classifier.input_size, 1.0)
     with torch.no_grad():
         logits = classifier(classifier.normalise(torch.stack([bytes_of[i][0] for i in range(4)])))
     expected = torch.distributions.Categorical(logits=logits).entropy().numpy()
-    assert samples.entropy == pytest.approx(expected, abs=0.01)  # timm resizes images of this model bilinearly
+    assert samples.entropy == pytest.approx(expected, abs=1e-4)
 
 
 def test_weights_that_execute_something_are_refused(images, tmp_path):

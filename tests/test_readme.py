@@ -36,8 +36,7 @@ INLINE = sorted({" ".join(found.split()) for text in PROSE.values() for found in
 LINKS = [(page, link) for page, text in PROSE.items() for link in re.findall(r"\]\(([^)\s]+)\)", text)]
 
 
-# Random steps alone: no update has to be compiled.
-RANDOM = {"hidden": 16, "steps": 20, "random_steps": 100, "eval_episodes": 1, "max_episode_steps": 20}
+SHORT = {"hidden": 16, "steps": 20, "random_steps": 19, "eval_episodes": 1, "max_episode_steps": 20}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +44,7 @@ def trained(tmp_path_factory):
     """The runs that the examples load: those of the commands in README.md, made small."""
     runs = tmp_path_factory.mktemp("trained") / "runs"
     out = str(runs / "dmc-walker-run/sac-era-exact/seed-0")
-    train_control(configure("sac-era-exact", env="dmc/walker-run", out=out, **RANDOM))
+    train_control(configure("sac-era-exact", env="dmc/walker-run", out=out, **SHORT))
     out = str(runs / "vision/digits-test_resnet/era-calibrated-0.6/seed-0")
     train_vision(VisionConfig(model="test_resnet", dataset="digits", min_entropy=0.6, epochs=1, out=out))
     out = str(runs / "language/countdown-3-tiny/grpo-era/seed-0")
@@ -59,7 +58,7 @@ def planned(trained):
     """The same, with the run of TD-MPC2 that an example plans with."""
     model = {"model_size": "1M", "samples": 8, "proposals": 4, "elites": 4, "iterations": 1}
     out = str(trained / "dmc-walker-walk/tdmpc2-era/seed-0")
-    train_control(configure("tdmpc2-era", env="dmc/walker-walk", out=out, **RANDOM, **model))
+    train_control(configure("tdmpc2-era", env="dmc/walker-walk", out=out, **SHORT, **model))
     return trained
 
 

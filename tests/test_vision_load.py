@@ -14,10 +14,11 @@ from PIL import Image
 from digits import save_digits
 from entropyfloor import vision
 from entropyfloor.runs import Run, read_run
+from entropyfloor.runs.checkpoint import fingerprint
 from entropyfloor.vision import data, load, sources
 from entropyfloor.vision.config import VisionConfig
 from entropyfloor.vision.evaluate import evaluate
-from entropyfloor.vision.train import complete, train
+from entropyfloor.vision.train import complete, resume, train
 from entropyfloor.vision.trainer import Trainer
 from run_files import with_header
 
@@ -126,6 +127,33 @@ def test_what_is_no_run_of_a_classifier_is_refused(run, tmp_path):
     (run / "config.toml").write_text(text.replace('domain = "vision"', 'domain = "control"'))
     with pytest.raises(ValueError, match=r"domain='control'|other settings"):
         vision.load_classifier(run)
+
+
+def with_setting(run, name, old, new):
+    """A run that was trained with another setting."""
+    text = (run / "config.toml").read_text()
+    assert f"{name} = {old}\n" in text
+    (run / "config.toml").write_text(text.replace(f"{name} = {old}\n", f"{name} = {new}\n"))
+    for checkpoint in (run / "checkpoints").iterdir():
+        with_header(checkpoint, settings=fingerprint(Run.open(run).config))
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="half precision can be computed here")
+def test_a_run_in_half_precision_is_evaluated_without_an_accelerator(run, trained):
+    with_setting(run, "precision", '"fp32"', '"fp16"')
+    with pytest.warns(
+        UserWarning, match="precision='fp16' is not for a device of type cpu: predictions are made in"
+    ):
+        evaluate(run)
+    assert read_run(run).evaluation["values"]["nll"] == pytest.approx(read_run(trained[0]).lines[-1]["nll"])
+
+
+def test_a_setting_that_is_ignored_does_not_close_a_run(run, folder):
+    with_setting(run, "erase_mode", '"pixel"', '"const"')
+    evaluate(run)
+    resume(run, data_dir=str(folder))
+    with pytest.raises(ValueError, match="ood_dir=there would be ignored without ood"):
+        evaluate(run, ood_dir="there")
 
 
 def test_a_run_without_names_of_classes(run):

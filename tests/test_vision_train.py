@@ -26,11 +26,12 @@ from commands import options_of
 from digits import save_digits
 from entropyfloor import targets
 from entropyfloor.extras import one_line
+from entropyfloor.report.comparison import read_comparisons
 from entropyfloor.runs import Run, read_run
 from entropyfloor.runs.progress import Progress
 from entropyfloor.runs.resume import with_seeds
 from entropyfloor.runs.settings import describe
-from entropyfloor.torch.checkpoint import tensors_below
+from entropyfloor.torch.checkpoint import pack, tensors_below, unpack_optimiser
 from entropyfloor.vision import data, detach_era, load_classifier, metrics, sources
 from entropyfloor.vision.config import VisionConfig, read_config
 from entropyfloor.vision.evaluate import evaluate
@@ -142,6 +143,14 @@ def test_a_resumed_run_is_the_run_that_was_left_alone(optimiser, folder, tmp_pat
     assert ends[0] == ends[1]
 
 
+def test_the_state_of_an_optimiser_is_read_as_it_was_saved():
+    """With tuples, which the state of Python's generator has in that of kron."""
+    moments = {0: {"moment": torch.ones(2), "rng_state": (3, (1, 2), None)}}
+    state, tensors = {"state": moments, "param_groups": [{"betas": (0.9, 0.99), "params": [0]}]}, {}
+    packed = json.loads(json.dumps(pack(state, "optimiser", tensors)))
+    assert unpack_optimiser(packed, tensors) == state
+
+
 FLOORED = {"min_entropy": 0.3}
 POLICY = {"augmentation": "timm", "auto_augment": "rand-m9-mstd0.5-inc1"}
 COPIES = {**POLICY, "aug_splits": 3}
@@ -188,7 +197,7 @@ def learned(folder, tmp_path_factory):
         ({}, {"momentum": 0.8}),
         ({}, {"weight_decay": 0.01}),
         ({}, {"schedule": "constant"}),
-        ({}, {"warmup_epochs": 1}),
+        ({"epochs": 2}, {"warmup_epochs": 1}),
         ({}, {"clip_grad": 0.1}),
         ({}, {"precision": "bf16"}),
     ],
@@ -264,6 +273,11 @@ def test_the_learning_rate_rises_and_falls(schedule, folder, tmp_path):
     falling = 0.05 * (1 + np.cos(np.pi * updates / 20)) if schedule == "cosine" else np.full(4, 0.1)
     expected = [1e-5 + (0.1 - 1e-5) * 4 / 5, *falling[1:]]
     np.testing.assert_allclose(rates, expected, rtol=1e-6)
+
+
+def test_a_learning_rate_does_not_fall_to_its_warm_up(folder):
+    settings = {**TINY, "epochs": 2, "warmup_epochs": 1, "learning_rate": 1e-6, "data_dir": str(folder)}
+    assert build(VisionConfig(**settings)).optimiser.param_groups[0]["lr"] == 1e-6
 
 
 def test_each_epoch_has_its_own_order(folder, monkeypatch):
@@ -398,11 +412,14 @@ def test_an_evaluation_that_would_not_fail_again_is_repeated(folder, tmp_path, m
 
     monkeypatch.setattr("entropyfloor.vision.trainer.predict", failing)
     with pytest.raises(type(error)):
-        run(folder, tmp_path, epochs=2)
+        run(folder, tmp_path, epochs=1)
     assert [int(path.name) for path in Run.open(tmp_path / "run").checkpoints()] == saved
     monkeypatch.undo()
     resume(tmp_path / "run")
-    assert [line["step"] for line in history(tmp_path / "run")] == ([0, 2] if saved else [0, 1, 2])
+    assert [line["step"] for line in history(tmp_path / "run")] == [0, 1]
+    [comparison] = read_comparisons([tmp_path / "run"]).comparisons
+    [seed] = comparison.groups[0].seeds
+    assert seed.incomplete == ("evaluation failed" if saved else "")
 
 
 @pytest.mark.slow
@@ -419,6 +436,7 @@ def test_processes_stop_together(folder, tmp_path):
     options = {**TINY, "data_dir": folder, "out": tmp_path / "run", "epochs": 3, "checkpoint_every": 9}
     done = signalled(tmp_path, TWO, "1", options)
     assert "saved at step 1" in done.stderr
+    assert "accelerate launch --num_processes=2 --module entropyfloor.cli train vision --resume" in done.stderr
     assert "another process writes the run" in done.stderr
     assert read_run(tmp_path / "run").status["state"] == "interrupted"
     assert [line["step"] for line in read_run(tmp_path / "run").lines] == [0, 1]
@@ -442,6 +460,24 @@ def test_two_processes_train_one_model(folder, tmp_path):
     done = subprocess.run(resumed, env=ON_CPUS, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     assert history(tmp_path / "run")[-1] == before[-1]
+
+
+def test_a_run_is_resumed_in_as_many_processes(folder, tmp_path):
+    path = run(folder, tmp_path)
+    forget(path, lambda state: state.update(processes=4))
+    with pytest.raises(ValueError, match=rf"1 process.* a run of 4.* launch --num_processes=4 .*--resume {path}"):
+        resume(path)
+    forget(path, lambda state: state.pop("processes"))  # as earlier versions saved it
+    resume(path)
+
+
+def test_a_checkpoint_that_is_not_damaged_is_not_to_be_deleted(folder, tmp_path):
+    path = run(folder, tmp_path)
+    forget(path, lambda state: state.pop("optimiser"))
+    with pytest.raises(
+        ValueError, match=r"'optimiser' is missing\. Its checksums are right: continue with the ver"
+    ):
+        resume(path)
 
 
 # --- weights that come and go ----------------------------------------------------------------------------
@@ -825,6 +861,18 @@ def test_weights_that_cannot_be_fetched(folder, monkeypatch):
         start(folder, pretrained=True)
 
 
+def test_separate_norms_need_batch_norms_that_keep_their_activations(folder, monkeypatch):
+    split = {**COPIES, "split_bn": True}
+    with pytest.raises(ValueError, match="test_vit has none: leave it out"):
+        start(folder, model="test_vit", **split)
+    start(folder, model="test_efficientnet", **split)
+    alone = torch.nn.BatchNorm2d.forward  # that of timm before 1.0.31
+    monkeypatch.setattr("timm.layers.split_batchnorm.SplitBatchNorm2d.forward", alone)
+    with pytest.raises(ValueError, match=r"drops the activations .* of test_efficientnet: install timm>=1\.0\.31"):
+        start(folder, model="test_efficientnet", **split)
+    start(folder, **split)  # whose activations are layers
+
+
 def test_batch_norm_needs_two_images(folder):
     for one in ({}, {**COPIES, "split_bn": True}):
         with pytest.raises(ValueError, match="batch_size=1 is too small for the batch norm"):
@@ -927,6 +975,8 @@ for again in (lambda: train(VisionConfig(**settings)), lambda: resume(Path(setti
         ({"optimiser": "sdg"}, "optimiser='sdg' cannot be built"),
         ({"optimiser": "bnbadam"}, "optimiser='bnbadam' cannot be built"),
         ({"optimiser": "adahessian"}, "optimiser='adahessian' needs second derivatives"),
+        ({"optimiser": "adafactorbv"}, "the state of optimiser='adafactorbv' cannot be saved"),
+        ({"floor": "paper"}, "floor='paper' would be ignored without min_entropy"),
         (
             {"aug_splits": 256, "batch_size": 800, "augmentation": "timm", "input_size": 16000},
             r"204,800 images of 16000×16000 pixels in a batch need [\d,.]+ GiB",
@@ -992,6 +1042,27 @@ def test_the_share_of_an_image_that_is_judged(settings, crop):
 def test_settings_that_cannot_be(settings, message):
     with pytest.raises(ValueError, match=message):
         VisionConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tau": 6.0, "inverse": "paper"}, r"tau=6\.0, inverse='paper' would be ignored without min_entropy"),
+        ({"erase_mode": "const"}, "erase_mode='const' would be ignored without erase"),
+        ({"ood_dir": "there"}, "ood_dir='there' would be ignored without ood"),
+        ({"epochs": 5, "warmup_epochs": 5}, "warmup_epochs=5 must be below epochs=5"),
+    ],
+)
+def test_settings_without_effect_are_refused_and_those_of_earlier_runs_are_not(settings, message):
+    with pytest.raises(ValueError, match=message):
+        VisionConfig(**settings).resolved()
+    assert VisionConfig(**settings).filled().input_size == 32
+
+
+@pytest.mark.parametrize("settings", [{}, {"ood": "folder", "ood_dir": "there"}])
+def test_resolved_settings_stay_the_same(settings):
+    config = VisionConfig(**settings).resolved()
+    assert config.resolved() == config
 
 
 NUMBERS = [f.name for f in fields(VisionConfig) if {int, float} & {*describe(VisionConfig)[f.name].types}]
@@ -1081,13 +1152,60 @@ def test_links_are_followed_and_hidden_names_are_left_out(untidy, tmp_path):
 
 @pytest.mark.parametrize("both", [True, False])
 def test_hidden_names_in_a_tar_file_are_left_out(both, untidy, tmp_path):
-    shutil.copytree(untidy / "cat" / "deep", untidy / "cat" / "cat")  # one class for both readings of a tar file
-    shutil.rmtree(untidy / "cat" / "deep")
     with tarfile.open(tmp_path / ("all.tar" if both else "train.tar"), "w") as tar:
         tar.add(untidy, "train" if both else ".")
     source = sources.load("folder", tmp_path / "all.tar" if both else tmp_path, "train")
     assert source.classes == ("cat", "dog")
     assert len(source.labels) == 2
+
+
+@pytest.mark.parametrize("around", [".", "train", "my/data"])
+@pytest.mark.parametrize(
+    "names", [["cat/in/0.png", "cat/out/1.png", "dog/2.png", "3.png"], ["cat/0.png", "cat/deep/1.png"]]
+)
+def test_classes_of_a_tar_file_are_those_of_its_directory(around, names, tmp_path):
+    for name in names:
+        picture(tmp_path / "D" / "train" / name)
+    (tmp_path / "packed").mkdir()
+    with tarfile.open(tmp_path / "packed" / "train.tar", "w") as tar:
+        tar.add(tmp_path / "D" / "train", around)
+    plain, packed = (sources.load("folder", tmp_path / name, "train") for name in ("D", "packed"))
+    assert (packed.classes, packed.labels) == (plain.classes, plain.labels)
+
+
+@pytest.mark.parametrize("splits", [["train", "val", "test"], ["train", "val"], ["test"]])
+def test_splits_of_one_tar_file_are_those_of_its_directory(splits, tmp_path):
+    for split in splits:
+        for name in ("cat/val/0.png", "cat/1.png", "dog/2.png", "train/3.png"):
+            picture(tmp_path / "D" / split / name)
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        tar.add(tmp_path / "D", "D")
+    for split in ("train", "test") if "train" in splits else ("test",):
+        plain, packed = (sources.load("folder", tmp_path / name, split) for name in ("D", "all.tar"))
+        assert (packed.classes, packed.labels) == (plain.classes, plain.labels)
+        paths = [str(path.relative_to(tmp_path)) for path in plain.store.paths]
+        assert [name for name, _, _ in packed.store.members] == paths
+
+
+@pytest.mark.parametrize("link", [os.link, lambda file, to: to.symlink_to(Path("..", "cat", file.name))])
+def test_links_to_files_of_a_tar_file_are_followed(link, tmp_path):
+    home = tmp_path / "D" / "train"
+    picture(home / "cat" / "0.png", 200)
+    picture(home / "dog" / "1.png")
+    link(home / "cat" / "0.png", home / "dog" / "2.png")
+
+    def packed():
+        with tarfile.open(tmp_path / "train.tar", "w") as tar:
+            tar.add(home, ".")
+        return sources.load("folder", tmp_path, "train")
+
+    assert packed().labels == [0, 1, 1]
+    assert packed().read(2).getpixel((0, 0)) == (200, 200, 200)
+    (home / "dog" / "more").symlink_to(home / "cat")
+    with pytest.raises(
+        ValueError, match=r"has 1 link\(s\) to no file in it \(dog/more\): write it with tar --deref"
+    ):
+        packed()
 
 
 @pytest.mark.parametrize("place", ["directory", "both", "single"])

@@ -6,11 +6,13 @@ import entropyfloor.vision  # noqa: F401  before timm, so that a broken torchvis
 
 # isort: split
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from timm.data import create_transform, resolve_data_config
 from timm.models import load_state_dict
 from torch import Tensor, nn
@@ -25,9 +27,9 @@ from entropyfloor.vision.config import VisionConfig
 from entropyfloor.vision.data import Images
 from entropyfloor.vision.evaluate import predictions_of
 from entropyfloor.vision.images import SUFFIXES
-from entropyfloor.vision.model import build_model, load_weights, plain_model
+from entropyfloor.vision.model import build_model, load_weights, metadata_of, plain_model
 from entropyfloor.vision.predict import OUT_OF_MEMORY_HINT, logits_and_raw
-from entropyfloor.vision.sources import Files, Source, in_tar
+from entropyfloor.vision.sources import Files, Source, Store, open_tar
 
 RAW = "logits before any floor"
 
@@ -73,14 +75,15 @@ def classifier(
 
     Args:
         model: Name of the model in timm, such as resnet18.
-        images: Directory of images, at any depth, or an uncompressed tar file of them in class directories.
+        images: Directory of images, at any depth, or an uncompressed tar file of them.
         checkpoint: File of weights.
         pretrained: Take timm's own weights instead, which it may download.
         min_entropy: Put this floor under the predictions first, as attach_era does.
-        input_size: Height and width of the images in pixels, by default those that timm evaluates the model with.
-        crop: Share of height and width that is kept of an image, by default timm's.
-        mean: Mean of each channel in [0, 1] that images are normalised by, by default timm's.
-        std: Standard deviation of each channel, by default timm's.
+        input_size: Height and width of the images in pixels: by default those of the run that the weights were
+            exported from, else those that timm evaluates the model with.
+        crop: Share of height and width that is kept of an image; default as for `input_size`.
+        mean: Mean of each channel in [0, 1] that images are normalised by; default as for `input_size`.
+        std: Standard deviation of each channel; default as for `input_size`.
         batch_size: Number of images at a time.
         limit: Number of images, evenly spread over all of them; by default all.
 
@@ -89,10 +92,12 @@ def classifier(
     """
     if (checkpoint is None) != pretrained:
         raise ValueError(f"{model} needs weights: give --checkpoint, a file, or --pretrained for those of timm")
-    net = _built(model, checkpoint, input_size)
-    asked: dict[str, Any] = {"crop_pct": crop, "mean": mean, "std": std}
-    asked["input_size"] = input_size and (3, input_size, input_size)
-    config = resolve_data_config({name: value for name, value in asked.items() if value}, model=net)
+    given = {"input_size": input_size, "crop_pct": crop, "mean": mean, "std": std}
+    asked = _of_run(checkpoint) | {name: value for name, value in given.items() if value}
+    net = _built(model, checkpoint, asked.get("input_size"))
+    if "input_size" in asked:
+        asked["input_size"] = (3, asked["input_size"], asked["input_size"])
+    config = resolve_data_config(asked, model=net)
     if min_entropy is not None:
         attach_era(net, min_entropy)
     source, transform = _images(images), create_transform(**config, is_training=False)
@@ -109,6 +114,19 @@ def classifier(
         floor=min_entropy,
         **saturation(gap_of(raw.numpy()), RAW),
     )
+
+
+def _of_run(checkpoint: Path | None) -> dict[str, Any]:
+    """How images are prepared for weights that were exported from a run, by timm's names; empty for others."""
+    try:
+        metadata = metadata_of(str(checkpoint))
+    except (OSError, SafetensorError):  # `_built` says what is wrong with the file
+        return {}
+    if not {"mean", "std"} <= metadata.keys():
+        return {}
+    names = {"input_size": "input_size", "crop_pct": "crop", "mean": "mean", "std": "std"}
+    recorded = {name: json.loads(metadata[ours]) for name, ours in names.items()}
+    return {**recorded, "interpolation": "bicubic", "crop_mode": "center"}
 
 
 def _built(name: str, checkpoint: Path | None, input_size: int | None) -> nn.Module:
@@ -144,14 +162,14 @@ def _images(place: Path) -> Source:
             if path.suffix.lower() in SUFFIXES
             and not any(part.startswith(".") for part in path.relative_to(place).parts)
         )
-        if not paths:
-            raise ValueError(
-                f"images={place} has no image of a format that is read: {', '.join(sorted(SUFFIXES))}"
-            )
-        return Source((), [0] * len(paths), Files(paths))
-    if place.suffix != ".tar" or not place.is_file():
+        store: Store = Files(paths)
+    elif place.suffix == ".tar" and place.is_file():
+        store, paths, _ = open_tar(place)
+    else:
         raise ValueError(f"images={place} must be a directory of images, or a tar file")
-    return in_tar(place)
+    if not paths:
+        raise ValueError(f"images={place} has no image of a format that is read: {', '.join(sorted(SUFFIXES))}")
+    return Source((), [0] * len(paths), store)
 
 
 def _chosen(count: int, limit: int | None) -> list[int]:

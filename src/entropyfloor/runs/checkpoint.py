@@ -45,7 +45,8 @@ class Checkpoint:
         try:
             yield
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-            raise _unusable(self.path, error) from error
+            way_out = "Its checksums are right: continue with the versions in machine.json"
+            raise _unusable(self.path, error, way_out) from error
 
 
 def run_directory(path: Path) -> Path:
@@ -118,11 +119,11 @@ def _arrays(file: Path, prefixes: tuple[str, ...] | None) -> dict[str, np.ndarra
         return {name: stored.get_tensor(name) for name in names}
 
 
-def _unusable(path: Path, error: Exception) -> ValueError:
+def _unusable(
+    path: Path, error: Exception, way_out: str = "Delete this directory to continue from the one before"
+) -> ValueError:
     reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-    return ValueError(
-        f"checkpoint {path} cannot be used: {reason}. Delete this directory to continue from the one before"
-    )
+    return ValueError(f"checkpoint {path} cannot be used: {reason}. {way_out}")
 
 
 def _checksums(path: Path) -> bytes:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing import parent_process
+from pathlib import Path
 from shlex import quote
 from typing import Any
 
@@ -59,6 +60,7 @@ def training_loop(
     total: int,
     domain: str,
     seed: int,
+    processes: int = 1,
     unit: str = "steps",
     every: int = 100,
     bar: bool = True,
@@ -71,6 +73,7 @@ def training_loop(
         total: Amount of work, in `unit`.
         domain: Trainer in the command that the hint names: `entropyfloor train <domain> --resume …`.
         seed: Seed of the first run; shown where several processes share a terminal.
+        processes: Number of processes that train a run together; the command in the hint starts as many.
         unit: Unit of the progress, in the plural.
         every: Work between redraws of the progress.
         bar: Whether this process may draw on the terminal.
@@ -90,19 +93,25 @@ def training_loop(
         try:
             yield loop
         except KeyboardInterrupt:  # of the second signal
-            raise KeyboardInterrupt(resume_hint(runs, domain)) from None
+            raise KeyboardInterrupt(resume_hint(runs, domain, processes)) from None
         if loop.stopping:
-            raise KeyboardInterrupt(resume_hint(runs, domain))
+            raise KeyboardInterrupt(resume_hint(runs, domain, processes))
 
 
-def resume_hint(runs: Sequence[Run], domain: str) -> str:
+def resume_hint(runs: Sequence[Run], domain: str, processes: int = 1) -> str:
     """Where interrupted runs are, and the commands that continue them."""
     if not runs:
         return "another process writes the run"
     saved = [int(run.checkpoints()[-1].name) for run in runs if run.checkpoints()]
     where = f"saved at step {min(saved):,}" if saved else "nothing is saved yet"
-    commands = "; ".join(f"entropyfloor train {domain} --resume {quote(str(run.path))}" for run in runs)
+    commands = "; ".join(resume_command(run.path, domain, processes) for run in runs)
     return f"{where}; continue with: {commands}"
+
+
+def resume_command(path: Path, domain: str, processes: int = 1) -> str:
+    """The command that continues a run with this number of processes."""
+    several = f"accelerate launch --num_processes={processes} --module entropyfloor.cli"
+    return f"{several if processes > 1 else 'entropyfloor'} train {domain} --resume {quote(str(path))}"
 
 
 def check_finite(

@@ -18,15 +18,18 @@ def pack(tree: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(tree, dict):
         return {str(key): pack(value, f"{name}/{key}", tensors) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return [pack(value, f"{name}/{i}", tensors) for i, value in enumerate(tree)]
+        packed = [pack(value, f"{name}/{i}", tensors) for i, value in enumerate(tree)]
+        return {"tuple": packed} if isinstance(tree, tuple) else packed
     return tree
 
 
 def _unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of `pack`, except that tuples become lists and keys strings."""
+    """The inverse of `pack`, except that keys become strings."""
     if isinstance(tree, dict):
         if set(tree) == {"tensor"}:
             return tensors[tree["tensor"]]
+        if set(tree) == {"tuple"}:
+            return tuple(_unpack(tree["tuple"], tensors))
         return {key: _unpack(value, tensors) for key, value in tree.items()}
     return [_unpack(value, tensors) for value in tree] if isinstance(tree, list) else tree
 

@@ -16,10 +16,12 @@ from entropyfloor.runs.settings import (
     SHARE,
     THREADS,
     WORKERS,
+    CountsIf,
     Effect,
     Precision,
     Range,
     check,
+    check_counted,
 )
 from entropyfloor.runs.trackers import Track
 
@@ -39,6 +41,10 @@ SPLITS = Range(0, 256, "between 0 and 256")
 CROP = Range(0.1, 1, "between 0.1 and 1")
 TAU = Range(math.e, math.inf, "finite and above e = 2.71828…", open=True)
 CLASSES = Range(2, WHOLE, "at least 2 and below 2**31")
+ERA = CountsIf("min_entropy", lambda config: config.min_entropy is not None)
+ERASED = CountsIf("erase", lambda config: config.erase > 0)
+OOD = CountsIf("ood", lambda config: config.ood is not None or config.ood_dir == config.data_dir)
+"""`ood_dir` is `data_dir` in resolved settings, also without `ood`."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +76,11 @@ class VisionConfig:
 
     min_entropy: Annotated[float | None, POSITIVE] = None
     """ERA: minimum entropy of every prediction in nats. The paper uses 0.6 (CIFAR-10) and 1.2 (ImageNet)."""
-    floor: Literal["calibrated", "paper"] = "calibrated"
+    floor: Annotated[Literal["calibrated", "paper"], ERA] = "calibrated"
     """ERA: `min_entropy` is the floor itself (calibrated, ours), or H0 of Eq. 15, far below the floor (paper)."""
-    tau: Annotated[float, TAU] = 4.0
+    tau: Annotated[float, TAU, ERA] = 4.0
     """ERA: temperature τ of Eq. 15."""
-    inverse: Literal["exact", "paper"] = "exact"
+    inverse: Annotated[Literal["exact", "paper"], ERA] = "exact"
     """ERA: h⁻¹ computed exactly, or by the approximation of the paper and its released code."""
     temperature_floor: Annotated[float | None, POSITIVE] = None
     """Minimum entropy of every prediction in nats, reached by a temperature instead of ERA, for comparison."""
@@ -93,7 +99,7 @@ class VisionConfig:
     """Augmentation policy of timm, such as rand-m9-mstd0.5-inc1. Needs augmentation timm."""
     erase: Annotated[float, SHARE] = 0.0
     """Random erasing: probability that a part of an image is erased."""
-    erase_mode: Literal["const", "rand", "pixel"] = "pixel"
+    erase_mode: Annotated[Literal["const", "rand", "pixel"], ERASED] = "pixel"
     """Random erasing: zeros (const), one random colour (rand), or a random colour for each pixel (pixel)."""
     mixup: Annotated[float, NATURAL] = 0.0
     """Mixup: parameter α of the Beta distribution. 0 turns it off."""
@@ -119,7 +125,7 @@ class VisionConfig:
     schedule: Literal["cosine", "constant"] = "cosine"
     """Schedule of the learning rate: cosine falls to 0, constant does not fall."""
     warmup_epochs: Annotated[int, WARMUP] = 0
-    """Number of epochs in which the learning rate rises from 1e-5."""
+    """Number of epochs in which the learning rate rises from 1e-5; a lower one is constant in them."""
     batch_size: Annotated[int, WHOLE_COUNT] = 128
     """Number of images in an update on each device."""
     clip_grad: Annotated[float | None, POSITIVE] = None
@@ -139,12 +145,12 @@ class VisionConfig:
 
     ood: DatasetName | None = None
     """Out-of-distribution dataset, whose test images should be predicted with less confidence."""
-    ood_dir: Annotated[str | None, Effect.PLACE] = None
+    ood_dir: Annotated[str | None, Effect.PLACE, OOD] = None
     """Directory of the out-of-distribution dataset: by default `data_dir`."""
     checkpoint_every: Annotated[int, WHOLE_COUNT, Effect.SPEED] = 1
     """Number of epochs between checkpoints. The last epoch always saves one."""
     workers: Annotated[int, WORKERS, Effect.SPEED] = 0
-    """Number of processes that prepare images. 0: the training process prepares them."""
+    """Number of processes that prepare images; 0: the training process. Each number draws other augmentations."""
     threads: Annotated[int, THREADS, Effect.SPEED] = 0
     """Number of CPU threads of PyTorch. 0: PyTorch chooses."""
     track: Annotated[Track | None, Effect.SPEED] = None
@@ -172,7 +178,18 @@ class VisionConfig:
             raise ValueError("jsd and split_bn compare the copies of an image: they need aug_splits of at least 2")
 
     def resolved(self) -> VisionConfig:
-        """The same settings with defaults filled in, except `num_classes`, which follows from the dataset."""
+        """The same settings with defaults filled in, except `num_classes`, which follows from the dataset.
+
+        Raises:
+            ValueError: A setting would be ignored, or the learning rate would rise to the end.
+        """
+        check_counted(self)
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs={self.warmup_epochs} must be below epochs={self.epochs}")
+        return self.filled()
+
+    def filled(self) -> VisionConfig:
+        """As `resolved`, without its checks: runs of earlier versions may have settings that are ignored."""
         size = self.input_size or NATIVE_SIZE[self.dataset]
         crop = self.crop or (1.0 if size < 96 else 0.875)
         out = self.out or f"runs/vision/{self.dataset}-{self.model}/{self.label}/seed-{self.seed}"

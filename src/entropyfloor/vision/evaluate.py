@@ -87,10 +87,12 @@ def predictions_of(
     """
     trained = read_trained(run)
     config = trained.config.moved(data_dir, ood_dir, ood=ood or trained.config.ood)
+    if ood_dir is not None and config.ood is None:
+        raise ValueError(f"ood_dir={ood_dir} would be ignored without ood")
     test = load(config.dataset, Path(config.data_dir), "test", download=config.download)
     test = test.numbered_as(trained.label_names or test.classes)
     config = config.with_classes(test.classes)
-    accelerator = accelerator_of(config)
+    accelerator = accelerator_of(config, training=False)
     classifier = trained.build().to(accelerator.device)
     loaders = evaluation_loaders(test, open_ood(config), config, accelerator)
     with out_of_memory_hint(OUT_OF_MEMORY_HINT):

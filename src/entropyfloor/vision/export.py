@@ -8,6 +8,7 @@ from pathlib import Path
 from safetensors.torch import save
 
 from entropyfloor.runs import files
+from entropyfloor.vision.data import STATISTICS
 from entropyfloor.vision.load import read_trained
 from entropyfloor.vision.model import LABEL_NAMES, load_weights, plain_model
 
@@ -16,7 +17,8 @@ def export(run: Path | str, out: Path | str) -> str:
     """Write the weights of a run's classifier as a file that plain timm reads.
 
     A floor has no parameters, so the weights are those of the plain model. The metadata of the file have the
-    settings of the floor, and under `label_names` the names of the classes as JSON, in the order of the outputs.
+    settings of the floor, how images are prepared (`input_size`, `crop`, and as JSON `mean` and `std`, in [0, 1]),
+    and under `label_names` the names of the classes as JSON, in the order of the outputs.
     timm reads no metadata and sorts class directories in another order: its datasets need the `class_map`.
 
     Args:
@@ -37,8 +39,9 @@ def export(run: Path | str, out: Path | str) -> str:
     model, options = plain_model(config)
     load_weights(model, trained.weights, str(run))  # weights that do not fit are refused here
     floor = ("min_entropy", "floor", "tau", "inverse", "temperature_floor")
-    names = ("model", "num_classes", "input_size", "dataset", *floor)
+    names = ("model", "num_classes", "input_size", "crop", "dataset", *floor)
     metadata = {name: str(getattr(config, name)) for name in names}
+    metadata |= zip(("mean", "std"), map(json.dumps, STATISTICS[config.dataset]), strict=True)
     if classes is not None:
         metadata[LABEL_NAMES] = json.dumps(classes)
     out.parent.mkdir(parents=True, exist_ok=True)

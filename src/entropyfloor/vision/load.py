@@ -61,7 +61,7 @@ def read_trained(path: Path | str) -> Trained:
     path = Path(path)
     config = read_config(Run.open(run_directory(path)).config)
     # Without what only training needs: initial weights, and separate batch norms for copies of images.
-    config = replace(config.resolved().restarted(), split_bn=False)
+    config = replace(config.filled().restarted(), split_bn=False)
     prefix = "average/" if config.ema else "model/"
     run, checkpoint = open_checkpoint(path, (prefix,))
     weights = tensors_below(prefix, checkpoint.arrays)

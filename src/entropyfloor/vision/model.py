@@ -12,7 +12,7 @@ from typing import Any
 import timm
 import torch
 from safetensors import safe_open
-from timm.layers import convert_splitbn_model
+from timm.layers import BatchNormAct2d, convert_splitbn_model
 from timm.models import load_checkpoint, load_state_dict
 from torch import Tensor, nn
 
@@ -37,7 +37,7 @@ def build_model(config: VisionConfig, classes: Sequence[str] | None = None) -> t
 
     Raises:
         ValueError: timm has no such model, the floor is out of reach, or the weights cannot be loaded or do not
-            fit.
+            fit, or `split_bn` finds no batch norm, or a timm that drops the activations.
     """
     model = _pretrained(config) if config.pretrained else plain_model(config, drop_rate=config.dropout)[0]
     if config.checkpoint:
@@ -45,13 +45,27 @@ def build_model(config: VisionConfig, classes: Sequence[str] | None = None) -> t
     if config.min_entropy is not None:
         attach_era(model, config.min_entropy, floor=config.floor, tau=config.tau, inverse=config.inverse)
     if config.split_bn:
-        model = convert_splitbn_model(model, config.aug_splits)
+        model = _with_split_norms(model, config)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # hints lack it
     output: nn.Module = nn.Identity()
     if config.temperature_floor is not None:
         output = TemperatureFloor(int(config.num_classes or 0), config.temperature_floor)
     return model, output
+
+
+def _with_split_norms(model: nn.Module, config: VisionConfig) -> nn.Module:
+    """The model with a batch norm for each copy of the images."""
+    kinds = {type(module) for module in model.modules()}
+    if not any(issubclass(kind, nn.BatchNorm2d) for kind in kinds):
+        raise ValueError(f"split_bn splits batch norms, and {config.model} has none: leave it out")
+    norm = convert_splitbn_model(BatchNormAct2d(1), config.aug_splits).eval()  # with ReLU
+    if BatchNormAct2d in kinds and norm(-torch.ones(1, 1, 1, 1)).item() < 0:
+        raise ValueError(
+            f"with split_bn, timm {timm.__version__} drops the activations behind batch norms of {config.model}: "
+            "install timm>=1.0.31, or choose a model such as resnet50, whose activations are layers of their own"
+        )
+    return convert_splitbn_model(model, config.aug_splits)
 
 
 def _pretrained(config: VisionConfig) -> nn.Module:
@@ -76,27 +90,28 @@ def _start_from(model: nn.Module, file: str, name: str, classes: Sequence[str] |
         if Path(file).suffix.lower() in (".npz", ".npy"):  # models have their own readers for them
             load_checkpoint(model, file)
             return
-        weights, names = load_state_dict(file, weights_only=True), _label_names(file)
+        weights, names = load_state_dict(file, weights_only=True), metadata_of(file).get(LABEL_NAMES)
         layers = model.pretrained_cfg["classifier"]  # type: ignore[index]
         heads = tuple(f"{layer}." for layer in ((layers,) if isinstance(layers, str) else layers))
         head = {key: value for key, value in model.state_dict().items() if key.startswith(heads)}
-        fits = all(key in weights and weights[key].shape == value.shape for key, value in head.items())
+        classes_fit = names is None or classes is None or json.loads(names) == list(classes)
+        fits = classes_fit and all(
+            key in weights and weights[key].shape == value.shape for key, value in head.items()
+        )
     except Exception as error:  # its type depends on the format
         reason = f"{type(error).__name__}: {brief(error)}"
         raise ValueError(f"checkpoint={file} cannot be read as weights of {name} ({reason})") from None
-    new = not fits or (names is not None and classes is not None and names != list(classes))
-    load_weights(model, weights | head if new else weights, f"checkpoint={file}", name)
-    if new:
+    load_weights(model, weights if fits else weights | head, f"checkpoint={file}", name)
+    if not fits:
         _warn_new_layer(f"checkpoint={file} has other classes than the images")
 
 
-def _label_names(file: str) -> list[str] | None:
-    """Names of the classes in a file of weights that `export` wrote."""
+def metadata_of(file: str) -> dict[str, str]:
+    """Metadata of a file of weights; only safetensors have some."""
     if not file.endswith(".safetensors"):
-        return None
+        return {}
     with safe_open(file, "pt") as weights:
-        names = (weights.metadata() or {}).get(LABEL_NAMES)
-    return None if names is None else json.loads(names)
+        return weights.metadata() or {}
 
 
 def _warn_new_layer(reason: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,19 +25,27 @@ FLOORS = (ERASoftmax, TemperatureFloor)
 OUT_OF_MEMORY_HINT = "choose a smaller batch_size or input_size"
 
 
-def accelerator_of(config: VisionConfig) -> Accelerator:
+def accelerator_of(config: VisionConfig, *, training: bool = True) -> Accelerator:
     """Device, precision and processes of a run; also sets the number of CPU threads.
 
+    Args:
+        config: Settings.
+        training: Refuse a precision that the device does not support; else predictions are made in fp32, with a
+            warning.
+
     Raises:
-        ValueError: The device does not support the precision.
+        ValueError: The device does not support the precision of training.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
     AcceleratorState._reset_state()  # one process may train several runs in different precisions
     accelerator = Accelerator(mixed_precision="no" if config.precision == "fp32" else config.precision)
     if config.precision != "fp32" and not accelerator.native_amp:  # it would be ignored
-        kind = accelerator.device.type
-        raise ValueError(f"precision={config.precision!r} is not for a device of type {kind}: choose bf16 or fp32")
+        reason = f"precision={config.precision!r} is not for a device of type {accelerator.device.type}"
+        if training:
+            raise ValueError(f"{reason}: choose bf16 or fp32")
+        warnings.warn(f"{reason}: predictions are made in fp32", stacklevel=2)
+        return accelerator_of(replace(config, precision="fp32"))
     return accelerator
 
 

@@ -7,7 +7,7 @@ import os
 import tarfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -221,14 +221,14 @@ def _cifar(dataset: str, root: Path, split: str, download: bool) -> Source:
 def _folder(root: Path, split: str) -> Source:
     names = SPLITS[split]
     if root.suffix == ".tar" and root.is_file():
-        return in_tar(root, names)
+        return _in_tar(root, names)
     if not root.is_dir():
         raise ValueError(f"data_dir={root} is neither a directory nor a tar file")
     for name in names:
         if (root / name).is_dir():
             return _directory(root / name)
         if (root / f"{name}.tar").is_file():
-            return in_tar(root / f"{name}.tar")
+            return _in_tar(root / f"{name}.tar")
     raise ValueError(f"{root} has no {' or '.join(names)}, neither as a directory nor as a tar file")
 
 
@@ -253,32 +253,63 @@ def _files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator
                 yield folder / entry.name
 
 
-def in_tar(path: Path, names: Sequence[str] = ()) -> Source:
-    """Images in class directories of an uncompressed tar file; if it holds both splits, those below `names`."""
+def open_tar(path: Path) -> tuple[Tar, list[Path], list[Path]]:
+    """Images of an uncompressed tar file at any depth, with their paths and those of the directories.
+
+    Links to files of the tar file are followed, hidden names are left out.
+
+    Raises:
+        ValueError: It is no such file, or has links to something else.
+    """
     try:
         with tarfile.open(path, "r:") as tar:
-            members = {Path(m.name): m for m in tar if not _is_hidden(Path(m.name).parts)}
+            members = {Path(member.name): member for member in tar}
     except tarfile.TarError as error:
         raise ValueError(f"{path} cannot be read as an uncompressed tar file: {error}") from None
-    files = _images(file for file, m in members.items() if m.isfile() and _class(file.parent, names))
-    if names and not files:  # else the training images would be the test images, too
+    shown = {place: _followed(place, members) for place in members if not _is_hidden(place.parts)}
+    if lost := sorted(str(place) for place, member in shown.items() if member is None):
+        raise ValueError(
+            f"{path} has {len(lost)} link(s) to no file in it ({listed(lost)}): write it with tar --dereference"
+        )
+    found = {place: member for place, member in shown.items() if member is not None}
+    files = sorted(_images(place for place, member in found.items() if member.isfile()), key=str)
+    store = Tar(path, [(str(file), found[file].offset_data, found[file].size) for file in files])
+    return store, files, [place for place, member in found.items() if member.isdir()]
+
+
+def _followed(place: Path, members: Mapping[Path, tarfile.TarInfo]) -> tarfile.TarInfo | None:
+    """The member at a place, or the file that it links to; None if the tar file does not have that."""
+    member = members[place]
+    if not (member.islnk() or member.issym()):
+        return member
+    home = place.parent if member.issym() else Path()  # a hard link names its file from the top
+    target = members.get(Path(os.path.normpath(home / member.linkname)))
+    return target if target is not None and target.isfile() else None
+
+
+def _in_tar(path: Path, names: Sequence[str] = ()) -> Source:
+    """Images in class directories of a tar file, which may lie in further directories, the same for all.
+
+    If it holds both splits, the images are those below the first of `names` that it has.
+    """
+    store, files, folders = open_tar(path)
+    home = Path(os.path.commonpath([file.parent for file in files])) if files else Path()
+    depth = len(home.parts)
+    below = {file.parts[depth] for file in files if len(file.parts) > depth + 1}
+    homes = [home / name for name in names if name in below]
+    whole = home if len(below) > 1 else home.parent  # the images of a single class have its directory in common
+    if not names or whole.name in names:  # it holds no other split
+        homes.append(whole)
+    if not homes:  # else the training images would be the test images, too
         raise ValueError(f"{path} has no directory {' or '.join(names)} with class directories below it")
-    files.sort(key=lambda file: members[file].name)
-    used = {folder for file in files for folder in file.parents}
-    classes = {file.parent for file in files}  # their empty subdirectories are no classes
-    empty = (f for f, m in members.items() if m.isdir() and f not in used and f.parent not in classes)
-    folders = [_class(folder, names) for folder in empty]
-    places = [(members[file].name, members[file].offset_data, members[file].size) for file in files]
-    labels = [str(_class(file.parent, names)) for file in files]
-    return _labelled(labels, [name for name in folders if name], path, lambda: Tar(path, places))
-
-
-def _class(folder: Path, names: Sequence[str]) -> str | None:
-    """Name of the class directory: below one of `names`, or the last part if there are no names; else None."""
-    if not names:
-        return folder.name or None
-    place = next((i for i, part in enumerate(folder.parts) if part in names), len(folder.parts))
-    return folder.parts[place + 1] if place + 1 < len(folder.parts) else None
+    home = homes[0]
+    depth = len(home.parts)
+    chosen = [
+        i for i, file in enumerate(files) if len(file.parts) > depth + 1 and file.parts[:depth] == home.parts
+    ]
+    directories = [folder.name for folder in folders if folder.parent == home != folder]
+    classes = [files[i].parts[depth] for i in chosen]
+    return _labelled(classes, directories, path, lambda: Tar(path, [store.members[i] for i in chosen]))
 
 
 def _is_hidden(parts: Sequence[str]) -> bool:

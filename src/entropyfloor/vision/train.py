@@ -33,7 +33,7 @@ def train(config: VisionConfig) -> Path:
     Raises:
         ValueError: A setting is impossible, the images are not there, or the directory holds a run already.
     """
-    config, images, accelerator = complete(config)
+    config, images, accelerator = complete(config.resolved())
     trainer = Trainer(config, images, accelerator)  # before the directory: a refused config leaves nothing behind
     run = None
     if accelerator.is_main_process:
@@ -41,7 +41,7 @@ def train(config: VisionConfig) -> Path:
         dataset = Path(config.data_dir).resolve().name if config.dataset == "folder" else config.dataset
         if config.label_noise:  # another task, for a report
             dataset += f" with {100 * config.label_noise:g} % label noise"
-        names = dict(zip(NAMES, ("vision", f"{dataset} {config.model}", config.label), strict=True))
+        names: Any = dict(zip(NAMES, ("vision", f"{dataset} {config.model}", config.label), strict=True))
         # Earlier versions did not have `pretrained`: it is written only where it is on.
         run = begin(config, **names, pretrained=config.pretrained or None)
     trainer.fit(run)
@@ -97,8 +97,8 @@ def train_seeds(config: VisionConfig, seeds: Sequence[int]) -> list[Path]:
         config = replace(config, threads=config.threads or 1)
         workers = max(1, cores() // config.threads)
     # Once here, so that several processes do not download at a time.
-    images = load(config.dataset, Path(config.data_dir), "train", download=config.download)
     open_ood(config.resolved())
+    images = load(config.dataset, Path(config.data_dir), "train", download=config.download)
     return each_seed(with_seeds(config.with_classes(images.classes), seeds), train, resume, workers)
 
 
@@ -109,7 +109,7 @@ def complete(config: VisionConfig) -> tuple[VisionConfig, Splits, Accelerator]:
         ValueError: The images are not there, or have another number of classes than `num_classes`, or the device
             does not support the precision.
     """
-    config = config.resolved()
+    config = config.filled()
     accelerator = accelerator_of(config)
     with accelerator.main_process_first():  # it may download
         images = open_splits(config)

@@ -7,6 +7,8 @@ the number of the epoch, so a resumed run is the same as one that was not interr
 
 from __future__ import annotations
 
+import json
+import math
 import time
 import zlib
 from collections.abc import Iterator
@@ -27,7 +29,8 @@ from torch.utils.data import DataLoader, Subset
 
 from entropyfloor.extras import brief, out_of_memory_hint
 from entropyfloor.runs import Checkpoint, Run
-from entropyfloor.runs.loop import Loop, check_finite, training_loop
+from entropyfloor.runs.checkpoint import run_directory
+from entropyfloor.runs.loop import Loop, check_finite, resume_command, training_loop
 from entropyfloor.runs.machine import check_memory
 from entropyfloor.runs.progress import Progress
 from entropyfloor.torch.checkpoint import arrays_of, pack, tensors_below, unpack_optimiser
@@ -83,7 +86,7 @@ class Trainer:
             decay_rate=1.0,
             num_epochs=config.epochs,
             warmup_epochs=config.warmup_epochs,
-            warmup_lr=1e-5,  # timm's
+            warmup_lr=min(1e-5, config.learning_rate),  # timm's, unless it would fall from there
             step_on_epochs=False,
             updates_per_epoch=self.updates_per_epoch,
         )
@@ -114,6 +117,7 @@ class Trainer:
             total=config.epochs * self.updates_per_epoch,
             domain="vision",
             seed=config.seed,
+            processes=self.accelerator.num_processes,
             unit="updates",
             bar=self.accelerator.is_main_process,
             track=config.track,
@@ -149,14 +153,16 @@ class Trainer:
             "scaler": scaler.state_dict() if scaler else None,
             "data": self._labels_checksum(),
             "classes": list(self.classes),
+            "processes": self.accelerator.num_processes,
         }
         run.save(self.epoch, arrays_of(tensors), state)
 
     def check_data(self, checkpoint: Checkpoint) -> None:
-        """Refuse to continue with other images than those of the run.
+        """Refuse to continue with other images than those of the run, or in another number of processes.
 
         Raises:
-            ValueError: The classes have other names or another order, or the images have other labels.
+            ValueError: The classes have other names or another order, the images have other labels, or batches
+                would be divided otherwise.
         """
         names, home = label_names(checkpoint) or self.classes, self.config.data_dir
         if difference := sources.difference(names, self.classes):
@@ -164,6 +170,10 @@ class Trainer:
         labels = self._labels_checksum()
         if checkpoint.state.get("data", labels) != labels:
             raise ValueError(f"the images in data_dir={home} are not those that the run began with")
+        now, before = self.accelerator.num_processes, checkpoint.state.get("processes")
+        if before not in (None, now):  # earlier versions did not save it
+            command = resume_command(run_directory(checkpoint.path), "vision", before)
+            raise ValueError(f"{now} process(es) cannot continue a run of {before}: continue with {command}")
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint of a run with the same settings.
@@ -215,6 +225,7 @@ class Trainer:
             results = metrics.summarise(*predictions) | self.config.floor_metric | learned
         except ValueError:  # an image that cannot be read, or logits that are NaN
             if run and self.epoch > 0:  # they would fail again: a resume continues after them
+                run.log(self.epoch, {"top1": math.nan})
                 self.save(run)
             raise
         if run:
@@ -325,6 +336,12 @@ class Trainer:
             ) from None
         if getattr(optimiser, "is_second_order", False):
             raise ValueError(f"optimiser={config.optimiser!r} needs second derivatives: choose another one")
+        try:  # before the first save: a dtype in it is that of moments which a resume would turn into float32
+            json.dumps(pack(optimiser.state_dict(), "optimiser", {}))
+        except TypeError as error:
+            raise ValueError(
+                f"the state of optimiser={config.optimiser!r} cannot be saved ({error}): choose another one"
+            ) from None
         return optimiser
 
 
