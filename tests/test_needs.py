@@ -85,7 +85,7 @@ def test_a_reference_model_is_counted():
 def test_a_replay_is_what_its_arrays_take():
     replay = Replay(1000, 223, 38, np.random.default_rng(0))
     assert sum(column.nbytes for column in replay._storage) == 1000 * transition_bytes(223, 38)
-    config = configure("sac", env="gym/Pendulum-v1", steps=4000, random_steps=1, action_repeat=2, hidden=16)
+    config = configure("sac", env="gym/Pendulum-v1", steps=4000, action_repeat=2, hidden=16)
     found = control_needs.needs(config, on_cpu=True)
     assert found.peak[1]["replay"] == 2000 * transition_bytes(3, 1)
     on_device = control_needs.needs(config, on_cpu=False)
@@ -110,7 +110,7 @@ def test_a_replay_on_the_device_has_room_for_all_steps():
 
 @pytest.mark.parametrize("agent", ["obac", "mnse", "tdmpc2", "fastsac", "ppo", "eapo"])
 def test_every_kind_of_agent_is_counted(agent):
-    found = control_needs.needs(configure(agent, env="gym/Pendulum-v1", steps=6000), on_cpu=True)
+    found = control_needs.needs(configure(agent, env="gym/Pendulum-v1", steps=4000), on_cpu=True)
     assert found.memory > control_needs.LIBRARIES
     assert found.checkpoint > 0 or agent in ("ppo", "eapo")
 

@@ -136,7 +136,7 @@ class ControlConfig(ABC):
         """The same run with nothing left at None.
 
         Raises:
-            ValueError: The target is no number and no rule, or all actions are random.
+            ValueError: The target is no number and no rule.
         """
         preset = replace(self, **self._missing(self.PRESETS[self.agent]))
         low, high = _LOG_STD.get(required(preset.head), ERA_LOG_STD)
@@ -148,10 +148,6 @@ class ControlConfig(ABC):
         }
         complete = replace(preset, **preset._missing(defaults))
         targets.resolve(required(complete.target_entropy), 1)  # refused before anything is built
-        if 0 < self.steps <= (random := getattr(self, "random_steps", 0)):
-            raise ValueError(
-                f"steps={self.steps} must be above random_steps={random}: with random actions nothing is learned"
-            )
         return complete
 
     @abstractmethod
