@@ -149,10 +149,10 @@ def test_hints(monkeypatch):
     assert "OMP_NUM_THREADS=1" in hints(None, on_cpu, {}, "")[0]
     assert hints(None, {"jax": {"devices": ["cpu"]}}, {}, "") == []
     assert "there is a GPU (H200)" in hints("H200", on_cpu, quiet, "")[0]
-    assert "may hide" not in hints("H200", on_cpu, quiet, "")[0]
-    assert (
-        "CUDA_VISIBLE_DEVICES may hide it" in hints("H200", on_cpu, {**quiet, "CUDA_VISIBLE_DEVICES": ""}, "")[0]
-    )
+    hiding = {**quiet, "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
+    assert hints("H200", on_cpu, quiet, "")[0].endswith(": install its build for CUDA")
+    assert hints("H200", on_cpu, hiding, "")[0].endswith("for CUDA, or unset CUDA_VISIBLE_DEVICES")
+    assert hints("H200", {"jax": {"devices": ["cpu"]}}, hiding, "")[0].endswith(", or unset JAX_PLATFORMS")
     assert hints("H200", {"torch": {"devices": ["H200"]}}, quiet, "") == []
 
 

@@ -333,9 +333,10 @@ def test_a_setting_is_compared_as_the_run_will_have_it(home):
 
 def test_a_whole_number_for_a_real_setting_is_the_same_setting(home):
     """Or the seeds of an arm would be two arms, where one was begun from Python."""
-    run = begin(SACConfig(learning_rate=1, out=str(home / "run")).resolved(), domain="control")  # type: ignore[arg-type]
-    learning_rate = read_run(run.path).config["learning_rate"]
-    assert (learning_rate, type(learning_rate)) == (1.0, float)
+    whole, real = (VisionConfig(min_entropy=number).resolved() for number in (1, 1.0))
+    assert (whole.label, whole.out) == (real.label, real.out)
+    run = begin(VisionConfig(min_entropy=1, out=str(home / "run")).resolved(), domain="vision")
+    assert type(read_run(run.path).config["min_entropy"]) is float
 
 
 def test_a_name_that_stands_for_another_is_the_same_setting_the_next_time(home):

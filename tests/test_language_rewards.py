@@ -220,6 +220,8 @@ def test_texts():
         (r"\boxed{\text{(D) All of (A), (B) and (C)}}", "D"),
         (r"\boxed{A. B. F. Skinner}", "A"),
         (r"\boxed{A. hepatitis B, hepatitis C}", "A"),
+        (r"\boxed{A. Vitamin A, C. elegans}", "A"),
+        (r"\boxed{D) (A), (B)}", "D"),
         ("Option B is wrong. Option D is too slow.", None),
         ("the answer is not B", None),
         ("I think", None),

@@ -299,5 +299,7 @@ def test_a_run_is_found_once_and_with_one_file_lost(tmp_path):
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "b").symlink_to(tmp_path / "b")
     assert [run.resolve() for run in find_runs(tmp_path / "links")] == [first, second]
+    (tmp_path / "0-latest").symlink_to(second)
+    assert find_runs(tmp_path) == [first, second]
     inside = healthy(second / "checkpoints" / "inside")
     assert inside not in find_runs(tmp_path)

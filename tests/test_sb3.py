@@ -305,7 +305,9 @@ def test_refusals_of_discrete_actions():
         ppo(Discretely(), target_entropy="-A/2")
     with pytest.raises(ValueError, match="leave out distribution, log_std_max: discrete actions have no σ"):
         ppo(Discretely(), target_entropy=0.1, distribution="truncated", log_std_max=-1.0)
-    with pytest.raises(ValueError, match=r"actions must be a Box, not Discrete\(5\): .* ERAPPOPolicy"):
+    with pytest.raises(
+        ValueError, match=r"actions must be a Box, not Discrete\(5\): for Discrete take ERAPPOPolicy"
+    ):
         ERASACPolicy(IMAGE, gym.spaces.Discrete(5), lambda _: 1e-3, target_entropy=0.1)
     with pytest.raises(ValueError, match="has no ERA head"):
         ppo(Reach(action_space=gym.spaces.MultiDiscrete([2, 3])))

@@ -1201,11 +1201,47 @@ def test_links_to_files_of_a_tar_file_are_followed(link, tmp_path):
 
     assert packed().labels == [0, 1, 1]
     assert packed().read(2).getpixel((0, 0)) == (200, 200, 200)
+    (home / "dog" / "3.png").symlink_to("2.png")
+    (home / "notes.txt").symlink_to(home / "nowhere.txt")
     (home / "dog" / "more").symlink_to(home / "cat")
+    assert packed().labels == [0, 1, 1, 1]
+    assert packed().read(3).getpixel((0, 0)) == (200, 200, 200)
+    (home / "dog" / "4.png").symlink_to(home / "cat" / "0.png")
     with pytest.raises(
-        ValueError, match=r"has 1 link\(s\) to no file in it \(dog/more\): write it with tar --deref"
+        ValueError, match=r"has 1 link\(s\) to no file in it \(dog/4.png\): write it with tar --deref"
     ):
         packed()
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        (["data/train/cat/0.png", "data/train/dog/1.png", "data/test/cat/2.png", "cover.png"], ("cat", "dog")),
+        (["data/train/cat/0.png", "data/train/dog/1.png", "data/test/cat/2.png", "figures/a.png"], ("cat", "dog")),
+        (["train/train/0.png", "test/train/1.png"], ("train",)),
+        (["test/train/cat/0.png", "test/train/val/1.png", "test/test/cat/2.png"], ("cat", "val")),
+        (["test/train/cat/0.png", "val/test/cat/1.png"], None),
+    ],
+)
+def test_the_training_split_of_a_tar_file(names, classes, tmp_path):
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        for name in names:
+            picture(tmp_path / name)
+            tar.add(tmp_path / name, name)
+    if classes is None:
+        with pytest.raises(ValueError, match="has no directory train or training with class directories"):
+            sources.load("folder", tmp_path / "all.tar", "train")
+    else:
+        assert sources.load("folder", tmp_path / "all.tar", "train").classes == classes
+
+
+@pytest.mark.parametrize("stray", ["cover.png", "train/stray.png"])
+def test_stray_images_around_the_classes_of_a_tar_file(stray, tmp_path):
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        for name in ("train/cat/0.png", "train/dog/1.png", stray):
+            picture(tmp_path / "D" / name)
+            tar.add(tmp_path / "D" / name, name)
+    assert sources.load("folder", tmp_path, "train").classes == ("cat", "dog")
 
 
 @pytest.mark.parametrize("place", ["directory", "both", "single"])

@@ -33,8 +33,8 @@ from entropyfloor.versions import (
 
 PARTS = ("torch", "jax", "control", "control.envs", "vision", "language", "report")
 """Packages that are imported to see whether they work."""
-HIDING = ("CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS")
-"""Environment variables that may hide a GPU."""
+HIDING = {"torch": ("CUDA_VISIBLE_DEVICES",), "jax": ("CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS")}
+"""Environment variables that may hide a GPU from a backend."""
 BACKENDS = ("torch", "jax")
 POLICY_FLOOR, CLASS_FLOOR = -3.0, 0.6
 """Floors of the self-check in nats: of a policy with six actions, and of a prediction among ten classes."""
@@ -130,10 +130,10 @@ def hints(
         environment: Environment variables.
         cpu_flags: Features of the processor, as Linux lists them; empty where unknown.
     """
-    hidden = [name for name in HIDING if name in environment]
+    hidden = {name: [each for each in HIDING[name] if each in environment] for name in HIDING}
     found = [
-        f"{name} computes on the CPU although there is a GPU ({gpu}): "
-        + (f"{' and '.join(hidden)} may hide it" if hidden else "install its build for CUDA")
+        f"{name} computes on the CPU although there is a GPU ({gpu}): install its build for CUDA"
+        + "".join(f", or unset {each}" for each in hidden[name])
         for name, backend in backends.items()
         if gpu and backend["devices"] == ["cpu"]
     ]

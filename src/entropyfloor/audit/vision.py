@@ -120,12 +120,15 @@ def _of_run(checkpoint: Path | None) -> dict[str, Any]:
     """How images are prepared for weights that were exported from a run, by timm's names; empty for others."""
     try:
         metadata = metadata_of(str(checkpoint))
-    except (OSError, SafetensorError):  # `_built` says what is wrong with the file
+        names = {"input_size": "input_size", "crop_pct": "crop", "mean": "mean", "std": "std"}
+        recorded = {name: json.loads(metadata[ours]) for name, ours in names.items()}
+    except (
+        OSError,
+        SafetensorError,
+        KeyError,
+        ValueError,
+    ):  # no export; `_built` says what is wrong with the file
         return {}
-    if not {"mean", "std"} <= metadata.keys():
-        return {}
-    names = {"input_size": "input_size", "crop_pct": "crop", "mean": "mean", "std": "std"}
-    recorded = {name: json.loads(metadata[ours]) for name, ours in names.items()}
     return {**recorded, "interpolation": "bicubic", "crop_mode": "center"}
 
 

@@ -46,7 +46,7 @@ def needs(config: ControlConfig, *, on_cpu: bool) -> Needs:
         ValueError: There is no such environment.
         ImportError: The environment is not installed.
     """
-    config = config.resolved()
+    config = config.filled()
     obs_dim, action_dim = _sizes(config.env, json.dumps(config.env_options()))
     processes = config.env_processes if isinstance(config, FastConfig) else 0
     always = {"libraries": LIBRARIES + processes * SIMULATORS}

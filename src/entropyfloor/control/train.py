@@ -104,10 +104,6 @@ def _train_registered(described: str | None, config: ControlConfig) -> Path:
 
 
 def _start(configs: Sequence[ControlConfig]) -> list[Path]:
-    if (steps := configs[0].steps) <= (random := getattr(configs[0], "random_steps", 0)):
-        raise ValueError(
-            f"steps={steps} must be above random_steps={random}: nothing is learned from random actions"
-        )
     trainer = build(configs)  # before the directory: what cannot be built should leave nothing behind
     described = registered.describe(configs[0].env)
     names: Any = {"domain": "control", "names": 2, "registered": described}

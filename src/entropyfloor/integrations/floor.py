@@ -44,7 +44,8 @@ def controller_of(settings: Any, *, top_k: str) -> Controller:
     if settings.head == "era":
         shared |= {name: getattr(settings, name) for name in THRESHOLDS}
         shared |= {"top_k": getattr(settings, top_k), "second_stage": 0.5}  # when it begins plays no part here
-    return Controller(LanguageConfig(**shared).resolved())
+    # The host knows how many updates a rollout has, under names of its own.
+    return Controller(LanguageConfig(**shared, minibatches=2).resolved())
 
 
 def save_state(file: Path, controller: Controller, initial_entropy: float | None) -> None:

@@ -168,7 +168,7 @@ class ERASACPolicy(SACPolicy):
     ) -> None:
         if not isinstance(action_space, spaces.Box):
             raise ValueError(
-                f"actions must be a Box, not {action_space}: of discrete ones, take PPO or A2C with ERAPPOPolicy"
+                f"actions must be a Box, not {action_space}: for Discrete take ERAPPOPolicy with PPO or A2C"
             )
         target_entropy = _given(target_entropy, ": SAC's own argument of this name is for its learned coefficient")
         _refuse(kwargs, use_sde=False)

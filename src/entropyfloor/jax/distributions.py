@@ -117,7 +117,7 @@ class TruncatedNormal:
             raise ValueError(f"low={self.low} must be below high={self.high}: swap the bounds")
         if not (is_finite(self.low) and is_finite(self.high)):
             raise ValueError(
-                f"low={self.low} and high={self.high} must be finite: a bound 10 scale from loc is as good as none"
+                f"low={self.low} and high={self.high} must be finite: one 10 scale from loc changes nothing"
             )
 
     def sample(self, *, seed: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*sample D"]:

@@ -196,7 +196,7 @@ class LanguageConfig:
 
     `auto` is 5 times the entropy before RL.
     """
-    second_stage: Annotated[float, FRACTION] = 1.0
+    second_stage: Annotated[float, SHARE] = 1.0
     """Share of `steps` after which the thresholds of the second stage hold; 1 for never."""
     omega_low_2: Annotated[Threshold, NATURAL, SECOND_STAGE] = "auto"
     """Second stage: ω_low; auto is 4/9 of that of the first stage, as in the paper (0.2 after 0.45)."""
@@ -292,11 +292,6 @@ class LanguageConfig:
             raise ValueError(
                 "kl_cov and clip_cov do nothing where every ratio is 1: give --minibatches of at least 2"
             )
-        if self.head != "none" and self.min_advantage > self._largest_advantage:
-            raise ValueError(
-                f"min_advantage={self.min_advantage:g} is above {self._largest_advantage:g}, which is the largest "
-                "advantage for rewards of at most 1, so no response would be scaled: give less"
-            )
         if self.loss == "gspo" and (self.forking < 1 or self.clip_cov):
             raise ValueError(
                 "forking and clip_cov choose tokens that give a gradient, and with loss='gspo' a response gives "
@@ -340,9 +335,24 @@ class LanguageConfig:
         """The same settings with values for None where they follow from others; `max_new_tokens` needs the task.
 
         Raises:
-            ValueError: A setting would be ignored.
+            ValueError: A setting would be ignored, or has no effect.
         """
         check_counted(self)
+        if not self.second_stage:
+            raise ValueError("second_stage=0.0 leaves no first stage: give more")
+        if self.head != "none" and self.min_advantage > self._largest_advantage:
+            raise ValueError(
+                f"min_advantage={self.min_advantage:g} is above {self._largest_advantage:g}, which is the largest "
+                "advantage for rewards of at most 1, so no response would be scaled: give less"
+            )
+        if not self.freeze_scale and self.minibatches == 1:
+            raise ValueError(
+                "freeze_scale=False does nothing with one update per rollout: give --minibatches of at least 2"
+            )
+        return self.filled()
+
+    def filled(self) -> LanguageConfig:
+        """As `resolved`, without its checks: runs of earlier versions may have such settings."""
         low, high = self._clip
         task = "countdown-3" if self.task == "countdown" else self.task
         name = self.model.rstrip("/").rsplit("/", 1)[-1]

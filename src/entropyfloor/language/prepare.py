@@ -40,14 +40,9 @@ def complete(config: LanguageConfig, *, training: bool = True) -> tuple[Language
     """The config with every setting that follows from others, and its task; see `task_of`.
 
     Raises:
-        ValueError: A setting would be ignored, or the files of the task cannot be used.
+        ValueError: The files of the task cannot be used.
     """
-    config = config.resolved()
-    # The config cannot refuse this: TRL's arguments are checked by it too, and have other names for minibatches.
-    if training and not config.freeze_scale and config.minibatches == 1:
-        raise ValueError(
-            "freeze_scale=False does nothing with one update per rollout: give --minibatches of at least 2"
-        )
+    config = config.filled()
     task = task_of(config, training=training)
     return replace(config, max_new_tokens=config.max_new_tokens or task.max_new_tokens), task
 

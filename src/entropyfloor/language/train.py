@@ -29,7 +29,7 @@ def train(config: LanguageConfig) -> Path:
     Raises:
         ValueError: Settings that cannot be, a model or data that is not there, or a directory that holds a run.
     """
-    config, task = complete(config)
+    config, task = complete(config.resolved())
     trainer = Trainer(config, task)  # before the directory: what cannot be built should leave nothing behind
     trainer.check_problems()
     names = ("language", f"{config.task} {Path(config.model).name}", config.label)
@@ -87,6 +87,6 @@ def train_seeds(config: LanguageConfig, seeds: Sequence[int]) -> list[Path]:
     if not torch.accelerator.is_available():
         config = replace(config, threads=config.threads or 1)
         workers = max(1, cores() // config.threads)
-    completed, task = complete(config)
+    completed, task = complete(config.resolved())
     task.close()  # each run has its own
     return each_seed(with_seeds(replace(completed, out=config.out), seeds), train, resume, workers)

@@ -121,7 +121,8 @@ def _ablation(agent: str, groups: Sequence[Group], domain: Domain) -> Ablation:
 def costs(comparison: Comparison) -> list[dict[str, str]]:
     """What the runs of each group took: wall time, and the machines with their memory.
 
-    Runs that trained together in one process share its time where all are added.
+    Runs that began together in one process share its time where all are added, also the time of one that was
+    resumed alone.
     """
     rows = []
     for group in comparison.groups:

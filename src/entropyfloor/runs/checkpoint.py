@@ -45,7 +45,7 @@ class Checkpoint:
         try:
             yield
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-            way_out = "Its checksums are right: continue with the versions in machine.json"
+            way_out = "Its checksums are right: use the versions in machine.json"
             raise _unusable(self.path, error, way_out) from error
 
 

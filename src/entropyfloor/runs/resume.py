@@ -14,7 +14,7 @@ from entropyfloor.runs.directory import Run
 from entropyfloor.runs.processes import each_in_its_process
 from entropyfloor.runs.renamed import current
 from entropyfloor.runs.run_reader import CONFIG, read_config, read_run
-from entropyfloor.runs.settings import changeable, describe, not_results
+from entropyfloor.runs.settings import changeable, not_results
 from entropyfloor.runs.trackers import Track
 
 
@@ -46,7 +46,7 @@ def begin(config: Config, *, together: int = 1, **more: Any) -> Run:
     """Begin the run of a resolved config in its directory.
 
     Args:
-        config: Settings, a dataclass; a whole number for a real setting is written as a real one.
+        config: Settings, a dataclass.
         together: Number of runs that train together in this process, which share its time.
         more: Entries of `config.toml` beside the settings, such as `domain`, or instead of them; None leaves one
             out.
@@ -56,9 +56,7 @@ def begin(config: Config, *, together: int = 1, **more: Any) -> Run:
         ValueError: The directory holds a run already, or cannot hold one.
     """
     trackers.check(config.track)
-    real = [name for name, setting in describe(type(config)).items() if float in setting.types]
     settings = {**more, **asdict(config), **more}  # type: ignore[call-overload]
-    settings |= {name: float(settings[name]) for name in real if type(settings[name]) is int}
     return Run.create(Path(str(config.out)), settings, not_results=not_results(type(config)), together=together)
 
 

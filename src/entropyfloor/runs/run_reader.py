@@ -132,21 +132,24 @@ def _below(path: Path) -> list[Path]:
     if inside := archive.split(path):
         return _in_archive(*inside)
     found: list[Path] = []
-    unreadable = []
+    unreadable: list[Path] = []
     walked: set[str] = set()
-    for here, folders, names in os.walk(
-        path, onerror=lambda error: unreadable.append(Path(error.filename)), followlinks=True
-    ):
-        if (real := os.path.realpath(here)) in walked:  # a link to a directory above would be followed for ever
-            folders.clear()
-            continue
-        walked.add(real)
-        if len({CONFIG, METRICS, STATUS} & {*folders, *names}) >= 2:
-            found.append(Path(here))
-            folders[:] = [name for name in folders if name != "checkpoints"]  # thousands of files, and no run
-        for name in names:
-            if name.endswith(archive.SUFFIX):
-                found += _in_archive(Path(here, name))
+    waiting = [path]
+    while waiting:  # links wait for the directories themselves, whose paths are the ones to show
+        for here, folders, names in os.walk(
+            waiting.pop(0), onerror=lambda error: unreadable.append(Path(error.filename))
+        ):
+            if (real := os.path.realpath(here)) in walked:
+                folders.clear()
+                continue
+            walked.add(real)
+            if len({CONFIG, METRICS, STATUS} & {*folders, *names}) >= 2:
+                found.append(Path(here))
+                folders[:] = [name for name in folders if name != "checkpoints"]  # thousands of files, and no run
+            waiting += [Path(here, name) for name in folders if os.path.islink(os.path.join(here, name))]
+            for name in names:
+                if name.endswith(archive.SUFFIX):
+                    found += _in_archive(Path(here, name))
     return found + unreadable
 
 

@@ -133,7 +133,7 @@ def changeable(kind: Any) -> list[str]:
 
 
 def check(config: Any) -> None:
-    """Hold every field of a dataclass to its type and its range.
+    """Hold every field of a dataclass to its type and its range; an int for a float becomes one.
 
     A number without a range must be finite. Text must be what `config.toml` and a path can hold.
 
@@ -147,6 +147,8 @@ def check(config: Any) -> None:
             raise ValueError(f"{name}={value!r} must be {'one of' if names else 'of type'} {', '.join(known)}")
         if isinstance(value, int | float) and not isinstance(value, bool):
             _check_number(name, value, setting.range)
+            if float in types:  # 1 and 1.0 are one setting, also in labels and paths
+                object.__setattr__(config, name, float(value))
         elif isinstance(value, str) and value not in names:
             _check_text(name, value, may_be_empty=setting.default == "")
 

@@ -140,9 +140,7 @@ class TruncatedNormal(_Bounded):
         if not low < high:
             raise ValueError(f"low={low} must be below high={high}: swap the bounds")
         if not (is_finite(low) and is_finite(high)):
-            raise ValueError(
-                f"low={low} and high={high} must be finite: a bound 10 scale from loc is as good as none"
-            )
+            raise ValueError(f"low={low} and high={high} must be finite: one 10 scale from loc changes nothing")
         self.low, self.high = low, high
         self._refuses_outside = bool(validate_args)  # the default validates parameters only
         super().__init__(loc, scale, validate_args=validate_args)

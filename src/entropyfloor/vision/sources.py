@@ -6,7 +6,7 @@ import io
 import os
 import tarfile
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,8 @@ from entropyfloor.vision.images import OTHER_SUFFIXES, SUFFIXES, open_image, to_
 
 SPLITS = {"train": ("train", "training"), "test": ("test", "val", "validation")}
 """Names that the directories of a split may have."""
+LINKS = 40
+"""Most links from one to the next, as Linux follows them."""
 
 
 class Store(Protocol):
@@ -256,10 +258,10 @@ def _files_below(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator
 def open_tar(path: Path) -> tuple[Tar, list[Path], list[Path]]:
     """Images of an uncompressed tar file at any depth, with their paths and those of the directories.
 
-    Links to files of the tar file are followed, hidden names are left out.
+    Links to files of the tar file are followed, those to directories are not. Hidden names are left out.
 
     Raises:
-        ValueError: It is no such file, or has links to something else.
+        ValueError: It is no such file, or has links to images outside of it.
     """
     try:
         with tarfile.open(path, "r:") as tar:
@@ -267,9 +269,11 @@ def open_tar(path: Path) -> tuple[Tar, list[Path], list[Path]]:
     except tarfile.TarError as error:
         raise ValueError(f"{path} cannot be read as an uncompressed tar file: {error}") from None
     shown = {place: _followed(place, members) for place in members if not _is_hidden(place.parts)}
-    if lost := sorted(str(place) for place, member in shown.items() if member is None):
+    lost = [place for place, member in shown.items() if member is None and place.suffix.lower() in SUFFIXES]
+    if lost:
         raise ValueError(
-            f"{path} has {len(lost)} link(s) to no file in it ({listed(lost)}): write it with tar --dereference"
+            f"{path} has {len(lost)} link(s) to no file in it ({listed(sorted(map(str, lost)))}): write it with "
+            "tar --dereference"
         )
     found = {place: member for place, member in shown.items() if member is not None}
     files = sorted(_images(place for place, member in found.items() if member.isfile()), key=str)
@@ -278,31 +282,23 @@ def open_tar(path: Path) -> tuple[Tar, list[Path], list[Path]]:
 
 
 def _followed(place: Path, members: Mapping[Path, tarfile.TarInfo]) -> tarfile.TarInfo | None:
-    """The member at a place, or the file that it links to; None if the tar file does not have that."""
-    member = members[place]
-    if not (member.islnk() or member.issym()):
-        return member
-    home = place.parent if member.issym() else Path()  # a hard link names its file from the top
-    target = members.get(Path(os.path.normpath(home / member.linkname)))
-    return target if target is not None and target.isfile() else None
+    """The member at a place, or the file that its links lead to; None if the tar file does not have that."""
+    member: tarfile.TarInfo | None = members[place]
+    for _ in range(LINKS):
+        if member is None or not (member.islnk() or member.issym()):
+            break
+        home = place.parent if member.issym() else Path()  # a hard link names its file from the top
+        place = Path(os.path.normpath(home / member.linkname))
+        member = members.get(place)
+    return None if member is None or member.islnk() or member.issym() else member
 
 
 def _in_tar(path: Path, names: Sequence[str] = ()) -> Source:
-    """Images in class directories of a tar file, which may lie in further directories, the same for all.
-
-    If it holds both splits, the images are those below the first of `names` that it has.
-    """
+    """Images in class directories of a tar file, those below one of `names` if there are any."""
     store, files, folders = open_tar(path)
-    home = Path(os.path.commonpath([file.parent for file in files])) if files else Path()
-    depth = len(home.parts)
-    below = {file.parts[depth] for file in files if len(file.parts) > depth + 1}
-    homes = [home / name for name in names if name in below]
-    whole = home if len(below) > 1 else home.parent  # the images of a single class have its directory in common
-    if not names or whole.name in names:  # it holds no other split
-        homes.append(whole)
-    if not homes:  # else the training images would be the test images, too
+    home = _split_in(files, names) if names else _classes_in(files)
+    if home is None:  # else the training images would be the test images, too
         raise ValueError(f"{path} has no directory {' or '.join(names)} with class directories below it")
-    home = homes[0]
     depth = len(home.parts)
     chosen = [
         i for i, file in enumerate(files) if len(file.parts) > depth + 1 and file.parts[:depth] == home.parts
@@ -310,6 +306,46 @@ def _in_tar(path: Path, names: Sequence[str] = ()) -> Source:
     directories = [folder.name for folder in folders if folder.parent == home != folder]
     classes = [files[i].parts[depth] for i in chosen]
     return _labelled(classes, directories, path, lambda: Tar(path, [store.members[i] for i in chosen]))
+
+
+def _split_in(files: Sequence[Path], names: Sequence[str]) -> Path | None:
+    """The first of `names` that has class directories; in one directory around all of them, or several."""
+    home = Path()
+    while True:
+        inner: defaultdict[str, set[str]] = defaultdict(set)
+        for parts in _below(files, home):
+            if len(parts) > 2:  # an image in a directory of its own
+                inner[parts[0]].add(parts[1])
+        for name in names:
+            # A directory with both splits is no split, whatever its name.
+            if name in inner and not all(inner[name] & {*each} for each in SPLITS.values()):
+                return home / name
+        if len(inner) != 1:
+            return None
+        home /= next(iter(inner))
+
+
+def _below(files: Sequence[Path], home: Path) -> Iterator[tuple[str, ...]]:
+    """Parts of the paths below a directory, without its own."""
+    depth = len(home.parts)
+    return (file.parts[depth:] for file in files if file.parts[:depth] == home.parts)
+
+
+def _classes_in(files: Sequence[Path]) -> Path:
+    """The directory of the class directories: below directories that hold all images but stray ones."""
+    home = Path()
+    while True:
+        below = list(_below(files, home))
+        folders = {parts[0] for parts in below if len(parts) > 1}
+        if len(folders) != 1:
+            return home
+        [name] = folders
+        inner = {parts[1] for parts in below if len(parts) > 2}
+        has_images = any(len(parts) == 2 for parts in below)
+        is_split = any(name in each for each in SPLITS.values())
+        if not inner or (has_images and len(inner) == 1 and not is_split):
+            return home  # a single class, whose images may lie in a directory of their own too
+        home /= name
 
 
 def _is_hidden(parts: Sequence[str]) -> bool:

@@ -86,4 +86,4 @@ def read_config(settings: Mapping[str, Any]) -> ControlConfig:
     if (kind := CONFIGS.get(str(settings.get("agent")))) is None:
         what = f"domain={settings.get('domain')!r}, agent={settings.get('agent')!r}"
         raise ValueError(f"a run of {what} is no run of a control agent that this version knows")
-    return config_of(kind, settings, "control", "a control agent", ("domain", "registered")).resolved()
+    return config_of(kind, settings, "control", "a control agent", ("domain", "registered")).filled()

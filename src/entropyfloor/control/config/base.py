@@ -136,8 +136,16 @@ class ControlConfig(ABC):
         """The same run with nothing left at None.
 
         Raises:
-            ValueError: The target is no number and no rule.
+            ValueError: The target is no number and no rule, or all actions would be random.
         """
+        if self.steps <= (random := getattr(self, "random_steps", 0)):
+            raise ValueError(
+                f"steps={self.steps} must be above random_steps={random}: nothing is learned from random actions"
+            )
+        return self.filled()
+
+    def filled(self) -> ControlConfig:
+        """As `resolved`, without the check of the steps: runs of earlier versions may have only random actions."""
         preset = replace(self, **self._missing(self.PRESETS[self.agent]))
         low, high = _LOG_STD.get(required(preset.head), ERA_LOG_STD)
         defaults = {

@@ -84,9 +84,9 @@ def letter(text: str, choices: int = CHOICES) -> str | None:
     if match := alone.fullmatch(bare[:ALONE]):
         return match[1]
     if box is not None and (match := marked.match(bare)):
-        # "(D) All of (A), (B) and (C)" is D: choices are listed in the order of their letters.
-        several = match["other"] or any(label > match[1] for label in further.findall(bare))
-        return None if several else match[1]
+        # The next choice has the next letter: "(D) All of (A), (B) and (C)" is D, "A. Vitamin A, C. elegans" is A.
+        following = (chr(ord(match[1]) + 1), match["mark"])
+        return None if match["other"] or following in further.findall(bare) else match[1]
     last = next(reversed([*named.finditer(bare)]), None)
     return None if last is None or last["other"] else last["sure"] or last["word"] or last["before"]
 
@@ -99,19 +99,18 @@ def _patterns(last: str) -> tuple[re.Pattern[str], ...]:
     label = rf"(?i:(?:the\s+)?(?:{right}\s+)?{what}\b(?:\s+is\b)?[\s:]*){{0,2}}"
     # A and I are words of their own where another word follows.
     end = r"\b(?!['\u2019]|\s+(?!(?:because|since|as|is|are|which)\b)[a-z])"
-    other = (
-        rf"(?P<other>\W*(?:(?i:or|and)\b|[/&]|\\lor)\W*(?i:{what}\s+)?\W?{letters}{end}"
-        rf"|(?:[\s,;()]+(?:(?i:and|or)\s+\(?)?{letters})+\W*$"
-        rf"|(?:\(?{letters}[).:]+\s*)+$)?"
-    )
+    joined = rf"\W*(?:(?i:or|and)\b|[/&]|\\lor)\W*(?i:{what}\s+)?\W?{letters}{end}"
+    listed = rf"(?:[\s,;()]+(?:(?i:and|or)\s+\(?)?{letters})+\W*$"
+    labels = rf"(?:\(?{letters}[).:]+\s*)+$"
     alone = re.compile(rf"\W*{label}\W?({letters})\W*")
-    marked = re.compile(rf"\W*{label}\W?({letters})[).:]+\s{other}")
-    further = re.compile(rf"[,;\n][ \t]*\(?({letters})[).:]\s")
+    marked = re.compile(rf"\W*{label}\W?({letters})(?P<mark>[).:])[).:]*\s(?P<other>{joined}|{labels})?")
+    further = re.compile(rf"[,;\n][ \t]*\(?({letters})([).:])\s")
     named = re.compile(
         rf"(?:(?i:\b(?:answer(?:\s+(?:choice|option|letter))?|{right}\s+{what}))"
         rf"(?i:\s+(?:is|must\s+be|should\s+be|would\s+be)\b)?[\s:]*(?i:(?:the\s+)?{what}\b[\s:]*)?"
         rf"\(?(?:(?P<sure>(?![AI]){letters})\b|(?P<word>[AI]){end})"
-        rf"|(?<![\w'\u2019])\(?(?P<before>{letters})\)?\s+is\s+the\s+{right}\s+{what}\b){other}"
+        rf"|(?<![\w'\u2019])\(?(?P<before>{letters})\)?\s+is\s+the\s+{right}\s+{what}\b)"
+        rf"(?P<other>{joined}|{listed}|{labels})?"
     )
     return alone, marked, further, named
 
