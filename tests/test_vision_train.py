@@ -474,9 +474,7 @@ def test_a_run_is_resumed_in_as_many_processes(folder, tmp_path):
 def test_a_checkpoint_that_is_not_damaged_is_not_to_be_deleted(folder, tmp_path):
     path = run(folder, tmp_path)
     forget(path, lambda state: state.pop("optimiser"))
-    with pytest.raises(
-        ValueError, match=r"'optimiser' is missing\. Its checksums are right: continue with the ver"
-    ):
+    with pytest.raises(ValueError, match=r"'optimiser' is missing\. Its checksums are right: use the ver"):
         resume(path)
 
 
