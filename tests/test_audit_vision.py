@@ -111,6 +111,12 @@ def test_a_limit_takes_evenly_spread_images(images, weights):
     assert [label[-5:] for label in samples.labels] == ["0.png", "4.png", "5.png"]
 
 
+@pytest.mark.parametrize("metadata", [None, {"mean": "[0.5]", "std": "[0.5]"}, {"mean": "half"}])
+def test_weights_of_others_are_prepared_as_timm_does(metadata, tmp_path):
+    save_file({"weight": torch.ones(1)}, tmp_path / "model.safetensors", metadata)
+    assert vision._of_run(tmp_path / "model.safetensors") == {}
+
+
 @pytest.mark.slow
 def test_an_exported_classifier_has_the_entropies_of_its_run(trained, tmp_path):
     from entropyfloor.vision.export import export

@@ -122,12 +122,7 @@ def _of_run(checkpoint: Path | None) -> dict[str, Any]:
         metadata = metadata_of(str(checkpoint))
         names = {"input_size": "input_size", "crop_pct": "crop", "mean": "mean", "std": "std"}
         recorded = {name: json.loads(metadata[ours]) for name, ours in names.items()}
-    except (
-        OSError,
-        SafetensorError,
-        KeyError,
-        ValueError,
-    ):  # no export; `_built` says what is wrong with the file
+    except (OSError, SafetensorError, KeyError, ValueError):  # others, or `_built` says what is wrong
         return {}
     return {**recorded, "interpolation": "bicubic", "crop_mode": "center"}
 
