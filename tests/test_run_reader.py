@@ -284,6 +284,15 @@ def test_damage_is_told_with_its_line(tmp_path):
         read_run(path)
 
 
+def test_a_run_has_its_own_path_and_not_that_of_a_link(tmp_path):
+    for name in ("a", "z"):  # one of them is listed before the run, whatever the order
+        (tmp_path / name).symlink_to(tmp_path / "m" / "run")
+    run = healthy(tmp_path / "m" / "run")
+    for name in ("b", "y"):
+        (tmp_path / name).symlink_to(run)
+    assert find_runs(tmp_path) == [run]
+
+
 def test_a_run_is_found_once_and_with_one_file_lost(tmp_path):
     first, second = healthy(tmp_path / "a"), healthy(tmp_path / "b" / "c")
     (first / "config.toml").unlink()
@@ -299,7 +308,5 @@ def test_a_run_is_found_once_and_with_one_file_lost(tmp_path):
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "b").symlink_to(tmp_path / "b")
     assert [run.resolve() for run in find_runs(tmp_path / "links")] == [first, second]
-    (tmp_path / "0-latest").symlink_to(second)
-    assert find_runs(tmp_path) == [first, second]
     inside = healthy(second / "checkpoints" / "inside")
     assert inside not in find_runs(tmp_path)

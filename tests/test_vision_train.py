@@ -1212,34 +1212,41 @@ def test_links_to_files_of_a_tar_file_are_followed(link, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("names", "classes"),
+    ("split", "names", "classes"),
     [
-        (["data/train/cat/0.png", "data/train/dog/1.png", "data/test/cat/2.png", "cover.png"], ("cat", "dog")),
-        (["data/train/cat/0.png", "data/train/dog/1.png", "data/test/cat/2.png", "figures/a.png"], ("cat", "dog")),
-        (["train/train/0.png", "test/train/1.png"], ("train",)),
-        (["test/train/cat/0.png", "test/train/val/1.png", "test/test/cat/2.png"], ("cat", "val")),
-        (["test/train/cat/0.png", "val/test/cat/1.png"], None),
+        ("train", ["data/train/cat/0.png", "data/train/dog/1.png", "data/test/a/2.png", "x.png"], ("cat", "dog")),
+        (
+            "train",
+            ["data/train/cat/0.png", "data/train/dog/1.png", "data/test/a/2.png", "x/a.png"],
+            ("cat", "dog"),
+        ),
+        ("train", ["train/train/0.png", "test/train/1.png"], ("train",)),
+        ("train", ["test/train/cat/0.png", "test/train/val/1.png", "test/test/cat/2.png"], ("cat", "val")),
+        ("test", ["test/train/cat/0.png", "test/train/val/1.png", "test/test/cat/2.png"], ("cat",)),
+        ("test", ["train/cat/0.png", "val/test/1.png"], ("test",)),
+        ("train", ["test/train/cat/0.png", "val/test/cat/1.png"], None),
     ],
 )
-def test_the_training_split_of_a_tar_file(names, classes, tmp_path):
+def test_a_split_of_a_tar_file(split, names, classes, tmp_path):
     with tarfile.open(tmp_path / "all.tar", "w") as tar:
         for name in names:
             picture(tmp_path / name)
             tar.add(tmp_path / name, name)
     if classes is None:
         with pytest.raises(ValueError, match="has no directory train or training with class directories"):
-            sources.load("folder", tmp_path / "all.tar", "train")
+            sources.load("folder", tmp_path / "all.tar", split)
     else:
-        assert sources.load("folder", tmp_path / "all.tar", "train").classes == classes
+        assert sources.load("folder", tmp_path / "all.tar", split).classes == classes
 
 
 @pytest.mark.parametrize("stray", ["cover.png", "train/stray.png"])
-def test_stray_images_around_the_classes_of_a_tar_file(stray, tmp_path):
+@pytest.mark.parametrize("classes", [("cat", "dog"), ("cat",)])
+def test_stray_images_around_the_classes_of_a_tar_file(classes, stray, tmp_path):
     with tarfile.open(tmp_path / "train.tar", "w") as tar:
-        for name in ("train/cat/0.png", "train/dog/1.png", stray):
+        for name in (*(f"train/{each}/0.png" for each in classes), stray):
             picture(tmp_path / "D" / name)
             tar.add(tmp_path / "D" / name, name)
-    assert sources.load("folder", tmp_path, "train").classes == ("cat", "dog")
+    assert sources.load("folder", tmp_path, "train").classes == classes
 
 
 @pytest.mark.parametrize("place", ["directory", "both", "single"])
