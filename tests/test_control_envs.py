@@ -57,6 +57,21 @@ def test_a_fall_terminates_unless_it_is_ignored():
     assert not fall(ignore_termination=True)
 
 
+def test_a_simulation_that_diverges_is_cut_off_and_the_next_episode_is_sound():
+    env = make("dmc/walker-walk", action_repeat=2)
+    first, _ = env.reset(seed=0)
+    action = np.ones(6, np.float32)
+    before, reward, *_ = env.step(action)
+    env.unwrapped._env.physics.data.qvel[:] = 1e12
+    observation, after, terminated, truncated, _ = env.step(action)
+    assert reward > after == 0.0
+    assert truncated
+    assert not terminated
+    np.testing.assert_array_equal(observation, before)
+    np.testing.assert_array_equal(env.reset(seed=0)[0], first)
+    np.testing.assert_array_equal(env.step(action)[0], before)
+
+
 def test_the_seed_decides_the_episode():
     for name in ("dmc/walker-run", "gym/HalfCheetah-v4"):
         first, same, other = (make(name, seed=s).reset()[0] for s in (1, 1, 2))

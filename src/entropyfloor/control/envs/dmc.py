@@ -17,7 +17,8 @@ class DMControl(gymnasium.Env[Any, Any]):
     """A task of the suite, `domain-task`.
 
     dm_control ends an episode in one way, `last()`, and tells a failure from the time limit by the discount:
-    0 terminates, 1 truncates. Nearly all of its tasks never terminate.
+    0 terminates, 1 truncates. Nearly all of its tasks never terminate. A simulation that diverges is truncated,
+    with its last finite observation and without a reward for the step.
 
     Args:
         task: Such as `walker-run` or `ball_in_cup-catch`.
@@ -52,17 +53,22 @@ class DMControl(gymnasium.Env[Any, Any]):
         super().reset(seed=seed, options=options)
         if seed is not None:
             self._random.seed(seed)
-        return self._observe(self._env.reset()), {}
+        self._last = self._observe(self._env.reset())
+        return self._last.copy(), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """One control step."""
-        timestep = self._env.step(action)
+        try:
+            timestep = self._env.step(action)
+        except _suite().control.PhysicsError:
+            return self._last.copy(), 0.0, False, True, {}
         if timestep.first():  # after the end, dm_control begins the next episode
             raise RuntimeError(
                 "the episode is over, and this simulator cannot go on: do not ignore termination here"
             )
         terminated = timestep.last() and timestep.discount == 0.0
-        return self._observe(timestep), timestep.reward, terminated, timestep.last() and not terminated, {}
+        self._last = self._observe(timestep)
+        return self._last.copy(), timestep.reward, terminated, timestep.last() and not terminated, {}
 
     def render(self) -> Any:
         """The scene from the first camera, `[480, 640, 3]` bytes."""
