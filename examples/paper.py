@@ -31,8 +31,8 @@ HEAD = """\
 # The paper's figures and tables
 
 Each figure and table of [arXiv 2510.08549](https://arxiv.org/abs/2510.08549): the recipes that draw it, what the
-paper reports, and our nearest runs. Ours have smaller tasks, models and lengths, so that they neither confirm
-nor refute the paper.
+paper reports, and those of our runs that are most similar. Our tasks and models are smaller and our runs
+shorter, so they neither confirm nor refute the paper. In names of arms `minus-0.5` is a target of −0.5 A nats.
 
     entropyfloor reproduce
     entropyfloor reproduce fig-3a --dry-run
@@ -43,7 +43,7 @@ The first command prints this list, with the arms of each recipe; the second pri
 
 Our runs are from two CPU cores, except for plain TD-MPC2's; raw data is in `results/`. Brackets are 95 % intervals
 over seeds (Student's t); hours are the sum over all runs, each on one core (those of plain TD-MPC2 shared a GPU).
-What is logged in training, as in figures 18 to 20, is a mean since the evaluation before the last.
+Quantities that are logged in training (figures 18 to 20) are averaged from the last but one evaluation to the end.
 The times of figures 15, 17 and 21 are from [benchmarks](benchmarks.md), with intervals over paired rounds.
 Where "Published" has no number, the text of the paper that we have has none. That text lacks the captions of
 figures 6 to 26: we placed a figure by what the text says of it, or else by the order of the text. Figures 6 and 7

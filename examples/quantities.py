@@ -16,9 +16,10 @@ HEAD = """\
 
 All trainers use these names, in `metrics.jsonl` of the [run directory](run-directory.md#run-directory), in
 TensorBoard, trackio and Weights & Biases. In control, `return`, `episode_length` and `realised_entropy` are those
-of evaluations. `floor` is logged where the head has one; that of `era` holds before actions are bounded. Where
-SAC's α or the head `era-batch` only steers the average, `target_entropy` takes its place. A share is between 0
-and 1. What ERA logs in other trainers is on their pages: [TRL](trl.md#what-is-logged), [verl](verl.md).
+of evaluations. `floor` is logged where the head has one; that of `era` holds before actions are bounded. SAC with
+a learned α and the head `era-batch` control only the average entropy: they log `target_entropy` instead. A share
+is between 0 and 1. What ERA logs in other trainers is on their pages: [TRL](trl.md#what-is-logged),
+[verl](verl.md).
 """
 FIRST = {
     "return": "Episodes",
