@@ -269,6 +269,14 @@ def test_replay_keeps_the_newest_and_restores_exactly():
         Replay(4, 3, 1, np.random.default_rng(0)).load(replay.arrays(), replay.added)
 
 
+@pytest.mark.parametrize("count", [3, 9])  # before it is full, and after
+def test_every_stored_transition_is_drawn_and_nothing_else(count):
+    replay = Replay(5, 2, 1, np.random.default_rng(0))
+    for i in range(1, count + 1):
+        replay.add(transition(i))
+    assert set(replay.sample(500).reward) == set(range(max(1, count - 4), count + 1))
+
+
 # --- what people bring themselves ------------------------------------------------------------------------
 
 MODULE = """

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from control import random_batch
+from control import random_batch, random_state
 from entropyfloor.control.agents.build import aim, build_agent
 from entropyfloor.control.agents.mnse import Mapped, running_evidence
 from entropyfloor.control.agents.sac import SACState
@@ -74,6 +74,18 @@ def test_evidence_is_the_mean_of_each_interval_relative_to_the_batch():
             mean = (log_density[:, i] - log_density[:, i].mean())[inside].mean() if inside.any() else before[i, k]
             assert found[i, k] == pytest.approx(before[i, k] + 0.1 * (mean - before[i, k]), abs=1e-6)
     assert not (action >= 0.5).any()  # the last interval was empty, and stays
+
+
+def test_the_mapping_of_the_evidence_acts_and_trains():
+    agent = small_agent()
+    actor, observation = random_state(agent).actor, random_batch(4).observation
+    share = np.exp(actor.evidence) / np.exp(actor.evidence).sum(-1, keepdims=True)
+    assert share.std() > 0.01
+    for policy in (
+        agent.distribution(actor, observation),
+        agent.train_policy(actor.params, actor, observation)[0],
+    ):
+        np.testing.assert_allclose(np.exp(policy.log_share), share, rtol=1e-9)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from control import assert_same_run
 from entropyfloor.control import load_policy, seeding
 from entropyfloor.control.config import configure
 from entropyfloor.control.envs import make
+from entropyfloor.control.off_policy import OffPolicyCollector
 from entropyfloor.control.train import build, resume, train
 from entropyfloor.runs import Run, read_run
 
@@ -81,6 +82,15 @@ def test_the_replay_is_raw_and_its_samples_are_normalised_by_what_is_known_now(p
         assert getattr(batch, name).dtype == np.float32
     for name in ("action", "reward", "terminated"):
         np.testing.assert_array_equal(getattr(batch, name), getattr(stored, name))
+
+
+def test_a_time_limit_is_stored_as_no_termination_with_the_last_observation_of_its_episode():
+    collector = OffPolicyCollector(configure("sac", env="gym/Pendulum-v1", max_episode_steps=4).resolved())
+    steps = [collector.play(collector.random_action()) for _ in range(9)]
+    stored = collector.replay.arrays()
+    assert [i for i, step in enumerate(steps) if step.truncated] == [3, 7]
+    assert not stored["terminated"].any()
+    np.testing.assert_array_equal(stored["next_observation"], [step.observation for step in steps])
 
 
 def test_without_normalisation_there_are_no_moments(tmp_path):

@@ -29,7 +29,11 @@ from entropyfloor.control.agents.ppo import (
     standardise,
     value_loss,
 )
+from entropyfloor.control.config import configure
+from entropyfloor.control.envs import make
 from entropyfloor.control.normalise import RewardScaler, RunningMoments
+from entropyfloor.control.pool import pool_of
+from entropyfloor.control.train import build
 from entropyfloor.jax.distributions import Categorical, Normal, TanhNormal
 
 
@@ -122,6 +126,28 @@ def test_normalisers_go_on_from_their_arrays(batched):
     assert int(third.arrays()["count"]) == (10 if batched else 30)
     with pytest.raises(ValueError, match="this run needs"):
         (RunningMoments((4,)) if batched else RewardScaler(4)).load(saved)
+
+
+# --- rollouts --------------------------------------------------------------------------------------------
+
+
+def test_a_rollout_is_what_the_simulators_give_normalised_and_has_the_scale_of_its_rewards():
+    """Every episode of 4 steps is cut off by its limit, and none terminates."""
+    sizes = {"num_envs": 2, "rollout_steps": 8, "minibatch_size": 16, "epochs": 1, "hidden": 8}
+    trainer = build([configure("ppo", env="gym/Pendulum-v1", max_episode_steps=4, **sizes).resolved()])
+    trainer.learn = lambda rollout: {}  # which takes seconds to compile
+    _, rollout = trainer.advance()
+    config, moments = trainer.config, RunningMoments((3,))
+    first = make(config.env, **config.env_options())
+    pool = pool_of(config.env, config.env_options(), 2, config.seed, first=first)
+    for t in range(8):
+        moments.update(pool.observations)
+        _, terminated, truncated, following = pool.step(rollout.action[t])
+        np.testing.assert_array_equal(rollout.terminated[t], terminated)
+        np.testing.assert_array_equal(rollout.truncated[t], truncated)
+        np.testing.assert_allclose(rollout.next_observation[t], moments.normalise(following), rtol=1e-6)
+    assert rollout.truncated[[3, 7]].all()
+    assert rollout.reward_scale == np.float32(trainer.collectors[0].reward_scale) != 1.0
 
 
 # --- advantages ------------------------------------------------------------------------------------------
@@ -567,7 +593,15 @@ def test_a_rollout_that_does_not_divide_is_refused_when_traced():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("entropy_share", 0.0), ("entropy_share", 1.1), ("clip_low", 1.5), ("clip_high", 0.0), ("minibatch_size", 1)],
+    [
+        ("entropy_share", 0.0),
+        ("entropy_share", 1.1),
+        ("clip_low", 0.0),
+        ("clip_low", 1.5),
+        ("clip_high", 0.0),
+        ("minibatch_size", 1),
+        ("epochs", 0),
+    ],
 )
 def test_numbers_out_of_range_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name}={value}"):
@@ -659,6 +693,12 @@ def test_a_fresh_state_in_single_precision_stays_so(kind):
     np.testing.assert_allclose(
         log_prob, agent.distribution(new.actor, single.observation[0]).log_prob(action), rtol=1e-5, atol=1e-6
     )
+
+
+def test_a_fresh_critic_of_the_entropy_predicts_nothing():
+    agent = small_agent("eapo")
+    state = quick(lambda key: agent.init(key, OBS))(jax.random.key(0))
+    np.testing.assert_array_equal(agent.entropy_values(state.entropy_critic, np.ones((5, OBS), np.float32)), 0.0)
 
 
 def test_eapo_weighs_nats_against_the_tasks_own_rewards():

@@ -85,6 +85,16 @@ def test_samples_are_uniform_over_what_is_stored(count):
     assert (np.abs(counts - share) < 6 * np.sqrt(share)).all()
 
 
+@pytest.mark.parametrize("count", [5, 30])
+def test_samples_of_several_steps_end_at_the_newest_one(count):
+    every, found = filled(count)
+    batch = ring.sample(found, jax.random.key(0), (300,), 3, 0.9)
+    starts = [divmod(int(number), ENVS) for number in batch.observation[:, 0]]
+    wanted = [expected(every, *start, 3, 0.9) for start in starts]
+    for column, values in zip(batch[2:], zip(*wanted, strict=True), strict=True):
+        np.testing.assert_allclose(column, np.stack(values), rtol=1e-5, atol=1e-6)
+
+
 def test_rows_are_written_in_place():
     found = ring.empty(1000, 8, 16, 4)
     add = jax.jit(ring.add, donate_argnums=0)

@@ -5,6 +5,7 @@ import math
 import shutil
 import signal
 import time
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -202,6 +203,17 @@ def test_many_updates_are_single_updates_in_a_row():
     assert jax.tree.structure(many) == jax.tree.structure(state)
     for one, other in pairs((many, last), (state, metrics)):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)  # float64, but compiled apart
+
+
+@pytest.mark.parametrize(("weight", "factor"), [("alpha", ALPHA), ("log-alpha", 1.0)])
+def test_the_weight_of_alpha_reaches_its_step(weight, factor):
+    config = configure("sac", hidden=4, alpha=ALPHA, alpha_weight=weight).resolved()
+    agent = replace(build_agent(config, 2), alpha_optimiser=optax.sgd(RATE))
+    state = random_state(agent)
+    outputs = agent.train_policy(state.actor.params, state.actor, random_batch(4).observation)
+    new = agent.tune(state, *outputs, jnp.asarray([3.0, 5.0]))
+    moved = float(new.log_alpha) - float(state.log_alpha)
+    assert moved == pytest.approx(RATE * factor * (4.0 + agent.target_entropy), rel=1e-5)
 
 
 def test_the_target_critics_start_as_copies():

@@ -7,6 +7,7 @@ import math
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from scipy import special, stats
 from control import QUICK, assert_descends, pairs, save_untrained
 from entropyfloor.control import load_policy, seeding
 from entropyfloor.control.agents.build import aim, build_agent
-from entropyfloor.control.agents.tdmpc2.agent import TDMPC2, decayed_mean, default_discount, prior_loss
+from entropyfloor.control.agents.tdmpc2.agent import TDMPC2, Player, decayed_mean, default_discount, prior_loss
 from entropyfloor.control.agents.tdmpc2.model import NormedMLP, WorldModel, dropout, mish, normed_mish, simnorm
 from entropyfloor.control.agents.tdmpc2.planner import MPPI, Plan, shifted
 from entropyfloor.control.agents.tdmpc2.values import Bins, running_scale, symexp, symlog
@@ -30,7 +31,7 @@ from entropyfloor.control.evaluate import evaluate
 from entropyfloor.control.heads import GaussianPolicy
 from entropyfloor.control.model_based import ModelBasedCollector
 from entropyfloor.control.replay import Sequence, SequenceReplay, Transition
-from entropyfloor.control.train import train
+from entropyfloor.control.train import build, train
 from entropyfloor.runs import Run, read_run
 
 # --- values ----------------------------------------------------------------------------------------------
@@ -186,6 +187,26 @@ def test_a_network_is_that_of_numpy(simplex):
     params, x = jax.tree.map(lambda p: rng.normal(size=p.shape), shapes), rng.normal(size=(4, 3))
     found = jax.jit(network.apply, compiler_options=QUICK)(params, x)
     np.testing.assert_allclose(found, forward(network, params, x), rtol=1e-9, atol=1e-12)
+
+
+def test_two_critics_of_all_are_drawn_and_dropout_is_left_out_unless_asked_for():
+    world = replace(small("tdmpc2")[0].world, critic=NormedMLP((4,), 101, dropout=0.5), critics=5)
+    model, _ = jax.eval_shape(lambda: world.init(jax.random.key(0), 3, 2))
+    rng = np.random.default_rng(0)
+    critics = jax.tree.map(lambda x: rng.normal(size=x.shape), model["critics"])
+    keys, last = jax.random.split(jax.random.key(1), 40), critics["params"]["Dense_1"]
+
+    @functools.partial(jax.jit, static_argnames="drop", compiler_options=QUICK)
+    def values(critics, drop):
+        z, action = jnp.ones((1, 16)), jnp.ones((1, 2))
+        return jax.vmap(lambda key: world.two_values(critics, z, action, key, drop=drop))(keys)[..., 0]
+
+    assert (values(critics, drop=True) != values(critics, drop=False)).all()
+    last["kernel"][:] = 0.0
+    last["bias"] = np.log(np.stack([two_hot(i) for i in range(5)]) + 1e-300)  # the critic i says i in every state
+    drawn = np.asarray(values(critics, drop=False)).round(6)
+    assert set(drawn.ravel()) == set(range(5))
+    assert (drawn[:, 0] != drawn[:, 1]).all()
 
 
 # --- planning --------------------------------------------------------------------------------------------
@@ -455,6 +476,29 @@ def test_only_exploration_adds_noise_to_a_plan():
     assert max(np.abs(calm).max(), np.abs(noisy).max()) <= 1.0
 
 
+def test_a_plan_holds_proposals_of_the_model_and_the_last_plan_and_only_training_adds_noise():
+    """It is the mean of a proposal and of a sequence at the last plan, which are of equal worth."""
+    agent, state, _, _, _ = moved("tdmpc2")
+    actor, observation = jax.tree.map(np.float32, (state.actor, np.ones(3)))
+    planner = MPPI(H, samples=2, proposals=1, elites=2, iterations=1, temperature=0.0, min_std=1e-4, max_std=1e-4)
+    agent = replace(agent, planner=planner)
+    act = jax.jit(agent.act, compiler_options=QUICK)
+    draw = jax.jit(lambda z, key: agent.prior(actor.prior, z).sample(seed=key), compiler_options=QUICK)
+    player, last = Player(agent)(seed=4), np.zeros((H, 2), np.float32)
+    for step in range(4):
+        key = jax.random.fold_in(jax.random.key(4), step)
+        prior_key, _, _, noise_key = jax.random.split(key, 4)
+        action, mean = act(actor, (observation, last), key)
+        added = 1e-4 * jax.random.normal(noise_key, (2,), np.float32)
+        np.testing.assert_allclose(action - player(actor, observation), added, atol=1e-6)
+        z, proposal = forward(agent.world.encoder, actor.model["encoder"], observation), []
+        for i in range(H):
+            proposal.append(np.asarray(draw(np.float32(z), jax.random.fold_in(prior_key, i))))
+            z = forward(agent.world.dynamics, actor.model["dynamics"], z, proposal[i])
+        np.testing.assert_allclose(mean, (np.stack(proposal) + shifted(last)) / 2, atol=1e-3)
+        last = np.asarray(mean)
+
+
 # --- settings --------------------------------------------------------------------------------------------
 
 
@@ -638,6 +682,28 @@ def test_a_task_that_ends_early_needs_a_word():
         assert (collector.plan == 1.0).all()
     assert (collector.plan == 0.0).all()  # the next episode starts from no plan
     assert collector.episode_length == 1000
+
+
+def test_an_episode_is_as_long_as_its_actions():
+    settings = {**SMALL, "env": "gym/Pendulum-v1", "action_repeat": 3}  # of 200 steps
+    assert ModelBasedCollector(configure("tdmpc2", **settings).resolved()).episode_length == 67
+
+
+def test_updates_precede_the_first_plan_and_each_plan_starts_from_the_last(cache):
+    """As many updates as random actions, all at the step of the last of them."""
+    settings = {**SMALL, "horizon": 2, "env": "gym/Pendulum-v1", "random_steps": 20, "action_repeat": 4}
+    trainer, updates = build([configure("tdmpc2", **settings).resolved()]), []
+    collector = trainer.collectors[0]
+    trainer.learn = lambda batches, number=None: updates.append((trainer.step, number))  # instead of compiling
+    for _ in range(10):  # five of random actions, and five without any
+        trainer.advance()
+    assert updates == [(20, i) for i in range(5)]
+    for step in (24, 28):
+        ((action, plan),) = trainer.act([(collector.episodes.observation, collector.plan)])
+        trainer.advance()
+        np.testing.assert_array_equal(collector.replay.arrays()["action"][-1], action)
+        np.testing.assert_array_equal(collector.plan, plan)
+        assert updates[-1] == (step, None)
 
 
 def test_an_environment_without_a_limit_needs_a_discount(tmp_path):

@@ -179,6 +179,23 @@ def test_a_run_of_another_domain_or_version_is_no_run_of_ours():
         read_config({"domain": "control", "agent": "sac", "colour": "red"})
 
 
+# --- randomness ------------------------------------------------------------------------------------------
+
+
+def test_each_step_acts_and_learns_with_random_numbers_of_its_own():
+    trainer = build([configure("sac", env="gym/Pendulum-v1", hidden=16).resolved()])
+    agent, observation = trainer.agent, trainer.collectors[0].observe()
+
+    def update(state, data, key):
+        return state, {"action": agent.act(state.actor, data, key)}
+
+    trainer.begin(agent, trainer.collectors, (3, 1), update)
+    found = []
+    for trainer.step in (0, 1):
+        found += *trainer.act([observation]), trainer.learn(observation)["action"]
+    assert np.diff(np.sort(found, axis=0), axis=0).min() > 1e-3
+
+
 # --- resuming --------------------------------------------------------------------------------------------
 
 REACHER = {"env": "gym/Reacher-v4", "steps": 400, "checkpoint_every": 250}

@@ -286,6 +286,7 @@ def test_what_cannot_be_promised_is_refused(backend):
         (lambda: F.era_truncated_normal(x, x[:, :2], -1.0), "must have the same shape"),
         (lambda: F.era_truncated_normal(x, x, -1.0, low=1.0, high=-1.0), "low=1.0 .* below high=-1.0"),
         (lambda: F.era_truncated_normal(x, x, -1.0, log_std_max=9.0), "narrow the bounds"),
+        (lambda: F.era_truncated_normal(x, x, -1.0, log_std_min=-51.0), "narrow the bounds"),
         (lambda: F.project_gaussian(x, float("nan")), "target_entropy=nan"),
         (lambda: F.truncated_normal_entropy(x, x, low=1.0, high=-1.0), "low=1.0 .* below high=-1.0"),
         (lambda: F.truncated_normal_entropy(x, x, low=0.0, high=float("inf")), "high=inf must be finite"),
@@ -324,6 +325,17 @@ def test_an_empty_batch_needs_the_statistic_of_another(backend):
     F, none = backend.functional, backend.array(np.zeros((0, 3)), "float32")
     log_std, _ = F.era_gaussian_batch(none, -1.0, log_mean_exp_sum=backend.array(0.7, "float32"))
     assert log_std.shape == F.era_gaussian(none, -1.0).shape == (0, 3)
+
+
+@pytest.mark.parametrize("target", [-2.5, 99.0])  # 99 is clamped, so that every σ is at its upper bound
+def test_a_state_far_from_the_statistic_of_a_batch_leaves_values_and_gradients_finite(backend, target):
+    raw = backend.array([[1e3, 0.0]], "float32")
+    target, statistic = backend.array(target, "float32"), backend.array(0.0, "float32")
+    log_std, (grad,) = backend.value_and_grads(
+        lambda raw: backend.functional.era_gaussian_batch(raw, target, log_mean_exp_sum=statistic)[0], raw
+    )
+    assert np.isfinite(log_std).all()
+    assert np.isfinite(grad).all()
 
 
 def test_a_pin_between_high_bounds_of_sigma(backend):

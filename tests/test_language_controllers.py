@@ -93,6 +93,18 @@ def test_what_a_controller_remembers(settings):
     assert a.state["memory"] != 0
 
 
+def test_a_moving_average_keeps_its_weight_of_what_it_was():
+    controller = Controller(LanguageConfig(head="era-floor", min_entropy=0.5, entropy_ema=0.9))
+    controller.begin({"response_entropy": 2.0})
+    assert controller.observe({"response_entropy": 1.0}, 0.5)["response_entropy/smoothed"] == pytest.approx(1.9)
+
+
+@pytest.mark.parametrize(("entropy", "kept"), [(0.49, [0.0, -1.0]), (0.59, [1.0, -1.0]), (0.61, [1.0, 0.0])])
+def test_a_band_ends_at_a_multiple_of_the_floor(entropy, kept):
+    controller = Controller(LanguageConfig(controller="entrocraft", min_entropy=0.5, band=1.2))
+    assert controller.weigh(torch.tensor([1.0, -1.0]), {"token_entropy": entropy}, 0.5).tolist() == kept
+
+
 @pytest.mark.parametrize(
     "given", [{"max_scale": 1.0}, {"max_scale": math.inf}, {"entropy": math.nan}, {"floor": math.inf}]
 )

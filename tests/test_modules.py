@@ -282,3 +282,4 @@ def test_residual_entropy_grows_below_the_target_and_shrinks_above():
     assert float(module.bind(variables).value) == pytest.approx(np.log(2))
     grads = jax.grad(lambda v: module.apply(v, jnp.full(8, -5.0), method="loss"))(variables)
     assert float(grads["params"]["raw"]) == pytest.approx(-1.0)
+    assert not jax.grad(lambda entropy: module.apply(variables, entropy, method="loss"))(jnp.zeros(3)).any()

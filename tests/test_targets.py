@@ -59,6 +59,20 @@ def test_calibration(n, floor, constant, cap):
     assert targets.top1_cap(n, floor) == pytest.approx(cap, abs=1e-5)
 
 
+def test_the_papers_constant_takes_a_floor_of_zero():
+    top = math.log(4.0) / 4.0
+    found = targets.softmax_kappa_range(10, 0.0, 4.0, "paper")
+    assert found == pytest.approx(((math.exp(-1.0) - top) / 9, top), rel=1e-12)
+
+
+@pytest.mark.parametrize(("floor", "fewest"), [("calibrated", 2), ("paper", 3)])
+def test_a_table_has_the_kappa_of_each_number_of_classes_that_can_keep_the_floor(floor, fewest):
+    """Two classes have at most log 2 = 0.693 nats, and with the paper's constant 0.633."""
+    table, top = targets.softmax_kappa_table(10, 0.65, 4.0, floor), math.log(4.0) / 4.0
+    assert table[:fewest] == (top,) * fewest
+    assert table[fewest:] == tuple(targets.softmax_kappa_range(m, 0.65, 4.0, floor)[0] for m in range(fewest, 11))
+
+
 def test_caps_of_the_papers_constant():
     assert targets.top1_cap(10, 0.6, floor="paper") == pytest.approx(0.792, abs=5e-4)
     assert targets.top1_cap(1000, 1.2, floor="paper") == pytest.approx(0.726, abs=5e-4)
