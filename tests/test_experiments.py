@@ -110,6 +110,15 @@ def test_an_arm_goes_before_its_scale_and_what_is_set_before_all(tmp_path):
     assert "--c=4" in run.command
 
 
+def test_an_environment_goes_before_an_arm(tmp_path):
+    both = {"cpu": {"seeds": [0], "env": ["x/a", "x/b"]}}
+    found = recipe.Recipe("x", "t", "s", "control", {}, both, {"arm": {"c": 3}}, envs={"x/b": {"c": 5}})
+    assert [run.settings["c"] for run in found.runs("cpu", tmp_path)] == [3, 5]
+    assert [run.settings["c"] for run in found.runs("cpu", tmp_path, settings={"c": 4})] == [4, 4]
+    (run,) = found.runs("cpu", tmp_path, settings={"env": "x/b"})
+    assert (run.settings["c"], run.out) == (5, tmp_path / "arm" / "seed-0")
+
+
 # --- what is refused before anything begins --------------------------------------------------------------
 
 
@@ -216,6 +225,7 @@ RECIPES = {
     SMALL.replace("steps = 60", 'warm_starts = "../x"'): "[settings]: warm_starts says where",
     SMALL.replace("steps = 60", "download = true"): "[settings]: download says where",
     SMALL.replace("[published.era]", "[published]\nera = 3\n[published.x]"): "published.era=3",
+    SMALL.replace("[published.era]", "[envs.x]\nsteps = 3\n[published.era]"): "[envs] 'x' must be one of",
     SMALL.split("[arms.plain]")[0]: "small.toml",
     SMALL.split("[arms.plain]")[0] + "[arms]\n": "small.toml",
     SMALL.split("[arms.plain]")[0].replace("[settings]", "arms = 3\n[settings]"): "arms=3 must be a table",

@@ -7,10 +7,12 @@
     [scales.<scale>]        paper, gpu, cpu: seeds, `arms` to run (by default all), `devices` of a run (by default
                             one), other settings
     [arms.<arm>]            what is compared: settings in which the arms differ; `like` names an arm to extend
+    [envs."<env>"]          settings in one environment of several
     [published.<arm>]       what the paper reports, word for word
 
-An arm's settings override its scale's, and these override the common ones. A list of environments stands for the
-same runs in each of them. A recipe chooses what is trained, never where files are written.
+An environment's settings override those of an arm, these its scale's, and these the common ones. A list of
+environments stands for the same runs in each of them. A recipe chooses what is trained, never where files are
+written.
 """
 
 from __future__ import annotations
@@ -115,6 +117,7 @@ class Recipe:
     scales: Mapping[str, Settings]
     arms: Mapping[str, Settings]
     published: Mapping[str, Settings] = field(default_factory=dict)
+    envs: Mapping[str, Settings] = field(default_factory=dict)
     mode: str = "train"
 
     def __post_init__(self) -> None:
@@ -135,6 +138,10 @@ class Recipe:
             _check_directory(f"{where}: arm", arm)
             self._check_arm(f"{where}: [arms.{arm}]", content)
         list(_tables(where, "published", self.published))
+        known = {name for table in (self.settings, *self.scales.values()) for name in _environments(table)}
+        for env, content in _tables(where, "envs", self.envs):
+            _check_name(f"{where}: [envs]", env, sorted(known))
+            _check_settings(f"{where}: [envs.{env}]", content)
 
     def _check_scale(self, where: str, content: Settings) -> None:
         if not content.get("seeds"):
@@ -194,11 +201,12 @@ class Recipe:
         for seed in seeds or own_seeds:
             for arm in arms or known:
                 merged = {**self.settings, **own, **self._arm(arm), **(settings or {})}
-                envs = merged.get("env")
-                for env in envs if isinstance(envs, list) else [None]:
+                several = isinstance(merged.get("env"), list)
+                for env in _environments(merged) or [None]:
                     where = f"{self.name}: env"
-                    home = out if env is None else out / _check_directory(where, env.replace("/", "-"))
-                    chosen = merged if env is None else {**merged, "env": env}
+                    home = out / _check_directory(where, env.replace("/", "-")) if several else out
+                    own_to_env = self.envs.get(env, {}) if env else {}
+                    chosen = {**merged, **own_to_env, **(settings or {}), **({"env": env} if env else {})}
                     if self.mode == "train":
                         chosen = {**chosen, "recipe": f"{self.name} {scale} {arm}"}
                     path = home / arm / f"seed-{seed}"
@@ -327,6 +335,12 @@ def _check_settings(where: str, settings: object) -> None:
             raise ValueError(f"{where}: {name}={value!r} must be {kinds}")
 
 
+def _environments(settings: Settings) -> list[Any]:
+    """The environments that settings name."""
+    env = settings.get("env", [])
+    return env if isinstance(env, list) else [env]
+
+
 def _check_seeds(where: str, seeds: object) -> None:
     if not isinstance(seeds, list) or not all(_is_whole(seed, SEED_RANGE) for seed in seeds):
         raise ValueError(f"{where}={seeds!r} must be a list of whole numbers {SEED_RANGE.words}")
@@ -355,6 +369,7 @@ def _check_writes_nowhere(recipe: Recipe) -> None:
         "[settings]": recipe.settings,
         **{f"[scales.{name}]": content for name, content in recipe.scales.items()},
         **{f"[arms.{name}]": content for name, content in recipe.arms.items()},
+        **{f"[envs.{name}]": content for name, content in recipe.envs.items()},
     }.items():
         if writing := [name for name in WRITING if settings.get(name, False) is not False]:
             raise ValueError(

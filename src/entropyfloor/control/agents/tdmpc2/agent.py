@@ -282,7 +282,7 @@ class TDMPC2:
         return jnp.stack(zs)
 
     def _entropy(self, policy: Gaussian) -> Float[Array, "..."]:
-        """D times the entropy of the Gaussian before it is bounded, as the authors' code weighs it."""
+        """D times the entropy of the Gaussian before it is bounded, as the authors' code since December 2024."""
         dimension = policy.scale.shape[-1]
         return dimension * (jnp.log(policy.scale).sum(axis=-1) + 0.5 * dimension * math.log(2 * math.pi * math.e))
 
