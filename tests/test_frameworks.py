@@ -327,6 +327,19 @@ def test_what_comes_behind_a_head():
     assert targets.top1_cap(10, targets.min_entropy_for_top1(10, smoothed)) == pytest.approx(smoothed)
 
 
+def test_a_last_layer_beside_adapters_keeps_its_floor():
+    peft = pytest.importorskip("peft")
+    model = attach_era(timm.create_model("test_vit", num_classes=8), FLOOR)
+    beside = {"exclude_modules": ["head"], "modules_to_save": ["head"]}
+    model = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear", **beside)).eval()
+    for parameter in filter(lambda each: each.requires_grad, model.parameters()):
+        nn.init.normal_(parameter, std=3.0)  # as if trained, far from where it began
+    images = torch.randn(8, 3, 160, 160)
+    logits = model(images)
+    assert FLOOR - 1e-4 < entropy(logits).min() < FLOOR + 1e-2
+    torch.testing.assert_close(model.merge_and_unload()(images), logits, rtol=0, atol=1e-3)
+
+
 # --- the versions ----------------------------------------------------------------------------------------
 
 PACKAGES = {

@@ -290,6 +290,13 @@ def test_algorithms_that_a_policy_is_not_for(algorithm, policy, message):
         algorithm(policy, env, buffer_size=10, policy_kwargs={"target_entropy": target})
 
 
+@pytest.mark.parametrize("algorithm", [PPO, A2C])
+def test_algorithms_on_policy_refuse_the_policy_of_sac(algorithm):
+    model = algorithm(ERASACPolicy, Reach(), policy_kwargs={"target_entropy": -1.5})
+    with pytest.raises(TypeError, match="ERASACPolicy is for SAC: PPO and A2C take ERAPPOPolicy"):
+        model.learn(1)
+
+
 @pytest.mark.parametrize(
     ("algorithm", "policy", "own"), [(SAC, ERASACPolicy, {"target_entropy": -1.5}), (PPO, ERAPPOPolicy, {})]
 )
@@ -299,7 +306,7 @@ def test_a_floor_has_to_be_given_to_the_policy(algorithm, policy, own):
 
 
 def test_refusals_of_discrete_actions():
-    with pytest.raises(ValueError, match=r"min_entropy=1\.7 nats is outside"):
+    with pytest.raises(ValueError, match=r"target_entropy=1\.7 is out of reach: .* log 5 = 1\.609"):
         ppo(Discretely(), target_entropy=1.7)
     with pytest.raises(ValueError, match=r"'-A/2' is no number: with 5 discrete actions .* log 5 = 1\.609"):
         ppo(Discretely(), target_entropy="-A/2")

@@ -66,7 +66,7 @@ def resolve_discrete(floor: str | float, num_actions: int) -> float:
     """Floor of discrete actions in nats, from a number or its text.
 
     Raises:
-        ValueError: It is no number, such as a rule in A, the number of action dimensions.
+        ValueError: It is no number between 0 and log n, such as a rule in A, the number of action dimensions.
 
     Examples:
         >>> from entropyfloor import targets
@@ -76,12 +76,15 @@ def resolve_discrete(floor: str | float, num_actions: int) -> float:
     if not isinstance(floor, str):
         check_number("target_entropy", floor)
     try:
-        return float(floor)
+        number, problem = float(floor), "out of reach"
     except ValueError:
+        number, problem = math.nan, "no number"
+    if not 0.0 <= number < math.log(num_actions):
         raise ValueError(
-            f"target_entropy={floor!r} is no number: with {num_actions} discrete actions give the floor in nats, "
+            f"target_entropy={floor!r} is {problem}: with {num_actions} discrete actions give the floor in nats, "
             f"between 0 and log {num_actions} = {math.log(num_actions):.4g}, such as 0.1"
-        ) from None
+        )
+    return number
 
 
 # --- continuous targets ----------------------------------------------------------------------------------

@@ -140,7 +140,8 @@ class ControlConfig(ABC):
         """
         if self.steps <= (random := getattr(self, "random_steps", 0)):
             raise ValueError(
-                f"steps={self.steps} must be above random_steps={random}: nothing is learned from random actions"
+                f"steps={self.steps} must be above random_steps={random}, in which actions are random and nothing "
+                "is learned: raise the first or lower the second"
             )
         return self.filled()
 
