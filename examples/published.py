@@ -80,10 +80,10 @@ class Published:
                     (ours, {"marker": "o"}, ""),
                 ):
                     for method in (method for of, method in curves if of == env):
-                        for i, points in enumerate(curves[env, method].values()):
-                            x, y = zip(*[point for point in points if point[0] <= end], strict=True)
+                        seeds = ([p for p in points if p[0] <= end] for points in curves[env, method].values())
+                        for i, points in enumerate(filter(None, seeds)):
                             label = f"{method}{whose}" if i == 0 else None
-                            axes.plot(x, y, color=COLOURS[method], label=label, **look)
+                            axes.plot(*zip(*points, strict=True), color=COLOURS[method], label=label, **look)
                 axes.set(xlabel="environment steps", ylabel="return", title=env)
                 axes.legend(frameon=False, fontsize=8)
             self.figure.parent.mkdir(parents=True, exist_ok=True)

@@ -63,9 +63,10 @@ def test_the_instability_is_drawn_from_its_results(tmp_path):
 
 
 def test_returns_are_drawn_beside_published_ones(tmp_path):
-    for agent, seed in itertools.product(("tdmpc2", "tdmpc2-era"), (0, 1)):
-        settings = {"domain": "control", "env": "dmc/walker-walk", "agent": agent, "seed": seed}
-        one = Run.create(tmp_path / "runs" / agent / f"seed-{seed}", settings)
+    """On dog-stand a seed of DreamerV3 has no return before 400,000 steps."""
+    for task, agent, seed in itertools.product(("walker-walk", "dog-stand"), ("tdmpc2", "tdmpc2-era"), (0, 1)):
+        settings = {"domain": "control", "env": f"dmc/{task}", "agent": agent, "seed": seed}
+        one = Run.create(tmp_path / "runs" / task / agent / f"seed-{seed}", settings)
         with one.recording():
             for step in (0, 100_000, 200_000):
                 one.log(step, {"return": 0.004 * step})
