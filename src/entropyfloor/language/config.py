@@ -73,7 +73,13 @@ CLIP: dict[LossName, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """Settings of `entropyfloor train language`. None stands for a value that follows from other settings."""
+    """Settings of `entropyfloor train language`. None stands for a value that follows from other settings.
+
+    Examples:
+        >>> from entropyfloor.language.config import LanguageConfig
+        >>> LanguageConfig(task="countdown", head="era").resolved().task
+        'countdown-3'
+    """
 
     task: TaskName | str = "countdown-3"
     """Task: countdown (short for countdown-3), countdown-4, arithmetic, modular, file or reasoning_gym:<name>."""

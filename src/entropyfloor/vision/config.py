@@ -49,7 +49,13 @@ OOD = CountsIf("ood", lambda config: config.ood is not None or config.ood_dir ==
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """Settings of an image classifier's run. A setting left at None follows from the others."""
+    """Settings of an image classifier's run. A setting left at None follows from the others.
+
+    Examples:
+        >>> from entropyfloor.vision.config import VisionConfig
+        >>> VisionConfig(dataset="cifar10", min_entropy=0.6).resolved().floor
+        'calibrated'
+    """
 
     model: str = "resnet18"
     """Name of a timm classifier. Its weights start random, or from `--checkpoint` or `--pretrained`."""
