@@ -70,6 +70,8 @@ def test_a_simulation_that_diverges_is_cut_off_and_the_next_episode_is_sound():
     np.testing.assert_array_equal(observation, before)
     np.testing.assert_array_equal(env.reset(seed=0)[0], first)
     np.testing.assert_array_equal(env.step(action)[0], before)
+    with pytest.raises(Exception, match="mjWARN_BADCTRL"):
+        env.unwrapped.step(np.full(6, np.nan))
 
 
 def test_the_seed_decides_the_episode():

@@ -290,13 +290,6 @@ def test_algorithms_that_a_policy_is_not_for(algorithm, policy, message):
         algorithm(policy, env, buffer_size=10, policy_kwargs={"target_entropy": target})
 
 
-@pytest.mark.parametrize("algorithm", [PPO, A2C])
-def test_algorithms_on_policy_refuse_the_policy_of_sac(algorithm):
-    model = algorithm(ERASACPolicy, Reach(), policy_kwargs={"target_entropy": -1.5})
-    with pytest.raises(TypeError, match="ERASACPolicy is for SAC: PPO and A2C take ERAPPOPolicy"):
-        model.learn(1)
-
-
 @pytest.mark.parametrize(
     ("algorithm", "policy", "own"), [(SAC, ERASACPolicy, {"target_entropy": -1.5}), (PPO, ERAPPOPolicy, {})]
 )

@@ -128,9 +128,8 @@ class ERAActor(Actor):
 class ERASACPolicy(SACPolicy):
     """SAC's policy with a floor under its entropy, for `SAC(ERASACPolicy, env, ent_coef=0.0, policy_kwargs=…)`.
 
-    Without `ent_coef=0.0` SB3 learns α for a target of its own, which the policy cannot follow: α diverges or
-    falls to 0.
-    Entropies are those of actions scaled to [-1, 1], in which SB3's SAC acts.
+    Without `ent_coef=0.0` SB3 learns α for a target of its own, -A: where the head pins the entropy, α diverges or
+    falls to 0. Entropies are those of actions scaled to [-1, 1], in which SB3's SAC acts.
 
     Args:
         observation_space: Vectors, images, or dictionaries of them. With `normalize_images=False`, arrays of three
@@ -191,14 +190,6 @@ class ERASACPolicy(SACPolicy):
         policy = GaussianPolicy(get_action_dim(self.action_space), **self.era)
         arguments = self._update_features_extractor(self.actor_kwargs, features_extractor)
         return ERAActor(policy=policy, **arguments).to(self.device)
-
-    def forward(self, *_: Any) -> Any:
-        """Refused: only algorithms on policy call it.
-
-        Raises:
-            TypeError: Always.
-        """
-        raise TypeError("ERASACPolicy is for SAC: PPO and A2C take ERAPPOPolicy")
 
     def __getattr__(self, name: str) -> Any:
         if name == "actor_target":  # which TD3 and DDPG ask for

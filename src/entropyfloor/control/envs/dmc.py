@@ -61,6 +61,8 @@ class DMControl(gymnasium.Env[Any, Any]):
         try:
             timestep = self._env.step(action)
         except _suite().control.PhysicsError:
+            if not np.isfinite(action).all():  # the fault of the agent
+                raise
             return self._last.copy(), 0.0, False, True, {}
         if timestep.first():  # after the end, dm_control begins the next episode
             raise RuntimeError(
