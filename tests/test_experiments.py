@@ -110,11 +110,23 @@ def test_an_arm_goes_before_its_scale_and_what_is_set_before_all(tmp_path):
     assert "--c=4" in run.command
 
 
+def test_a_success_at_pushing_is_within_the_support(tmp_path):
+    runs = recipe.load("control/fastsac-humanoid-bench").runs("paper", tmp_path)
+    assert {(run.settings["v_min"], run.settings["v_max"]) for run in runs if "push" in run.settings["env"]} == {
+        (-1000, 1000)
+    }
+
+
 def test_an_environment_goes_before_an_arm(tmp_path):
     both = {"cpu": {"seeds": [0], "env": ["x/a", "x/b"]}}
     found = recipe.Recipe("x", "t", "s", "control", {}, both, {"arm": {"c": 3}}, envs={"x/b": {"c": 5}})
     assert [run.settings["c"] for run in found.runs("cpu", tmp_path)] == [3, 5]
     assert [run.settings["c"] for run in found.runs("cpu", tmp_path, settings={"c": 4})] == [4, 4]
+    arms = {"arm": {"env": "x/b"}}
+    (run,) = recipe.Recipe("x", "t", "s", "control", {}, {"cpu": {"seeds": [0]}}, arms, envs=found.envs).runs(
+        "cpu", tmp_path
+    )
+    assert run.settings["c"] == 5
     (run,) = found.runs("cpu", tmp_path, settings={"env": "x/b"})
     assert (run.settings["c"], run.out) == (5, tmp_path / "arm" / "seed-0")
 
@@ -226,6 +238,14 @@ RECIPES = {
     SMALL.replace("steps = 60", "download = true"): "[settings]: download says where",
     SMALL.replace("[published.era]", "[published]\nera = 3\n[published.x]"): "published.era=3",
     SMALL.replace("[published.era]", "[envs.x]\nsteps = 3\n[published.era]"): "[envs] 'x' must be one of",
+    **{
+        SMALL.replace("[published.era]", f'[envs."gym/Pendulum-v1"]\n{line}\n[published.era]'): message
+        for line, message in {
+            "seed = 1": "[envs.gym/Pendulum-v1]: seed follows from the recipe",
+            "download = true": "[envs.gym/Pendulum-v1]: download says where",
+            'env = "x/c"': "[envs.gym/Pendulum-v1]: env='x/c' contradicts it",
+        }.items()
+    },
     SMALL.split("[arms.plain]")[0]: "small.toml",
     SMALL.split("[arms.plain]")[0] + "[arms]\n": "small.toml",
     SMALL.split("[arms.plain]")[0].replace("[settings]", "arms = 3\n[settings]"): "arms=3 must be a table",

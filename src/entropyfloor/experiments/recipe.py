@@ -138,10 +138,13 @@ class Recipe:
             _check_directory(f"{where}: arm", arm)
             self._check_arm(f"{where}: [arms.{arm}]", content)
         list(_tables(where, "published", self.published))
-        known = {name for table in (self.settings, *self.scales.values()) for name in _environments(table)}
+        tables = self.settings, *self.scales.values(), *self.arms.values()
+        known = {name for table in tables for name in _environments(table)}
         for env, content in _tables(where, "envs", self.envs):
             _check_name(f"{where}: [envs]", env, sorted(known))
             _check_settings(f"{where}: [envs.{env}]", content)
+            if "env" in content:
+                raise ValueError(f"{where}: [envs.{env}]: env={content['env']!r} contradicts it: leave env out")
 
     def _check_scale(self, where: str, content: Settings) -> None:
         if not content.get("seeds"):
@@ -202,11 +205,12 @@ class Recipe:
             for arm in arms or known:
                 merged = {**self.settings, **own, **self._arm(arm), **(settings or {})}
                 several = isinstance(merged.get("env"), list)
-                for env in _environments(merged) or [None]:
+                for env in _environments(merged) or [""]:
                     where = f"{self.name}: env"
                     home = out / _check_directory(where, env.replace("/", "-")) if several else out
-                    own_to_env = self.envs.get(env, {}) if env else {}
-                    chosen = {**merged, **own_to_env, **(settings or {}), **({"env": env} if env else {})}
+                    chosen = {**merged, **self.envs.get(env, {}), **(settings or {})}
+                    if several:
+                        chosen["env"] = env
                     if self.mode == "train":
                         chosen = {**chosen, "recipe": f"{self.name} {scale} {arm}"}
                     path = home / arm / f"seed-{seed}"
