@@ -70,6 +70,10 @@ def test_a_simulation_that_diverges_is_cut_off_and_the_next_episode_is_sound():
     np.testing.assert_array_equal(observation, before)
     np.testing.assert_array_equal(env.reset(seed=0)[0], first)
     np.testing.assert_array_equal(env.step(action)[0], before)
+    other, _ = env.reset(seed=1)
+    env.unwrapped._env.physics.data.qvel[:] = 1e12
+    np.testing.assert_array_equal(env.step(action)[0], other)
+    env.reset()
     with pytest.raises(Exception, match="mjWARN_BADCTRL"):
         env.unwrapped.step(np.full(6, np.nan))
 

@@ -126,6 +126,13 @@ def test_discrete_targets_out_of_reach(arguments, message):
             refusing(*arguments)
 
 
+@pytest.mark.parametrize("floor", [-0.1, math.log(4), "nan"])
+def test_a_floor_of_discrete_actions_is_below_their_largest_entropy(floor):
+    with pytest.raises(ValueError, match=r"is out of reach: with 4 discrete actions .* log 4 = 1\.386"):
+        targets.resolve_discrete(floor, num_actions=4)
+    assert targets.resolve_discrete("0", num_actions=4) == 0.0
+
+
 @pytest.mark.parametrize("num_classes", [0, 1, 2.5, math.inf])
 def test_a_top_1_probability_belongs_to_a_whole_number_of_classes(num_classes):
     with pytest.raises(ValueError, match=f"num_classes={num_classes} must be a whole number of at least 2"):

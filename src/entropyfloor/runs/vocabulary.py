@@ -73,14 +73,16 @@ QUANTITIES: dict[str, Quantity] = {
     "response_length": Quantity("Length of responses in training", "tokens"),
     "response_length/eval": Quantity("Length of responses in an evaluation or audit", "tokens"),
     "ended": Quantity("Share of responses that ended before the limit"),
-    "response_entropy": Quantity("Mean entropy of the top 20 % of a response's tokens: H_resp of Eq. 16", "nats"),
+    "response_entropy": Quantity(
+        "Mean entropy of a response's top tokens, by default 20 %: H_resp of Eq. 16", "nats"
+    ),
     "response_entropy/smoothed": Quantity(
         "Moving average of the entropy of responses, which a controller holds", "nats"
     ),
     "response_entropy/below": Quantity("Share of responses below ω_low"),
     "response_entropy/above": Quantity("Share of responses above ω_high"),
     "token_entropy": Quantity("Mean entropy of a token", "nats"),
-    "token_entropy/top": Quantity("Mean entropy of the top 20 % of all tokens", "nats"),
+    "token_entropy/top": Quantity("Mean entropy of the top tokens, by default 20 % of all", "nats"),
     "token_entropy/bottom": Quantity("Mean entropy of the other tokens", "nats"),
     "omega_low": Quantity("Threshold ω_low", "nats"),
     "omega_high": Quantity("Threshold ω_high", "nats"),

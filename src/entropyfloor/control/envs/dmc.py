@@ -54,7 +54,7 @@ class DMControl(gymnasium.Env[Any, Any]):
         if seed is not None:
             self._random.seed(seed)
         self._last = self._observe(self._env.reset())
-        return self._last.copy(), {}
+        return self._last, {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """One control step."""
@@ -63,14 +63,14 @@ class DMControl(gymnasium.Env[Any, Any]):
         except _suite().control.PhysicsError:
             if not np.isfinite(action).all():  # the fault of the agent
                 raise
-            return self._last.copy(), 0.0, False, True, {}
+            return self._last, 0.0, False, True, {}
         if timestep.first():  # after the end, dm_control begins the next episode
             raise RuntimeError(
                 "the episode is over, and this simulator cannot go on: do not ignore termination here"
             )
         terminated = timestep.last() and timestep.discount == 0.0
         self._last = self._observe(timestep)
-        return self._last.copy(), timestep.reward, terminated, timestep.last() and not terminated, {}
+        return self._last, timestep.reward, terminated, timestep.last() and not terminated, {}
 
     def render(self) -> Any:
         """The scene from the first camera, `[480, 640, 3]` bytes."""
